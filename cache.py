@@ -1,0 +1,269 @@
+"""Answers kept for a lifetime, each loaded once.
+
+A `Cache` is a dict under one lock. A key that is not there, or whose time is up, is loaded by the first caller that
+asks for it; whoever asks meanwhile waits for that load and shares its outcome. Keys never wait for each other, and
+the lock is never held during a load. Nothing is served at or past its expiry. A thread, the reaper, deletes
+what has expired: it sleeps until the next expiry and works in small batches, so that its cost follows the number
+of entries that expire, and no reader waits for more than one batch.
+
+`Cache._lock` guards every underscored attribute of a cache that is not set once and for all. A `_Load` is written
+by the caller that runs it before `done` is set, and only read after.
+"""
+
+import heapq
+import os
+import threading
+import time
+import weakref
+from collections.abc import Callable, Hashable, Iterable, Mapping
+from dataclasses import dataclass, field
+from typing import Final
+
+from outcome import FAULT, KINDS, NEGATIVE, OK, Found, Loaded, Stats
+
+__all__ = ["FAULT", "NEGATIVE", "OK", "Cache", "Found", "LoadFailed", "Loaded", "Refused", "Stats"]
+
+_REAP_BATCH = 256  # entries deleted per hold of the lock: a few tenths of a millisecond
+_REAP_PAUSE = 0.0001  # seconds between two batches; without it the reaper takes the lock again before any reader
+_NEVER = float("inf")
+
+# Stands in the dict and, ordered by expiry, in a heap. The garbage collector stops tracking exact tuples of plain
+# values, so that a million of them do not make each full collection slow.
+_Entry = tuple[float, str, float, str, Hashable]  # expiry, key, born, kind, value
+_EXPIRY: Final = 0
+_KEY: Final = 1
+_KIND: Final = 3
+
+
+class Refused(Exception):
+    """Too many callers wait for a load already; nothing was loaded."""
+
+
+class LoadFailed(Exception):
+    """The load that this caller waited for raised; what it raised is the cause."""
+
+
+@dataclass(slots=True, eq=False)
+class _Load:
+    done: threading.Event = field(default_factory=threading.Event)
+    entry: _Entry | None = None
+    kept: bool = False
+    error: BaseException | None = None
+
+
+class Cache:
+    """Keeps what loads return for the lifetime that each says. All methods may be called from any thread.
+
+    At most `max_entries` are held. Negatives and faults hold at most a tenth of that and make room among themselves
+    only, so that no flood of unknown keys evicts a good entry; of its peers, the one that expires first goes. At
+    most `max_waiting` callers may be in a load or wait for one. `clock` gives monotonic seconds.
+    """
+
+    def __init__(self, *, max_entries: int, max_waiting: int, clock: Callable[[], float] = time.monotonic) -> None:
+        self._max_entries = max_entries
+        self._max_poor = max(1, max_entries // 10)
+        self._max_waiting = max_waiting
+        self._clock = clock
+        self._start()
+        _caches.add(self)
+
+    def _start(self) -> None:
+        self._lock = threading.Lock()
+        self._entries: dict[str, _Entry] = {}
+        self._good: list[_Entry] = []  # heaps; an entry in them that is no longer the dict's is passed over
+        self._poor: list[_Entry] = []  # negatives and faults
+        self._loads: dict[str, _Load] = {}
+        self._waiting = 0
+        self._counts = dict.fromkeys(Stats._fields[:-2], 0)
+        self._closed = False
+        self._wake = threading.Condition(self._lock)  # for the reaper: an earlier expiry, or the end
+        self._wake_at = _NEVER  # when the reaper wakes by itself
+        self._reaper = threading.Thread(target=self._reap_forever, name="c42c-reaper", daemon=True)
+        self._reaper.start()
+
+    def __len__(self) -> int:
+        """The number of entries held, with those that have expired and wait for the reaper."""
+        with self._lock:
+            return len(self._entries)
+
+    def snapshot(self) -> Stats:
+        """Read all counters at one moment."""
+        with self._lock:
+            return Stats(**self._counts, waiting=self._waiting, loading=len(self._loads))
+
+    def get(self, key: str) -> Found | None:
+        """Return what is fresh under `key` and count a hit; where there is nothing, return None and count nothing."""
+        with self._lock:
+            entry = self._entries.get(key)
+            now = self._clock()
+            if entry is None or entry[_EXPIRY] <= now:
+                return None
+            self._counts["hits"] += 1
+        return _found(entry, "hit", now, kept=True)
+
+    def get_or_load(self, key: str, load: Callable[[str], Loaded]) -> Found:
+        """Return what is fresh under `key`, or else what `load` returns; as `get_or_load_many` with one key."""
+        return self.get_or_load_many((key,), lambda keys: {key: load(key)})[key]
+
+    def get_or_load_many(
+        self, keys: Iterable[str], load: Callable[[list[str]], Mapping[str, Loaded]]
+    ) -> dict[str, Found]:
+        """Return what is fresh under `keys`, in their order; load together those that nobody loads already.
+
+        Those that other callers load are waited for after the own load, so that no two callers wait for each other.
+        Raises what `load` raises, KeyError where it leaves a key out, TypeError where a value can be changed,
+        `LoadFailed` where another caller's load raised, and `Refused` at once where too many wait already.
+        """
+        keys = list(dict.fromkeys(keys))
+        held, loads, mine = dict[str, _Entry](), dict[str, _Load](), dict[str, _Load]()
+        with self._lock:
+            now = self._clock()
+            for key in keys:
+                entry = self._entries.get(key)
+                if entry and entry[_EXPIRY] > now:
+                    held[key] = entry
+                elif key in self._loads:
+                    loads[key] = self._loads[key]
+                else:
+                    loads[key] = mine[key] = _Load()
+            if loads and self._waiting >= self._max_waiting:
+                self._counts["refused"] += len(keys)
+                raise Refused
+            self._counts["misses"] += len(mine)
+            self._counts["collapsed"] += len(loads) - len(mine)
+            self._loads |= mine
+            self._waiting += bool(loads)
+        try:
+            if mine:
+                self._run(mine, load)
+            for running in loads.values():
+                running.done.wait()
+                if running.error:
+                    raise LoadFailed from running.error
+        finally:
+            with self._lock:
+                self._waiting -= bool(loads)
+                now = self._clock()
+                late = [key for key, entry in held.items() if entry[_EXPIRY] <= now]
+                self._counts["hits"] += len(held) - len(late)
+        found = {key: _found(entry, "hit", now, kept=True) for key, entry in held.items()}
+        for key, running in loads.items():
+            assert running.entry
+            found[key] = _found(running.entry, "miss" if key in mine else "collapsed", now, kept=running.kept)
+        if late:  # they expired while this caller waited for the others
+            found |= self.get_or_load_many(late, load)
+        return {key: found[key] for key in keys}
+
+    def _run(self, mine: dict[str, _Load], load: Callable[[list[str]], Mapping[str, Loaded]]) -> None:
+        """Load the keys of `mine`, keep what came and release whoever waits, whatever happens."""
+        entries: dict[str, _Entry] = {}
+        try:
+            born = self._clock()
+            loaded = load(list(mine))
+            for key in mine:
+                value, kind, lifetime = loaded[key]
+                hash(value)  # TypeError: it can be changed
+                KINDS.index(kind)  # ValueError: there is no such kind
+                entries[key] = (born + lifetime, key, born, kind, value)
+        except BaseException as error:
+            entries.clear()
+            for running in mine.values():
+                running.error = error
+            raise
+        finally:
+            with self._lock:
+                for key, running in mine.items():
+                    if self._loads.get(key) is running:  # not forgotten in a fork
+                        del self._loads[key]
+                    running.entry = entries.get(key)
+                    running.kept = running.entry is not None and self._keep(running.entry)
+                    self._counts["loads_" + (running.entry[_KIND] if running.entry else "failed")] += 1
+            for running in mine.values():
+                running.done.set()
+
+    def _keep(self, entry: _Entry) -> bool:
+        """Put `entry` in, after making room for it, and say whether it is kept. The lock is held."""
+        now = self._clock()
+        if not entry[_EXPIRY] > now:
+            return False
+        if old := self._entries.get(entry[_KEY]):  # expired, and the reaper did not come by yet
+            self._delete(old, now)
+        heap = self._good if entry[_KIND] == OK else self._poor
+        if heap is self._poor:
+            while self._counts["entries_negative"] + self._counts["entries_fault"] >= self._max_poor:
+                self._delete(heapq.heappop(self._poor), now)
+        while len(self._entries) >= self._max_entries:
+            if not self._poor and heap is self._poor:
+                return False
+            self._delete(heapq.heappop(self._poor or self._good), now)
+        self._entries[entry[_KEY]] = entry
+        heapq.heappush(heap, entry)
+        self._counts["entries_" + entry[_KIND]] += 1
+        if entry[_EXPIRY] < self._wake_at:
+            self._wake.notify()
+        return True
+
+    def _delete(self, entry: _Entry, now: float) -> bool:
+        """Delete `entry`, which left its heap or is stale there; False where the dict has it no more."""
+        if held := self._entries.get(entry[_KEY]) is entry:
+            del self._entries[entry[_KEY]]
+            self._counts["entries_" + entry[_KIND]] -= 1
+            self._counts["evicted_expired" if entry[_EXPIRY] <= now else "evicted_bound"] += 1
+        return held
+
+    def reap(self) -> int:
+        """Delete all that has expired, and return how many entries that were. The reaper does it when it wakes."""
+        deleted = 0
+        for heap in (self._good, self._poor):
+            due = True
+            while due:
+                with self._lock:
+                    now = self._clock()
+                    for _ in range(_REAP_BATCH):
+                        if not (due := bool(heap) and heap[0][_EXPIRY] <= now):
+                            break
+                        deleted += self._delete(heapq.heappop(heap), now)
+                if due:
+                    time.sleep(_REAP_PAUSE)
+        return deleted
+
+    def _reap_forever(self) -> None:
+        while not self._closed:
+            with self._wake:
+                self._wake_at = min((heap[0][_EXPIRY] for heap in (self._good, self._poor) if heap), default=_NEVER)
+                delay = min(self._wake_at - self._clock(), threading.TIMEOUT_MAX)
+                if delay > 0 and not self._closed:
+                    self._wake.wait(delay)
+                self._wake_at = -_NEVER  # it is awake
+            self.reap()
+
+    @property
+    def reaper_alive(self) -> bool:
+        """Whether the reaper thread runs."""
+        return self._reaper.is_alive()
+
+    def close(self) -> None:
+        """Stop the reaper and wait for its end, a matter of milliseconds. The cache goes on answering."""
+        with self._wake:
+            self._closed = True
+            self._wake.notify()
+        self._reaper.join()
+
+
+def _found(entry: _Entry, result: str, now: float, *, kept: bool) -> Found:
+    expiry, _, born, kind, value = entry
+    return Found(value, kind, result, now - born, expiry - now, kept)
+
+
+# A fork copies the thread that forks, and no other: the reaper and whoever held a lock or ran a load are gone in the
+# child. So each open cache begins there anew, empty.
+_caches: "weakref.WeakSet[Cache]" = weakref.WeakSet()
+
+
+def _start_anew() -> None:
+    for cache in _caches:
+        if not cache._closed:
+            cache._start()
+
+
+os.register_at_fork(after_in_child=_start_anew)
