@@ -1,0 +1,68 @@
+"""Why there is no answer of an event.
+
+C42Error         there is no answer; says what the client is told
+├── Rejected     the upstream answered with an error, which is passed through
+├── Paused       the upstream asked for a pause (429), now or a while ago
+├── Deleted      the event is there no more
+├── TimedOut     no full answer within the time-out
+└── Unusable     no answer, or one that can't be understood
+"""
+
+from outcome import FAULT, NEGATIVE
+
+# Refusals that asking again soon would not change.
+_DEFINITE = frozenset(range(400, 500)) - {401, 403, 408, 429}
+
+
+class C42Error(Exception):
+    """There is no answer. The client is told `status`, and `body` where there is one, or else the message.
+
+    `upstream_status` is the status that the upstream answered with, 0 where it gave no whole answer. `kind` says
+    whether it is a definite no (NEGATIVE) or worth asking again soon (FAULT).
+    """
+
+    def __init__(self, status: int, message: str, upstream_status: int = 0) -> None:
+        super().__init__(message)
+        self.status = status
+        self.upstream_status = upstream_status
+        self.body = b""
+        self.retry_after = 0.0  # seconds
+        self.kind = NEGATIVE if status in _DEFINITE else FAULT
+
+
+class Rejected(C42Error):
+    """The upstream answered with an error, which is passed through."""
+
+    def __init__(self, status: int, body: bytes) -> None:
+        super().__init__(status, f"Calendar42 answered {status}", status)
+        self.body = body
+
+
+class Paused(C42Error):
+    """The upstream asked for a pause (429), now or a while ago; no call is made until it is over."""
+
+    def __init__(self, retry_after: float, body: bytes = b"", upstream_status: int = 0) -> None:
+        super().__init__(429, "Calendar42 asked for a pause", upstream_status)
+        self.body = body
+        self.retry_after = retry_after
+
+
+class Deleted(C42Error):
+    """The event is there no more."""
+
+    def __init__(self) -> None:
+        super().__init__(404, "the event is deleted", 200)
+
+
+class TimedOut(C42Error):
+    """No full answer came within the time-out."""
+
+    def __init__(self, timeout: float) -> None:
+        super().__init__(504, f"Calendar42 did not answer within {timeout:g} seconds")
+
+
+class Unusable(C42Error):
+    """No answer came, or one that can't be understood."""
+
+    def __init__(self, message: str, upstream_status: int = 0) -> None:
+        super().__init__(502, f"Calendar42 {message}", upstream_status)

@@ -1,0 +1,43 @@
+"""The pause that the upstream asks for with a 429. `Pause._lock` guards its end."""
+
+import logging
+import threading
+import time
+from datetime import UTC, datetime
+from email.utils import parsedate_to_datetime
+
+LONGEST = 3600.0  # seconds: the upstream counts its limits by the hour
+
+log = logging.getLogger("c42c.upstream")
+
+
+class Pause:
+    """Begins when the upstream asks for it, for `default` seconds where it does not say how long."""
+
+    def __init__(self, default: float) -> None:
+        self._default = default
+        self._lock = threading.Lock()
+        self._until = 0.0
+
+    @property
+    def left(self) -> float:
+        """The seconds until the upstream may be asked again; 0 where it may be asked now."""
+        return max(0.0, self._until - time.monotonic())
+
+    def begin(self, retry_after: str) -> None:
+        """Begin the pause that a `Retry-After` asks for; one that is under way is only ever made longer."""
+        seconds = _seconds(retry_after)
+        pause = self._default if seconds is None else min(max(seconds, 0.0), LONGEST)
+        with self._lock:
+            self._until = max(self._until, time.monotonic() + pause)
+        log.warning("Calendar42 asks for a pause of %.0f s", pause)
+
+
+def _seconds(retry_after: str) -> float | None:
+    """Read seconds or a date (RFC 9110, 10.2.3); None where it is neither."""
+    if retry_after.isascii() and retry_after.isdigit():
+        return float(retry_after)
+    try:
+        return (parsedate_to_datetime(retry_after) - datetime.now(UTC)).total_seconds()
+    except (TypeError, ValueError):  # no date, or one without a time zone
+        return None

@@ -1,0 +1,155 @@
+"""Every `C42_…` variable, read and checked once, into one frozen object. Nothing else reads the environment."""
+
+import difflib
+import logging
+import math
+import re
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from typing import Any, NamedTuple
+from urllib.parse import urlsplit
+
+RESERVED_THREADS = 16  # worker threads that never wait for the upstream, so that hits are always served
+
+
+class SettingsError(Exception):
+    """A variable is missing or senseless; the text is one line that names it and says what would be right."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Settings:
+    """The configuration of one service. All times are in seconds."""
+
+    token: str = field(repr=False)
+    expiry: float
+    loglevel: str
+    base_url: str
+    host: str
+    port: int
+    timeout: float
+    fault_expiry: float
+    max_entries: int
+    threads: int
+
+    @property
+    def max_waiting(self) -> int:
+        """How many requests may wait for the upstream at once."""
+        return self.threads - RESERVED_THREADS
+
+
+def _token(text: str) -> str:
+    if not re.fullmatch(r"[!-~]+", text):
+        raise ValueError("printable ASCII without spaces")
+    return text
+
+
+def _number(low: float, high: float, unit: str, factor: float = 1) -> Callable[[str], float]:
+    def parse(text: str) -> float:
+        try:
+            value = float(text)
+        except ValueError:
+            value = math.nan
+        if not low < value <= high:
+            raise ValueError(f"a number of {unit} above {low:g}, and {high:g} at most")
+        return value * factor
+
+    return parse
+
+
+def _integer(low: int, high: int) -> Callable[[str], int]:
+    def parse(text: str) -> int:
+        if not re.fullmatch(r"[0-9]{1,9}", text) or not low <= int(text) <= high:
+            raise ValueError(f"a whole number from {low} to {high}")
+        return int(text)
+
+    return parse
+
+
+def _loglevel(text: str) -> str:
+    names = ("DEBUG", "INFO", "WARNING", "ERROR", "CRITICAL")
+    if text.upper() not in names:
+        raise ValueError("one of " + ", ".join(names))
+    return text.upper()
+
+
+def _base_url(text: str) -> str:
+    right = "an http:// or https:// address without user, query and fragment"
+    try:
+        url = urlsplit(text)
+        url.port  # noqa: B018 - raises ValueError where the port is none
+    except ValueError:
+        raise ValueError(right) from None
+    if url.scheme not in ("http", "https") or not url.hostname or "@" in url.netloc or re.search(r"[?#\s]", text):
+        raise ValueError(right)
+    return text.rstrip("/") + "/"
+
+
+def _host(text: str) -> str:
+    if not re.fullmatch(r"[A-Za-z0-9.:_-]+", text):
+        raise ValueError("an address or a name of this machine")
+    return text
+
+
+class _Variable(NamedTuple):
+    default: str | None  # None: mandatory
+    meaning: str
+    parse: Callable[[str], Any]  # raises ValueError, saying what would be right
+    secret: bool = False
+
+
+_YEAR = 525600  # minutes
+VARIABLES: Mapping[str, _Variable] = {
+    "C42_TOKEN": _Variable(None, "token for Calendar42", _token, secret=True),
+    "C42_EXPIRY": _Variable("4.2", "minutes an answer is kept", _number(0, _YEAR, "minutes", 60)),
+    "C42_LOGLEVEL": _Variable("INFO", "a level name of Python's logging", _loglevel),
+    "C42_BASE_URL": _Variable("https://demo.calendar42.com/api/v2/", "the upstream", _base_url),
+    "C42_HOST": _Variable("127.0.0.1", "address where the service listens", _host),
+    "C42_PORT": _Variable("5000", "port where the service listens", _integer(1, 65535)),
+    "C42_TIMEOUT": _Variable("10", "seconds for all upstream work of one answer", _number(0, 3600, "seconds")),
+    "C42_FAULT_EXPIRY": _Variable(
+        "0.1", "minutes a fault is kept, at most C42_EXPIRY", _number(0, _YEAR, "minutes", 60)
+    ),
+    "C42_MAX_ENTRIES": _Variable("100000", "bound of the cache", _integer(1, 100_000_000)),
+    "C42_THREADS": _Variable(
+        "256",
+        f"worker threads; all but {RESERVED_THREADS} of them may wait for the upstream",
+        _integer(RESERVED_THREADS + 1, 10_000),
+    ),
+}
+
+
+def read(environ: Mapping[str, str]) -> Settings:
+    """Read all settings out of `environ`; raise `SettingsError` at the first that is missing or senseless."""
+    values: dict[str, Any] = {}
+    for name, variable in VARIABLES.items():
+        text = environ.get(name, variable.default)
+        if not text and variable.default is None:
+            raise SettingsError(f"{name} is missing: {variable.meaning}")
+        assert text is not None
+        try:
+            values[name.removeprefix("C42_").lower()] = variable.parse(text)
+        except ValueError as error:
+            shown = "" if variable.secret or "@" in text else f"={_one_line(text)}"
+            raise SettingsError(f"{name}{shown} makes no sense: it takes {error}") from None
+    if values["fault_expiry"] > values["expiry"]:
+        if "C42_FAULT_EXPIRY" in environ:
+            raise SettingsError(
+                f"C42_FAULT_EXPIRY={environ['C42_FAULT_EXPIRY']} makes no sense: it takes C42_EXPIRY at most"
+            )
+        values["fault_expiry"] = values["expiry"]
+    return Settings(**values)
+
+
+def warn_of_unknown(environ: Mapping[str, str], log: logging.Logger) -> None:
+    """Log a warning for each `C42_…` variable that is no setting: it is usually a typing error."""
+    for name in sorted(environ):
+        if name.startswith("C42_") and name not in VARIABLES:
+            close = difflib.get_close_matches(name, VARIABLES, n=1)
+            hint = f"; did you mean {close[0]}?" if close else ""
+            log.warning("%s is not a setting%s", _one_line(name), hint)
+
+
+def _one_line(text: str) -> str:
+    """Make `text` safe to print: no control characters, at most 80 characters."""
+    shown = text.encode("unicode_escape").decode()
+    return shown if len(shown) <= 80 else shown[:80] + "…"
