@@ -1,0 +1,148 @@
+"""The service: its routes, and what wires and runs it. `python main.py --help` says how."""
+
+import argparse
+import logging
+import os
+import re
+import sys
+from collections.abc import Mapping
+from functools import partial
+
+from flask import Flask, Response, request
+from werkzeug.exceptions import BadRequest, HTTPException
+
+import answers
+import logs
+import server
+import settings
+from c42client import Client
+from cache import Cache, Refused
+from fastpath import FastPath
+from loading import loader
+from pause import Pause
+from settings import Settings
+
+EVENT_ID = re.compile(r"[A-Za-z0-9_-]{1,128}")
+
+log = logging.getLogger("c42c")
+
+
+def create_app(config: Settings) -> Flask:
+    """Make the service: the Flask app, with a cache and an upstream client of its own."""
+    cache = Cache(max_entries=config.max_entries, max_waiting=config.max_waiting)
+    client = Client(
+        base_url=config.base_url,
+        token=config.token,
+        timeout=config.timeout,
+        pause=Pause(config.fault_expiry),
+        callers=config.max_waiting,
+    )
+    load = loader(client.fetch, config)
+    app = Flask(__name__)
+    app.url_map.merge_slashes = False  # a path with two slashes is not found, rather than redirected
+
+    @app.get("/events-with-subscriptions/<event_id>")
+    @app.get("/events-with-subscriptions/<event_id>/")
+    def event(event_id: str) -> Response:
+        if not EVENT_ID.fullmatch(event_id):
+            raise BadRequest("an event id is 1 to 128 letters, digits, hyphens and underscores")
+        return _respond(answers.render(cache.get_or_load(event_id, load), request.environ))
+
+    @app.errorhandler(Refused)
+    def refused(_: Refused) -> Response:
+        message = "too many requests wait for Calendar42"
+        return _respond(answers.error(503, message, [("Retry-After", "1"), ("Cache-Status", "c42c; detail=refused")]))
+
+    @app.errorhandler(HTTPException)
+    def failed(error: HTTPException) -> Response:
+        kept = [(name, value) for name, value in error.get_headers() if name == "Allow"]
+        return _respond(answers.error(error.code or 500, error.description or "", kept))
+
+    @app.errorhandler(Exception)
+    def broken(error: Exception) -> Response:
+        log.error("a request failed", exc_info=error)
+        return _respond(answers.error(500, "the service failed; its log says why", []))
+
+    app.wsgi_app = FastPath(app.wsgi_app, cache)  # type: ignore[method-assign]  # as Flask's documentation has it
+    return app
+
+
+def _respond(answer: answers.Response) -> Response:
+    return Response(answer.body, answer.status, answer.headers)
+
+
+def main(arguments: list[str], environ: Mapping[str, str]) -> int:
+    """Run the service until it is told to stop; return the exit status."""
+    options = _parser().parse_args(arguments)
+    if options.demo:
+        return _demo(environ)
+    try:
+        config = settings.read(environ)
+    except settings.SettingsError as error:
+        print(error, file=sys.stderr)
+        return 2
+    return _serve(config, environ)
+
+
+def _serve(config: Settings, environ: Mapping[str, str], greeting: str = "") -> int:
+    logs.configure(config.loglevel)
+    settings.warn_of_unknown(environ, log)
+    try:
+        server.check_address(config.host, config.port)
+    except OSError as error:
+        print(f"cannot listen on {server.url(config)}: {error.strerror}", file=sys.stderr)
+        return 1
+    print(greeting, end="", flush=True)
+    return server.serve(partial(_build, config), config)
+
+
+def _build(config: Settings) -> Flask:
+    """Make the service in the process that will serve it, which may be a new one."""
+    logs.configure(config.loglevel)
+    server.depend_on_parent()
+    log.info("serving on %s", server.url(config))
+    return create_app(config)
+
+
+def _demo(environ: Mapping[str, str]) -> int:
+    """Serve what the stand-in of Calendar42 has, with no token, and nothing from outside."""
+    from standin import EVENTS, Standin
+
+    shown = {
+        "plain": "a plain event",
+        "big": "one with 250 people, on three pages",
+        "scripts": "names in several scripts",
+        "deleted": "a deleted event",
+        "unknown": "one that Calendar42 does not know",
+    }
+    with Standin() as upstream:
+        try:
+            config = settings.read({**environ, "C42_TOKEN": upstream.token, "C42_BASE_URL": upstream.base_url})
+        except settings.SettingsError as error:
+            print(error, file=sys.stderr)
+            return 2
+        address = f"{server.url(config)}/events-with-subscriptions/"
+        lines = [f"    curl -i {address}{EVENTS[name]}  # {what}" for name, what in shown.items()]
+        greeting = "\n".join(
+            [f"c42c answers on {server.url(config)}, from made-up events. Try, in another terminal:", ""]
+        )
+        return _serve(config, environ, "\n".join([greeting, *lines, "", "Ctrl-C ends it.", ""]))
+
+
+def _parser() -> argparse.ArgumentParser:
+    lines = [
+        f"  {name:<17} {variable.meaning} ({'mandatory' if variable.default is None else variable.default})"
+        for name, variable in settings.VARIABLES.items()
+    ]
+    parser = argparse.ArgumentParser(
+        prog="python main.py",
+        description="Serve the title of a Calendar42 event and the first names of everyone on it.",
+        epilog="\n".join(["environment variables:", *lines]),
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    parser.add_argument("--demo", action="store_true", help="serve made-up events from a stand-in; needs no token")
+    return parser
+
+
+if __name__ == "__main__":
+    sys.exit(main(sys.argv[1:], os.environ))

@@ -1,0 +1,86 @@
+"""Granian, as this service wants it: one address, one kind of log, and an end that comes.
+
+A parent process looks after the one that serves. Told to stop, by SIGTERM or Ctrl-C, the serving process takes no new
+connections and finishes what is under way; what is not done after `C42_TIMEOUT` and a second is killed, and the
+second signal kills at once.
+"""
+
+import multiprocessing
+import os
+import signal
+import socket
+import threading
+from collections.abc import Callable
+from typing import Any
+
+from granian.constants import HTTPModes, Interfaces
+from granian.http import HTTP1Settings
+from granian.log import LogLevels
+from granian.server import Server
+
+from settings import Settings
+
+BACKLOG = 1024
+CONNECTIONS = 65536  # at once; idle ones cost little, and none may keep another out
+HEADER_TIMEOUT = 10_000  # milliseconds for a request's header
+
+
+class _Server(Server):  # type: ignore[misc, valid-type]  # one of two classes, by the kind of Python
+    def signal_handler_interrupt(self, *args: Any, **kwargs: Any) -> None:
+        if self.interrupt_signal:
+            for worker in self.wrks:
+                worker.kill()
+            os._exit(1)
+        super().signal_handler_interrupt(*args, **kwargs)
+
+
+def url(config: Settings) -> str:
+    """Return the address where the service listens, as people write it."""
+    host = f"[{config.host}]" if ":" in config.host else config.host
+    return f"http://{host}:{config.port}"
+
+
+def check_address(host: str, port: int) -> None:
+    """Raise OSError where nothing can listen there: Granian would share the port with whoever has it."""
+    family, kind, proto, _, address = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)[0]
+    with socket.socket(family, kind, proto) as sock:
+        sock.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        sock.bind(address)
+        sock.listen(1)
+
+
+def depend_on_parent() -> None:
+    """Leave stopping to the parent: take no Ctrl-C from the terminal, and end when the parent has ended."""
+
+    def watch(parent: multiprocessing.process.BaseProcess) -> None:
+        parent.join()
+        os.kill(os.getpid(), signal.SIGTERM)
+
+    if parent := multiprocessing.parent_process():
+        os.setpgrp()
+        threading.Thread(target=watch, args=(parent,), name="c42c-parent", daemon=True).start()
+
+
+def serve(build: Callable[[], Any], config: Settings) -> int:
+    """Serve the WSGI app that `build` makes until told to stop; return the exit status."""
+    granian = _Server(
+        "c42c",
+        config.host,
+        config.port,
+        interface=Interfaces.WSGI,
+        http=HTTPModes.http1,
+        http1_settings=HTTP1Settings(header_read_timeout=HEADER_TIMEOUT),
+        websockets=False,
+        blocking_threads=config.threads,
+        backlog=BACKLOG,
+        backpressure=CONNECTIONS,
+        log_level=LogLevels.error,
+        log_dictconfig={"loggers": {"_granian": {"handlers": [], "propagate": True}}},
+        workers_kill_timeout=config.timeout + 1,
+        respawn_failed_workers=True,
+    )
+    try:
+        granian.serve(target_loader=build, wrap_loader=False)
+    except SystemExit as end:
+        return int(end.code or 0)
+    return 0
