@@ -1,0 +1,172 @@
+"""What the tests share: the service, really started, with the stand-in of Calendar42 behind it."""
+
+import contextlib
+import io
+import itertools
+import os
+import signal
+import socket
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+import requests
+
+from standin import Standin
+
+ROOT = Path(__file__).parent
+TOKEN = "0123456789abcdef-a-token-for-tests"  # noqa: S105 - the stand-in's
+PATIENCE = 20.0  # seconds until a test gives up waiting for what must happen
+
+_numbers = itertools.count(1)
+
+
+def until(condition: Callable[[], object], what: str = "the condition") -> None:
+    """Wait until `condition` holds; fail the test where it never does."""
+    give_up = time.monotonic() + PATIENCE
+    while not condition():
+        assert time.monotonic() < give_up, f"waited {PATIENCE:g} s for {what}"
+        time.sleep(0.002)
+
+
+def new_id() -> str:
+    """Return an event id that no test has used yet: the service keeps its answers from one test to the next."""
+    return f"{next(_numbers):032x}_14602021609581"
+
+
+class Service:
+    """A service in a process of its own, and a client of it."""
+
+    def __init__(self, upstream: Standin | None, arguments: tuple[str, ...] = (), **environ: str) -> None:
+        with socket.socket() as free:
+            free.bind(("127.0.0.1", 0))
+            self.port = free.getsockname()[1]
+        self.url = f"http://127.0.0.1:{self.port}"
+        own = {"C42_PORT": str(self.port), "C42_TOKEN": TOKEN}
+        if upstream:
+            own["C42_BASE_URL"] = upstream.base_url
+        inherited = {name: value for name, value in os.environ.items() if not name.startswith("C42_")}
+        self._log = tempfile.TemporaryFile()  # noqa: SIM115 - closed in end()
+        self.process = subprocess.Popen(  # noqa: S603 - this project's own program
+            [sys.executable, "-W", "error", "main.py", *arguments],
+            cwd=ROOT,
+            env=inherited | own | environ,
+            stdin=subprocess.DEVNULL,
+            stdout=self._log,
+            stderr=self._log,
+            start_new_session=True,
+        )
+        self._session = requests.Session()
+        self._session.trust_env = False
+        self._session.mount("http://", requests.adapters.HTTPAdapter(pool_maxsize=512))
+
+    @property
+    def log(self) -> str:
+        """All that the service has printed and logged so far."""
+        return os.pread(self._log.fileno(), 2**24, 0).decode()
+
+    def wait_until_ready(self) -> None:
+        """Wait until the service accepts connections."""
+
+        def ready() -> bool:
+            assert self.process.poll() is None, f"the service has ended:\n{self.log}"
+            with socket.socket() as sock:
+                return sock.connect_ex(("127.0.0.1", self.port)) == 0
+
+        until(ready, "the service to accept connections")
+
+    def request(self, method: str, path: str, **options: Any) -> requests.Response:
+        """Send one request; redirects are not followed."""
+        return self._session.request(method, self.url + path, timeout=60, allow_redirects=False, **options)
+
+    def get(self, path: str, **options: Any) -> requests.Response:
+        """GET a path of the service."""
+        return self.request("GET", path, **options)
+
+    def event(self, event_id: str, **options: Any) -> requests.Response:
+        """GET an event."""
+        return self.get(f"/events-with-subscriptions/{event_id}", **options)
+
+    def stop(self, sig: signal.Signals = signal.SIGTERM) -> int:
+        """Tell the service to stop, and return its exit status."""
+        if self.process.poll() is None:
+            self.process.send_signal(sig)
+        return self.process.wait(PATIENCE)
+
+    def end(self) -> None:
+        """Stop the service whatever it does, and let go of all that it used."""
+        try:
+            self.stop()
+        except subprocess.TimeoutExpired:
+            os.killpg(self.process.pid, signal.SIGKILL)
+            self.process.wait()
+            raise
+        finally:
+            self._session.close()
+            self._log.close()
+
+
+@pytest.fixture(scope="session")
+def shared_upstream() -> Iterator[Standin]:
+    """Start the stand-in behind the shared service."""
+    with Standin(token=TOKEN) as standin:
+        yield standin
+
+
+@pytest.fixture(scope="session")
+def shared_service(shared_upstream: Standin) -> Iterator[Service]:
+    """Start the service that all tests share that need no other settings."""
+    with _ended(Service(shared_upstream, C42_TIMEOUT="2")) as service:
+        service.wait_until_ready()
+        yield service
+
+
+@pytest.fixture
+def upstream(shared_upstream: Standin) -> Iterator[Standin]:
+    """Give a test the stand-in, with counts from zero, and take its rules back."""
+    shared_upstream.reset_counts()
+    yield shared_upstream
+    shared_upstream.clear_rules()
+
+
+@pytest.fixture
+def service(shared_service: Service, upstream: Standin) -> Service:
+    """Give a test the shared service, whose time-out is 2 s; use `new_id()`, since it keeps its answers."""
+    return shared_service
+
+
+@pytest.fixture
+def start(upstream: Standin) -> Iterator[Callable[..., Service]]:
+    """Give a test a way to start services of its own: `start("--flag", C42_EXPIRY="0.05")`."""
+    with contextlib.ExitStack() as stack:
+
+        def begin(*arguments: str, ready: bool = True, **environ: str) -> Service:
+            service = stack.enter_context(_ended(Service(upstream, arguments, **environ)))
+            if ready:
+                service.wait_until_ready()
+            return service
+
+        yield begin
+
+
+@contextlib.contextmanager
+def _ended(service: Service) -> Iterator[Service]:
+    try:
+        yield service
+    finally:
+        service.end()
+
+
+def run_as_script(path: str) -> int:
+    """Run the tests of one file; print nothing where all is well, and what pytest says where it is not."""
+    said = io.StringIO()
+    with contextlib.redirect_stdout(said), contextlib.redirect_stderr(said):
+        status = int(pytest.main([path, "-p", "no:cacheprovider", "--tb=short"]))
+    if status:
+        print(said.getvalue(), end="")
+    return min(status, 1)
