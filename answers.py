@@ -110,8 +110,8 @@ def _value(status: int, content_type: str, body: bytes, upstream_status: int, re
 def _cache_status(found: Found, upstream_status: int, ttl: int) -> str:
     if found.result == "hit":
         return f"c42c; hit; ttl={ttl}"
-    forwarded = "; collapsed" if found.result == "collapsed" else ""
-    if upstream_status:
+    forwarded = {"collapsed": "; collapsed", "shared": "; detail=shared"}.get(found.result, "")
+    if upstream_status and found.result != "shared":
         forwarded += f"; fwd-status={upstream_status}"
     return f"c42c; fwd=miss{forwarded}" + (f"; stored; ttl={ttl}" if found.kept else "")
 

@@ -73,12 +73,13 @@ class Client:
         self._transport = Transport(base_url=base_url, headers=headers, connections=at_once)
         self._pool = ThreadPoolExecutor(at_once, thread_name_prefix="c42c-upstream")
 
-    def fetch(self, event_id: str) -> dict[str, Any]:
+    def fetch(self, event_id: str, waited: float = 0.0) -> dict[str, Any]:
         """Return `{"id": …, "title": …, "names": […]}` of one event, or raise `C42Error`, within the time-out.
 
-        The event's own failure is the answer, at once, whatever its subscriptions say.
+        The event's own failure is the answer, at once, whatever its subscriptions say. `waited` are the seconds of
+        the time-out that are used up already.
         """
-        job = _Job(time.monotonic() + self._timeout)
+        job = _Job(time.monotonic() + self._timeout - waited)
         event = self._pool.submit(self._call, "events", f"{event_id}/", job)
         page = self._pool.submit(self._page, [event_id], 0, job)
         try:

@@ -10,13 +10,16 @@ from outcome import NEGATIVE, OK, Loaded
 from settings import Settings
 
 
-def loader(fetch: Callable[[str], dict[str, Any]], settings: Settings) -> Callable[[str], Loaded]:
-    """Return the load function of the cache: it calls `fetch`, and makes an answer of whatever comes of it."""
+def loader(fetch: Callable[[str, float], dict[str, Any]], settings: Settings) -> Callable[..., Loaded]:
+    """Return the load function of the cache: it calls `fetch`, and makes an answer of whatever comes of it.
 
-    def load(event_id: str) -> Loaded:
+    `waited` are the seconds of the time-out that are used up when the load begins.
+    """
+
+    def load(event_id: str, waited: float = 0.0) -> Loaded:
         began = time.monotonic()
         try:
-            answer = fetch(event_id)
+            answer = fetch(event_id, waited)
         except C42Error as error:
             return _failed(error, time.monotonic() - began, settings)
         return Loaded(answers.success(answer), OK, settings.expiry)

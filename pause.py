@@ -28,9 +28,13 @@ class Pause:
         """Begin the pause that a `Retry-After` asks for; one that is under way is only ever made longer."""
         seconds = _seconds(retry_after)
         pause = self._default if seconds is None else min(max(seconds, 0.0), LONGEST)
-        with self._lock:
-            self._until = max(self._until, time.monotonic() + pause)
+        self.extend(time.monotonic() + pause)
         log.warning("Calendar42 asks for a pause of %.0f s", pause)
+
+    def extend(self, until: float) -> None:
+        """Make the pause last until then (of `time.monotonic`), or longer where it does already."""
+        with self._lock:
+            self._until = max(self._until, until)
 
 
 def _seconds(retry_after: str) -> float | None:
