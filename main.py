@@ -7,6 +7,7 @@ import re
 import sys
 from collections.abc import Mapping
 from functools import partial
+from importlib.util import find_spec
 
 from flask import Flask, Response, request
 from werkzeug.exceptions import BadRequest, HTTPException
@@ -30,14 +31,19 @@ log = logging.getLogger("c42c")
 def create_app(config: Settings) -> Flask:
     """Make the service: the Flask app, with a cache and an upstream client of its own."""
     cache = Cache(max_entries=config.max_entries, max_waiting=config.max_waiting)
+    pause = Pause(config.fault_expiry)
     client = Client(
         base_url=config.base_url,
         token=config.token,
         timeout=config.timeout,
-        pause=Pause(config.fault_expiry),
+        pause=pause,
         callers=config.max_waiting,
     )
     load = loader(client.fetch, config)
+    if config.cache_url:
+        from shared_tier import SharedTier  # needs redis, which nobody else does
+
+        load = SharedTier(config, pause).wrap(load)
     app = Flask(__name__)
     app.url_map.merge_slashes = False  # a path with two slashes is not found, rather than redirected
 
@@ -85,6 +91,9 @@ def main(arguments: list[str], environ: Mapping[str, str]) -> int:
 
 
 def _serve(config: Settings, environ: Mapping[str, str], greeting: str = "") -> int:
+    if config.cache_url and not find_spec("redis"):
+        print("C42_CACHE_URL needs what is not installed: pip install -r requirements-redis.txt", file=sys.stderr)
+        return 2
     logs.configure(config.loglevel)
     settings.warn_of_unknown(environ, log)
     try:
@@ -131,7 +140,7 @@ def _demo(environ: Mapping[str, str]) -> int:
 
 def _parser() -> argparse.ArgumentParser:
     lines = [
-        f"  {name:<17} {variable.meaning} ({'mandatory' if variable.default is None else variable.default})"
+        f"  {name:<17} {variable.meaning} ({'mandatory' if variable.default is None else variable.default or 'none'})"
         for name, variable in settings.VARIABLES.items()
     ]
     parser = argparse.ArgumentParser(

@@ -29,8 +29,8 @@ class Found(NamedTuple):
 
     value: Any
     kind: str
-    # "hit", "miss" (this caller loaded it), "shared" (its load found it in a cache further on) or "collapsed" (it waited
-    # for another caller's load)
+    # "hit", "miss" (this caller loaded it), "shared" (this caller's load found it in a cache further on) or "collapsed"
+    # (it waited for another caller's load)
     result: str
     age: float
     ttl: float

@@ -7,8 +7,10 @@ import re
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from typing import Any, NamedTuple
-from urllib.parse import urlsplit
+from urllib.parse import parse_qs, urlsplit
 
+# What may stand behind the question mark of C42_CACHE_URL; redis-py knows more, which would get in the way.
+_CACHE_OPTIONS = {"db", "username", "password", "ssl_ca_certs", "ssl_certfile", "ssl_keyfile", "ssl_cert_reqs"}
 RESERVED_THREADS = 16  # worker threads that never wait for the upstream, so that hits are always served
 
 
@@ -30,6 +32,8 @@ class Settings:
     fault_expiry: float
     max_entries: int
     threads: int
+    cache_url: str = field(repr=False)
+    workers: int
 
     @property
     def max_waiting(self) -> int:
@@ -90,6 +94,29 @@ def _host(text: str) -> str:
     return text
 
 
+def _cache_url(text: str) -> str:
+    right = "redis://, rediss:// or unix:// with an address, and a password and a database where it needs them"
+    if not text:
+        return text
+    try:
+        url = urlsplit(text)
+        options = parse_qs(url.query, strict_parsing=True) if url.query else {}
+        database = options.get("db", [""])[0] or (url.path.strip("/") if url.scheme != "unix" else "")
+        senseless = (
+            url.scheme not in ("redis", "rediss", "unix")
+            or not (url.path if url.scheme == "unix" else url.hostname)
+            or url.port == 0
+            or not re.fullmatch(r"[0-9]{0,9}", database)
+            or not options.keys() <= _CACHE_OPTIONS
+            or re.search(r"[#\s]", text)
+        )
+    except ValueError:
+        senseless = True
+    if senseless:
+        raise ValueError(right)
+    return text
+
+
 class _Variable(NamedTuple):
     default: str | None  # None: mandatory
     meaning: str
@@ -115,6 +142,8 @@ VARIABLES: Mapping[str, _Variable] = {
         f"worker threads; all but {RESERVED_THREADS} of them may wait for the upstream",
         _integer(RESERVED_THREADS + 1, 10_000),
     ),
+    "C42_CACHE_URL": _Variable("", "redis://...: share answers with other processes", _cache_url, secret=True),
+    "C42_WORKERS": _Variable("1", "processes; more than one needs C42_CACHE_URL", _integer(1, 256)),
 }
 
 
@@ -137,6 +166,10 @@ def read(environ: Mapping[str, str]) -> Settings:
                 f"C42_FAULT_EXPIRY={environ['C42_FAULT_EXPIRY']} makes no sense: it takes C42_EXPIRY at most"
             )
         values["fault_expiry"] = values["expiry"]
+    if values["workers"] > 1 and not values["cache_url"]:
+        raise SettingsError(
+            f"C42_WORKERS={values['workers']} needs C42_CACHE_URL: else each process would ask Calendar42 by itself"
+        )
     return Settings(**values)
 
 
