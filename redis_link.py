@@ -84,8 +84,9 @@ class Link:
         return bool(self._up)
 
     def wait_until_known(self, timeout: float) -> None:
-        """Return when the first try to reach Redis has ended, one way or the other."""
-        self._known.wait(timeout)
+        """Return when the first try to reach Redis has ended, one way or the other; it has failed after `timeout`."""
+        if not self._known.wait(timeout):
+            self.lose("it does not answer")
 
     def ask(self, commands: Sequence[Command], limit: float, *, keep: bool = False) -> list[Any]:
         """Return what Redis answers to all `commands`, or raise Lost, within `limit` seconds.
@@ -93,6 +94,7 @@ class Link:
         What could not be sent by then is not sent at all, or, to `keep` it, as soon as it can be.
         """
         if not self._up:
+            self._cut_if_it_hangs()
             raise Lost
         now = time.monotonic()
         task = _Task(commands, float("inf") if keep else now + limit, SimpleQueue())
@@ -100,9 +102,7 @@ class Link:
         try:
             replies = task.replies.get(timeout=max(0.0, limit))
         except Empty:
-            if time.monotonic() - self._since > HANGS:
-                self.lose("it hangs")
-                self._client.connection_pool.disconnect()
+            self._cut_if_it_hangs()
             raise Lost from None
         if replies is None:
             raise Lost
@@ -165,6 +165,11 @@ class Link:
             elif self._up is None:
                 self.lose("it is slow")
         self._known.set()
+
+    def _cut_if_it_hangs(self) -> None:
+        if time.monotonic() - self._since > HANGS:
+            self.lose("it hangs")
+            self._client.connection_pool.disconnect()
 
     def _exchange(self, commands: Sequence[Command]) -> list[Any]:
         pipeline = self._client.pipeline(transaction=False)
