@@ -265,7 +265,8 @@ def test_an_answer_ages_from_its_load_wherever_it_is_served(
     assert second.ask(event_id).result == "shared"
     loaded = first.cache.get(event_id)
     taken = second.cache.get(event_id)
-    assert loaded and taken
+    assert loaded
+    assert taken
     assert taken.ttl <= loaded.ttl
     assert taken.ttl == pytest.approx(loaded.ttl, abs=0.5)
     assert taken.age >= loaded.age >= 0.3
@@ -290,7 +291,8 @@ def test_what_was_waited_for_is_no_older_than_its_load(
     loading.result(PATIENCE)
     waiting.result(PATIENCE)
     loaded, taken = first.cache.get(event_id), second.cache.get(event_id)
-    assert loaded and taken
+    assert loaded
+    assert taken
     assert taken.ttl <= loaded.ttl
     assert taken.age >= loaded.age >= 0.3
 
@@ -345,11 +347,13 @@ def test_batches(
     batches = [pool.submit(first.ask_many, ids[:40])]
     assert first.entered.acquire(timeout=PATIENCE)
     assert first.entered.acquire(timeout=PATIENCE)
-    batches += [pool.submit(second.ask_many, ids[:19:-1]), pool.submit(second.ask, ids[5])]
+    batches.append(pool.submit(second.ask_many, ids[:19:-1]))
+    single = pool.submit(second.ask, ids[5])
     until(lambda: second.cache.snapshot().waiting == 2)
     gate.set()
     assert list(batches[0].result(PATIENCE)) == ids[:40]
     assert list(batches[1].result(PATIENCE)) == ids[:19:-1]
+    assert single.result(PATIENCE).value == VALUE
     assert dict(counts) == dict.fromkeys(ids, 1)
 
 
@@ -498,7 +502,13 @@ def nonsense(answer: bytes) -> Callable[[bytes, socket.socket], None]:
     return lambda data, sink: sink.sendall(answer * max(1, data.count(b"EVAL") + data.count(b"PTTL")))
 
 
-WRONG = {
+def in_drops(answer: bytes, sink: socket.socket) -> None:
+    for at in range(len(answer)):
+        sink.sendall(answer[at : at + 1])
+        time.sleep(0.1)
+
+
+WRONG: dict[str, Callable[[bytes, socket.socket], None]] = {
     "web server": nonsense(b"HTTP/1.1 400 Bad Request\r\nContent-Length: 0\r\n\r\n"),
     "OK to all": nonsense(b"+OK\r\n"),
     "1 to all": nonsense(b":1\r\n"),
@@ -508,7 +518,7 @@ WRONG = {
     "echo": lambda data, sink: sink.sendall(data),
     "an error": nonsense(b"-LOADING Redis is loading the dataset in memory\r\n"),
     "silence": lambda data, sink: None,
-    "drops": lambda data, sink: [sink.sendall(b"+") or time.sleep(0.1) for _ in range(40)] and None,
+    "drops": lambda data, sink: in_drops(b"+" * 40, sink),
     "cut": lambda data, sink: sink.shutdown(socket.SHUT_RDWR),
 }
 
@@ -535,7 +545,7 @@ def test_a_redis_that_begins_to_talk_nonsense(
     proxy: Callable[..., Proxy],
     machine: Callable[..., Machine],
 ) -> None:
-    """Answers of a wrong kind to the real questions are no answers; what comes of them is at worst a load of one's own."""
+    """Answers of a wrong kind to the real questions are no answers; each caller then loads by itself."""
     between = proxy(shared_redis.port)
     one = machine(between.url.replace(f":{PASSWORD}@", ""), C42_TIMEOUT="0.5")
     assert one.tier.state == "up"
@@ -798,12 +808,16 @@ def test_redis_is_not_installed(capsys: pytest.CaptureFixture[str], monkeypatch:
 @pytest.fixture(scope="module")
 def services(shared_upstream: Standin, shared_redis: Redis) -> Iterator[dict[str, list[Service]]]:
     """Start one process, four on one port, and four on four machines."""
-    sharing = {"C42_CACHE_URL": shared_redis.url, "C42_TIMEOUT": "4", "C42_FAULT_EXPIRY": "0.02"}
+
+    def start(**environ: str) -> Service:
+        return Service(shared_upstream, (), C42_TIMEOUT="4", C42_FAULT_EXPIRY="0.05", **environ)
+
+    url = shared_redis.url
     with contextlib.ExitStack() as stack:
         made = {
-            "one": [Service(shared_upstream, **{**sharing, "C42_CACHE_URL": ""})],
-            "workers": [Service(shared_upstream, C42_WORKERS="4", **sharing)],
-            "machines": [Service(shared_upstream, **sharing) for _ in range(4)],
+            "one": [start()],
+            "workers": [start(C42_WORKERS="4", C42_CACHE_URL=url)],
+            "machines": [start(C42_CACHE_URL=url) for _ in range(4)],
         }
         for several in made.values():
             for service in several:
@@ -878,15 +892,15 @@ def test_no_answer_outlives_its_load(kind: str, services: dict[str, list[Service
     assert upstream.calls("events", event_id) == 1
 
 
-def children(service: Service) -> list[int]:
-    """Return the ids of the processes that serve."""
-    found = []
-    for entry in Path("/proc").glob("[0-9]*"):
-        with contextlib.suppress(OSError, IndexError):
-            stat = (entry / "stat").read_text().rpartition(")")[2].split()
-            if int(stat[1]) == service.process.pid and b"worker-" in (entry / "cmdline").read_bytes():
-                found.append(int(entry.name))
-    return found
+def serving(service: Service) -> set[int]:
+    """Return the ids of the processes that serve: in the service's session, each leads a process group."""
+    found = set()
+    for path in Path("/proc").glob("[0-9]*/stat"):
+        with contextlib.suppress(OSError):
+            state, _, group, session = path.read_text().rpartition(")")[2].split()[:4]
+            if int(session) == service.process.pid and group == path.parent.name and state != "Z":
+                found.add(int(group))
+    return found - {service.process.pid}
 
 
 def test_a_process_dies_in_mid_load(
@@ -899,7 +913,7 @@ def test_a_process_dies_in_mid_load(
     lost = pool.submit(dying.event, event_id)
     until(lambda: upstream.calls("events", event_id) == 1)
     waiting = pool.submit(other.event, event_id)
-    (victim,) = children(dying)
+    (victim,) = serving(dying)
     os.kill(victim, signal.SIGKILL)
     assert waiting.result(PATIENCE).status_code == 200
     assert upstream.calls("events", event_id) == 2
@@ -912,13 +926,13 @@ def test_a_process_of_several_dies(
 ) -> None:
     """When one of several processes is killed, the others go on answering, and another one takes its place."""
     (service,) = services["workers"]
-    before = children(service)
+    before = serving(service)
     assert len(before) == 4
-    os.kill(before[0], signal.SIGKILL)
-    until(lambda: before[0] not in children(service))
+    os.kill(victim := min(before), signal.SIGKILL)
+    until(lambda: victim not in serving(service))
     upstream.add_event(event_id := new_id(), names=["Ada"])
     assert {response.status_code for response in ask_all([service], event_id, 20, pool)} == {200}
-    until(lambda: len(set(children(service)) - set(before)) == 1)
+    until(lambda: len(serving(service) - before) == 1)
 
 
 if __name__ == "__main__":
