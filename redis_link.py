@@ -16,8 +16,9 @@ import threading
 import time
 import weakref
 from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
 from queue import Empty, SimpleQueue
-from typing import Any, NamedTuple
+from typing import Any
 from urllib.parse import unquote, urlsplit
 
 import redis
@@ -29,6 +30,7 @@ QUICK = 0.08  # seconds: a Redis that takes longer to answer one small question 
 HANGS = 0.5  # seconds after which nothing will come of an exchange
 PROBE_EVERY = 5.0  # seconds
 TICK = 0.5  # seconds
+SLICE = 0.02  # seconds
 
 log = logging.getLogger("c42c.redis")
 
@@ -39,10 +41,37 @@ class Lost(Exception):
     """Redis gave no right answer in time, or did not lately and is not asked."""
 
 
-class _Task(NamedTuple):
+@dataclass(slots=True)
+class Budget:
+    """How many seconds a caller may still wait for Redis.
+
+    It waits in short slices, and a slice counts as no longer than it should have been: in a crowd of threads that
+    all want to run at once, what takes long is not Redis.
+    """
+
+    left: float
+
+    def get(self, replies: "SimpleQueue[Reply]") -> "Reply":
+        """Return the reply, or raise Empty when nothing is left."""
+        while self.left > 0:
+            began, slice_ = time.monotonic(), min(self.left, SLICE)
+            try:
+                return replies.get(timeout=slice_)
+            except Empty:
+                continue
+            finally:
+                self.left -= min(slice_, time.monotonic() - began)
+        raise Empty
+
+
+Reply = list[Any] | None  # None: Lost
+
+
+@dataclass(slots=True, eq=False)
+class _Task:
     commands: Sequence[Command]
-    until: float  # of time.monotonic: it is not sent later
-    replies: "SimpleQueue[list[Any] | None]"  # gets one: None for Lost
+    replies: "SimpleQueue[Reply]" = field(default_factory=SimpleQueue)  # gets one
+    is_off: bool = False  # nobody wants it any more
 
 
 class Link:
@@ -88,20 +117,20 @@ class Link:
         if not self._known.wait(timeout):
             self.lose("it does not answer")
 
-    def ask(self, commands: Sequence[Command], limit: float, *, keep: bool = False) -> list[Any]:
-        """Return what Redis answers to all `commands`, or raise Lost, within `limit` seconds.
+    def ask(self, commands: Sequence[Command], budget: Budget, *, keep: bool = False) -> list[Any]:
+        """Return what Redis answers to all `commands`, or raise Lost when the budget is used up.
 
         What could not be sent by then is not sent at all, or, to `keep` it, as soon as it can be.
         """
         if not self._up:
             self._cut_if_it_hangs()
             raise Lost
-        now = time.monotonic()
-        task = _Task(commands, float("inf") if keep else now + limit, SimpleQueue())
+        task = _Task(commands)
         self._tasks.put(task)
         try:
-            replies = task.replies.get(timeout=max(0.0, limit))
+            replies = budget.get(task.replies)
         except Empty:
+            task.is_off = not keep
             self._cut_if_it_hangs()
             raise Lost from None
         if replies is None:
@@ -126,7 +155,7 @@ class Link:
             regular = self._regular() if now >= tick_at else ()
             if now >= tick_at:
                 tick_at = now + TICK
-            self._serve([task for task in tasks if task.until > now], regular)
+            self._serve([task for task in tasks if not task.is_off], regular)
 
     def _take(self, timeout: float) -> list[_Task]:
         """Return all tasks that are there; wait for the first."""
@@ -153,17 +182,16 @@ class Link:
             at += len(task.commands)
 
     def _try(self) -> None:
-        began = time.monotonic()
         try:
-            if self._exchange([self._probe]) != [self._right]:
-                raise Lost("it answers nonsense")
+            for _ in range(2):  # the first may have to connect
+                began = time.monotonic()
+                if self._exchange([self._probe]) != [self._right]:
+                    raise Lost("it answers nonsense")
         except Exception as error:
             self.lose(error)
         else:
-            if self._up or time.monotonic() - began <= QUICK:
+            if self._up is not False or time.monotonic() - began <= QUICK:
                 self._find()
-            elif self._up is None:
-                self.lose("it is slow")
         self._known.set()
 
     def _cut_if_it_hangs(self) -> None:

@@ -26,7 +26,7 @@ from typing import Any, NamedTuple
 
 from outcome import KINDS, Loaded
 from pause import LONGEST, Pause
-from redis_link import Command, Link, Lost
+from redis_link import Budget, Command, Link, Lost
 from settings import Settings
 
 FORMAT = 1
@@ -135,31 +135,31 @@ class SharedTier:
     def _load(self, event_ids: list[str], load: LoadMany) -> dict[str, Loaded]:
         began = time.monotonic()
         loaded: dict[str, Loaded] = {}
-        wanted, spent, wait = list(event_ids), 0.0, 0.0
+        wanted, wait, budget = list(event_ids), 0.0, Budget(BUDGET)
         while wanted:
-            asked = time.monotonic()
+            # Who waits for another's load does not wait for Redis, but at the very end.
+            look = Budget(budget.left - wait) if wait else budget
             try:
-                if asked - began > self._timeout + BUDGET:
+                if time.monotonic() - began > self._timeout + BUDGET:
                     raise Lost  # whoever loads it should have ended
-                found, locks = self._look_up(wanted, began, BUDGET - spent - wait)
+                found, locks = self._look_up(wanted, began, look)
             except Lost:
                 self._count("alone", len(wanted))
                 return loaded | _ask(wanted, load, began)
             self._count("awaited" if wait else "found", len(found))
             loaded |= found
-            took = wait + time.monotonic() - asked
-            if not wait:  # else it has waited for the other's load, not for Redis
-                spent += took
             if locks:
                 self._count("loaded", len(locks))
-                loaded |= self._load_for_all(locks, load, began, BUDGET - spent - (took if wait else 0.0))
+                loaded |= self._load_for_all(locks, load, began, look)
             wanted = [event_id for event_id in wanted if event_id not in loaded]
             if wanted:
                 wait = min(max((time.monotonic() - began) / 5, SHORTEST_WAIT), LONGEST_WAIT)
                 time.sleep(wait)
         return loaded
 
-    def _look_up(self, event_ids: list[str], began: float, limit: float) -> tuple[dict[str, Loaded], dict[str, _Lock]]:
+    def _look_up(
+        self, event_ids: list[str], began: float, budget: Budget
+    ) -> tuple[dict[str, Loaded], dict[str, _Lock]]:
         """Return what is there, and the locks of those that are now to be loaded here; the others are being loaded."""
         tokens = {event_id: secrets.token_hex(8) for event_id in event_ids}
         commands: list[Command] = [("PTTL", f"{self._prefix}pause")]
@@ -167,7 +167,7 @@ class SharedTier:
             ("EVAL", _LOOK_UP, 2, *self._keys(event_id), tokens[event_id], self._lease) for event_id in event_ids
         ]
         sent = time.monotonic()
-        pause, *replies = self._link.ask(commands, limit)
+        pause, *replies = self._link.ask(commands, budget)
         received = time.monotonic()
         found, locks = {}, {}
         try:
@@ -192,7 +192,7 @@ class SharedTier:
         return found, locks
 
     def _load_for_all(
-        self, locks: dict[str, _Lock], load: LoadMany, began: float, limit: float
+        self, locks: dict[str, _Lock], load: LoadMany, began: float, budget: Budget
     ) -> Mapping[str, Loaded]:
         """Load the events whose locks are held, put the answers where all find them, and release the locks."""
         with self._lock:
@@ -204,10 +204,10 @@ class SharedTier:
             with self._lock:
                 for event_id in locks:
                     del self._held[event_id]
-            self._put(loaded, locks, began, limit)
+            self._put(loaded, locks, began, budget)
         return loaded
 
-    def _put(self, loaded: Mapping[str, Loaded], locks: dict[str, _Lock], began: float, limit: float) -> None:
+    def _put(self, loaded: Mapping[str, Loaded], locks: dict[str, _Lock], began: float, budget: Budget) -> None:
         commands: list[Command] = []
         now = time.monotonic()
         if pause := self._pause.left:
@@ -221,7 +221,7 @@ class SharedTier:
                 ("EVAL", _PUT, 2, *self._keys(event_id), lock.token, content, *_until(until, now, lock.clock))
             )
         with contextlib.suppress(Lost):  # the answer is right all the same, and the lock ends by itself
-            self._link.ask(commands, limit, keep=True)
+            self._link.ask(commands, budget, keep=True)
 
     def _hold(self) -> list[Command]:
         with self._lock:
