@@ -7,7 +7,8 @@ load is under way, so that a process that dies holds the others up for no longer
 asks for is shared as well. Where Redis is lost, loads go on without.
 
 Times come from Redis: what is left of a lifetime is what is left there (PTTL). What is written says until when it
-counts on Redis's own clock, for it may be held up on its way there. All rounding makes lives shorter.
+counts on Redis's own clock, for it may be held up on its way there. All rounding makes lives shorter: the time and what
+is left are whole milliseconds, of which one may be over already.
 
 Keys: `c42c:`, format, digest of base URL and token; then the lifetimes and the event, or `pause`. A lock's key is the
 answer's with `:lock` behind it; in a cluster both are on one node. An answer is a line of JSON and then its body.
@@ -50,7 +51,7 @@ _PUT = f"""{_NOW}
 local holder = redis.call('get', KEYS[2])
 if holder and holder ~= ARGV[1] then return 0 end
 if holder then redis.call('del', KEYS[2]) end
-local left = math.min(tonumber(ARGV[3]), ARGV[4] - now)
+local left = math.min(tonumber(ARGV[3]), ARGV[4] - now - 1)
 if left > 0 then redis.call('set', KEYS[1], ARGV[2], 'px', left) end
 return left"""
 
@@ -62,7 +63,7 @@ redis.call('set', KEYS[1], ARGV[1], 'px', ARGV[2])
 return ARGV[1]"""
 
 _PAUSE = f"""{_NOW}
-local left = math.min(tonumber(ARGV[1]), ARGV[2] - now)
+local left = math.min(tonumber(ARGV[1]), ARGV[2] - now - 1)
 if left > redis.call('pttl', KEYS[1]) then redis.call('set', KEYS[1], '', 'px', left) end
 return left"""
 
@@ -172,7 +173,7 @@ class SharedTier:
         found, locks = {}, {}
         try:
             if 0 < pause <= LONGEST * 1000:
-                self._pause.extend(sent + pause / 1000)
+                self._pause.extend(sent + (pause - 1) / 1000)
             for event_id, reply in zip(event_ids, replies, strict=True):
                 if not reply:
                     continue
@@ -277,4 +278,4 @@ def decode(content: bytes, left: int) -> tuple[Any, str, float, float]:
         right = False
     if not right:
         raise ValueError("it can't be read")
-    return (status, content_type, body, etag, upstream_status, retry_after), kind, lifetime, left / 1000
+    return (status, content_type, body, etag, upstream_status, retry_after), kind, lifetime, (left - 1) / 1000

@@ -862,8 +862,9 @@ def test_one_load_for_all(
         f'{{"id":"{event_id}","title":"Schön","names":["Ada","Grace"]}}'
     }
     assert len({response.headers["ETag"] for response in responses}) == 1
-    assert upstream.calls("events", event_id) == 1
-    assert upstream.calls("event-subscriptions", event_id) == 1
+    logs = "".join(service.log for service in several)
+    assert upstream.calls("events", event_id) == 1, logs
+    assert upstream.calls("event-subscriptions", event_id) == 1, logs
 
 
 @KINDS
