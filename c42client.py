@@ -17,6 +17,7 @@ from typing import Any, NamedTuple, TypeVar
 import extract
 import settings
 from errors import C42Error, Paused, Rejected, TimedOut, Unusable
+from outcome import FAULT
 from pause import Pause
 from transport import Answer, Transport
 
@@ -50,7 +51,8 @@ class Client:
     """Asks Calendar42 with a `token`, on whose user's view all answers depend. Any thread may use it.
 
     `timeout` is in seconds, for all work of one answer together. No call is made during a `pause`. `callers` is how
-    many threads may ask at once. `observe` is called with each `Call`.
+    many threads may ask at once. `observe` is called with each `Call`, and `observe_fault` with the endpoint and the
+    status (0: no whole answer) of what ended the work for an answer in a fault.
     """
 
     def __init__(
@@ -62,10 +64,12 @@ class Client:
         pause: Pause,
         callers: int = 1,
         observe: Callable[[Call], None] = lambda call: None,
+        observe_fault: Callable[[str, int], None] = lambda endpoint, status: None,
     ) -> None:
         self._token = token
         self._timeout = timeout
         self._observe = observe
+        self._observe_fault = observe_fault
         self.pause = pause
         json_type = "application/json"
         headers = {"Accept": json_type, "Content-Type": json_type, "Authorization": f"Token {token}"}
@@ -79,14 +83,18 @@ class Client:
         The event's own failure is the answer, at once, whatever its subscriptions say.
         """
         job = _Job(time.monotonic() + self._timeout)
+        endpoint = "events"
         event = self._pool.submit(self._call, "events", f"{event_id}/", job)
         page = self._pool.submit(self._page, [event_id], 0, job)
         try:
             answer = self._answer(event_id, self._result(event, job))
+            endpoint = "event-subscriptions"
             for _, name in self._names([event_id], page, job):
                 answer["names"].append(name)
         except C42Error as error:
             _log(event_id, error.kind, error.status, job, str(error))
+            if error.kind == FAULT and not (isinstance(error, Paused) and not error.upstream_status):
+                self._observe_fault(endpoint, error.upstream_status)
             raise
         finally:
             event.cancel()

@@ -11,16 +11,21 @@ import answers
 from cache import Cache
 
 PREFIX = "/events-with-subscriptions/"
+ROUTE = PREFIX + "<event_id>"
 
 App = Callable[[dict[str, Any], Callable[..., Any]], Iterable[bytes]]
 
 
 class FastPath:
-    """Serves what is fresh in `cache`, and hands on to `app` whatever else is asked for."""
+    """Serves what is fresh in `cache`, and hands on to `app` whatever else is asked for.
 
-    def __init__(self, app: App, cache: Cache) -> None:
+    `observe` is called with the route and the status line of each answer that is served.
+    """
+
+    def __init__(self, app: App, cache: Cache, observe: Callable[[str, str], None]) -> None:
         self._app = app
         self._cache = cache
+        self._observe = observe
 
     def __call__(self, environ: dict[str, Any], start_response: Callable[..., Any]) -> Iterable[bytes]:
         path = environ["PATH_INFO"]
@@ -29,6 +34,7 @@ class FastPath:
             found = self._cache.get(path.removeprefix(PREFIX).removesuffix("/"))
             if found is not None:
                 response = answers.render(found, environ)
+                self._observe(ROUTE, response.status)
                 start_response(response.status, response.headers)
                 return [response.body] if method == "GET" else []
         return self._app(environ, start_response)

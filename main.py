@@ -5,7 +5,7 @@ import logging
 import os
 import re
 import sys
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from functools import partial
 
 from flask import Flask, Response, request
@@ -13,12 +13,14 @@ from werkzeug.exceptions import BadRequest, HTTPException
 
 import answers
 import logs
+import operations
 import server
 import settings
 from c42client import Client
 from cache import Cache, Refused
 from fastpath import FastPath
 from loading import loader
+from metrics import Metrics
 from pause import Pause
 from settings import Settings
 
@@ -27,15 +29,19 @@ EVENT_ID = re.compile(r"[A-Za-z0-9_-]{1,128}")
 log = logging.getLogger("c42c")
 
 
-def create_app(config: Settings) -> Flask:
+def create_app(config: Settings, stopping: Callable[[], bool] = lambda: False) -> Flask:
     """Make the service: the Flask app, with a cache and an upstream client of its own."""
     cache = Cache(max_entries=config.max_entries, max_waiting=config.max_waiting)
+    pause = Pause(config.fault_expiry)
+    metrics = Metrics(config, cache, pause, stopping)
     client = Client(
         base_url=config.base_url,
         token=config.token,
         timeout=config.timeout,
-        pause=Pause(config.fault_expiry),
+        pause=pause,
         callers=config.max_waiting,
+        observe=metrics.called,
+        observe_fault=metrics.faulted,
     )
     load = loader(client.fetch, config)
     app = Flask(__name__)
@@ -63,7 +69,8 @@ def create_app(config: Settings) -> Flask:
         log.error("a request failed", exc_info=error)
         return _respond(answers.error(500, "the service failed; its log says why", []))
 
-    app.wsgi_app = FastPath(app.wsgi_app, cache)  # type: ignore[method-assign]  # as Flask's documentation has it
+    operations.register(app, metrics)
+    app.wsgi_app = FastPath(app.wsgi_app, cache, metrics.responded)  # type: ignore[method-assign]  # as Flask's documentation has it
     return app
 
 
