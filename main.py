@@ -37,7 +37,7 @@ def create_app(config: Settings) -> Flask:
         pause=Pause(config.fault_expiry),
         callers=config.max_waiting,
     )
-    load = loader(client.fetch, config)
+    load = loader(client, config)
     app = Flask(__name__)
     app.url_map.merge_slashes = False  # a path with two slashes is not found, rather than redirected
 
@@ -46,7 +46,8 @@ def create_app(config: Settings) -> Flask:
     def event(event_id: str) -> Response:
         if not EVENT_ID.fullmatch(event_id):
             raise BadRequest("an event id is 1 to 128 letters, digits, hyphens and underscores")
-        return _respond(answers.render(cache.get_or_load(event_id, load), request.environ))
+        found = cache.get_or_load(event_id, lambda event_id: load([event_id])[event_id])
+        return _respond(answers.render(found, request.environ))
 
     @app.errorhandler(Refused)
     def refused(_: Refused) -> Response:
