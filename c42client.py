@@ -108,7 +108,7 @@ class Client:
                     answers[event_id]["names"].append(name)
         except C42Error as error:
             error.kind = FAULT  # it is the list that was refused, which says nothing definite of any one event
-            return dict.fromkeys(event_ids, error) | errors
+            return {**dict.fromkeys(event_ids, error), **errors}
         finally:
             listed.cancel()
             page.cancel()
