@@ -17,7 +17,7 @@ from typing import Any, NamedTuple, TypeVar
 import extract
 import settings
 from errors import C42Error, Paused, Rejected, TimedOut, Unusable
-from outcome import FAULT
+from outcome import FAULT, OK
 from pause import Pause
 from transport import Answer, Transport
 
@@ -37,6 +37,7 @@ class Call(NamedTuple):
     endpoint: str  # "events" or "event-subscriptions"
     status: int  # 0 where no whole answer came
     seconds: float
+    trouble: str = ""  # what kept the answer from coming
 
 
 @dataclass(slots=True)
@@ -45,6 +46,12 @@ class _Job:
 
     deadline: float
     calls: list[Call] = field(default_factory=list)
+
+
+def headers(token: str) -> dict[str, str]:
+    """Return what every call sends."""
+    json_type = "application/json"
+    return {"Accept": json_type, "Content-Type": json_type, "Authorization": f"Token {token}"}
 
 
 class Client:
@@ -71,10 +78,8 @@ class Client:
         self._observe = observe
         self._observe_fault = observe_fault
         self.pause = pause
-        json_type = "application/json"
-        headers = {"Accept": json_type, "Content-Type": json_type, "Authorization": f"Token {token}"}
         at_once = 2 * callers + PAGES_AT_ONCE
-        self._transport = Transport(base_url=base_url, headers=headers, connections=at_once)
+        self._transport = Transport(base_url=base_url, headers=headers(token), connections=at_once)
         self._pool = ThreadPoolExecutor(at_once, thread_name_prefix="c42c-upstream")
 
     def fetch(self, event_id: str) -> dict[str, Any]:
@@ -99,7 +104,7 @@ class Client:
         finally:
             event.cancel()
             page.cancel()
-        _log(event_id, "ok", 200, job, f"{len(answer['names'])} names")
+        _log(event_id, OK, 200, job, f"{len(answer['names'])} names", len(answer["names"]))
         return answer
 
     def close(self) -> None:
@@ -145,17 +150,18 @@ class Client:
         """Make one call and return the JSON of its answer; raise whatever else comes of it."""
         if left := self.pause.left:
             raise Paused(left)
-        began, status = time.monotonic(), 0
+        began, status, trouble = time.monotonic(), 0, ""
         try:
             answer = self._transport.get(f"{endpoint}/{rest}", deadline=job.deadline, limit=MAX_BODY)
             status = answer.status
         except TimeoutError:
+            trouble = "timed out"
             raise TimedOut(self._timeout) from None
         except ConnectionError as error:
-            log.debug("%s: %s", endpoint, error)
+            trouble = str(error)
             raise Unusable("could not be reached, or broke off") from None
         finally:
-            call = Call(endpoint, status, time.monotonic() - began)
+            call = Call(endpoint, status, time.monotonic() - began, trouble)
             job.calls.append(call)
             self._observe(call)
         if status == 429:
@@ -187,10 +193,14 @@ class Client:
         return text.replace(self._token, "***")
 
 
-def _log(event_id: str, outcome: str, status: int, job: _Job, remark: str) -> None:
-    level = logging.WARNING if outcome == "fault" else logging.INFO
-    calls = ", ".join(f"{call.endpoint} {call.seconds * 1000:.0f} ms" for call in job.calls)
-    log.log(level, "load event=%s outcome=%s status=%d: %s (%s)", event_id, outcome, status, remark, calls)
+def _log(event_id: str, outcome: str, status: int, job: _Job, remark: str, names: int | None = None) -> None:
+    level = logging.WARNING if outcome == FAULT else logging.INFO
+    calls = list(job.calls)
+    shown = ", ".join(f"{call.endpoint} {call.seconds * 1000:.0f} ms {call.trouble}".strip() for call in calls)
+    fields = {"event": event_id, "outcome": outcome, "status": status, "names": names}
+    fields["calls"] = [call._asdict() | {"seconds": round(call.seconds, 4)} for call in calls]
+    text = "load event=%s outcome=%s status=%d: %s (%s)"
+    log.log(level, text, event_id, outcome, status, remark, shown, extra={"fields": fields})
 
 
 def main(arguments: list[str], environ: Mapping[str, str] = os.environ) -> int:

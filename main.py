@@ -7,11 +7,13 @@ import re
 import sys
 from collections.abc import Callable, Mapping
 from functools import partial
+from typing import Any
 
 from flask import Flask, Response, request
 from werkzeug.exceptions import BadRequest, HTTPException
 
 import answers
+import check
 import logs
 import operations
 import server
@@ -71,6 +73,8 @@ def create_app(config: Settings, stopping: Callable[[], bool] = lambda: False) -
 
     operations.register(app, metrics)
     app.wsgi_app = FastPath(app.wsgi_app, cache, metrics.responded)  # type: ignore[method-assign]  # as Flask's documentation has it
+    if log.isEnabledFor(logging.DEBUG):
+        app.wsgi_app = operations.RequestLog(app.wsgi_app)  # type: ignore[method-assign]
     return app
 
 
@@ -83,6 +87,8 @@ def main(arguments: list[str], environ: Mapping[str, str]) -> int:
     options = _parser().parse_args(arguments)
     if options.demo:
         return _demo(environ)
+    if options.check:
+        return check.run(environ)
     try:
         config = settings.read(environ)
     except settings.SettingsError as error:
@@ -92,7 +98,7 @@ def main(arguments: list[str], environ: Mapping[str, str]) -> int:
 
 
 def _serve(config: Settings, environ: Mapping[str, str], greeting: str = "") -> int:
-    logs.configure(config.loglevel)
+    logs.configure(config.loglevel, config.logformat, config.token)
     settings.warn_of_unknown(environ, log)
     try:
         server.check_address(config.host, config.port)
@@ -103,12 +109,12 @@ def _serve(config: Settings, environ: Mapping[str, str], greeting: str = "") -> 
     return server.serve(partial(_build, config), config)
 
 
-def _build(config: Settings) -> Flask:
+def _build(config: Settings, stopping: Any) -> Flask:
     """Make the service in the process that will serve it, which may be a new one."""
-    logs.configure(config.loglevel)
+    logs.configure(config.loglevel, config.logformat, config.token)
     server.depend_on_parent()
     log.info("serving on %s", server.url(config))
-    return create_app(config)
+    return create_app(config, lambda: bool(stopping.value))
 
 
 def _demo(environ: Mapping[str, str]) -> int:
@@ -148,6 +154,9 @@ def _parser() -> argparse.ArgumentParser:
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
     parser.add_argument("--demo", action="store_true", help="serve made-up events from a stand-in; needs no token")
+    parser.add_argument(
+        "--check", action="store_true", help="say whether the settings and Calendar42 are well, and end"
+    )
     return parser
 
 
