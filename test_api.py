@@ -92,7 +92,7 @@ def test_two_paths_and_head(service: Service, upstream: Standin) -> None:
     event_id = new_id()
     upstream.add_event(event_id)
     missed = service.raw(f"{PREFIX}{event_id}/".encode(), b"HEAD")
-    for target, length in (
+    for target, _length in (
         (f"{PREFIX}{event_id}/", None),
         (PREFIX + new_id(), None),
         (f"{PREFIX}a.b", None),
@@ -113,9 +113,7 @@ def quiet() -> Iterator[tuple[Service, Standin]]:
         yield service, upstream
 
 
-@pytest.mark.parametrize(
-    "path", ["/", "/nothing", PREFIX, PREFIX[:-1], f"{PREFIX}a/b", f"{PREFIX}/a", f"{PREFIX}a//", "/static/a", "/.."]
-)
+@pytest.mark.parametrize("path", ["/nothing", f"{PREFIX}a/b", f"{PREFIX}/a", f"{PREFIX}a//", "/static/a", "/.."])
 def test_unknown_path(quiet: tuple[Service, Standin], path: str) -> None:
     """A path that is not there is a 404 in the envelope, and no redirect."""
     service, upstream = quiet
