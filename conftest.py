@@ -108,7 +108,7 @@ class Service:
         def ready() -> bool:
             assert self.process.poll() is None, f"the service has ended:\n{self.log}"
             with contextlib.suppress(OSError, http.client.HTTPException):
-                return self.raw(b"/").status == 404
+                return self.raw(b"/livez").status == 200
             return False
 
         until(ready, "the service to answer")
