@@ -1,21 +1,439 @@
 """The service over HTTP: really started, with the stand-in of Calendar42 behind it."""
 
+import json
+import re
+import select
+import socket
 import sys
+import time
+from collections.abc import Callable, Iterator
+from functools import partial
+from typing import Any
 
-from conftest import Service, new_id, run_as_script
-from standin import EVENTS, Standin
+import pytest
+import requests
+from flask.testing import FlaskClient
+
+import main
+import settings
+from c42client import Client
+from cache import Cache
+from conftest import PATIENCE, TOKEN, Raw, Service, at_once, new_id, receive, run_as_script, started
+from standin import EVENTS, Gate, Standin
+
+Start = Callable[..., Service]
+PREFIX = "/events-with-subscriptions/"
+
+
+def envelope(answer: requests.Response | Raw, status: int) -> str:
+    """Check that `answer` is an error in the envelope, and return its message."""
+    code, body = (answer.status, answer.body) if isinstance(answer, Raw) else (answer.status_code, answer.content)
+    error = json.loads(body)["error"]
+    assert (code, error["status_code"], list(error)) == (status, status, ["status_code", "message", "code"])
+    assert re.fullmatch("[A-Z_]+", error["code"])
+    assert (answer.headers["Content-Type"], answer.headers["X-Content-Type-Options"]) == ("application/json", "nosniff")
+    return str(error["message"])
+
+
+# What an answer is
 
 
 def test_merges_both_calls(service: Service, upstream: Standin) -> None:
-    """An answer has the event's id, its title and the first names of everyone on it."""
+    """An answer is compact JSON of the event's id, its title and the first names of everyone on it."""
     answer = service.event(EVENTS["plain"])
-    assert answer.json() == {
-        "id": EVENTS["plain"],
-        "title": "Dinner with the neighbours",
-        "names": ["API", "Arthur", "Ella"],
-    }
-    assert new_id() != new_id()
-    assert upstream.calls() == 2
+    names = '["API","Arthur","Ella"]'
+    body = f'{{"id":"{EVENTS["plain"]}","title":"Dinner with the neighbours","names":{names}}}'
+    assert (answer.status_code, answer.text) == (200, body)
+    assert answer.headers["Content-Type"] == "application/json"
+    assert (upstream.calls("events"), upstream.calls("event-subscriptions")) == (1, 1)
+
+
+@pytest.mark.parametrize(
+    ("event", "title", "names"),
+    [
+        ("empty", "Nobody comes to this one", []),
+        ("untitled", None, ["API", "Noor"]),
+        ("blanks", "Guests to be announced", ["API", "Ella", "Arthur"]),
+        ("mixed", "Shared car to the office", ["API", "Tess", "Bram"]),
+        ("duplicates", "Three times Anna", ["Anna", "Arthur", "Anna", "anna", "Anna"]),
+    ],
+)
+def test_names(service: Service, event: str, title: str | None, names: list[str]) -> None:
+    """Names keep the upstream's order and doubles; blank, null, removed and other events' ones are left out."""
+    assert service.event(EVENTS[event]).json() == {"id": EVENTS[event], "title": title, "names": names}
+
+
+def test_scripts(service: Service) -> None:
+    """Text of every script goes out as UTF-8, without escapes."""
+    body = service.event(EVENTS["scripts"]).content.decode()
+    assert "\\u" not in body
+    assert {"محمد", "李小龙", "👩🏽‍🚀 Zoë", "Zoe\u0308", 'Pat "The Hat"', "Back\\slash"} < set(
+        json.loads(body)["names"]
+    )
+
+
+@pytest.mark.parametrize(("count", "pages"), [(10, 1), (11, 1), (99, 1), (100, 1), (101, 2), (250, 3), (1750, 18)])
+def test_all_pages(service: Service, upstream: Standin, count: int, pages: int) -> None:
+    """Every subscription is in the answer, in order, with no more calls than there are pages."""
+    event_id, names = new_id(), [f"Guest {number}" for number in range(count)]
+    upstream.add_event(event_id, names=names)
+    assert service.event(event_id).json()["names"] == names
+    assert (upstream.calls("events"), upstream.calls("event-subscriptions")) == (1, pages)
+
+
+@pytest.mark.parametrize("event", ["deleted", "nodata"])
+def test_deleted(service: Service, event: str) -> None:
+    """A deleted event is a 404."""
+    assert envelope(service.event(EVENTS[event]), 404) == "the event is deleted"
+
+
+def test_two_paths_and_head(service: Service, upstream: Standin) -> None:
+    """A trailing slash and a query change nothing, and HEAD is GET without the body: for misses, hits and errors."""
+    event_id = new_id()
+    upstream.add_event(event_id)
+    missed = service.raw(f"{PREFIX}{event_id}/".encode(), b"HEAD")
+    for target in (f"{PREFIX}{event_id}/", PREFIX + new_id(), f"{PREFIX}a.b", "/"):
+        got, head = service.raw(target.encode()), service.raw(target.encode(), b"HEAD")
+        assert (head.status, head.body, head.headers["Content-Length"]) == (got.status, b"", str(len(got.body)))
+        assert head.headers["Content-Type"] == got.headers["Content-Type"]
+    assert missed.headers["Content-Length"] == str(len(service.event(event_id).content))
+    assert service.event(event_id).content == service.get(f"{PREFIX}{event_id}/?limit=1").content
+    assert upstream.calls(event_id=event_id) == 2
+
+
+@pytest.fixture(scope="module")
+def quiet() -> Iterator[tuple[Service, Standin]]:
+    """Start a service and a stand-in where every load ends well, so that no late call spoils the count of another."""
+    with Standin(token=TOKEN) as upstream, started(Service(upstream)) as service:
+        yield service, upstream
+
+
+@pytest.mark.parametrize(
+    "path", ["/", "/nothing", PREFIX, PREFIX[:-1], f"{PREFIX}a/b", f"{PREFIX}/a", f"{PREFIX}a//", "/static/a", "/.."]
+)
+def test_unknown_path(quiet: tuple[Service, Standin], path: str) -> None:
+    """A path that is not there is a 404 in the envelope, and no redirect."""
+    service, upstream = quiet
+    before = upstream.calls()
+    envelope(service.raw(path.encode()), 404)
+    assert upstream.calls() == before
+
+
+@pytest.mark.parametrize("method", [b"POST", b"PUT", b"DELETE", b"PATCH", b"BREW"])
+def test_wrong_method(quiet: tuple[Service, Standin], method: bytes) -> None:
+    """A wrong method is a 405 in the envelope, which says what is allowed; also for an event that is kept."""
+    service, upstream = quiet
+    kept, cold = EVENTS["plain"], new_id()
+    assert service.event(kept).status_code == 200
+    before = upstream.calls()
+    for event_id in kept, cold, cold + "/":
+        answer = service.raw(f"{PREFIX}{event_id}".encode(), method, b"Content-Length: 0")
+        envelope(answer, 405)
+        assert set(answer.headers["Allow"].split(", ")) == {"GET", "HEAD", "OPTIONS"}
+    assert upstream.calls() == before
+
+
+# One load per event
+
+
+@pytest.fixture(scope="module")
+def room(shared_upstream: Standin) -> Iterator[Service]:
+    """Start a service where exactly 200 requests may wait for the upstream."""
+    with started(
+        Service(shared_upstream, C42_THREADS=str(200 + settings.RESERVED_THREADS), C42_TIMEOUT="30")
+    ) as service:
+        yield service
+
+
+@pytest.mark.parametrize("status", [200, 503, 404])
+def test_200_callers_cause_one_load(room: Service, upstream: Standin, status: int) -> None:
+    """200 callers of one cold event get 200 equal answers out of one call to each endpoint; one more is refused."""
+    event_id, warm, gate = new_id(), new_id(), Gate()
+    upstream.add_event(event_id, names=["API", "Ella"])
+    upstream.add_event(warm)
+    assert room.event(warm).status_code == 200
+    upstream.rule(event_id=event_id, gate=gate, status=None if status == 200 else status)
+    socks = [room.connect() for _ in range(201)]
+    for sock in socks:
+        sock.sendall(f"GET {PREFIX}{event_id} HTTP/1.1\r\nHost: c42c\r\n\r\n".encode())
+    # Nobody is answered before the gate opens, but who comes when 200 wait: so now 200 wait.
+    (refused,), _, _ = select.select(socks, [], [], PATIENCE)
+    gate.wait_for(2)
+    answer = receive(refused)
+    assert "too many" in envelope(answer, 503)
+    assert answer.headers["Retry-After"] == "1"
+    assert room.event(warm).headers["Cache-Status"].startswith("c42c; hit")
+    gate.open()
+    answers = [receive(sock) for sock in socks if sock is not refused]
+    for sock in socks:
+        sock.close()
+    assert len(answers) == 200
+    assert {(answer.status, answer.body) for answer in answers} == {(status, answers[0].body)}
+    assert sum("collapsed" in answer.headers["Cache-Status"] for answer in answers) == 199
+    assert [upstream.calls(endpoint, event_id) for endpoint in ("events", "event-subscriptions")] == [1, 1]
+    if status == 200:
+        assert json.loads(answers[0].body)["names"] == ["API", "Ella"]
+    assert room.event(event_id).status_code == status  # and it is kept
+    assert upstream.calls(event_id=event_id) == 2
+
+
+def test_slow_event_delays_no_other(service: Service, upstream: Standin) -> None:
+    """While one load hangs, a cold load of another event and hits are answered."""
+    slow, other, gate = new_id(), new_id(), Gate()
+    upstream.add_event(slow)
+    upstream.add_event(other, names=["Arthur"])
+    upstream.rule(event_id=slow, gate=gate)
+    with service.connect() as sock:
+        sock.sendall(f"GET {PREFIX}{slow} HTTP/1.1\r\nHost: c42c\r\n\r\n".encode())
+        gate.wait_for(2)
+        for result in "fwd=miss", "hit":
+            answer = service.event(other)
+            assert (answer.status_code, answer.json()["names"]) == (200, ["Arthur"])
+            assert result in answer.headers["Cache-Status"]
+        assert select.select([sock], [], [], 0)[0] == []  # it hangs still
+        gate.open()
+        assert receive(sock).status == 200
+
+
+def test_unknown_event_costs_one_load(service: Service, upstream: Standin) -> None:
+    """An unknown id, asked for 1,000 times, costs one load, and is the upstream's 404 every time."""
+    event_id = new_id()
+    answers = {(answer.status_code, answer.content) for answer in (service.event(event_id) for _ in range(1000))}
+    ((status, body),) = answers
+    assert (status, json.loads(body)["error"]["message"]) == (404, f"Event {event_id} not found")
+    assert upstream.calls("events", event_id) == 1
+    assert upstream.calls("event-subscriptions", event_id) <= 1  # 0 where the 404 was quicker than the other's start
+
+
+# Expiry
+
+
+class Clock:
+    """Seconds that pass when a test says so."""
+
+    now = 1000.0
+
+    def __call__(self) -> float:
+        return self.now
+
+
+class Inside:
+    """The service in this process, without a server, under a clock of its own."""
+
+    def __init__(self, upstream: Standin, monkeypatch: pytest.MonkeyPatch, **environ: str) -> None:
+        self.clock = Clock()
+        made: list[Any] = []
+
+        def remember(what: Callable[..., Any], **options: Any) -> Any:
+            made.append(what(**options))
+            return made[-1]
+
+        monkeypatch.setattr(main, "Cache", partial(remember, Cache, clock=self.clock))
+        monkeypatch.setattr(main, "Client", partial(remember, Client))
+        app = main.create_app(settings.read({"C42_TOKEN": TOKEN, "C42_BASE_URL": upstream.base_url, **environ}))
+        self.cache, self.upstream_client = made
+        self.http: FlaskClient = app.test_client()
+
+    def event(self, event_id: str) -> Any:
+        """GET an event."""
+        return self.http.get(PREFIX + event_id)
+
+    def close(self) -> None:
+        """Stop its threads."""
+        self.cache.close()
+        self.upstream_client.close()
+
+
+@pytest.fixture
+def inside(upstream: Standin, monkeypatch: pytest.MonkeyPatch) -> Iterator[Callable[..., Inside]]:
+    """Give a test a way to make services in this process: `inside(C42_EXPIRY="0.05")`."""
+    made: list[Inside] = []
+
+    def make(**environ: str) -> Inside:
+        made.append(Inside(upstream, monkeypatch, **environ))
+        return made[-1]
+
+    yield make
+    for one in made:
+        one.close()
+
+
+@pytest.mark.parametrize(("expiry", "seconds"), [("0.05", 3.0), ("4.2", 252.0)])
+@pytest.mark.parametrize("known", [True, False])
+def test_expiry_is_exact(
+    inside: Callable[..., Inside], upstream: Standin, expiry: str, seconds: float, known: bool
+) -> None:
+    """An answer, good or bad, is served until its expiry, and is never served at it or later."""
+    service, event_id = inside(C42_EXPIRY=expiry), new_id()
+    if known:
+        upstream.add_event(event_id, title="Old")
+    began = service.clock.now
+    assert service.event(event_id).status_code == (200 if known else 404)
+    service.clock.now = began + seconds - 1e-6
+    assert service.event(event_id).headers["Cache-Status"].startswith("c42c; hit")
+    assert upstream.calls("events", event_id) == 1
+    upstream.add_event(event_id, title="New")
+    service.clock.now = began + seconds
+    answer = service.event(event_id)
+    assert (answer.status_code, answer.json["title"]) == (200, "New")
+    assert upstream.calls("events", event_id) == 2
+
+
+@pytest.fixture(scope="module")
+def forgetful(shared_upstream: Standin) -> Iterator[Service]:
+    """Start a service that keeps everything for 0.3 s."""
+    with started(Service(shared_upstream, C42_EXPIRY="0.005", C42_TIMEOUT="2")) as service:
+        yield service
+
+
+def test_expiry_in_real_time(forgetful: Service, upstream: Standin) -> None:
+    """With C42_EXPIRY=0.005 an answer is kept for 0.3 s, not more and not less."""
+    event_id = new_id()
+    upstream.add_event(event_id, title="Old")
+    earliest = time.monotonic()
+    assert forgetful.event(event_id).json()["title"] == "Old"
+    latest = time.monotonic()
+    upstream.set_title(event_id, "New")
+    while True:
+        asked = time.monotonic()
+        title = forgetful.event(event_id).json()["title"]
+        answered = time.monotonic()
+        if title == "New":
+            break
+        assert asked < latest + 0.3
+    assert answered >= earliest + 0.3
+    assert upstream.calls("events", event_id) == 2
+
+
+def test_recovers_from_a_fault(forgetful: Service, upstream: Standin) -> None:
+    """A 503 is passed through, body and all, kept for the fault's expiry, and then the service is right again."""
+    event_id, body = new_id(), '{"error": {"message": "down  for maintenance"}}'
+    upstream.add_event(event_id, title="Back")
+    rule = upstream.rule(status=503, body=body)
+    answer = forgetful.event(event_id)
+    assert (answer.status_code, answer.text, answer.headers["Cache-Control"]) == (503, body, "no-store")
+    rule.remove()
+    latest = time.monotonic()
+    while (answer := forgetful.event(event_id)).status_code == 503:
+        assert time.monotonic() < latest + PATIENCE
+    assert (answer.status_code, answer.json()["title"]) == (200, "Back")
+    assert upstream.calls("events", event_id) == 2
+
+
+FAULTS: list[tuple[str, dict[str, Any], int]] = [
+    *((f"{status}", {"status": status}, status) for status in (401, 403, 408, 500, 502, 503, 504, 599)),
+    ("HTML", {"body": "<html>hello</html>", "content_type": "text/html"}, 502),
+    ("cut", {"truncate": True}, 502),
+    ("reset", {"reset": True}, 502),
+    ("redirect", {"status": 302, "headers": {"Location": "/api/v2/events/"}}, 502),
+]
+
+
+@pytest.mark.parametrize(("fault", "status"), [pytest.param(fault, status, id=name) for name, fault, status in FAULTS])
+def test_fault_expiry_is_exact(
+    inside: Callable[..., Inside], upstream: Standin, fault: dict[str, Any], status: int
+) -> None:
+    """A fault is kept for C42_FAULT_EXPIRY from when it was found, and no longer."""
+    service, event_id = inside(C42_FAULT_EXPIRY="0.1"), new_id()
+    upstream.add_event(event_id)
+    rule = upstream.rule("events", **fault)
+    asked = time.monotonic()
+    assert service.event(event_id).status_code == status
+    longest = time.monotonic() - asked  # that the load took
+    rule.remove()
+    began = service.clock.now
+    service.clock.now = began + 6 - 1e-6
+    assert service.event(event_id).status_code == status
+    assert upstream.calls("events", event_id) == 1
+    service.clock.now = began + 6 + longest
+    assert service.event(event_id).status_code == 200
+
+
+# Hostile ids
+
+HOSTILE = [
+    "..", "%2e%2e", ".", "%2E", "a,b", "a%2Cb", "a]", "%5D", "[a]", "x%3Flimit%3D1", "x%26limit=1", "%00", "a%00",
+    "a%0d%0ab", "a%0a", "%0a", "a%20", "%20", "a" * 129, "a" * 20_000, "%FF%FE", "%ed%a0%80", "%C3%A9", "%D9%A3",
+    "%EF%BC%A1", "%25", "%252e", "a%", "%zz", "a;b", "a:b", "a@b", "a.b", "*", "%2f..%2f..", "..%2f", "%5c", "a+b",
+    "%e2%80%ae", "a'", "%22", "%3Cscript%3E",
+]  # fmt: skip
+
+
+@pytest.mark.parametrize("slash", ["", "/"])
+def test_hostile_ids(quiet: tuple[Service, Standin], slash: str) -> None:
+    """What is no id is refused in the envelope, and never reaches the upstream."""
+    service, upstream = quiet
+    before = upstream.calls()
+    for hostile in HOSTILE:
+        answer = service.raw(f"{PREFIX}{hostile}{slash}".encode())
+        message = envelope(answer, 404 if "%2f" in hostile and answer.status == 404 else 400)
+        assert len(message) < 200, hostile
+        assert answer.headers["Cache-Control"] == "no-store"
+    assert upstream.calls() == before
+
+
+def test_hostile_bytes(quiet: tuple[Service, Standin]) -> None:
+    """A request that no client would send is refused, never reaches the upstream, and harms nobody else."""
+    service, upstream = quiet
+    before = upstream.calls()
+    for target in b"\xff", b"\xc3\xa9", b"a\x00b", b"a b", b"a\tb", b"\x7f", b"a" * 100_000:
+        with service.connect() as sock:
+            sock.sendall(b"GET " + PREFIX.encode() + target + b" HTTP/1.1\r\nHost: c42c\r\nConnection: close\r\n\r\n")
+            assert receive(sock).status in (400, 404, 414, 431), target
+    for request in b"\r\n\r\n", b"\x16\x03\x01\x02\x00\x01\x00", b"GET /\r\n\r\n", b"GET * HTTP/1.1\r\nHost: a\r\n\r\n":
+        with service.connect() as sock:
+            sock.sendall(request)
+            sock.shutdown(socket.SHUT_WR)
+            assert not sock.recv(4096).startswith(b"HTTP/1.1 2")
+    envelope(service.raw(b"*", b"OPTIONS"), 404)
+    assert upstream.calls() == before
+    assert service.event(EVENTS["plain"]).status_code == 200
+
+
+def test_longest_id(service: Service, upstream: Standin) -> None:
+    """An id of 128 characters is asked for."""
+    upstream.add_event("a" * 128)
+    assert service.event("a" * 128).json()["id"] == "a" * 128
+
+
+def test_hostile_ids_are_not_kept(inside: Callable[..., Inside]) -> None:
+    """What is no id leaves nothing behind in the cache."""
+    service = inside()
+    for hostile in HOSTILE:
+        assert service.event(hostile).status_code in (400, 404)
+    assert (len(service.cache), sum(service.cache.snapshot())) == (0, 0)
+
+
+# Time
+
+
+@pytest.mark.parametrize("endpoint", ["events", "event-subscriptions"])
+def test_time_out(service: Service, upstream: Standin, endpoint: str) -> None:
+    """An upstream that hangs or trickles, in header or body, at either endpoint, is a 504 within half a second of the
+    time-out."""
+    faults: list[dict[str, Any]] = [{"hang": True}, {"trickle": 0.3}, {"trickle_headers": 0.3}]
+    event_ids = [new_id() for _ in faults]
+    for event_id, fault in zip(event_ids, faults, strict=True):
+        upstream.add_event(event_id)
+        upstream.rule(endpoint, event_id, **fault)
+
+    def timed(event_id: str) -> tuple[requests.Response, float]:
+        asked = time.monotonic()
+        return service.event(event_id), time.monotonic() - asked
+
+    for answer, seconds in at_once(*(partial(timed, event_id) for event_id in event_ids)):
+        assert envelope(answer, 504) == "Calendar42 did not answer within 2 seconds"
+        assert 2 <= seconds < 2.5
+        assert upstream.calls(event_id=answer.url[-47:]) == 2
+
+
+def test_not_found_does_not_wait(service: Service, upstream: Standin) -> None:
+    """A 404 from the event call answers at once, while the other call hangs."""
+    event_id, gate = new_id(), Gate()
+    upstream.rule("event-subscriptions", event_id, gate=gate)
+    answer = service.event(event_id)
+    assert (answer.status_code, answer.json()["error"]["message"]) == (404, f"Event {event_id} not found")
+    gate.open()
 
 
 if __name__ == "__main__":
