@@ -1,7 +1,7 @@
 """Fresh answers, served before Flask: routing, request and response objects cost ten times what a hit does.
 
 WSGI middleware. What it answers is the same, byte for byte and header for header, as what the route answers; what is
-not a GET or HEAD of a fresh answer goes on to the app.
+not a GET or HEAD of a fresh answer goes on to the app. `origins` are those of `answers.cors`.
 """
 
 from collections.abc import Callable, Iterable
@@ -18,9 +18,10 @@ App = Callable[[dict[str, Any], Callable[..., Any]], Iterable[bytes]]
 class FastPath:
     """Serves what is fresh in `cache`, and hands on to `app` whatever else is asked for."""
 
-    def __init__(self, app: App, cache: Cache) -> None:
+    def __init__(self, app: App, cache: Cache, origins: frozenset[str]) -> None:
         self._app = app
         self._cache = cache
+        self._origins = origins
 
     def __call__(self, environ: dict[str, Any], start_response: Callable[..., Any]) -> Iterable[bytes]:
         path = environ["PATH_INFO"]
@@ -29,6 +30,6 @@ class FastPath:
             found = self._cache.get(path.removeprefix(PREFIX).removesuffix("/"))
             if found is not None:
                 response = answers.render(found, environ)
-                start_response(response.status, response.headers)
+                start_response(response.status, response.headers + answers.cors(self._origins, environ))
                 return [response.body] if method == "GET" else []
         return self._app(environ, start_response)
