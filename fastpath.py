@@ -11,7 +11,7 @@ import answers
 from cache import Cache
 
 PREFIX = "/events-with-subscriptions/"
-ROUTE = PREFIX + "<event_id>"
+ROUTE = PREFIX + "<event_id>"  # as Flask writes it
 
 App = Callable[[dict[str, Any], Callable[..., Any]], Iterable[bytes]]
 
@@ -19,12 +19,13 @@ App = Callable[[dict[str, Any], Callable[..., Any]], Iterable[bytes]]
 class FastPath:
     """Serves what is fresh in `cache`, and hands on to `app` whatever else is asked for.
 
-    `observe` is called with the route and the status line of each answer that is served.
+    `origins` are those of `answers.cors`; `observe` is called with the route and the status line of what is served.
     """
 
-    def __init__(self, app: App, cache: Cache, observe: Callable[[str, str], None]) -> None:
+    def __init__(self, app: App, cache: Cache, *, origins: frozenset[str], observe: Callable[[str, str], None]) -> None:
         self._app = app
         self._cache = cache
+        self._origins = origins
         self._observe = observe
 
     def __call__(self, environ: dict[str, Any], start_response: Callable[..., Any]) -> Iterable[bytes]:
@@ -35,6 +36,6 @@ class FastPath:
             if found is not None:
                 response = answers.render(found, environ)
                 self._observe(ROUTE, response.status)
-                start_response(response.status, response.headers)
+                start_response(response.status, response.headers + answers.cors(self._origins, environ))
                 return [response.body] if method == "GET" else []
         return self._app(environ, start_response)

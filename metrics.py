@@ -21,11 +21,11 @@ from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily
 from prometheus_client.metrics_core import Metric
 from prometheus_client.registry import Collector
 
-from c42client import Call
 from cache import Cache
 from outcome import KINDS
 from pause import Pause
 from settings import Settings
+from upstream import Call
 
 VERSION = "0.1.0"
 ENDPOINTS = ("events", "event-subscriptions")
