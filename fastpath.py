@@ -1,7 +1,7 @@
 """Fresh answers, served before Flask: routing, request and response objects cost ten times what a hit does.
 
 WSGI middleware. What it answers is the same, byte for byte and header for header, as what the route answers; what is
-not a GET or HEAD of a fresh answer goes on to the app.
+not a GET or HEAD of a fresh answer goes on to the app. `origins` are those of `answers.cors`.
 """
 
 from collections.abc import Callable, Iterable
@@ -22,9 +22,10 @@ class FastPath:
     `observe` is called with the route and the status line of each answer that is served.
     """
 
-    def __init__(self, app: App, cache: Cache, observe: Callable[[str, str], None]) -> None:
+    def __init__(self, app: App, cache: Cache, origins: frozenset[str], observe: Callable[[str, str], None]) -> None:
         self._app = app
         self._cache = cache
+        self._origins = origins
         self._observe = observe
 
     def __call__(self, environ: dict[str, Any], start_response: Callable[..., Any]) -> Iterable[bytes]:
@@ -35,6 +36,6 @@ class FastPath:
             if found is not None:
                 response = answers.render(found, environ)
                 self._observe(ROUTE, response.status)
-                start_response(response.status, response.headers)
+                start_response(response.status, response.headers + answers.cors(self._origins, environ))
                 return [response.body] if method == "GET" else []
         return self._app(environ, start_response)

@@ -27,6 +27,8 @@ from pause import Pause
 from settings import Settings
 
 EVENT_ID = re.compile(r"[A-Za-z0-9_-]{1,128}")
+EVENT_ID_RULE = "an event id is 1 to 128 letters, digits, hyphens and underscores"
+LONGEST_LIST = 100
 
 log = logging.getLogger("c42c")
 
@@ -45,16 +47,32 @@ def create_app(config: Settings, stopping: Callable[[], bool] = lambda: False) -
         observe=metrics.called,
         observe_fault=metrics.faulted,
     )
-    load = loader(client.fetch, config)
+    load = loader(client, config)
     app = Flask(__name__)
     app.url_map.merge_slashes = False  # a path with two slashes is not found, rather than redirected
+    operations.register(app, metrics)
 
     @app.get("/events-with-subscriptions/<event_id>")
     @app.get("/events-with-subscriptions/<event_id>/")
     def event(event_id: str) -> Response:
         if not EVENT_ID.fullmatch(event_id):
-            raise BadRequest("an event id is 1 to 128 letters, digits, hyphens and underscores")
-        return _respond(answers.render(cache.get_or_load(event_id, load), request.environ))
+            raise BadRequest(EVENT_ID_RULE)
+        found = cache.get_or_load(event_id, lambda event_id: load([event_id])[event_id])
+        return _respond(answers.render(found, request.environ))
+
+    @app.get("/events-with-subscriptions")
+    @app.get("/events-with-subscriptions/")
+    def events() -> Response:
+        found = cache.get_or_load_many(_event_ids(request.args.getlist("event_ids")), load)
+        return _respond(answers.render_many(found, request.environ))
+
+    @app.after_request
+    def allow_origins(response: Response) -> Response:
+        if request.method == "OPTIONS":
+            response.status_code = 204
+            del response.headers["Content-Type"]
+        response.headers.extend(answers.cors(config.cors_origins, request.environ))
+        return response
 
     @app.errorhandler(Refused)
     def refused(_: Refused) -> Response:
@@ -71,11 +89,25 @@ def create_app(config: Settings, stopping: Callable[[], bool] = lambda: False) -
         log.error("a request failed", exc_info=error)
         return _respond(answers.error(500, "the service failed; its log says why", []))
 
-    operations.register(app, metrics)
-    app.wsgi_app = FastPath(app.wsgi_app, cache, metrics.responded)  # type: ignore[method-assign]  # as Flask's documentation has it
+    app.wsgi_app = FastPath(app.wsgi_app, cache, config.cors_origins, metrics.responded)  # type: ignore[method-assign]  # as Flask's documentation has it
     if log.isEnabledFor(logging.DEBUG):
         app.wsgi_app = operations.RequestLog(app.wsgi_app)  # type: ignore[method-assign]
     return app
+
+
+def _event_ids(lists: list[str]) -> list[str]:
+    """Read `event_ids=[a,b,c]`, the form in which Calendar42 takes lists; raise BadRequest where it is another."""
+    if len(lists) != 1:
+        raise BadRequest("one list of events is needed: ?event_ids=[a,b,c]")
+    if not re.fullmatch(r"\[[^\[\]]+\]", lists[0]):
+        raise BadRequest("event_ids is a list in brackets, not empty: [a,b,c]")
+    event_ids = lists[0][1:-1].split(",")
+    if len(event_ids) > LONGEST_LIST:
+        raise BadRequest(f"event_ids has {len(event_ids)} entries; {LONGEST_LIST} are the most")
+    for position, event_id in enumerate(event_ids, 1):
+        if not EVENT_ID.fullmatch(event_id):
+            raise BadRequest(f"entry {position} of event_ids is wrong: {EVENT_ID_RULE}")
+    return event_ids
 
 
 def _respond(answer: answers.Response) -> Response:
@@ -154,9 +186,7 @@ def _parser() -> argparse.ArgumentParser:
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
     parser.add_argument("--demo", action="store_true", help="serve made-up events from a stand-in; needs no token")
-    parser.add_argument(
-        "--check", action="store_true", help="say whether the settings and Calendar42 are well, and end"
-    )
+    parser.add_argument("--check", action="store_true", help="say whether all is well with settings and Calendar42")
     return parser
 
 

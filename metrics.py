@@ -21,11 +21,12 @@ from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily
 from prometheus_client.metrics_core import Metric
 from prometheus_client.registry import Collector
 
-from c42client import Call
 from cache import Cache
+from errors import C42Error, Paused
 from outcome import KINDS
 from pause import Pause
 from settings import Settings
+from upstream import Call
 
 VERSION = "0.1.0"
 ENDPOINTS = ("events", "event-subscriptions")
@@ -80,11 +81,14 @@ class Metrics(Collector):
             self._calls[call.endpoint, call.status] += 1
             self._seconds[call.endpoint].append(call.seconds)
 
-    def faulted(self, endpoint: str, status: int) -> None:
-        """Remember that a load ended in a fault at `endpoint`; status 0: without a whole answer."""
-        fault = {"time": _iso(datetime.now(UTC)), "endpoint": endpoint, "status": status}
+    def faulted(self, endpoint: str, error: C42Error) -> None:
+        """Remember a fault that was found at `endpoint`; equal ones of one second are one."""
+        if isinstance(error, Paused) and not error.upstream_status:
+            return  # nobody was asked
+        fault = {"time": _iso(datetime.now(UTC)), "endpoint": endpoint, "status": error.upstream_status}
         with self._lock:
-            self._faults.appendleft(fault)
+            if fault not in self._faults:
+                self._faults.appendleft(fault)
 
     def status(self) -> dict[str, Any]:
         """Return what the status page shows, as JSON has it."""

@@ -31,6 +31,7 @@ class Settings:
     fault_expiry: float
     max_entries: int
     threads: int
+    cors_origins: frozenset[str]
 
     @property
     def max_waiting(self) -> int:
@@ -97,6 +98,16 @@ def _host(text: str) -> str:
     return text
 
 
+def _origins(text: str) -> frozenset[str]:
+    origins = frozenset(origin.strip() for origin in text.split(",")) if text else frozenset()
+    for origin in origins - {"*"}:
+        if not re.fullmatch(r"https?://([a-z0-9.-]+|\[[0-9a-f:]+\])(:[0-9]{1,5})?", origin):
+            raise ValueError("* or origins such as https://app.example.com, in lower case, separated by commas")
+    if "*" in origins and len(origins) > 1:
+        raise ValueError("either * or a list of origins")
+    return origins
+
+
 class _Variable(NamedTuple):
     default: str | None  # None: mandatory
     meaning: str
@@ -123,6 +134,7 @@ VARIABLES: Mapping[str, _Variable] = {
         f"worker threads; all but {RESERVED_THREADS} of them may wait for the upstream",
         _integer(RESERVED_THREADS + 1, 10_000),
     ),
+    "C42_CORS_ORIGINS": _Variable("", "origins whose pages may read answers, separated by commas; or *", _origins),
 }
 
 
