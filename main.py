@@ -89,7 +89,7 @@ def create_app(config: Settings, stopping: Callable[[], bool] = lambda: False) -
         log.error("a request failed", exc_info=error)
         return _respond(answers.error(500, "the service failed; its log says why", []))
 
-    app.wsgi_app = FastPath(app.wsgi_app, cache, config.cors_origins, metrics.responded)  # type: ignore[method-assign]  # as Flask's documentation has it
+    app.wsgi_app = FastPath(app.wsgi_app, cache, config.cors_origins, metrics.served.add)  # type: ignore[method-assign]  # as Flask's documentation has it
     if log.isEnabledFor(logging.DEBUG):
         app.wsgi_app = operations.RequestLog(app.wsgi_app)  # type: ignore[method-assign]
     return app
