@@ -18,7 +18,7 @@ from typing import Any, NamedTuple
 
 from werkzeug.http import parse_etags
 
-from outcome import FAULT, Found
+from outcomes import FAULT, Found
 
 JSON = "application/json"
 NOSNIFF = ("X-Content-Type-Options", "nosniff")

@@ -22,7 +22,7 @@ from prometheus_client.metrics_core import Metric
 from prometheus_client.registry import Collector
 
 from cache import Cache
-from outcome import KINDS
+from outcomes import KINDS
 from pause import Pause
 from settings import Settings
 from upstream import Call
