@@ -81,10 +81,10 @@ def render(found: Found, environ: Mapping[str, Any]) -> Response:
         headers.append(NO_STORE)
     else:
         headers.append(("Cache-Control", f"max-age={lifetime}"))
-        if found.result != "miss":
-            headers.append(("Age", str(age)))
+    if found.result != "miss":
+        headers.append(("Age", str(age)))
     forwarded = f"; fwd-status={upstream_status}" if upstream_status else ""
-    headers.append(("Cache-Status", _cache_status({found.result}, forwarded, found.kept, lifetime - age)))
+    headers.append(("Cache-Status", _cache_status({found.result}, forwarded, found.kept, max(0, lifetime - age))))
     if retry_after:
         headers.append(("Retry-After", str(max(1, math.ceil(max(retry_after - found.age, found.ttl))))))
     if status != HTTPStatus.OK:
@@ -151,7 +151,7 @@ def _conditional(etag: str, headers: Headers, body: bytes, environ: Mapping[str,
 def _lifetime_and_age(found: Found) -> tuple[int, int]:
     """Return in whole seconds how long an answer is kept in all, and how old it is, on the side of caution."""
     lifetime = int(found.age + found.ttl + 1e-6)
-    return lifetime, 0 if found.result == "miss" else min(math.ceil(found.age), lifetime)
+    return lifetime, 0 if found.result == "miss" else math.ceil(found.age)
 
 
 def _error_of(status: int, body: bytes) -> dict[str, Any]:
