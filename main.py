@@ -18,6 +18,7 @@ import logs
 import operations
 import server
 import settings
+import status_page
 from c42client import Client
 from cache import Cache, Refused
 from fastpath import FastPath
@@ -48,7 +49,7 @@ def create_app(config: Settings, stopping: Callable[[], bool] = lambda: False) -
         observe_fault=metrics.faulted,
     )
     load = loader(client, config)
-    app = Flask(__name__)
+    app = Flask(__name__, static_folder=None)  # the status page brings its own
     app.url_map.merge_slashes = False  # a path with two slashes is not found, rather than redirected
 
     @app.get("/events-with-subscriptions/<event_id>")
@@ -89,6 +90,7 @@ def create_app(config: Settings, stopping: Callable[[], bool] = lambda: False) -
         return _respond(answers.error(500, "the service failed; its log says why", []))
 
     operations.register(app, metrics)
+    status_page.register(app, metrics.status)
     fast = FastPath(app.wsgi_app, cache, origins=config.cors_origins, observe=metrics.responded)
     logged = operations.RequestLog(fast) if log.isEnabledFor(logging.DEBUG) else fast
     app.wsgi_app = logged  # type: ignore[method-assign]  # as Flask's documentation has it
