@@ -148,9 +148,12 @@ def _conditional(etag: str, headers: Headers, body: bytes, environ: Mapping[str,
 
 
 def _lifetime_and_age(found: Found) -> tuple[int, int]:
-    """Return in whole seconds how long an answer is kept in all, and how old it is, on the side of caution."""
+    """Return in whole seconds how long an answer is kept in all, and how old it is, on the side of caution.
+
+    Who waited for the whole load knows how long that took, and counts it (RFC 9111, 4.2.3).
+    """
     lifetime = int(found.age + found.ttl + 1e-6)
-    return lifetime, 0 if found.result == "miss" else math.ceil(found.age)
+    return lifetime, int(found.age) if found.result == "miss" else math.ceil(found.age)
 
 
 def _error_of(status: int, body: bytes) -> dict[str, Any]:
