@@ -19,10 +19,10 @@ App = Callable[[dict[str, Any], Callable[..., Any]], Iterable[bytes]]
 class FastPath:
     """Serves what is fresh in `cache`, and hands on to `app` whatever else is asked for.
 
-    `origins` are those of `answers.cors`; `observe` is called with the route and the status line of what is served.
+    `origins` are those of `answers.cors`; `observe` is called with the status line of each answer that is served.
     """
 
-    def __init__(self, app: App, cache: Cache, *, origins: frozenset[str], observe: Callable[[str, str], None]) -> None:
+    def __init__(self, app: App, cache: Cache, origins: frozenset[str], observe: Callable[[str], None]) -> None:
         self._app = app
         self._cache = cache
         self._origins = origins
@@ -35,7 +35,7 @@ class FastPath:
             found = self._cache.get(path.removeprefix(PREFIX).removesuffix("/"))
             if found is not None:
                 response = answers.render(found, environ)
-                self._observe(ROUTE, response.status)
+                self._observe(response.status)
                 start_response(response.status, response.headers + answers.cors(self._origins, environ))
                 return [response.body] if method == "GET" else []
         return self._app(environ, start_response)

@@ -17,16 +17,14 @@ from typing import Any
 
 import pytest
 import requests
-from flask.testing import FlaskClient
 
 import main
 import settings
-from c42client import Client
-from cache import Cache
 from conftest import (
     PATIENCE,
     ROOT,
     TOKEN,
+    Inside,
     Raw,
     Service,
     at_once,
@@ -222,56 +220,6 @@ def test_unknown_event_costs_one_load(service: Service, upstream: Standin) -> No
 
 
 # Expiry
-
-
-class Clock:
-    """Seconds that pass when a test says so."""
-
-    now = 1000.0
-
-    def __call__(self) -> float:
-        return self.now
-
-
-class Inside:
-    """The service in this process, without a server, under a clock of its own."""
-
-    def __init__(self, upstream: Standin, monkeypatch: pytest.MonkeyPatch, **environ: str) -> None:
-        self.clock = Clock()
-        made: list[Any] = []
-
-        def remember(what: Callable[..., Any], **options: Any) -> Any:
-            made.append(what(**options))
-            return made[-1]
-
-        monkeypatch.setattr(main, "Cache", partial(remember, Cache, clock=self.clock))
-        monkeypatch.setattr(main, "Client", partial(remember, Client))
-        app = main.create_app(settings.read({"C42_TOKEN": TOKEN, "C42_BASE_URL": upstream.base_url, **environ}))
-        self.cache, self.upstream_client = made
-        self.http: FlaskClient = app.test_client()
-
-    def event(self, event_id: str) -> Any:
-        """GET an event."""
-        return self.http.get(PREFIX + event_id)
-
-    def close(self) -> None:
-        """Stop its threads."""
-        self.cache.close()
-        self.upstream_client.close()
-
-
-@pytest.fixture
-def inside(upstream: Standin, monkeypatch: pytest.MonkeyPatch) -> Iterator[Callable[..., Inside]]:
-    """Give a test a way to make services in this process: `inside(C42_EXPIRY="0.05")`."""
-    made: list[Inside] = []
-
-    def make(**environ: str) -> Inside:
-        made.append(Inside(upstream, monkeypatch, **environ))
-        return made[-1]
-
-    yield make
-    for one in made:
-        one.close()
 
 
 @pytest.mark.parametrize(("expiry", "seconds"), [("0.05", 3.0), ("4.2", 252.0)])
