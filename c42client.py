@@ -15,7 +15,7 @@ from typing import Any, TypeVar
 
 import extract
 import settings
-from errors import C42Error, TimedOut, Unknown, Unusable
+from errors import C42Error, Paused, TimedOut, Unknown, Unusable
 from outcome import FAULT, OK
 from pause import Pause
 from upstream import Call, Job, Upstream
@@ -34,7 +34,8 @@ class Client:
     """Asks Calendar42 with a `token`, on whose user's view all answers depend. Any thread may use it.
 
     `timeout` is in seconds, for all work of one answer together. No call is made during a `pause`. `callers` is how
-    many threads may ask at once. `observe` is called with each `Call`.
+    many threads may ask at once. `observe` is called with each `Call`, and `observe_fault` with the endpoint and the
+    status (0: no whole answer) of what ended the work for an answer in a fault.
     """
 
     def __init__(
@@ -46,8 +47,10 @@ class Client:
         pause: Pause,
         callers: int = 1,
         observe: Callable[[Call], None] = lambda call: None,
+        observe_fault: Callable[[str, int], None] = lambda endpoint, status: None,
     ) -> None:
         self._timeout = timeout
+        self._observe_fault = observe_fault
         at_once = 2 * callers + PAGES_AT_ONCE
         self._upstream = Upstream(base_url=base_url, token=token, pause=pause, at_once=at_once, observe=observe)
         self._pool = ThreadPoolExecutor(at_once, thread_name_prefix="c42c-upstream")
@@ -58,6 +61,7 @@ class Client:
         The event's own failure is the answer, at once, whatever its subscriptions say.
         """
         job = Job(self._timeout)
+        endpoint = "events"
         event = self._pool.submit(self._upstream.call, "events", f"{event_id}/", job)
         page = self._pool.submit(self._page, [event_id], 0, job)
         try:
@@ -65,8 +69,10 @@ class Client:
             if events and event_id not in events:
                 raise Unusable("sent another event", 200)
             answer = self._answer(event_id, events.get(event_id))
+            endpoint = "event-subscriptions"
             answer["names"] = [name for _, name in self._names([event_id], page, job)]
         except C42Error as error:
+            self._failed(error, endpoint)
             _log(event_id, error, job)
             raise
         finally:
@@ -90,6 +96,7 @@ class Client:
         page = self._pool.submit(self._page, event_ids, 0, job)
         answers: dict[str, Merged] = {}
         errors: dict[str, C42Error] = {}
+        endpoint = "events"
         try:
             events = extract.events(self._result(listed, job))
             known = [event_id for event_id in event_ids if event_id in events]
@@ -100,6 +107,7 @@ class Client:
                     answers[event_id] = self._answer(event_id, events[event_id])
                 except C42Error as error:
                     errors[event_id] = error
+            endpoint = "event-subscriptions"
             if answers and len(known) < len(event_ids):  # an id that the upstream can't read may turn its filter off
                 page.cancel()
                 page = self._pool.submit(self._page, known, 0, job)
@@ -108,6 +116,7 @@ class Client:
                     answers[event_id]["names"].append(name)
         except C42Error as error:
             error.kind = FAULT  # it is the list that was refused, which says nothing definite of any one event
+            self._failed(error, endpoint)
             return {**dict.fromkeys(event_ids, error), **errors}
         finally:
             listed.cancel()
@@ -118,6 +127,11 @@ class Client:
         """Let the connections go; calls under way end by their deadline."""
         self._pool.shutdown(wait=False, cancel_futures=True)
         self._upstream.close()
+
+    def _failed(self, error: C42Error, endpoint: str) -> None:
+        """Tell of a fault, but not of the pause again and again."""
+        if error.kind == FAULT and (error.upstream_status or not isinstance(error, Paused)):
+            self._observe_fault(endpoint, error.upstream_status)
 
     def _answer(self, event_id: str, event: Any) -> Merged:
         title = extract.title(event)
@@ -164,13 +178,15 @@ def _parts(event_ids: list[str]) -> Iterator[list[str]]:
 
 
 def _log(event_id: str, outcome: Merged | C42Error, job: Job) -> None:
+    names = None if isinstance(outcome, C42Error) else len(outcome["names"])
     if isinstance(outcome, C42Error):
         kind, status, remark = outcome.kind, outcome.status, str(outcome)
     else:
-        kind, status, remark = OK, 200, f"{len(outcome['names'])} names"
-    calls = ", ".join(f"{call.endpoint} {call.seconds * 1000:.0f} ms" for call in job.calls)
+        kind, status, remark = OK, 200, f"{names} names"
     level = logging.WARNING if kind == FAULT else logging.INFO
-    log.log(level, "load event=%s outcome=%s status=%d: %s (%s)", event_id, kind, status, remark, calls)
+    fields = {"event": event_id, "outcome": kind, "status": status, "names": names, "calls": job.told()}
+    text = "load event=%s outcome=%s status=%d: %s (%s)"
+    log.log(level, text, event_id, kind, status, remark, ", ".join(job.told()), extra={"fields": fields})
 
 
 def main(arguments: list[str], environ: Mapping[str, str] = os.environ) -> int:

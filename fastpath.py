@@ -1,7 +1,7 @@
 """Fresh answers, served before Flask: routing, request and response objects cost ten times what a hit does.
 
 WSGI middleware. What it answers is the same, byte for byte and header for header, as what the route answers; what is
-not a GET or HEAD of a fresh answer goes on to the app. `origins` are those of `answers.cors`.
+not a GET or HEAD of a fresh answer goes on to the app.
 """
 
 from collections.abc import Callable, Iterable
@@ -11,17 +11,22 @@ import answers
 from cache import Cache
 
 PREFIX = "/events-with-subscriptions/"
+ROUTE = PREFIX + "<event_id>"  # as Flask writes it
 
 App = Callable[[dict[str, Any], Callable[..., Any]], Iterable[bytes]]
 
 
 class FastPath:
-    """Serves what is fresh in `cache`, and hands on to `app` whatever else is asked for."""
+    """Serves what is fresh in `cache`, and hands on to `app` whatever else is asked for.
 
-    def __init__(self, app: App, cache: Cache, origins: frozenset[str]) -> None:
+    `origins` are those of `answers.cors`; `observe` is called with the route and the status line of what is served.
+    """
+
+    def __init__(self, app: App, cache: Cache, *, origins: frozenset[str], observe: Callable[[str, str], None]) -> None:
         self._app = app
         self._cache = cache
         self._origins = origins
+        self._observe = observe
 
     def __call__(self, environ: dict[str, Any], start_response: Callable[..., Any]) -> Iterable[bytes]:
         path = environ["PATH_INFO"]
@@ -30,6 +35,7 @@ class FastPath:
             found = self._cache.get(path.removeprefix(PREFIX).removesuffix("/"))
             if found is not None:
                 response = answers.render(found, environ)
+                self._observe(ROUTE, response.status)
                 start_response(response.status, response.headers + answers.cors(self._origins, environ))
                 return [response.body] if method == "GET" else []
         return self._app(environ, start_response)

@@ -5,20 +5,25 @@ import logging
 import os
 import re
 import sys
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from functools import partial
+from typing import Any
 
 from flask import Flask, Response, request
 from werkzeug.exceptions import BadRequest, HTTPException
 
 import answers
+import check
 import logs
+import operations
 import server
 import settings
+import status_page
 from c42client import Client
 from cache import Cache, Refused
 from fastpath import FastPath
 from loading import loader
+from metrics import Metrics
 from pause import Pause
 from settings import Settings
 
@@ -29,18 +34,22 @@ LONGEST_LIST = 100
 log = logging.getLogger("c42c")
 
 
-def create_app(config: Settings) -> Flask:
+def create_app(config: Settings, stopping: Callable[[], bool] = lambda: False) -> Flask:
     """Make the service: the Flask app, with a cache and an upstream client of its own."""
     cache = Cache(max_entries=config.max_entries, max_waiting=config.max_waiting)
+    pause = Pause(config.fault_expiry)
+    metrics = Metrics(config, cache, pause, stopping)
     client = Client(
         base_url=config.base_url,
         token=config.token,
         timeout=config.timeout,
-        pause=Pause(config.fault_expiry),
+        pause=pause,
         callers=config.max_waiting,
+        observe=metrics.called,
+        observe_fault=metrics.faulted,
     )
     load = loader(client, config)
-    app = Flask(__name__)
+    app = Flask(__name__, static_folder=None)  # the status page brings its own
     app.url_map.merge_slashes = False  # a path with two slashes is not found, rather than redirected
 
     @app.get("/events-with-subscriptions/<event_id>")
@@ -59,7 +68,7 @@ def create_app(config: Settings) -> Flask:
 
     @app.after_request
     def allow_origins(response: Response) -> Response:
-        if request.method == "OPTIONS":
+        if request.method == "OPTIONS" and response.status_code == 200:
             response.status_code = 204
             del response.headers["Content-Type"]
         response.headers.extend(answers.cors(config.cors_origins, request.environ))
@@ -80,7 +89,11 @@ def create_app(config: Settings) -> Flask:
         log.error("a request failed", exc_info=error)
         return _respond(answers.error(500, "the service failed; its log says why", []))
 
-    app.wsgi_app = FastPath(app.wsgi_app, cache, config.cors_origins)  # type: ignore[method-assign]  # as Flask's documentation has it
+    operations.register(app, metrics)
+    status_page.register(app, metrics.status)
+    fast = FastPath(app.wsgi_app, cache, origins=config.cors_origins, observe=metrics.responded)
+    logged = operations.RequestLog(fast) if log.isEnabledFor(logging.DEBUG) else fast
+    app.wsgi_app = logged  # type: ignore[method-assign]  # as Flask's documentation has it
     return app
 
 
@@ -108,6 +121,8 @@ def main(arguments: list[str], environ: Mapping[str, str]) -> int:
     options = _parser().parse_args(arguments)
     if options.demo:
         return _demo(environ)
+    if options.check:
+        return check.run(environ)
     try:
         config = settings.read(environ)
     except settings.SettingsError as error:
@@ -117,7 +132,7 @@ def main(arguments: list[str], environ: Mapping[str, str]) -> int:
 
 
 def _serve(config: Settings, environ: Mapping[str, str], greeting: str = "") -> int:
-    logs.configure(config.loglevel)
+    logs.configure(config.loglevel, config.logformat, config.token)
     settings.warn_of_unknown(environ, log)
     try:
         server.check_address(config.host, config.port)
@@ -128,12 +143,12 @@ def _serve(config: Settings, environ: Mapping[str, str], greeting: str = "") -> 
     return server.serve(partial(_build, config), config)
 
 
-def _build(config: Settings) -> Flask:
+def _build(config: Settings, stopping: Any) -> Flask:
     """Make the service in the process that will serve it, which may be a new one."""
-    logs.configure(config.loglevel)
+    logs.configure(config.loglevel, config.logformat, config.token)
     server.depend_on_parent()
     log.info("serving on %s", server.url(config))
-    return create_app(config)
+    return create_app(config, lambda: bool(stopping.value))
 
 
 def _demo(environ: Mapping[str, str]) -> int:
@@ -173,6 +188,7 @@ def _parser() -> argparse.ArgumentParser:
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
     parser.add_argument("--demo", action="store_true", help="serve made-up events from a stand-in; needs no token")
+    parser.add_argument("--check", action="store_true", help="say whether settings and Calendar42 are well, and end")
     return parser
 
 

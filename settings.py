@@ -23,6 +23,7 @@ class Settings:
     token: str = field(repr=False)
     expiry: float
     loglevel: str
+    logformat: str
     base_url: str
     host: str
     port: int
@@ -73,6 +74,12 @@ def _loglevel(text: str) -> str:
     return text.upper()
 
 
+def _logformat(text: str) -> str:
+    if text not in ("text", "json"):
+        raise ValueError("text or json")
+    return text
+
+
 def _base_url(text: str) -> str:
     right = "an http:// or https:// address without user, query and fragment"
     try:
@@ -113,6 +120,7 @@ VARIABLES: Mapping[str, _Variable] = {
     "C42_TOKEN": _Variable(None, "token for Calendar42", _token, secret=True),
     "C42_EXPIRY": _Variable("4.2", "minutes an answer is kept", _number(0, _YEAR, "minutes", 60)),
     "C42_LOGLEVEL": _Variable("INFO", "a level name of Python's logging", _loglevel),
+    "C42_LOGFORMAT": _Variable("text", "how a log line looks: text or json", _logformat),
     "C42_BASE_URL": _Variable("https://demo.calendar42.com/api/v2/", "the upstream", _base_url),
     "C42_HOST": _Variable("127.0.0.1", "address where the service listens", _host),
     "C42_PORT": _Variable("5000", "port where the service listens", _integer(1, 65535)),
@@ -153,12 +161,20 @@ def read(environ: Mapping[str, str]) -> Settings:
 
 
 def warn_of_unknown(environ: Mapping[str, str], log: logging.Logger) -> None:
-    """Log a warning for each `C42_…` variable that is no setting: it is usually a typing error."""
+    """Log a warning for each `C42_…` variable that is no setting."""
+    for text in unknown(environ):
+        log.warning("%s", text)
+
+
+def unknown(environ: Mapping[str, str]) -> list[str]:
+    """Return a line for each `C42_…` variable that is no setting: it is usually a typing error."""
+    lines = []
     for name in sorted(environ):
         if name.startswith("C42_") and name not in VARIABLES:
             close = difflib.get_close_matches(name, VARIABLES, n=1)
             hint = f"; did you mean {close[0]}?" if close else ""
-            log.warning("%s is not a setting%s", _one_line(name), hint)
+            lines.append(f"{_one_line(name)} is not a setting{hint}")
+    return lines
 
 
 def _one_line(text: str) -> str:

@@ -4,7 +4,6 @@ Every call has the token; whatever comes back and is passed on has it no more.
 """
 
 import json
-import logging
 import time
 from collections.abc import Callable
 from dataclasses import dataclass, field
@@ -17,8 +16,6 @@ from transport import Answer, Transport
 MAX_BODY = 8 * 2**20  # bytes of one answer
 MAX_ERROR_BODY = 64 * 2**10  # bytes that are passed through of an error
 
-log = logging.getLogger("c42c.upstream")
-
 
 class Call(NamedTuple):
     """One call to the upstream that has ended."""
@@ -26,6 +23,7 @@ class Call(NamedTuple):
     endpoint: str  # "events" or "event-subscriptions"
     status: int  # 0 where no whole answer came
     seconds: float
+    trouble: str = ""  # what kept the answer from coming
 
 
 @dataclass(slots=True)
@@ -44,6 +42,16 @@ class Job:
         """The seconds until the deadline."""
         return max(0.0, self.deadline - time.monotonic())
 
+    def told(self) -> list[str]:
+        """Tell of each call in a few words, for the log."""
+        return [f"{call.endpoint} {call.seconds * 1000:.0f} ms {call.trouble}".rstrip() for call in list(self.calls)]
+
+
+def headers(token: str) -> dict[str, str]:
+    """Return what every call sends."""
+    json_type = "application/json"
+    return {"Accept": json_type, "Content-Type": json_type, "Authorization": f"Token {token}"}
+
 
 class Upstream:
     """Calls Calendar42 with a `token`, over at most `at_once` kept-alive connections. Any thread may use it.
@@ -57,25 +65,24 @@ class Upstream:
         self._token = token
         self._pause = pause
         self._observe = observe
-        json_type = "application/json"
-        headers = {"Accept": json_type, "Content-Type": json_type, "Authorization": f"Token {token}"}
-        self._transport = Transport(base_url=base_url, headers=headers, connections=at_once)
+        self._transport = Transport(base_url=base_url, headers=headers(token), connections=at_once)
 
     def call(self, endpoint: str, rest: str, job: Job) -> Any:
         """Make one call and return the JSON of its answer; raise what else comes of it, one of `errors`."""
         if left := self._pause.left:
             raise Paused(left)
-        began, status = time.monotonic(), 0
+        began, status, trouble = time.monotonic(), 0, ""
         try:
             answer = self._transport.get(f"{endpoint}/{rest}", deadline=job.deadline, limit=MAX_BODY)
             status = answer.status
         except TimeoutError:
+            trouble = "timed out"
             raise TimedOut(job.timeout) from None
         except ConnectionError as error:
-            log.debug("%s: %s", endpoint, error)
+            trouble = str(error)
             raise Unusable("could not be reached, or broke off") from None
         finally:
-            call = Call(endpoint, status, time.monotonic() - began)
+            call = Call(endpoint, status, time.monotonic() - began, trouble)
             job.calls.append(call)
             self._observe(call)
         if status == 429:
