@@ -18,7 +18,6 @@ import logs
 import operations
 import server
 import settings
-import status_page
 from c42client import Client
 from cache import Cache, Refused
 from fastpath import FastPath
@@ -49,7 +48,7 @@ def create_app(config: Settings, stopping: Callable[[], bool] = lambda: False) -
         observe_fault=metrics.faulted,
     )
     load = loader(client, config)
-    app = Flask(__name__, static_folder=None)  # the status page brings its own
+    app = Flask(__name__)
     app.url_map.merge_slashes = False  # a path with two slashes is not found, rather than redirected
 
     @app.get("/events-with-subscriptions/<event_id>")
@@ -90,7 +89,6 @@ def create_app(config: Settings, stopping: Callable[[], bool] = lambda: False) -
         return _respond(answers.error(500, "the service failed; its log says why", []))
 
     operations.register(app, metrics)
-    status_page.register(app, metrics.status)
     fast = FastPath(app.wsgi_app, cache, origins=config.cors_origins, observe=metrics.responded)
     logged = operations.RequestLog(fast) if log.isEnabledFor(logging.DEBUG) else fast
     app.wsgi_app = logged  # type: ignore[method-assign]  # as Flask's documentation has it
@@ -135,12 +133,12 @@ def _serve(config: Settings, environ: Mapping[str, str], greeting: str = "") -> 
     logs.configure(config.loglevel, config.logformat, config.token)
     settings.warn_of_unknown(environ, log)
     try:
-        server.check_address(config.host, config.port)
+        address = server.find_address(config.host, config.port)
     except OSError as error:
         print(f"cannot listen on {server.url(config)}: {error.strerror}", file=sys.stderr)
         return 1
     print(greeting, end="", flush=True)
-    return server.serve(partial(_build, config), config)
+    return server.serve(partial(_build, config), config, address)
 
 
 def _build(config: Settings, stopping: Any) -> Flask:
