@@ -5,14 +5,13 @@ import getpass
 import importlib.util
 import json
 import shutil
-import sys
 import tempfile
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import NamedTuple
 
 from bench import machine
-from bench.machine import Load
+from bench.machine import Load, Server
 
 SERVICE, BARE, PLAIN, NGINX = "c42c", "Granian, constant answer", "plain Flask, global lock", "nginx proxy_cache"
 NGINX_FILES, VARNISH = "nginx proxy_cache + open_file_cache", "Varnish"
@@ -69,48 +68,45 @@ def versions() -> dict[str, str]:
 def contest(base_url: str, event_ids: dict[int, str], *, rounds: int, seconds: int) -> Iterator[Round]:
     """Start all contenders, and let them answer in turns; `event_ids` by the size of their answers."""
     with contextlib.ExitStack() as stack:
-        ports = dict(_start(base_url, event_ids, stack))
-        for port in ports.values():
+        servers = dict(_start(base_url, event_ids, stack))
+        for server in servers.values():
             for size, event_id in event_ids.items():
                 for _ in range(2):  # the second time from the cache, for whoever has one
-                    status, _, body = machine.get(port, machine.PREFIX + event_id)
+                    status, _, body = machine.get(server.port, machine.PREFIX + event_id)
                 assert (status, len(body.strip())) == (200, size), (status, len(body))
-        names = list(ports)
+        names = list(servers)
         for number in range(rounds):
             for size, event_id in event_ids.items():
                 turn = names[number % len(names) :] + names[: number % len(names)]
-                loads = {name: machine.wrk(ports[name], machine.PREFIX + event_id, seconds) for name in turn}
+                loads = {name: machine.wrk(servers[name], machine.PREFIX + event_id, seconds) for name in turn}
                 assert not any(load.refused for load in loads.values()), loads
                 yield Round(size, loads)
 
 
-def _start(base_url: str, event_ids: dict[int, str], stack: contextlib.ExitStack) -> Iterator[tuple[str, int]]:
-    service, _ = stack.enter_context(machine.service(base_url))
+def _start(base_url: str, event_ids: dict[int, str], stack: contextlib.ExitStack) -> Iterator[tuple[str, Server]]:
+    service = stack.enter_context(machine.service(base_url))
     yield SERVICE, service
     place = Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="c42c-bench-")))
     # The same headers and bytes as the service's own hits, for the bare server and for whoever is in front of it.
     answers: dict[str, dict[str, object]] = {}
     for event_id in event_ids.values():
         path = machine.PREFIX + event_id
-        machine.get(service, path)
-        _, headers, body = machine.get(service, path)
+        machine.get(service.port, path)
+        _, headers, body = machine.get(service.port, path)
         own = [header for header in headers if header[0].lower() not in ("date", "server")]
         answers[path] = {"headers": own, "body": body.decode()}
     (place / "answers.json").write_text(json.dumps(answers))
 
-    def python(kind: str, *arguments: str) -> int:
-        port = machine.free_port()
-        stack.enter_context(machine.running([sys.executable, "-m", "bench.servers", kind, str(port), *arguments]))
-        machine.wait_until_ready(port)
-        return port
+    def python(kind: str, argument: str) -> Server:
+        return stack.enter_context(machine.python_server(kind, argument))
 
     bare = python("constant", str(place / "answers.json"))
     yield BARE, bare
     left_out = missing()
-    others: dict[str, Callable[[], int]] = {
-        NGINX: lambda: _start_nginx(place / "plain", bare, "", stack),
-        NGINX_FILES: lambda: _start_nginx(place / "files", bare, "open_file_cache max=1000 inactive=1h;", stack),
-        VARNISH: lambda: _start_varnish(place / "varnish", bare, stack),
+    others: dict[str, Callable[[], Server]] = {
+        NGINX: lambda: _start_nginx(place / "plain", bare.port, "", stack),
+        NGINX_FILES: lambda: _start_nginx(place / "files", bare.port, "open_file_cache max=1000 inactive=1h;", stack),
+        VARNISH: lambda: _start_varnish(place / "varnish", bare.port, stack),
         FLASK_CACHING: lambda: python("flask-caching", base_url),
         REQUESTS_CACHE: lambda: python("requests-cache", base_url),
         PLAIN: lambda: python("plain", base_url),
@@ -120,27 +116,29 @@ def _start(base_url: str, event_ids: dict[int, str], stack: contextlib.ExitStack
             yield name, begin()
 
 
-def _start_nginx(place: Path, origin: int, extra: str, stack: contextlib.ExitStack) -> int:
+def _start_nginx(place: Path, origin: int, extra: str, stack: contextlib.ExitStack) -> Server:
     place.mkdir()
     port, nginx = machine.free_port(), _nginx()
     assert nginx
     # Started by root its worker would become another user, who may not enter the directory of this run.
     user = "user root;" if getpass.getuser() == "root" else ""
     (place / "nginx.conf").write_text(_NGINX.format(port=port, origin=origin, extra=extra, user=user))
-    stack.enter_context(machine.running([nginx, "-p", str(place), "-c", "nginx.conf", "-e", "error.log"], cwd=place))
+    pid = stack.enter_context(
+        machine.running([nginx, "-p", str(place), "-c", "nginx.conf", "-e", "error.log"], cwd=place)
+    )
     machine.wait_until_ready(port)
-    return port
+    return Server(port, pid)
 
 
-def _start_varnish(place: Path, origin: int, stack: contextlib.ExitStack) -> int:
+def _start_varnish(place: Path, origin: int, stack: contextlib.ExitStack) -> Server:
     place.mkdir()
     port, varnish = machine.free_port(), _varnish()
     assert varnish
     (place / "default.vcl").write_text(_VARNISH.format(origin=origin))
     own = ["-F", "-j", "none", "-n", str(place), "-f", str(place / "default.vcl"), "-s", "malloc,64m"]
-    stack.enter_context(machine.running([varnish, *own, "-a", f"127.0.0.1:{port}"]))
+    pid = stack.enter_context(machine.running([varnish, *own, "-a", f"127.0.0.1:{port}"]))
     machine.wait_until_ready(port)
-    return port
+    return Server(port, pid)
 
 
 def _nginx() -> str | None:

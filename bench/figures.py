@@ -60,17 +60,17 @@ def spread(values: list[float], digits: int = 1) -> str:
 def hanging(upstream: Standin, scale: Scale) -> Iterator[Row]:
     """Hits while the upstream hangs and the waiting room is full."""
     rates, singles, room = list[float](), list[float](), 0
-    with machine.service(upstream.base_url) as (port, _):
+    with machine.service(upstream.base_url) as service:
         hot = PREFIX + new_event(upstream)
-        machine.get(port, hot)
+        machine.get(service.port, hot)
         for _ in range(scale.rounds):
-            calm = machine.wrk(port, hot, scale.seconds)
+            calm = machine.wrk(service, hot, scale.seconds)
             gate = Gate()
             rule = upstream.rule(gate=gate)
-            with _waiting(port, upstream) as (waiting, still_waiting):
+            with _waiting(service.port, upstream) as (waiting, still_waiting):
                 room = waiting
-                full = machine.wrk(port, hot, scale.seconds)
-                single = machine.wrk(port, hot, scale.seconds, connections=1)
+                full = machine.wrk(service, hot, scale.seconds)
+                single = machine.wrk(service, hot, scale.seconds, connections=1)
                 assert still_waiting(), "the upstream's time-out was over before the measurement"
                 assert not full.refused + single.refused, (full, single)
                 gate.open()
@@ -89,10 +89,7 @@ def _waiting(port: int, upstream: Standin) -> Iterator[tuple[int, Callable[[], b
         sockets: list[socket.socket] = []
 
         def answered() -> bool:
-            for sock in sockets:
-                with contextlib.suppress(BlockingIOError):
-                    return bool(sock.recv(1, socket.MSG_DONTWAIT | socket.MSG_PEEK)) or True
-            return False
+            return any(_peek(sock) for sock in sockets)
 
         while not answered():
             sock = stack.enter_context(socket.create_connection(("127.0.0.1", port)))
@@ -116,18 +113,18 @@ def _peek(sock: socket.socket) -> bytes:
         return b""
 
 
-def held(_: Standin, scale: Scale) -> Iterator[Row]:
+def held(upstream: Standin, scale: Scale) -> Iterator[Row]:
     """Hits with few and with very many entries held; and what one entry costs. The upstream is a stub here."""
     counts = [10, min(10_000, scale.many), scale.many]
     with contextlib.ExitStack() as stack:
-        started = {count: stack.enter_context(_filled(str(count))) for count in counts}
-        sizes = {count: machine.memory(pid) for count, (_, pid) in started.items()}
+        started = {count: stack.enter_context(machine.python_server("filled", str(count))) for count in counts}
+        sizes = {count: machine.memory(server.pid) for count, server in started.items()}
         for same in (True, False):
             rates: dict[int, list[float]] = {count: [] for count in counts}
             for _ in range(scale.rounds):
-                for count, (port, _) in started.items():
+                for count, server in started.items():
                     script = [PREFIX, "0", "0" if same else str(count - 1)]
-                    load = machine.wrk(port, "/", scale.seconds, script=script)
+                    load = machine.wrk(server, "/", scale.seconds, script=script)
                     assert not load.refused, load
                     rates[count].append(load.rate)
             ratios = {
@@ -145,30 +142,22 @@ def held(_: Standin, scale: Scale) -> Iterator[Row]:
     yield Row("memory per kept answer of 300 bytes", "≤ 1.2 KB", f"{each:.0f} bytes", each <= 1200)
 
 
-@contextlib.contextmanager
-def _filled(argument: str) -> Iterator[tuple[int, int]]:
-    port = machine.free_port()
-    with machine.running([sys.executable, "-m", "bench.servers", "filled", str(port), argument]) as pid:
-        machine.wait_until_ready(port)
-        yield port, pid
-
-
 def unknown(upstream: Standin, scale: Scale) -> Iterator[Row]:
     """How the process grows with ever new unknown ids."""
-    with _filled("10") as (_, few), _filled(f"10,{scale.many}") as (_, many):
-        growth = (machine.memory(many) - machine.memory(few)) / 1e6
+    with machine.python_server("filled", "10") as few, machine.python_server("filled", f"10,{scale.many}") as many:
+        growth = (machine.memory(many.pid) - machine.memory(few.pid)) / 1e6
     what = f"{scale.many:,} different unknown ids, loaded into the cache of a service with a stub upstream: growth"
     yield Row(what, "≤ 60 MB", f"{growth:.1f} MB", growth <= 60)
-    with machine.service(upstream.base_url) as (port, pid):
-        machine.wrk(port, "/", 2, script=[PREFIX, str(10**9), ""])  # starts the threads and connections
-        first = machine.memory(pid)
-        load = machine.wrk(port, "/", max(2, scale.many // 50_000), script=[PREFIX, str(2 * 10**9), ""])
-        growth = (machine.memory(pid) - first) / 1e6
+    with machine.service(upstream.base_url) as service:
+        machine.wrk(service, "/", 2, script=[PREFIX, str(10**9), ""])  # starts the threads and connections
+        first = machine.memory(service.pid)
+        load = machine.wrk(service, "/", max(2, scale.many // 50_000), script=[PREFIX, str(2 * 10**9), ""])
+        growth = (machine.memory(service.pid) - first) / 1e6
     what = f"{load.requests:,} different unknown ids asked for over HTTP at 32 connections: growth"
     yield Row(what, "≤ 60 MB", f"{growth:.1f} MB", growth <= 60)
 
 
-def expiring(_: Standin, scale: Scale) -> Iterator[Row]:
+def expiring(upstream: Standin, scale: Scale) -> Iterator[Row]:
     """The longest that a reader waits while very many entries expire together."""
     command = ["taskset", "-c", str(machine.SERVER_CORE), sys.executable, "-m", "bench.expire", str(scale.many)]
     said = subprocess.run(command, check=True, capture_output=True, text=True, cwd=ROOT, timeout=300).stdout  # noqa: S603
@@ -240,7 +229,18 @@ def profile(upstream: Standin, seconds: int) -> str | None:
     with machine.service(upstream.base_url) as (port, pid), tempfile.TemporaryDirectory() as place:
         worker = machine.tree(pid)[-1]
         into = Path(place) / "stacks"
-        options = ["--format", "raw", "--rate", "250", "--nonblocking", "--duration", str(seconds), "-o", str(into)]
+        options = [
+            "--format",
+            "raw",
+            "--rate",
+            "500",
+            "--gil",
+            "--nonblocking",
+            "--duration",
+            str(seconds),
+            "-o",
+            str(into),
+        ]
         command = [str(Path(sys.executable).with_name("py-spy")), "record", "--pid", str(worker), *options]
         try:
             spy = subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)  # noqa: S603
@@ -267,7 +267,8 @@ def _summary(stacks: str, answers: int) -> str:
         own[frames[-1]] += int(count)
         inclusive.update({frame: int(count) for frame in set(frames)})
     lines = [
-        f"Where the CPU of {answers} cold answers went: {total} samples by py-spy of threads that were not idle.",
+        f"Where the CPU of {answers} cold answers went: {total} samples, by py-spy, of threads that held Python's",
+        "interpreter lock; what the kernel does for them without it is not in here.",
         "",
         "with all that it calls",
         *(f"{count / total:6.1%}  {frame}" for frame, count in inclusive.most_common(45)),

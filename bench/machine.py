@@ -28,11 +28,20 @@ _cores = sorted(os.sched_getaffinity(0))
 SERVER_CORE, LOAD_CORE = _cores[0], _cores[-1]
 
 
+class Server(NamedTuple):
+    """A server that runs."""
+
+    port: int
+    pid: int
+
+
 class Load(NamedTuple):
-    """What one run of wrk saw."""
+    """What one run of wrk saw, and what it cost the server."""
 
     rate: float  # answers per second
     p99: float  # milliseconds
+    cost: float  # microseconds of CPU that the server used per answer; hardly depends on what else the machine does
+    share: float  # of its core that the server had: near 1, or else something was in its way
     requests: int
     refused: int  # answers other than 2xx and 3xx
     broken: int  # connections that failed, or were timed out
@@ -93,14 +102,23 @@ def running(command: Sequence[str], environ: Mapping[str, str] = os.environ, cwd
 
 
 @contextlib.contextmanager
-def service(base_url: str, *, module: Sequence[str] = ("main.py",), **settings: str) -> Iterator[tuple[int, int]]:
-    """Run the service as `python main.py` does; give its port and its process id once it listens."""
+def service(base_url: str) -> Iterator[Server]:
+    """Run the service as `python main.py` does; give it once it answers."""
     port = free_port()
-    own = {"C42_TOKEN": TOKEN, "C42_BASE_URL": base_url, "C42_PORT": str(port), "C42_EXPIRY": "600", **settings}
+    own = {"C42_TOKEN": TOKEN, "C42_BASE_URL": base_url, "C42_PORT": str(port), "C42_EXPIRY": "600"}
     inherited = {name: value for name, value in os.environ.items() if not name.startswith("C42_")}
-    with running([sys.executable, *module], inherited | own) as pid:
+    with running([sys.executable, "main.py"], inherited | own) as pid:
         wait_until_ready(port)
-        yield port, pid
+        yield Server(port, pid)
+
+
+@contextlib.contextmanager
+def python_server(kind: str, argument: str) -> Iterator[Server]:
+    """Run one of `bench.servers`; give it once it answers."""
+    port = free_port()
+    with running([sys.executable, "-m", "bench.servers", kind, str(port), argument]) as pid:
+        wait_until_ready(port)
+        yield Server(port, pid)
 
 
 def wait_until_ready(port: int, path: str = "/") -> None:
@@ -126,18 +144,23 @@ def get(port: int, path: str) -> tuple[int, list[tuple[str, str]], bytes]:
         return response.status, response.getheaders(), response.read()
 
 
-def wrk(port: int, path: str, seconds: int, *, connections: int = 32, script: Sequence[str] = ()) -> Load:
+def wrk(server: Server, path: str, seconds: int, *, connections: int = 32, script: Sequence[str] = ()) -> Load:
     """Ask for `path` over so many keep-alive connections, each again as soon as it is answered."""
     arguments = ["-t1", f"-c{connections}", f"-d{seconds}s", "--latency", "--timeout", "20s"]
     lua = ["-s", str(ROOT / "bench" / "ids.lua")] if script else []
-    command = ["wrk", *arguments, *lua, f"http://127.0.0.1:{port}{path}", *(["--", *script] if script else [])]
+    command = ["wrk", *arguments, *lua, f"http://127.0.0.1:{server.port}{path}", *(["--", *script] if script else [])]
+    used, began = cpu(server.pid), time.monotonic()
     said = subprocess.run(command, check=True, capture_output=True, text=True, timeout=seconds + 60).stdout  # noqa: S603
+    used, took = cpu(server.pid) - used, time.monotonic() - began
     p99 = _found(r"99%\s+([\d.]+)(us|ms|s)\b", said)
     broken = sum(int(count) for count in re.findall(r"(?:connect|read|write|timeout) (\d+)", said))
+    requests = int(_found(r"(\d+) requests in", said)[1])
     return Load(
         rate=float(_found(r"Requests/sec:\s+([\d.]+)", said)[1]),
         p99=float(p99[1]) * {"us": 0.001, "ms": 1.0, "s": 1000.0}[p99[2]],
-        requests=int(_found(r"(\d+) requests in", said)[1]),
+        cost=used * 1e6 / max(1, requests),
+        share=used / took,
+        requests=requests,
         refused=int(match[1]) if (match := re.search(r"Non-2xx or 3xx responses: (\d+)", said)) else 0,
         broken=broken,
     )

@@ -55,6 +55,7 @@ def page(rounds: Sequence[Round], rows: Sequence[Row], *, limits: Mapping[str, s
         "",
         *_contest(rounds),
         "",
+        f"CPU is the server's per hit, user and system; the service had {_share(rounds):.0%} of its core meanwhile.",
         f"All but {contenders.PLAIN} keep connections alive; that one runs on Flask's own server, which does not and",
         "logs each request. nginx and Varnish are in front of the bare server, with the same answers.",
         *[f"Not installed here, and left out: {name}." for name in contenders.missing()],
@@ -83,13 +84,14 @@ def _limits(missed: Sequence[str], limits: Mapping[str, str]) -> Iterator[str]:
 
 
 def _contest(rounds: Sequence[Round]) -> Iterator[str]:
-    yield "| contender | 300 bytes: k/s | p99, ms | 4 KB: k/s | p99, ms | service / it, 300 bytes |"
-    yield "|---|---|---|---|---|---|"
+    yield "| contender | 300 bytes: k/s | p99, ms | CPU, µs | 4 KB: k/s | p99, ms | CPU, µs | service / it, 300 bytes |"
+    yield "|---|---|---|---|---|---|---|---|"
     for name in _by_rate(rounds):
         cells = []
         for size in (300, 4096):
             loads = [one.loads[name] for one in rounds if one.size == size]
             cells += [spread([load.rate / 1000 for load in loads]), spread([load.p99 for load in loads], 2)]
+            cells.append(f"{statistics.median(load.cost for load in loads):.1f}")
         by = statistics.median(ratio(rounds, 300, contenders.SERVICE, name))
         shown = f"**{name}**" if name == contenders.SERVICE else name
         yield f"| {shown} | {' | '.join(cells)} | {by:.2f} |"
@@ -102,6 +104,10 @@ def _by_rate(rounds: Sequence[Round]) -> list[str]:
 
 def _rate(rounds: Sequence[Round], name: str, size: int) -> float:
     return statistics.median(one.loads[name].rate / 1000 for one in rounds if one.size == size)
+
+
+def _share(rounds: Sequence[Round]) -> float:
+    return statistics.median(one.loads[contenders.SERVICE].share for one in rounds)
 
 
 def _version(package: str) -> str:

@@ -104,7 +104,11 @@ class _Stub:
     def fetch(self, event_id: str) -> dict[str, Any]:
         if int(event_id[:32], 16) >= self.held:
             raise Rejected(404, UNKNOWN)
-        return {"id": event_id, "title": "A title of the usual length", "names": ["Someone called so"] * 9 + [""]}
+        return {
+            "id": event_id,
+            "title": "A title of the usual length, as they are",
+            "names": ["Someone called so"] * 9 + [""],
+        }
 
 
 def filled(argument: str, config: settings.Settings) -> Any:
