@@ -47,6 +47,13 @@ class Paused(C42Error):
         self.retry_after = retry_after
 
 
+class Unknown(C42Error):
+    """The upstream left the event out of a list: it does not know it. Said in its own words."""
+
+    def __init__(self, event_id: str) -> None:
+        super().__init__(404, f"Event {event_id} not found", 200)
+
+
 class Deleted(C42Error):
     """The event is there no more."""
 

@@ -29,8 +29,10 @@ class Pause:
         seconds = _seconds(retry_after)
         pause = self._default if seconds is None else min(max(seconds, 0.0), LONGEST)
         with self._lock:
+            is_new = not self.left
             self._until = max(self._until, time.monotonic() + pause)
-        log.warning("Calendar42 asks for a pause of %.0f s", pause)
+        if is_new:  # calls that were under way bring the same news
+            log.warning("pause: Calendar42 asks for %.0f s", pause, extra={"fields": {"pause_seconds": round(pause)}})
 
 
 def _seconds(retry_after: str) -> float | None:

@@ -2,15 +2,18 @@
 
 A parent process looks after the one that serves. Told to stop, by SIGTERM or Ctrl-C, the serving process takes no new
 connections and finishes what is under way; what is not done after `C42_TIMEOUT` and a second is killed, and the
-second signal kills at once.
+second signal kills at once. A byte that both processes share says so from the signal on, before anything else happens.
 """
 
+import logging
 import multiprocessing
 import os
 import signal
 import socket
 import threading
 from collections.abc import Callable
+from functools import partial
+from multiprocessing.sharedctypes import RawValue
 from typing import Any
 
 from granian.constants import HTTPModes, Interfaces
@@ -24,14 +27,26 @@ BACKLOG = 1024
 CONNECTIONS = 65536  # at once; idle ones cost little, and none may keep another out
 HEADER_TIMEOUT = 10_000  # milliseconds for a request's header
 
+log = logging.getLogger("c42c")
+
 
 class _Server(Server):  # type: ignore[misc, valid-type]  # one of two classes, by the kind of Python
+    stopping: Any
+
     def signal_handler_interrupt(self, *args: Any, **kwargs: Any) -> None:
         if self.interrupt_signal:
             for worker in self.wrks:
                 worker.kill()
             os._exit(1)
+        self.stopping.value = 1
         super().signal_handler_interrupt(*args, **kwargs)
+
+    def shutdown(self, exit_code: int = 0) -> None:
+        log.info("stopping: what is under way has %g s to finish", self.workers_kill_timeout)
+        try:
+            super().shutdown(exit_code)
+        finally:
+            log.info("stopped")
 
 
 def url(config: Settings) -> str:
@@ -61,8 +76,11 @@ def depend_on_parent() -> None:
         threading.Thread(target=watch, args=(parent,), name="c42c-parent", daemon=True).start()
 
 
-def serve(build: Callable[[], Any], config: Settings) -> int:
-    """Serve the WSGI app that `build` makes until told to stop; return the exit status."""
+def serve(build: Callable[[Any], Any], config: Settings) -> int:
+    """Serve the WSGI app that `build` makes until told to stop; return the exit status.
+
+    `build` is called in the serving process, with an object whose `value` is true from when it is told to stop.
+    """
     granian = _Server(
         "c42c",
         config.host,
@@ -79,8 +97,9 @@ def serve(build: Callable[[], Any], config: Settings) -> int:
         workers_kill_timeout=config.timeout + 1,
         respawn_failed_workers=True,
     )
+    granian.stopping = RawValue("b", 0)
     try:
-        granian.serve(target_loader=build, wrap_loader=False)
+        granian.serve(target_loader=partial(build, granian.stopping), wrap_loader=False)
     except SystemExit as end:
         return int(end.code or 0)
     return 0

@@ -23,6 +23,7 @@ class Settings:
     token: str = field(repr=False)
     expiry: float
     loglevel: str
+    logformat: str
     base_url: str
     host: str
     port: int
@@ -30,6 +31,7 @@ class Settings:
     fault_expiry: float
     max_entries: int
     threads: int
+    cors_origins: frozenset[str]
 
     @property
     def max_waiting(self) -> int:
@@ -72,6 +74,12 @@ def _loglevel(text: str) -> str:
     return text.upper()
 
 
+def _logformat(text: str) -> str:
+    if text not in ("text", "json"):
+        raise ValueError("text or json")
+    return text
+
+
 def _base_url(text: str) -> str:
     right = "an http:// or https:// address without user, query and fragment"
     try:
@@ -90,6 +98,16 @@ def _host(text: str) -> str:
     return text
 
 
+def _origins(text: str) -> frozenset[str]:
+    origins = frozenset(origin.strip() for origin in text.split(",")) if text else frozenset()
+    for origin in origins - {"*"}:
+        if not re.fullmatch(r"https?://([a-z0-9.-]+|\[[0-9a-f:]+\])(:[0-9]{1,5})?", origin):
+            raise ValueError("* or origins such as https://app.example.com, in lower case, separated by commas")
+    if "*" in origins and len(origins) > 1:
+        raise ValueError("either * or a list of origins")
+    return origins
+
+
 class _Variable(NamedTuple):
     default: str | None  # None: mandatory
     meaning: str
@@ -102,6 +120,7 @@ VARIABLES: Mapping[str, _Variable] = {
     "C42_TOKEN": _Variable(None, "token for Calendar42", _token, secret=True),
     "C42_EXPIRY": _Variable("4.2", "minutes an answer is kept", _number(0, _YEAR, "minutes", 60)),
     "C42_LOGLEVEL": _Variable("INFO", "a level name of Python's logging", _loglevel),
+    "C42_LOGFORMAT": _Variable("text", "how a log line looks: text or json", _logformat),
     "C42_BASE_URL": _Variable("https://demo.calendar42.com/api/v2/", "the upstream", _base_url),
     "C42_HOST": _Variable("127.0.0.1", "address where the service listens", _host),
     "C42_PORT": _Variable("5000", "port where the service listens", _integer(1, 65535)),
@@ -115,6 +134,7 @@ VARIABLES: Mapping[str, _Variable] = {
         f"worker threads; all but {RESERVED_THREADS} of them may wait for the upstream",
         _integer(RESERVED_THREADS + 1, 10_000),
     ),
+    "C42_CORS_ORIGINS": _Variable("", "origins whose pages may read answers, separated by commas; or *", _origins),
 }
 
 
@@ -141,12 +161,20 @@ def read(environ: Mapping[str, str]) -> Settings:
 
 
 def warn_of_unknown(environ: Mapping[str, str], log: logging.Logger) -> None:
-    """Log a warning for each `C42_…` variable that is no setting: it is usually a typing error."""
+    """Log a warning for each `C42_…` variable that is no setting."""
+    for text in unknown(environ):
+        log.warning("%s", text)
+
+
+def unknown(environ: Mapping[str, str]) -> list[str]:
+    """Return a line for each `C42_…` variable that is no setting: it is usually a typing error."""
+    lines = []
     for name in sorted(environ):
         if name.startswith("C42_") and name not in VARIABLES:
             close = difflib.get_close_matches(name, VARIABLES, n=1)
             hint = f"; did you mean {close[0]}?" if close else ""
-            log.warning("%s is not a setting%s", _one_line(name), hint)
+            lines.append(f"{_one_line(name)} is not a setting{hint}")
+    return lines
 
 
 def _one_line(text: str) -> str:

@@ -10,6 +10,7 @@ as `requests` does it, once. A kept-alive connection that turns out to be closed
 import http.client
 import io
 import socket
+import ssl
 import time
 from collections.abc import Mapping
 from typing import Any, NamedTuple
@@ -65,11 +66,23 @@ class Transport:
         except (requests.RequestException, urllib3.exceptions.HTTPError, OSError, ValueError) as error:
             if time.monotonic() >= deadline or isinstance(error, requests.Timeout | TimeoutError):
                 raise TimeoutError from error
-            raise ConnectionError(f"{type(error).__name__}: {error}") from error
+            raise ConnectionError(reason(error)) from error
 
     def close(self) -> None:
         """Close the connections that are not in use."""
         self._adapter.close()
+
+
+def reason(error: BaseException) -> str:
+    """Say in a few words why a call failed, and not a word of what came: it may name people."""
+    first: BaseException = error
+    while chained := first.__cause__ or first.__context__:
+        first = chained
+    if isinstance(first, ssl.SSLCertVerificationError):
+        return f"certificate: {first.verify_message}"
+    if isinstance(first, TimeoutError):
+        return "timed out"
+    return first.strerror or type(first).__name__ if isinstance(first, OSError) else type(first).__name__
 
 
 class _Stale(Exception):

@@ -1,0 +1,115 @@
+"""One call to Calendar42, and what its answer means: the README's table, row by row.
+
+Every call has the token; whatever comes back and is passed on has it no more.
+"""
+
+import json
+import time
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from typing import Any, NamedTuple
+
+from errors import Paused, Rejected, TimedOut, Unusable
+from pause import Pause
+from transport import Answer, Transport
+
+MAX_BODY = 8 * 2**20  # bytes of one answer
+MAX_ERROR_BODY = 64 * 2**10  # bytes that are passed through of an error
+
+
+class Call(NamedTuple):
+    """One call to the upstream that has ended."""
+
+    endpoint: str  # "events" or "event-subscriptions"
+    status: int  # 0 where no whole answer came
+    seconds: float
+    trouble: str = ""  # what kept the answer from coming
+
+
+@dataclass(slots=True)
+class Job:
+    """All upstream work for one answer, to be done within `timeout` seconds from now."""
+
+    timeout: float
+    deadline: float = field(init=False)
+    calls: list[Call] = field(default_factory=list)
+
+    def __post_init__(self) -> None:
+        self.deadline = time.monotonic() + self.timeout
+
+    @property
+    def left(self) -> float:
+        """The seconds until the deadline."""
+        return max(0.0, self.deadline - time.monotonic())
+
+
+def headers(token: str) -> dict[str, str]:
+    """Return what every call sends."""
+    json_type = "application/json"
+    return {"Accept": json_type, "Content-Type": json_type, "Authorization": f"Token {token}"}
+
+
+class Upstream:
+    """Calls Calendar42 with a `token`, over at most `at_once` kept-alive connections. Any thread may use it.
+
+    No call is made during a `pause`. `observe` is called with each `Call`.
+    """
+
+    def __init__(
+        self, *, base_url: str, token: str, pause: Pause, at_once: int, observe: Callable[[Call], None]
+    ) -> None:
+        self._token = token
+        self._pause = pause
+        self._observe = observe
+        self._transport = Transport(base_url=base_url, headers=headers(token), connections=at_once)
+
+    def call(self, endpoint: str, rest: str, job: Job) -> Any:
+        """Make one call and return the JSON of its answer; raise what else comes of it, one of `errors`."""
+        if left := self._pause.left:
+            raise Paused(left)
+        began, status, trouble = time.monotonic(), 0, ""
+        try:
+            answer = self._transport.get(f"{endpoint}/{rest}", deadline=job.deadline, limit=MAX_BODY)
+            status = answer.status
+        except TimeoutError:
+            trouble = "timed out"
+            raise TimedOut(job.timeout) from None
+        except ConnectionError as error:
+            trouble = str(error)
+            raise Unusable("could not be reached, or broke off") from None
+        finally:
+            call = Call(endpoint, status, time.monotonic() - began, trouble)
+            job.calls.append(call)
+            self._observe(call)
+        if status == 429:
+            self._pause.begin(answer.headers.get("Retry-After", ""))
+            raise Paused(self._pause.left, self._error_body(answer), status)
+        if 400 <= status <= 599:
+            raise Rejected(status, self._error_body(answer))
+        if status != 200:
+            raise Unusable(f"answered {status}", status)
+        if len(answer.body) > MAX_BODY:
+            raise Unusable(f"sent more than {MAX_BODY} bytes", status)
+        try:
+            return json.loads(answer.body)
+        except (ValueError, RecursionError):
+            raise Unusable("sent no JSON", status) from None
+
+    def blank(self, text: str) -> str:
+        """Return `text` without the token."""
+        return text.replace(self._token, "***")
+
+    def close(self) -> None:
+        """Let the connections go that are not in use."""
+        self._transport.close()
+
+    def _error_body(self, answer: Answer) -> bytes:
+        """Return the body of an error as it may be passed through: without the token, however JSON writes it."""
+        body = answer.body.replace(self._token.encode(), b"***")
+        try:
+            text = json.dumps(json.loads(body), ensure_ascii=False)
+            if (token := json.dumps(self._token)[1:-1]) in text:
+                body = text.replace(token, "***").encode()
+        except (ValueError, RecursionError):
+            pass  # no JSON
+        return body[:MAX_ERROR_BODY]
