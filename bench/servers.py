@@ -26,6 +26,7 @@ import main
 import server
 import settings
 from bench.machine import PREFIX, TOKEN
+from c42client import Client
 from cache import Cache
 from errors import Rejected
 from loading import loader
@@ -95,10 +96,10 @@ def requests_cache(base_url: str) -> Flask:
     return app
 
 
-class _Stub:
+class _Stub(Client):
     """Stands where the service's upstream client does: knows all events below a number, each of 300 bytes."""
 
-    def __init__(self, held: int = 0, **_: Any) -> None:
+    def __init__(self, held: int, **_: Any) -> None:
         self.held = held
 
     def fetch(self, event_id: str) -> dict[str, Any]:
@@ -122,13 +123,13 @@ def filled(argument: str, config: settings.Settings) -> Any:
 
     with patch.object(main, "Cache", remembered), patch.object(main, "Client", partial(_Stub, held)):
         app = main.create_app(config)
-    load = loader(_Stub(held).fetch, config)
+    load = loader(_Stub(held), config)
     for number in range(held + unknown):
-        caches[0].get_or_load(f"{number:032x}_14602021609581", load)
+        caches[0].get_or_load_many([f"{number:032x}_14602021609581"], load)
     return app
 
 
-def build(kind: str, argument: str, config: settings.Settings) -> Any:
+def build(kind: str, argument: str, config: settings.Settings, _stopping: Any) -> Any:
     """Make the app in the process that serves it."""
     server.depend_on_parent()
     if kind == "filled":
