@@ -7,12 +7,11 @@ from collections.abc import Callable
 from typing import Any
 
 import pytest
-import requests
 from selenium.webdriver import ActionChains, Chrome
 from selenium.webdriver.common.by import By
 from selenium.webdriver.common.keys import Keys
 
-from conftest import PATIENCE, Service, new_id, run_as_script, until
+from conftest import Service, new_id, run_as_script, until
 from standin import EVENTS, Gate, Standin
 
 HITS = '[data-number="cache.hits"]'
@@ -249,7 +248,8 @@ def _contrasts(browser: Chrome) -> list[Any]:
           return [255, 255, 255];
         };
         return [...document.querySelectorAll("body *")]
-          .filter((node) => node.checkVisibility() && [...node.childNodes].some((n) => n.nodeType === 3 && n.data.trim()))
+          .filter((node) => node.checkVisibility())
+          .filter((node) => [...node.childNodes].some((n) => n.nodeType === 3 && n.data.trim()))
           .map((node) => {
             const style = getComputedStyle(node);
             const front = node instanceof SVGElement ? style.fill : style.color;
