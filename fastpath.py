@@ -11,6 +11,7 @@ import answers
 from cache import Cache
 
 PREFIX = "/events-with-subscriptions/"
+_SKIP = len(PREFIX)
 ROUTE = PREFIX + "<event_id>"  # as Flask writes it
 
 App = Callable[[dict[str, Any], Callable[..., Any]], Iterable[bytes]]
@@ -32,10 +33,12 @@ class FastPath:
         path = environ["PATH_INFO"]
         method = environ["REQUEST_METHOD"]
         if path.startswith(PREFIX) and method in ("GET", "HEAD"):
-            found = self._cache.get(path.removeprefix(PREFIX).removesuffix("/"))
+            found = self._cache.get(path[_SKIP:].removesuffix("/"))
             if found is not None:
-                response = answers.render(found, environ)
-                self._observe(response.status)
-                start_response(response.status, response.headers + answers.cors(self._origins, environ))
-                return [response.body] if method == "GET" else []
+                status, headers, body = answers.render(found, environ)
+                if self._origins:
+                    headers += answers.cors(self._origins, environ)
+                self._observe(status)
+                start_response(status, headers)
+                return [body] if method == "GET" else []
         return self._app(environ, start_response)

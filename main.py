@@ -135,12 +135,12 @@ def _serve(config: Settings, environ: Mapping[str, str], greeting: str = "") -> 
     logs.configure(config.loglevel, config.logformat, config.token)
     settings.warn_of_unknown(environ, log)
     try:
-        server.check_address(config.host, config.port)
+        address = server.find_address(config.host, config.port)
     except OSError as error:
         print(f"cannot listen on {server.url(config)}: {error.strerror}", file=sys.stderr)
         return 1
     print(greeting, end="", flush=True)
-    return server.serve(partial(_build, config), config)
+    return server.serve(partial(_build, config), config, address)
 
 
 def _build(config: Settings, stopping: Any) -> Flask:
