@@ -1,9 +1,11 @@
 """What the tests share: the service, really started, with the stand-in of Calendar42 behind it."""
 
 import contextlib
+import http.client
 import io
 import itertools
 import os
+import re
 import signal
 import socket
 import subprocess
@@ -11,8 +13,9 @@ import sys
 import tempfile
 import time
 from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple, TypeVar
 
 import pytest
 import requests
@@ -22,6 +25,8 @@ from standin import Standin
 ROOT = Path(__file__).parent
 TOKEN = "0123456789abcdef-a-token-for-tests"  # noqa: S105 - the stand-in's
 PATIENCE = 20.0  # seconds until a test gives up waiting for what must happen
+
+T = TypeVar("T")
 
 _numbers = itertools.count(1)
 
@@ -39,6 +44,33 @@ def new_id() -> str:
     return f"{next(_numbers):032x}_14602021609581"
 
 
+def at_once(*actions: Callable[[], T]) -> list[T]:
+    """Do all `actions` at once, each in a thread of its own, and return what each of them did, in their order."""
+    with ThreadPoolExecutor(len(actions)) as pool:
+        return [future.result() for future in [pool.submit(action) for action in actions]]
+
+
+def serving(service: "Service") -> list[int]:
+    """Return the ids of the processes that `service` has started."""
+    pid = service.process.pid
+    return [int(child) for child in Path(f"/proc/{pid}/task/{pid}/children").read_text().split()]
+
+
+class Raw(NamedTuple):
+    """A response, and nothing interpreted."""
+
+    status: int
+    headers: http.client.HTTPMessage
+    body: bytes
+
+
+def receive(sock: socket.socket, method: str = "GET") -> Raw:
+    """Read the response to a request that was sent on `sock`."""
+    with http.client.HTTPResponse(sock, method=method) as response:
+        response.begin()
+        return Raw(response.status, response.headers, response.read())
+
+
 class Service:
     """A service in a process of its own, and a client of it."""
 
@@ -50,7 +82,7 @@ class Service:
         own = {"C42_PORT": str(self.port), "C42_TOKEN": TOKEN}
         if upstream:
             own["C42_BASE_URL"] = upstream.base_url
-        inherited = {name: value for name, value in os.environ.items() if not name.startswith("C42_")}
+        inherited = {name: value for name, value in os.environ.items() if not re.match(r"C42_|.*_PROXY$", name, re.I)}
         self._log = tempfile.TemporaryFile()  # noqa: SIM115 - closed in end()
         self.process = subprocess.Popen(  # noqa: S603 - this project's own program
             [sys.executable, "-W", "error", "main.py", *arguments],
@@ -71,14 +103,15 @@ class Service:
         return os.pread(self._log.fileno(), 2**24, 0).decode()
 
     def wait_until_ready(self) -> None:
-        """Wait until the service accepts connections."""
+        """Wait until the service answers."""
 
         def ready() -> bool:
             assert self.process.poll() is None, f"the service has ended:\n{self.log}"
-            with socket.socket() as sock:
-                return sock.connect_ex(("127.0.0.1", self.port)) == 0
+            with contextlib.suppress(OSError, http.client.HTTPException):
+                return self.raw(b"/livez").status == 200
+            return False
 
-        until(ready, "the service to accept connections")
+        until(ready, "the service to answer")
 
     def request(self, method: str, path: str, **options: Any) -> requests.Response:
         """Send one request; redirects are not followed."""
@@ -87,6 +120,17 @@ class Service:
     def get(self, path: str, **options: Any) -> requests.Response:
         """GET a path of the service."""
         return self.request("GET", path, **options)
+
+    def connect(self) -> socket.socket:
+        """Open a connection."""
+        return socket.create_connection(("127.0.0.1", self.port), timeout=PATIENCE)
+
+    def raw(self, target: bytes, method: bytes = b"GET", *headers: bytes) -> Raw:
+        """Send a request line as it is, without any client's view of what an address may be."""
+        lines = [method + b" " + target + b" HTTP/1.1", b"Host: c42c", b"Connection: close", *headers, b"", b""]
+        with self.connect() as sock:
+            sock.sendall(b"\r\n".join(lines))
+            return receive(sock, method.decode())
 
     def event(self, event_id: str, **options: Any) -> requests.Response:
         """GET an event."""
@@ -121,8 +165,7 @@ def shared_upstream() -> Iterator[Standin]:
 @pytest.fixture(scope="session")
 def shared_service(shared_upstream: Standin) -> Iterator[Service]:
     """Start the service that all tests share that need no other settings."""
-    with _ended(Service(shared_upstream, C42_TIMEOUT="2")) as service:
-        service.wait_until_ready()
+    with started(Service(shared_upstream, C42_TIMEOUT="2")) as service:
         yield service
 
 
@@ -146,17 +189,17 @@ def start(upstream: Standin) -> Iterator[Callable[..., Service]]:
     with contextlib.ExitStack() as stack:
 
         def begin(*arguments: str, ready: bool = True, **environ: str) -> Service:
-            service = stack.enter_context(_ended(Service(upstream, arguments, **environ)))
-            if ready:
-                service.wait_until_ready()
-            return service
+            return stack.enter_context(started(Service(upstream, arguments, **environ), ready))
 
         yield begin
 
 
 @contextlib.contextmanager
-def _ended(service: Service) -> Iterator[Service]:
+def started(service: Service, ready: bool = True) -> Iterator[Service]:
+    """Wait until `service` is ready, and end it with the block."""
     try:
+        if ready:
+            service.wait_until_ready()
         yield service
     finally:
         service.end()

@@ -1,7 +1,7 @@
 """Fresh answers, served before Flask: routing, request and response objects cost ten times what a hit does.
 
 WSGI middleware. What it answers is the same, byte for byte and header for header, as what the route answers; what is
-not a GET or HEAD of a fresh answer goes on to the app. `origins` are those of `answers.cors`.
+not a GET or HEAD of a fresh answer goes on to the app.
 """
 
 from collections.abc import Callable, Iterable
@@ -11,7 +11,7 @@ import answers
 from cache import Cache
 
 PREFIX = "/events-with-subscriptions/"
-ROUTE = PREFIX + "<event_id>"
+ROUTE = PREFIX + "<event_id>"  # as Flask writes it
 
 App = Callable[[dict[str, Any], Callable[..., Any]], Iterable[bytes]]
 
@@ -19,10 +19,10 @@ App = Callable[[dict[str, Any], Callable[..., Any]], Iterable[bytes]]
 class FastPath:
     """Serves what is fresh in `cache`, and hands on to `app` whatever else is asked for.
 
-    `observe` is called with the status line of each answer that is served.
+    `origins` are those of `answers.cors`; `observe` is called with the status line of what is served.
     """
 
-    def __init__(self, app: App, cache: Cache, origins: frozenset[str], observe: Callable[[str], None]) -> None:
+    def __init__(self, app: App, cache: Cache, *, origins: frozenset[str], observe: Callable[[str], None]) -> None:
         self._app = app
         self._cache = cache
         self._origins = origins

@@ -18,6 +18,7 @@ import logs
 import operations
 import server
 import settings
+import status_page
 from c42client import Client
 from cache import Cache, Refused
 from fastpath import FastPath
@@ -48,9 +49,9 @@ def create_app(config: Settings, stopping: Callable[[], bool] = lambda: False) -
         observe_fault=metrics.faulted,
     )
     load = loader(client, config)
-    app = Flask(__name__)
+    app = Flask(__name__, static_folder=None)  # the status page brings its own
     app.url_map.merge_slashes = False  # a path with two slashes is not found, rather than redirected
-    operations.register(app, metrics)
+    operations.register(app, metrics)  # first, so that it counts each response as it goes out
 
     @app.get("/events-with-subscriptions/<event_id>")
     @app.get("/events-with-subscriptions/<event_id>/")
@@ -68,7 +69,7 @@ def create_app(config: Settings, stopping: Callable[[], bool] = lambda: False) -
 
     @app.after_request
     def allow_origins(response: Response) -> Response:
-        if request.method == "OPTIONS":
+        if request.method == "OPTIONS" and response.status_code == 200:
             response.status_code = 204
             del response.headers["Content-Type"]
         response.headers.extend(answers.cors(config.cors_origins, request.environ))
@@ -89,9 +90,10 @@ def create_app(config: Settings, stopping: Callable[[], bool] = lambda: False) -
         log.error("a request failed", exc_info=error)
         return _respond(answers.error(500, "the service failed; its log says why", []))
 
-    app.wsgi_app = FastPath(app.wsgi_app, cache, config.cors_origins, metrics.served.add)  # type: ignore[method-assign]  # as Flask's documentation has it
-    if log.isEnabledFor(logging.DEBUG):
-        app.wsgi_app = operations.RequestLog(app.wsgi_app)  # type: ignore[method-assign]
+    status_page.register(app, metrics.status)
+    fast = FastPath(app.wsgi_app, cache, origins=config.cors_origins, observe=metrics.served.add)
+    logged = operations.RequestLog(fast) if log.isEnabledFor(logging.DEBUG) else fast
+    app.wsgi_app = logged  # type: ignore[method-assign]  # as Flask's documentation has it
     return app
 
 
@@ -186,7 +188,7 @@ def _parser() -> argparse.ArgumentParser:
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
     parser.add_argument("--demo", action="store_true", help="serve made-up events from a stand-in; needs no token")
-    parser.add_argument("--check", action="store_true", help="say whether all is well with settings and Calendar42")
+    parser.add_argument("--check", action="store_true", help="say whether settings and Calendar42 are well, and end")
     return parser
 
 
