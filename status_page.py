@@ -8,7 +8,7 @@ takes nothing from outside and runs nothing inline, and the browser is told to h
 from collections.abc import Callable, Mapping
 from datetime import datetime, timedelta
 from functools import partial, reduce
-from math import floor
+from math import ceil, floor
 from typing import Any
 
 from flask import Blueprint, Flask, Response, render_template
@@ -86,6 +86,10 @@ def _duration(seconds: float) -> str:
     return " ".join(f"{amount} {unit}" for amount, unit in parts[:2])
 
 
+def _pause(seconds: float) -> str:
+    return _duration(ceil(seconds)) if seconds > 0 else "none"
+
+
 def _latency(seconds: float) -> str:
     if seconds >= 1:
         return f"{seconds:.2f} s"
@@ -100,6 +104,7 @@ _FORMATS: Mapping[str, Callable[[Any], str]] = {
     "count": "{:,}".format,
     "percent": _percent,
     "duration": _duration,
+    "pause": _pause,
     "latency": _latency,
     "clock": _clock,  # of UTC
     "plain": str,

@@ -20,6 +20,8 @@ export function latency(seconds) {
   return `${(seconds * 1000).toFixed(seconds >= 0.01 ? 0 : 1)} ms`;
 }
 
+export const pause = (seconds) => seconds > 0 ? duration(Math.ceil(seconds)) : "none";
+
 export const rate = (perSecond) => perSecond >= 10 ? count(Math.round(perSecond)) : perSecond.toFixed(1);
 
 export const clock = (stamp) => stamp.slice(0, 19).replace("T", " ");

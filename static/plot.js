@@ -1,66 +1,74 @@
 // A moving plot of the last two minutes. The scale is logarithmic: a few refusals show beside thousands of hits.
 
 const SPAN = 120; // seconds
-const GAP = 5; // seconds without a sample after which the line breaks
-const LEFT = 52, RIGHT = 8, TOP = 8, BOTTOM = 24; // pixels around the plot, for the labels
+const GAP = 5; // seconds without a sample after which a line breaks
+const LEFT = 56, RIGHT = 8, TOP = 8, BOTTOM = 24; // pixels around the plot, for the labels
+const MOST_TICKS = 7;
 
 export class Plot {
-  #svg; #title; #names; #floor; #label; #samples = [];
+  #svg; #title; #lines; #floor; #label; #tick; #samples = [];
 
-  // `names` are the lines, and their CSS classes; what is at `floor` or below lies on the bottom; `label` writes a value.
-  constructor(svg, title, names, floor, label) {
+  // `lines` has what each line is called, by its CSS class. `label` writes a value, `tick` one of the scale.
+  // What is at `floor` or below lies on the bottom, as zero; without a floor, the bottom follows the values.
+  constructor(svg, { title, lines, floor, label, tick }) {
     this.#svg = svg;
     this.#title = title;
-    this.#names = names;
+    this.#lines = Object.entries(lines);
     this.#floor = floor;
     this.#label = label;
-    new ResizeObserver(() => this.draw()).observe(svg);
+    this.#tick = tick;
+    new ResizeObserver(() => this.#draw()).observe(svg);
   }
 
   // Add one value for each line, null where there is none, at `time` in seconds.
   add(time, values) {
     this.#samples.push({ time, values });
-    while (this.#samples[0].time < time - SPAN - GAP) this.#samples.shift();
-    this.draw();
+    while (this.#samples[0].time < time - SPAN) this.#samples.shift();
+    this.#draw();
   }
 
-  draw() {
-    const { clientWidth, clientHeight } = this.#svg;
-    const right = clientWidth - RIGHT, bottom = clientHeight - BOTTOM;
-    const latest = this.#samples.at(-1)?.time ?? 0;
-    const most = Math.max(...this.#samples.flatMap(({ values }) => values.map(Number)), this.#floor * 99);
-    const decades = Math.ceil(Math.log10(most / this.#floor));
-    const x = (time) => right - (latest - time) / SPAN * (right - LEFT);
-    const y = (value) => bottom - Math.log10(Math.max(value / this.#floor, 1)) / decades * (bottom - TOP);
+  #draw() {
+    const right = this.#svg.clientWidth - RIGHT, bottom = this.#svg.clientHeight - BOTTOM;
+    const latest = this.#samples.at(-1)?.time;
+    const ticks = this.#ticks();
+    const height = (bottom - TOP) / Math.log(ticks.at(-1) / ticks[0]);
+    const x = (ago) => right - ago / SPAN * (right - LEFT);
+    const y = (value) => bottom - Math.log(Math.max(value / ticks[0], 1)) * height;
     this.#svg.replaceChildren(
-      ...this.#rows(decades, y, right),
-      ...this.#columns((ago) => x(latest - ago), bottom),
-      ...this.#names.map((name, at) => element("path", { class: `line ${name}`, d: this.#path(at, x, y) })),
+      ...ticks.flatMap((tick) => [
+        make("path", { class: "grid", d: `M${LEFT} ${y(tick)}H${right}` }),
+        make("text", { class: "end", x: LEFT - 8, y: y(tick) + 4 }, this.#tick(tick === this.#floor ? 0 : tick)),
+      ]),
+      ...[[120, "−2 min", "start"], [60, "−1 min", "middle"], [0, "now", "end"]].flatMap(([ago, text, anchor]) => [
+        make("path", { class: "grid", d: `M${x(ago)} ${TOP}V${bottom}` }),
+        make("text", { class: anchor, x: x(ago), y: bottom + 17 }, text),
+      ]),
+      ...this.#lines.map(([style], at) =>
+        make("path", { class: `line ${style}`, d: this.#path(at, (time) => x(latest - time), y) })),
     );
     this.#svg.setAttribute("aria-label", this.#describe());
   }
 
-  #rows(decades, y, right) {
-    const values = Array.from({ length: decades + 1 }, (_, power) => this.#floor * 10 ** power);
-    return values.flatMap((value, power) => [
-      element("path", { class: "grid", d: `M${LEFT} ${y(value)}H${right}` }),
-      element("text", { x: LEFT - 8, y: y(value) + 4, class: "value" }, this.#label(power ? value : 0)),
-    ]);
-  }
-
-  #columns(x, bottom) {
-    return [[120, "−2 min"], [60, "−1 min"], [0, "now"]].flatMap(([ago, text]) => [
-      element("path", { class: "grid", d: `M${x(ago)} ${TOP}V${bottom}` }),
-      element("text", { x: x(ago), y: bottom + 17, class: ["", "middle", "end"][[120, 60, 0].indexOf(ago)] }, text),
-    ]);
+  // Return the values at which to draw a line across: 1, 2, 5, 10 …, or the powers of ten where those are too many.
+  #ticks() {
+    const values = this.#samples.flatMap((sample) => sample.values).filter((value) => value > 0);
+    const least = this.#floor ?? Math.min(...values, 1), most = Math.max(...values, least * 10);
+    for (const steps of [[1, 2, 5], [1]]) {
+      const all = [];
+      for (let power = Math.floor(Math.log10(least)); !(all.at(-1) >= most); power++) {
+        all.push(...steps.map((step) => Number(`${step}e${power}`)));
+      }
+      const first = all.findLastIndex((tick) => tick <= least), last = all.findIndex((tick) => tick >= most);
+      if (last - first < MOST_TICKS || steps.length === 1) return all.slice(first, last + 1);
+    }
   }
 
   #path(line, x, y) {
     let path = "", before = -Infinity;
     for (const { time, values } of this.#samples) {
-      if (values[line] === null || x(time) < LEFT) continue;
-      const to = `${x(time).toFixed(1)} ${y(values[line]).toFixed(1)}`;
-      path += time - before > GAP ? `M${to}h0` : `L${to}`; // a lone sample is a dot
+      if (values[line] === null) continue;
+      const point = `${x(time).toFixed(1)} ${y(values[line]).toFixed(1)}`;
+      path += time - before > GAP ? `M${point}h0` : `L${point}`; // one alone is a dot
       before = time;
     }
     return path;
@@ -68,19 +76,19 @@ export class Plot {
 
   // The plot in words, for those who don't see it.
   #describe() {
-    const lines = this.#names.map((name, at) => {
-      const values = this.#samples.map(({ values }) => values[at]).filter((value) => value !== null);
+    const lines = this.#lines.map(([, name], at) => {
+      const values = this.#samples.map((sample) => sample.values[at]).filter((value) => value !== null);
       if (!values.length) return `${name}: nothing yet`;
       const [now, least, most] = [values.at(-1), Math.min(...values), Math.max(...values)].map(this.#label);
-      return `${name}: ${now} now, ${least} to ${most}`;
+      return `${name}: ${now} now, from ${least} to ${most}`;
     });
     return `${this.#title}, last two minutes. ${lines.join("; ")}.`;
   }
 }
 
-function element(name, attributes, text = "") {
-  const made = document.createElementNS("http://www.w3.org/2000/svg", name);
-  for (const [key, value] of Object.entries(attributes)) made.setAttribute(key, value);
-  made.textContent = text;
-  return made;
+function make(name, attributes, text = "") {
+  const element = document.createElementNS("http://www.w3.org/2000/svg", name);
+  for (const [key, value] of Object.entries(attributes)) element.setAttribute(key, value);
+  element.textContent = text;
+  return element;
 }

@@ -6,19 +6,32 @@ import * as tryBox from "./try.js";
 
 const INTERVAL = 1000; // milliseconds from one question to the next
 const PATIENCE = 3000; // milliseconds until no answer is called so
+const AVERAGED = 5; // seconds that a rate is the mean of: single requests are no spikes then
 const RECENT = 60_000; // milliseconds for which a fault counts as trouble, as in status_page.py
 
 const byId = (id) => document.getElementById(id);
 const outcomes = ["hits", "misses", "collapsed", "refused"];
 const endpoints = ["events", "event-subscriptions"];
-let before; // the numbers shown, and when they came
+const recent = []; // the latest numbers, and when they came, the newest last
 let asking = false;
 
 document.querySelectorAll("[data-live]").forEach((part) => (part.hidden = false));
 byId("still").hidden = true;
-const requests = new Plot(byId("plot-requests"), "Requests per second", ["hit", "miss", "collapsed", "refused"], 0.1, formats.rate);
-const latencies = new Plot(
-  byId("plot-latency"), "Upstream latency", endpoints.flatMap((name) => [`${name}-median`, `${name}-p99`]), 0.001, formats.latency);
+const requests = new Plot(byId("plot-requests"), {
+  title: "Requests per second",
+  lines: { hit: "hit", miss: "miss", collapsed: "collapsed", refused: "refused" },
+  floor: 0.1,
+  label: formats.rate,
+  tick: formats.count,
+});
+const latencies = new Plot(byId("plot-latency"), {
+  title: "Upstream latency",
+  lines: Object.fromEntries(endpoints.flatMap((name) => [
+    [`${name}-median`, `${name}, median`], [`${name}-p99`, `${name}, 99th percentile`],
+  ])),
+  label: formats.latency,
+  tick: (seconds) => seconds >= 1 ? `${seconds} s` : `${Number((seconds * 1000).toPrecision(1))} ms`,
+});
 tryBox.start();
 document.addEventListener("visibilitychange", poll);
 poll();
@@ -53,13 +66,12 @@ function show(numbers) {
   const held = cache.entries_ok + cache.entries_negative + cache.entries_fault;
   const view = { ...numbers, asked, held, hit_ratio: asked ? cache.hits / asked : null };
   for (const place of document.querySelectorAll("[data-number]")) showNumber(place, view);
+  showFaults(numbers.upstream.faults);
   showRates(numbers);
   latencies.add(numbers.seconds, endpoints.flatMap((name) => {
     const { median_seconds, p99_seconds } = numbers.upstream.endpoints[name];
     return [median_seconds, p99_seconds];
   }));
-  showFaults(numbers.upstream.faults);
-  before = numbers;
 }
 
 function showNumber(place, view) {
@@ -75,15 +87,21 @@ function showNumber(place, view) {
 const at = (view, path) => path.split(".").reduce((inner, name) => inner[name], view);
 
 function showRates(numbers) {
-  const seconds = before?.pid === numbers.pid ? numbers.seconds - before.seconds : 0; // a new process counts anew
-  const rates = outcomes.map((name) => seconds > 0 ? (numbers.cache[name] - before.cache[name]) / seconds : null);
-  outcomes.forEach((name, at) => (byId(`rate-${name}`).textContent = rates[at] === null ? "–" : formats.rate(rates[at])));
+  const last = recent.at(-1);
+  // Another process counts anew, and a rate over the time that the tab was hidden is no rate of now.
+  if (last?.pid !== numbers.pid || numbers.seconds - last.seconds > AVERAGED) recent.length = 0;
+  recent.push(numbers);
+  if (recent.length > 1 + AVERAGED) recent.shift();
+  const before = recent.length > 1 ? recent[0] : null;
+  const rates = outcomes.map((name) =>
+    before ? (numbers.cache[name] - before.cache[name]) / (numbers.seconds - before.seconds) : null);
+  outcomes.forEach((name, at) => (byId(`rate-${name}`).textContent = before ? formats.rate(rates[at]) : "–"));
   requests.add(numbers.seconds, rates);
 }
 
 function showFaults(faults) {
   // Only what is new is touched: rows that are replaced can't be marked and copied.
-  if (JSON.stringify(faults) === JSON.stringify(before?.upstream.faults)) return;
+  if (JSON.stringify(faults) === JSON.stringify(recent.at(-1)?.upstream.faults)) return;
   byId("no-faults").hidden = faults.length > 0;
   byId("fault-table").hidden = faults.length === 0;
   byId("fault-table").tBodies[0].replaceChildren(...faults.map(({ time, endpoint, status }) => {
@@ -95,14 +113,13 @@ function showFaults(faults) {
 
 // Toggle the sentences of the template; they hold no number that moves, so that a screen reader says each once.
 function showTroubles(numbers) {
-  const known = numbers ?? before;
   const troubles = {
     silent: !numbers,
-    stopping: known?.stopping,
-    reaper: known && !known.reaper_alive,
-    full: known && known.cache.waiting >= known.cache.max_waiting,
-    pause: known?.upstream.pause_seconds > 0,
-    faults: known?.upstream.faults.some(({ time }) => Date.parse(known.now) - Date.parse(time) < RECENT),
+    stopping: numbers?.stopping,
+    reaper: numbers && !numbers.reaper_alive,
+    full: numbers && numbers.cache.waiting >= numbers.cache.max_waiting,
+    pause: numbers?.upstream.pause_seconds > 0,
+    faults: numbers?.upstream.faults.some(({ time }) => Date.parse(numbers.now) - Date.parse(time) < RECENT),
   };
   for (const [name, isSo] of Object.entries(troubles)) byId(`trouble-${name}`).hidden = !isSo;
   const well = !Object.values(troubles).some(Boolean);
