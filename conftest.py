@@ -311,7 +311,9 @@ def run_as_script(path: str) -> int:
     """Run the tests of one file; print nothing where all is well, and what pytest says where it is not."""
     said = io.StringIO()
     with contextlib.redirect_stdout(said), contextlib.redirect_stderr(said):
-        status = int(pytest.main([path, "-p", "no:cacheprovider", "--tb=short"]))
+        # Plugins that the file has imported by now can't be rewritten, which none of ours needs.
+        quiet = ("-W", "ignore::pytest.PytestAssertRewriteWarning")
+        status = int(pytest.main([path, "-p", "no:cacheprovider", "--tb=short", *quiet]))
     if status:
         print(said.getvalue(), end="")
     return min(status, 1)

@@ -41,7 +41,8 @@ Answer = tuple[str, list[tuple[str, str]], bytes]
 
 def cache_status(answer: Any) -> dict[str, Any]:
     """Parse `Cache-Status` as RFC 8941 has it, check that it is of one cache, c42c, and return its parameters."""
-    ((name, parameters),) = http_sf.parse(answer.headers["Cache-Status"].encode(), name="Cache-Status", tltype="list")
+    parsed: Any = http_sf.parse(answer.headers["Cache-Status"].encode(), tltype="list")
+    ((name, parameters),) = parsed
     assert str(name) == "c42c"
     return {key: value if isinstance(value, bool | int) else str(value) for key, value in parameters.items()}
 
@@ -121,7 +122,7 @@ def requests_of(ids: dict[str, str], etag: str) -> Iterator[dict[str, Any]]:
                 path_only,
                 query_string=query,
                 method=method,
-                headers={name: value for name, value in headers.items() if value is not None},
+                headers=[(name, value) for name, value in headers.items() if value is not None],
             )
             yield builder.get_environ()
 
@@ -152,15 +153,13 @@ def test_fast_path_loads_as_the_route_does(inside: MakeInside, upstream: Standin
     event_id = new_events(upstream, 1)[0]
     for seconds in (0.0, 252.0, 251.0, 1.0):  # cold, expired, fresh, expired
         for method, condition in (("GET", ""), ("HEAD", ""), ("GET", "*")):
-            builder = EnvironBuilder(
-                PREFIX + event_id, method=method, headers={"Origin": PAGE, "If-None-Match": condition}
-            )
+            headers = [("Origin", PAGE), ("If-None-Match", condition)]
+            builder = EnvironBuilder(PREFIX + event_id, method=method, headers=headers)
             for service in services:
-                service.clock.now += seconds
+                service.clock.now += seconds if method == "GET" and not condition else 0.0
             fast, slow = services
             answer = ask(fast.app.wsgi_app, builder.get_environ())
             assert answer == ask(partial(Flask.wsgi_app, slow.app), builder.get_environ())
-            seconds = 0.0
     assert upstream.calls("events") == 2 * 3
 
 
@@ -171,7 +170,7 @@ def test_fast_path_loads_as_the_route_does(inside: MakeInside, upstream: Standin
     ("minutes", "seconds"), [("4.2", 252.0), ("0.04", 2.4), ("1", 60.0), ("0.005", 0.3), ("7.77", 466.2)]
 )
 def test_nobody_keeps_an_answer_longer(inside: MakeInside, upstream: Standin, minutes: str, seconds: float) -> None:
-    """At any age `max-age` is the whole lifetime, `Age` is not understated, and a copy is fresh no longer than the entry."""
+    """At any age `max-age` is the whole lifetime, `Age` not understated, and a copy fresh no longer than the entry."""
     service = inside(C42_EXPIRY=minutes, C42_FAULT_EXPIRY="0.001")
     good, bad = new_events(upstream, 1)[0], new_id()
     began = service.clock.now
@@ -179,13 +178,13 @@ def test_nobody_keeps_an_answer_longer(inside: MakeInside, upstream: Standin, mi
         answer = service.event(event_id)
         assert (answer.status_code, lifetime(answer), "Age" in answer.headers) == (status, int(seconds), False)
         assert cache_status(answer) == {"fwd": "miss", "fwd-status": status, "stored": True, "ttl": int(seconds)}
-    rng = random.Random(42)
+    rng = random.Random(42)  # noqa: S311 - the same ages in every run
     ages = [0.0, 1e-3, 0.999, 1.0, 1.001, 2.0, 2.3, seconds - 1.0, seconds - 1e-3, seconds - 1e-6]
     for age in sorted(age for age in (*ages, *(rng.uniform(0, seconds) for _ in range(200))) if 0 <= age < seconds):
         service.clock.now = began + age
         for answer in (service.event(good), service.event(bad), service.event(good, headers={"If-None-Match": "*"})):
-            said, said_age = lifetime(answer), int(answer.headers["Age"])
-            assert said == int(seconds)
+            said, said_age = int(seconds), int(answer.headers["Age"])
+            assert lifetime(answer) == said
             assert age - 1e-6 <= said_age < age + 1
             assert said - said_age <= seconds - age + 1e-6
             assert cache_status(answer) == {"hit": True, "ttl": max(0, said - said_age)}
@@ -240,8 +239,8 @@ def test_etag_is_of_the_body(inside: MakeInside, upstream: Standin) -> None:
     service, event_id = inside(), new_id()
     upstream.add_event(event_id, title="One", names=["Ella"])
     seen = []
-    for change in ({"title": "One"}, {"title": "One"}, {"title": "Two"}, {"title": "Two", "names": ["Ella", "Arthur"]}):
-        upstream.add_event(event_id, **{"names": ["Ella"], **change})
+    for title, names in (("One", ["Ella"]), ("One", ["Ella"]), ("Two", ["Ella"]), ("Two", ["Ella", "Arthur"])):
+        upstream.add_event(event_id, title=title, names=names)
         service.clock.now += 252
         answer = service.event(event_id)
         assert cache_status(answer)["fwd"] == "miss"
@@ -266,7 +265,7 @@ def test_not_modified(inside: MakeInside, condition: str) -> None:
         tag = condition.replace(service.event(EVENTS["plain"]).headers["ETag"], full.headers["ETag"])
         for method in ("GET", "HEAD"):
             answer = service.http.open(path, method=method, headers={"Origin": PAGE, "If-None-Match": tag})
-            assert (answer.status, answer.data) == ("304 NOT MODIFIED", b"") or answer.status == "304 Not Modified"
+            assert (answer.status_code, answer.data) == (304, b"")
             left = [header for header in full.headers if header[0] not in ("Content-Type", "Content-Length")]
             assert list(answer.headers) == left
         assert {"ETag", "Cache-Control", "Cache-Status", "Vary", "Access-Control-Allow-Origin"} <= set(dict(left))
@@ -369,7 +368,8 @@ def test_head_and_options_on_the_wire(service: Service, path: str) -> None:
     assert head.headers["Content-Length"] == str(len(get.body))
     same = {"ETag", "Content-Type", "Content-Length", "Cache-Control", "X-Content-Type-Options"}
     assert [head.headers[name] for name in same] == [get.headers[name] for name in same]
-    assert set(head.headers) == set(get.headers) >= {*same, "Date", "Cache-Status"} or "date" in head.headers
+    assert set(head.headers) == set(get.headers)
+    assert {"date", "cache-status"} <= set(get.headers)
     options = service.raw(target, b"OPTIONS")
     assert (options.status, options.body, options.headers["Content-Length"]) == (204, b"", None)
     allowed = {"GET", "HEAD", "OPTIONS"}
@@ -461,7 +461,7 @@ def allowing(origin: str, options: bool) -> dict[str, str]:
 def test_cors(
     inside: MakeInside, upstream: Standin, setting: str, origin: str | None, allowed: str | None, vary: bool
 ) -> None:
-    """Every answer, errors, 304 and 503 included, lets those pages read it that the setting names, and no others."""
+    """Every answer, errors, 304 and 503 included, lets those pages read it that the setting names, and no other."""
     service = inside(C42_CORS_ORIGINS=setting)
     seen = set()
     for answer in every_answer(service, upstream, **({} if origin is None else {"Origin": origin})):
@@ -495,8 +495,9 @@ def test_preflight(inside: MakeInside, upstream: Standin) -> None:
 WRONG_ORIGINS = [
     "app.example.com", "https://app.example.com/", "https://app.example.com/app", "https://", "https:app.example.com",
     "ftp://app.example.com", "https://App.example.com", "https://app.example.com:", "https://app.example.com:0",
-    "https://app.example.com:65536", "https://app.example.com:443", "http://app.example.com:80", "null", "**", "*.example.com",
-    "https://*.example.com", "https://a.example.com,", ",", " ", "https://a.example.com,,https://b.example.com",
+    "https://app.example.com:65536", "https://app.example.com:443", "http://app.example.com:80", "null", "**",
+    "*.example.com", "https://*.example.com", "https://a.example.com,", ",", " ",
+    "https://a.example.com,,https://b.example.com",
     "*,https://app.example.com", "https://a.example.com https://b.example.com", "https://user@app.example.com",
     "https://app.example.com?x", "https://app.example.com#x", "https://\u00fc.example.com", "https://a.example.com\n",
     "https://a.example.com\r\nX: y", "https://[::1", "https://a.example.com:8o",
@@ -506,7 +507,7 @@ WRONG_ORIGINS = [
 @pytest.mark.parametrize("origins", WRONG_ORIGINS)
 def test_malformed_origins(origins: str) -> None:
     """A setting that no browser's `Origin` could match is refused, in one line that names it."""
-    with pytest.raises(settings.SettingsError, match="^C42_CORS_ORIGINS.* makes no sense: it takes .*$") as refused:
+    with pytest.raises(settings.SettingsError, match=r"^C42_CORS_ORIGINS.* makes no sense: it takes .*$") as refused:
         settings.read({"C42_TOKEN": TOKEN, "C42_CORS_ORIGINS": origins})
     assert "\n" not in str(refused.value)
 
@@ -534,7 +535,7 @@ def test_malformed_origin_stops_the_start(start: Start) -> None:
 
 def answers_of(service: Inside, event_ids: list[str]) -> Any:
     """GET a list of events, check what every such answer is, and return it."""
-    answer = service.http.get(listed(event_ids))
+    answer: Any = service.http.get(listed(event_ids))
     assert (answer.status_code, answer.content_type) == (200, "application/json")
     assert list(answer.json) == ["meta_data", "data", "errors"]
     assert answer.json["meta_data"] == {"count": len(answer.json["data"])}
@@ -585,7 +586,7 @@ def test_fresh_events_are_not_asked_for(inside: MakeInside, upstream: Standin) -
 
 
 def test_each_event_keeps_its_own_expiry(inside: MakeInside, upstream: Standin) -> None:
-    """The part that lives shortest decides how long others may keep the whole, and when it is over only that is loaded."""
+    """The part that lives shortest decides how long others may keep the whole; then only that part is loaded."""
     service, (old, new) = inside(), new_events(upstream, 2)
     answers_of(service, [old])
     service.clock.now += 100.25
@@ -737,7 +738,8 @@ HOSTILE_LISTS = [
     ("?event_ids=[a]%0A", "in brackets"), ("?event_ids=[%ff]", "entry 1"), ("?event_ids=%5B%5D", "in brackets"),
     (f"?event_ids=[{','.join('a' * 99)},a%2Fb]", "entry 100"), (f"?event_ids=[{','.join('a' * 101)}]", "101 entries"),
     (f"?event_ids=[{'a' * 129}]", "entry 1"), (f"?event_ids=[{'a' * 100_000}]", "entry 1"),
-    (f"?event_ids=[{',' * 100_000}]", "100001 entries"), ("?event_ids=[%C3%A9]", "entry 1"), ("?event_ids[]=a", "one list"),
+    (f"?event_ids=[{',' * 100_000}]", "100001 entries"), ("?event_ids=[%C3%A9]", "entry 1"),
+    ("?event_ids[]=a", "one list"),
 ]  # fmt: skip
 
 
@@ -746,7 +748,7 @@ def test_hostile_lists(inside: MakeInside, upstream: Standin, slash: str) -> Non
     """A list that is no list of 1 to 100 ids is a 400 that says what is wrong, and asks the upstream nothing."""
     service = inside()
     for query, complaint in HOSTILE_LISTS:
-        answer = service.http.get(PREFIX.removesuffix("/") + slash + query)
+        answer: Any = service.http.get(PREFIX.removesuffix("/") + slash + query)
         assert (answer.status_code, answer.headers["Cache-Control"]) == (400, "no-store"), query[:50]
         assert complaint in answer.json["error"]["message"]
         assert len(answer.data) < 300
@@ -766,7 +768,7 @@ def test_forms_of_a_sound_list(inside: MakeInside, upstream: Standin) -> None:
 
 
 def test_a_list_waits_as_one(inside: MakeInside, upstream: Standin) -> None:
-    """A list takes one place in the waiting room, and where that is full a list is refused at once, as any request is."""
+    """A list takes one place in the waiting room, and where that is full a list is refused at once, as all are."""
     service, event_ids, gate = inside(C42_THREADS="18"), new_events(upstream, 20), Gate()
     upstream.rule("events", gate=gate)
     get = service.app.test_client().get
@@ -794,7 +796,7 @@ def test_head_of_many(inside: MakeInside) -> None:
 
 
 def test_a_hundred_big_events(start: Start, upstream: Standin) -> None:
-    """A hundred cold events with 300 people each get each the right names, in 301 calls at most, within the time-out."""
+    """A hundred cold events with 300 people each get the right names, in 301 calls, within the time-out."""
     event_ids = new_events(upstream, 100, people=300)
     answer = start(C42_TIMEOUT="30").get(listed(event_ids)).json()
     assert answer["errors"] == {}
@@ -881,18 +883,18 @@ FETCH = """
 
 def fetch(browser: webdriver.Chrome, url: str, **options: Any) -> dict[str, Any]:
     """Have the page that the browser shows fetch something; return what the page gets to see."""
-    result: dict[str, Any] = browser.execute_async_script(FETCH, url, options)  # type: ignore[no-untyped-call]
+    result: dict[str, Any] = browser.execute_async_script(FETCH, url, options)
     return result
 
 
 def served(service: Service) -> Counter[str]:
     """Return how many requests for one event the service has answered, by status."""
-    pattern = r'^c42c_http_responses_total\{(?=.*route="[^"]*<event_id>").*status="(\d+)".*\} (\d+)'
+    pattern = r'^c42_http_requests_total\{(?=.*route="[^"]*<event_id>").*status="(\d+)".*\} (\d+)'
     return Counter({status: int(count) for status, count in re.findall(pattern, service.get("/metrics").text, re.M)})
 
 
 def test_browser(browser: webdriver.Chrome, open_service: Service, upstream: Standin, page: Page) -> None:
-    """A page of an allowed origin reads answers and errors; what it has is not asked for again, or not sent again."""
+    """A page of an allowed origin reads answers and errors; what it has is not asked for, or not sent, again."""
     event_id = new_events(upstream, 1)[0]
     url, before = open_service.url + PREFIX + event_id, served(open_service)
     browser.get(page.origin)
@@ -910,9 +912,11 @@ def test_browser(browser: webdriver.Chrome, open_service: Service, upstream: Sta
 
     unknown = fetch(browser, open_service.url + PREFIX + EVENTS["unknown"], headers={"X-Trace": "asks for a preflight"})
     assert (unknown["status"], json.loads(unknown["body"])["error"]["code"]) == (404, "NOT_FOUND")
-    upstream.rule(status=429, headers={"Retry-After": "7"})
+    upstream.rule(times=2, status=429, headers={"Retry-After": "1"})
     busy = fetch(browser, open_service.url + PREFIX + new_id())
-    assert (busy["status"], busy["headers"]["retry-after"], bool(busy["body"])) == (429, "7", True)
+    assert (busy["status"], json.loads(busy["body"])["error"]["code"]) == (429, "TOO_MANY_REQUESTS")
+    assert int(busy["headers"]["retry-after"]) >= 1
+    until(lambda: not open_service.get("/status.json").json()["upstream"]["pause_seconds"], "the end of the pause")
     many = fetch(browser, open_service.url + listed([event_id, EVENTS["unknown"]]))
     assert (many["status"], json.loads(many["body"])["meta_data"]) == (200, {"count": 1})
 
@@ -933,7 +937,7 @@ def test_browser_blocks_other_origins(
 def test_clients_ask_again_in_time(
     browser: webdriver.Chrome, short_service: Service, upstream: Standin, page: Page
 ) -> None:
-    """A browser and requests-cache ask again once an answer is over, and are spared the body where it did not change."""
+    """A browser and requests-cache ask again once an answer is over, and are spared the body that did not change."""
     same, changed = new_events(upstream, 2)
     service, before = short_service, served(short_service)
     browser.get(page.origin)
