@@ -74,20 +74,24 @@ def render(found: Found, environ: Mapping[str, Any]) -> Response:
     What is kept for the full expiry may be kept by others until then, counted from the load: a browser takes the
     time that it waited for an answer off `max-age` by itself, and `Age` is for who did not wait for the whole load.
     """
-    status, content_type, body, etag, upstream_status, retry_after = found.value
-    lifetime, age = _lifetime_and_age(found)
+    # Unpacked, and 200 as a number, since attributes of named tuples and enumerations cost a quarter of a hit.
+    (status, content_type, body, etag, upstream_status, retry_after), kind, result, exact_age, ttl, kept = found
+    lifetime, age = _lifetime_and_age(result, exact_age, ttl)
     headers = [("Content-Type", content_type), ("Content-Length", str(len(body))), NOSNIFF]
-    if found.kind == FAULT or found.ttl <= 0:
+    if kind == FAULT or ttl <= 0:
         headers.append(NO_STORE)
     else:
         headers.append(("Cache-Control", f"max-age={lifetime}"))
-    if found.result != "miss":
+    if result != "miss":
         headers.append(("Age", str(age)))
-    forwarded = f"; fwd-status={upstream_status}" if upstream_status else ""
-    headers.append(("Cache-Status", _cache_status({_source(found)}, forwarded, found.kept, lifetime - age)))
+    if result == "hit":
+        headers.append(("Cache-Status", f"c42c; hit; ttl={lifetime - age}"))
+    else:
+        forwarded = f"; fwd-status={upstream_status}" if upstream_status else ""
+        headers.append(("Cache-Status", _cache_status({_source(found)}, forwarded, kept, lifetime - age)))
     if retry_after:
-        headers.append(("Retry-After", str(max(1, math.ceil(max(retry_after - found.age, found.ttl))))))
-    if status != HTTPStatus.OK:
+        headers.append(("Retry-After", str(max(1, math.ceil(max(retry_after - exact_age, ttl))))))
+    if status != 200:
         return Response(_STATUS_LINES.get(status) or f"{status} Unknown", headers, body)
     return _conditional(etag, headers, body, environ)
 
@@ -104,7 +108,7 @@ def render_many(found: Mapping[str, Found], environ: Mapping[str, Any]) -> Respo
             data.append(body)
         else:
             errors[event_id] = _error_of(status, body)
-        lifetime, age = _lifetime_and_age(part)
+        lifetime, age = _lifetime_and_age(part.result, part.age, part.ttl)
         left.append(lifetime - age)
     count = encode({"count": len(data)})
     body = b'{"meta_data":%b,"data":[%b],"errors":%b}' % (count, b",".join(data), encode(errors))
@@ -148,13 +152,13 @@ def _conditional(etag: str, headers: Headers, body: bytes, environ: Mapping[str,
     return Response("200 OK", headers, body)
 
 
-def _lifetime_and_age(found: Found) -> tuple[int, int]:
+def _lifetime_and_age(result: str, age: float, ttl: float) -> tuple[int, int]:
     """Return in whole seconds how long an answer is kept in all, and how old it is, on the side of caution.
 
     Who waited for the whole load knows how long that took, and counts it (RFC 9111, 4.2.3).
     """
-    lifetime = int(found.age + found.ttl + 1e-6)
-    return lifetime, int(found.age) if found.result == "miss" else math.ceil(found.age)
+    lifetime = int(age + ttl + 1e-6)
+    return lifetime, int(age) if result == "miss" else math.ceil(age)
 
 
 def _error_of(status: int, body: bytes) -> dict[str, Any]:

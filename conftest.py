@@ -2,7 +2,6 @@
 
 import contextlib
 import http.client
-import io
 import itertools
 import os
 import re
@@ -30,7 +29,7 @@ from cache import Cache
 from standin import Standin
 
 ROOT = Path(__file__).parent
-TOKEN = "0123456789abcdef-a-token-for-tests"  # noqa: S105 - the stand-in's
+TOKEN = "0123456789abcdef-a-token-for-tests"
 PATIENCE = 20.0  # seconds until a test gives up waiting for what must happen
 
 T = TypeVar("T")
@@ -104,7 +103,7 @@ class Service:
             own["C42_BASE_URL"] = upstream.base_url
         inherited = {name: value for name, value in os.environ.items() if not re.match(r"C42_|.*_PROXY$", name, re.I)}
         self._log = tempfile.TemporaryFile()  # noqa: SIM115 - closed in end()
-        self.process = subprocess.Popen(  # noqa: S603 - this project's own program
+        self.process = subprocess.Popen(
             [sys.executable, "-W", "error", "main.py", *arguments],
             cwd=ROOT,
             env=inherited | own | environ,
@@ -309,11 +308,8 @@ def started(service: Service, ready: bool = True) -> Iterator[Service]:
 
 def run_as_script(path: str) -> int:
     """Run the tests of one file; print nothing where all is well, and what pytest says where it is not."""
-    said = io.StringIO()
-    with contextlib.redirect_stdout(said), contextlib.redirect_stderr(said):
-        # Plugins that the file has imported by now can't be rewritten, which none of ours needs.
-        quiet = ("-W", "ignore::pytest.PytestAssertRewriteWarning")
-        status = int(pytest.main([path, "-p", "no:cacheprovider", "--tb=short", *quiet]))
-    if status:
-        print(said.getvalue(), end="")
-    return min(status, 1)
+    command = [sys.executable, "-m", "pytest", path, "-p", "no:cacheprovider", "--tb=short"]
+    ended = subprocess.run(command, check=False, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
+    if ended.returncode:
+        print(ended.stdout, end="")
+    return min(ended.returncode, 1)

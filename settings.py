@@ -9,6 +9,8 @@ from dataclasses import dataclass, field
 from typing import Any, NamedTuple
 from urllib.parse import urlsplit
 
+import requests
+
 RESERVED_THREADS = 16  # worker threads that never wait for the upstream, so that hits are always served
 
 
@@ -84,7 +86,7 @@ def _base_url(text: str) -> str:
     right = "an http:// or https:// address without user, query and fragment"
     try:
         url = urlsplit(text)
-        url.port  # noqa: B018 - raises ValueError where the port is none
+        requests.Request("GET", text).prepare()  # it has its own rules for hosts, and a ValueError for each
     except ValueError:
         raise ValueError(right) from None
     if url.scheme not in ("http", "https") or not url.hostname or "@" in url.netloc or re.search(r"[?#\s]", text):
@@ -157,7 +159,7 @@ def read(environ: Mapping[str, str]) -> Settings:
     if values["fault_expiry"] > values["expiry"]:
         if "C42_FAULT_EXPIRY" in environ:
             raise SettingsError(
-                f"C42_FAULT_EXPIRY={environ['C42_FAULT_EXPIRY']} makes no sense: it takes C42_EXPIRY at most"
+                f"C42_FAULT_EXPIRY={_one_line(environ['C42_FAULT_EXPIRY'])} makes no sense: it takes C42_EXPIRY at most"
             )
         values["fault_expiry"] = values["expiry"]
     return Settings(**values)
