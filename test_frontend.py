@@ -178,7 +178,7 @@ def test_nobody_keeps_an_answer_longer(inside: MakeInside, upstream: Standin, mi
         answer = service.event(event_id)
         assert (answer.status_code, lifetime(answer), "Age" in answer.headers) == (status, int(seconds), False)
         assert cache_status(answer) == {"fwd": "miss", "fwd-status": status, "stored": True, "ttl": int(seconds)}
-    rng = random.Random(42)  # noqa: S311 - the same ages in every run
+    rng = random.Random(42)
     ages = [0.0, 1e-3, 0.999, 1.0, 1.001, 2.0, 2.3, seconds - 1.0, seconds - 1e-3, seconds - 1e-6]
     for age in sorted(age for age in (*ages, *(rng.uniform(0, seconds) for _ in range(200))) if 0 <= age < seconds):
         service.clock.now = began + age
