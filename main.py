@@ -146,7 +146,7 @@ def _serve(config: Settings, environ: Mapping[str, str], greeting: str = "") -> 
 def _build(config: Settings, stopping: Any) -> Flask:
     """Make the service in the process that will serve it, which may be a new one."""
     logs.configure(config.loglevel, config.logformat, config.token)
-    server.depend_on_parent()
+    server.depend_on_parent(stopping)
     log.info("serving on %s", server.url(config))
     return create_app(config, lambda: bool(stopping.value))
 
