@@ -484,7 +484,7 @@ def test_check_certificate(
         assert status == 1
         assert "FAIL  TLS: certificate: IP address mismatch" in said
         status, said = checked(capsys, C42_BASE_URL=f"https://localhost:{port}/")
-        assert (status, said.count("ok    ")) == (0, 6)
+        assert (status, said.count("ok    ")) == (0, 7)
         assert "the certificate holds for 2 days" in said
 
 
