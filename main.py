@@ -51,7 +51,8 @@ def create_app(config: Settings, stopping: Callable[[], bool] = lambda: False) -
     load = loader(client, config)
     app = Flask(__name__, static_folder=None)  # the status page brings its own
     app.url_map.merge_slashes = False  # a path with two slashes is not found, rather than redirected
-    operations.register(app, metrics)  # first, so that it counts each response as it goes out
+    operations.register(app, metrics)
+    status_page.register(app, metrics.status)
 
     @app.get("/events-with-subscriptions/<event_id>")
     @app.get("/events-with-subscriptions/<event_id>/")
@@ -90,8 +91,7 @@ def create_app(config: Settings, stopping: Callable[[], bool] = lambda: False) -
         log.error("a request failed", exc_info=error)
         return _respond(answers.error(500, "the service failed; its log says why", []))
 
-    status_page.register(app, metrics.status)
-    fast = FastPath(app.wsgi_app, cache, origins=config.cors_origins, observe=metrics.served.add)
+    fast = FastPath(app.wsgi_app, cache, config.cors_origins, metrics.served.add)
     logged = operations.RequestLog(fast) if log.isEnabledFor(logging.DEBUG) else fast
     app.wsgi_app = logged  # type: ignore[method-assign]  # as Flask's documentation has it
     return app
@@ -135,18 +135,18 @@ def _serve(config: Settings, environ: Mapping[str, str], greeting: str = "") -> 
     logs.configure(config.loglevel, config.logformat, config.token)
     settings.warn_of_unknown(environ, log)
     try:
-        server.check_address(config.host, config.port)
+        address = server.find_address(config.host, config.port)
     except OSError as error:
         print(f"cannot listen on {server.url(config)}: {error.strerror}", file=sys.stderr)
         return 1
     print(greeting, end="", flush=True)
-    return server.serve(partial(_build, config), config)
+    return server.serve(partial(_build, config), config, address)
 
 
 def _build(config: Settings, stopping: Any) -> Flask:
     """Make the service in the process that will serve it, which may be a new one."""
     logs.configure(config.loglevel, config.logformat, config.token)
-    server.depend_on_parent(stopping)
+    server.depend_on_parent()
     log.info("serving on %s", server.url(config))
     return create_app(config, lambda: bool(stopping.value))
 
@@ -188,7 +188,7 @@ def _parser() -> argparse.ArgumentParser:
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
     parser.add_argument("--demo", action="store_true", help="serve made-up events from a stand-in; needs no token")
-    parser.add_argument("--check", action="store_true", help="say whether settings and Calendar42 are well, and end")
+    parser.add_argument("--check", action="store_true", help="say whether all is well with settings and Calendar42")
     return parser
 
 

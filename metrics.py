@@ -23,8 +23,9 @@ from prometheus_client.metrics_core import Metric
 from prometheus_client.registry import Collector
 
 from cache import Cache
+from errors import C42Error, Paused
 from fastpath import ROUTE
-from outcome import KINDS
+from outcomes import KINDS
 from pause import Pause
 from settings import Settings
 from upstream import Call
@@ -114,9 +115,11 @@ class Metrics(Collector):
             self._calls[call.endpoint, call.status] += 1
             self._seconds[call.endpoint].append(call.seconds)
 
-    def faulted(self, endpoint: str, status: int) -> None:
-        """Remember a fault (status 0: without a whole answer); equal ones of one second are one."""
-        fault = {"time": _iso(datetime.now(UTC)), "endpoint": endpoint, "status": status}
+    def faulted(self, endpoint: str, error: C42Error) -> None:
+        """Remember a fault that was found at `endpoint`; equal ones of one second are one."""
+        if isinstance(error, Paused) and not error.upstream_status:
+            return  # nobody was asked
+        fault = {"time": _iso(datetime.now(UTC)), "endpoint": endpoint, "status": error.upstream_status}
         with self._lock:
             if fault not in self._faults:
                 self._faults.appendleft(fault)
