@@ -14,9 +14,6 @@ HERE = Path(__file__).parent
 FULL = Scale(rounds=5, seconds=3, many=1_000_000, cold=1000)
 QUICK = Scale(rounds=1, seconds=1, many=50_000, cold=200)
 
-# Why a figure is what it is where it is not what was wanted; a limit is a measurement too.
-LIMITS: dict[str, str] = {}
-
 
 def main() -> int:
     """Run all of the bench, in a few minutes."""
@@ -57,7 +54,7 @@ def main() -> int:
         print(profile or "", *rows, sep="\n")
         return 0
     took = f"It took {(time.monotonic() - began) / 60:.0f} minutes, {scale.rounds} rounds of {scale.seconds} s."
-    page = report.page(rounds, rows, limits=LIMITS, remark=took)
+    page = report.page(rounds, rows, remark=took)
     print(page)
     if not options.quick:
         (HERE / "results.md").write_text(page)

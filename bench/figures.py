@@ -27,6 +27,7 @@ class Row(NamedTuple):
     wanted: str
     measured: str
     reached: bool | None = None  # None: nothing was wanted but the figure
+    limit: str = ""  # what stands in the way where it is not reached, and how that is known
 
 
 class Scale(NamedTuple):
