@@ -116,10 +116,12 @@ def _version(package: str) -> str:
 _STYLE = """
   text { font: 13px system-ui, sans-serif; fill: #1f2328 } .head { font-size: 15px; font-weight: 600 }
   .small { font-size: 12px; fill: #59636e } .card { fill: #ffffff; stroke: #d1d9e0 }
+  .range { stroke: #1f2328 }
   .own { fill: #1a7f37 } .other { fill: #8c959f } .light { opacity: .55 } .bold { font-weight: 600 }
   @media (prefers-color-scheme: dark) {
-    text { fill: #f0f6fc } .small { fill: #9198a1 } .card { fill: #0d1117; stroke: #3d444d }
-    .own { fill: #3fb950 } .other { fill: #6e7681 }
+    text { fill: #f0f6fc } .range { stroke: #f0f6fc } .small { fill: #9198a1 } .card { fill: #0d1117; stroke: #3d444d }
+    .range { stroke: #1f2328 }
+  .own { fill: #3fb950 } .other { fill: #6e7681 }
   }
 """
 
@@ -150,7 +152,7 @@ def plot(rounds: Sequence[Round]) -> str:
             low, high, width = (value / longest * bar for value in (min(rates), max(rates), median))
             parts += [
                 f'<rect class="{kind}{light}" x="{left}" y="{y + below}" width="{width:.1f}" height="14" rx="2"/>',
-                f'<path d="M{left + low:.1f} {middle}H{left + high:.1f}" class="small" stroke="#59636e"/>',
+                f'<path d="M{left + low:.1f} {middle}H{left + high:.1f}" class="range"/>',
                 f'<text class="small" x="{left + max(width, high) + 7:.1f}" y="{middle + 4}">{median:.1f}</text>',
             ]
     return "\n".join([*parts, "</svg>"]) + "\n"
