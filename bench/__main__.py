@@ -1,6 +1,7 @@
 """`python -m bench`: run all, print the page, and write it with the plot beside this file; `--quick` only prints."""
 
 import argparse
+import signal
 import sys
 import time
 from pathlib import Path
@@ -26,6 +27,8 @@ def main() -> int:
     )
     options = parser.parse_args()
     scale = QUICK if options.quick else FULL
+    for sign in (signal.SIGINT, signal.SIGTERM):  # also where a shell has it ignored in the background
+        signal.signal(sign, lambda *_: sys.exit("ended"))
     machine.require()
     began = time.monotonic()
     rounds: list[Round] = []
