@@ -15,8 +15,8 @@ from typing import Any, TypeVar
 
 import extract
 import settings
-from errors import C42Error, Paused, TimedOut, Unknown, Unusable
-from outcome import FAULT, OK
+from errors import C42Error, TimedOut, Unknown, Unusable
+from outcomes import FAULT, OK
 from pause import Pause
 from upstream import Call, Job, Upstream
 
@@ -34,8 +34,8 @@ class Client:
     """Asks Calendar42 with a `token`, on whose user's view all answers depend. Any thread may use it.
 
     `timeout` is in seconds, for all work of one answer together. No call is made during a `pause`. `callers` is how
-    many threads may ask at once. `observe` is called with each `Call`, and `observe_fault` with the endpoint and the
-    status (0: no whole answer) of what ended the work for an answer in a fault.
+    many threads may ask at once. `observe` is called with each `Call`, and `observe_fault` with each fault and the
+    endpoint at which it was found.
     """
 
     def __init__(
@@ -47,7 +47,7 @@ class Client:
         pause: Pause,
         callers: int = 1,
         observe: Callable[[Call], None] = lambda call: None,
-        observe_fault: Callable[[str, int], None] = lambda endpoint, status: None,
+        observe_fault: Callable[[str, C42Error], None] = lambda endpoint, error: None,
     ) -> None:
         self._timeout = timeout
         self._observe_fault = observe_fault
@@ -61,9 +61,9 @@ class Client:
         The event's own failure is the answer, at once, whatever its subscriptions say.
         """
         job = Job(self._timeout)
-        endpoint = "events"
         event = self._pool.submit(self._upstream.call, "events", f"{event_id}/", job)
         page = self._pool.submit(self._page, [event_id], 0, job)
+        endpoint = "events"
         try:
             events = extract.events(self._result(event, job))
             if events and event_id not in events:
@@ -72,7 +72,7 @@ class Client:
             endpoint = "event-subscriptions"
             answer["names"] = [name for _, name in self._names([event_id], page, job)]
         except C42Error as error:
-            self._failed(error, endpoint)
+            self._found(endpoint, error)
             _log(event_id, error, job)
             raise
         finally:
@@ -106,6 +106,7 @@ class Client:
                         raise Unknown(event_id) if len(events) == len(known) else Unusable("sent other events", 200)
                     answers[event_id] = self._answer(event_id, events[event_id])
                 except C42Error as error:
+                    self._found(endpoint, error)
                     errors[event_id] = error
             endpoint = "event-subscriptions"
             if answers and len(known) < len(event_ids):  # an id that the upstream can't read may turn its filter off
@@ -116,7 +117,7 @@ class Client:
                     answers[event_id]["names"].append(name)
         except C42Error as error:
             error.kind = FAULT  # it is the list that was refused, which says nothing definite of any one event
-            self._failed(error, endpoint)
+            self._found(endpoint, error)
             return {**dict.fromkeys(event_ids, error), **errors}
         finally:
             listed.cancel()
@@ -128,10 +129,9 @@ class Client:
         self._pool.shutdown(wait=False, cancel_futures=True)
         self._upstream.close()
 
-    def _failed(self, error: C42Error, endpoint: str) -> None:
-        """Tell of a fault, but not of the pause again and again."""
-        if error.kind == FAULT and (error.upstream_status or not isinstance(error, Paused)):
-            self._observe_fault(endpoint, error.upstream_status)
+    def _found(self, endpoint: str, error: C42Error) -> None:
+        if error.kind == FAULT:
+            self._observe_fault(endpoint, error)
 
     def _answer(self, event_id: str, event: Any) -> Merged:
         title = extract.title(event)
@@ -178,15 +178,19 @@ def _parts(event_ids: list[str]) -> Iterator[list[str]]:
 
 
 def _log(event_id: str, outcome: Merged | C42Error, job: Job) -> None:
-    names = None if isinstance(outcome, C42Error) else len(outcome["names"])
+    names = None
     if isinstance(outcome, C42Error):
         kind, status, remark = outcome.kind, outcome.status, str(outcome)
     else:
+        names = len(outcome["names"])
         kind, status, remark = OK, 200, f"{names} names"
-    level = logging.WARNING if kind == FAULT else logging.INFO
-    fields = {"event": event_id, "outcome": kind, "status": status, "names": names, "calls": job.told()}
+    calls = list(job.calls)
+    shown = ", ".join(f"{call.endpoint} {call.seconds * 1000:.0f} ms {call.trouble}".strip() for call in calls)
+    fields = {"event": event_id, "outcome": kind, "status": status, "names": names}
+    fields["calls"] = [call._asdict() | {"seconds": round(call.seconds, 4)} for call in calls]
     text = "load event=%s outcome=%s status=%d: %s (%s)"
-    log.log(level, text, event_id, kind, status, remark, ", ".join(job.told()), extra={"fields": fields})
+    level = logging.WARNING if kind == FAULT else logging.INFO
+    log.log(level, text, event_id, kind, status, remark, shown, extra={"fields": fields})
 
 
 def main(arguments: list[str], environ: Mapping[str, str] = os.environ) -> int:

@@ -21,9 +21,9 @@ import requests
 from requests.utils import DEFAULT_CA_BUNDLE_PATH, select_proxy
 
 import settings
-import upstream
 from settings import Settings, SettingsError
 from transport import Answer, Transport, reason
+from upstream import MAX_BODY, headers
 
 QUESTION = "events/?limit=1"
 MAX_SKEW = 60.0  # seconds between this clock and the upstream's, whose header tells whole seconds
@@ -104,10 +104,10 @@ def _handshake(connection: socket.socket, host: str, verify: Any) -> str:
 
 
 def _question(config: Settings) -> Iterator[Finding]:
-    transport = Transport(base_url=config.base_url, headers=upstream.headers(config.token), connections=1)
+    transport = Transport(base_url=config.base_url, headers=headers(config.token), connections=1)
     began, asked = time.monotonic(), datetime.now(UTC)
     try:
-        answer = transport.get(QUESTION, deadline=began + config.timeout, limit=upstream.MAX_BODY)
+        answer = transport.get(QUESTION, deadline=began + config.timeout, limit=MAX_BODY)
     except TimeoutError:
         raise _Failed(f"answer: none within {config.timeout:g} s; see C42_TIMEOUT, and ask Calendar42") from None
     except ConnectionError as error:

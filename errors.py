@@ -8,7 +8,7 @@ C42Error         there is no answer; says what the client is told
 └── Unusable     no answer, or one that can't be understood
 """
 
-from outcome import FAULT, NEGATIVE
+from outcomes import FAULT, NEGATIVE
 
 # Refusals that asking again soon would not change.
 _DEFINITE = frozenset(range(400, 500)) - {401, 403, 408, 429}

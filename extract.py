@@ -14,10 +14,10 @@ from errors import Deleted, Unusable
 
 MAX_ROWS = 100_000  # of one answer; the upstream claims more only when something is wrong
 
-_ROWS = parse("$.data[*]")
-_TITLE = parse("$.title")
-_COUNT = parse("$.meta_data.count")
-_FIRST_NAME = parse("$.subscriber.first_name")
+_ROWS = parse("data[*]")
+_TITLE = parse("title")
+_COUNT = parse("meta_data.count")
+_FIRST_NAME = parse("subscriber.first_name")
 
 
 class Page(NamedTuple):

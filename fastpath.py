@@ -11,6 +11,7 @@ import answers
 from cache import Cache
 
 PREFIX = "/events-with-subscriptions/"
+_SKIP = len(PREFIX)
 ROUTE = PREFIX + "<event_id>"  # as Flask writes it
 
 App = Callable[[dict[str, Any], Callable[..., Any]], Iterable[bytes]]
@@ -19,10 +20,10 @@ App = Callable[[dict[str, Any], Callable[..., Any]], Iterable[bytes]]
 class FastPath:
     """Serves what is fresh in `cache`, and hands on to `app` whatever else is asked for.
 
-    `origins` are those of `answers.cors`; `observe` is called with the route and the status line of what is served.
+    `origins` are those of `answers.cors`; `observe` is called with the status line of each answer that is served.
     """
 
-    def __init__(self, app: App, cache: Cache, *, origins: frozenset[str], observe: Callable[[str, str], None]) -> None:
+    def __init__(self, app: App, cache: Cache, origins: frozenset[str], observe: Callable[[str], None]) -> None:
         self._app = app
         self._cache = cache
         self._origins = origins
@@ -32,10 +33,12 @@ class FastPath:
         path = environ["PATH_INFO"]
         method = environ["REQUEST_METHOD"]
         if path.startswith(PREFIX) and method in ("GET", "HEAD"):
-            found = self._cache.get(path.removeprefix(PREFIX).removesuffix("/"))
+            found = self._cache.get(path[_SKIP:].removesuffix("/"))
             if found is not None:
-                response = answers.render(found, environ)
-                self._observe(ROUTE, response.status)
-                start_response(response.status, response.headers + answers.cors(self._origins, environ))
-                return [response.body] if method == "GET" else []
+                status, headers, body = answers.render(found, environ)
+                if self._origins:
+                    headers += answers.cors(self._origins, environ)
+                self._observe(status)
+                start_response(status, headers)
+                return [body] if method == "GET" else []
         return self._app(environ, start_response)

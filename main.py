@@ -9,7 +9,7 @@ from collections.abc import Callable, Mapping
 from functools import partial
 from typing import Any
 
-from flask import Flask, Response, request
+from flask import Flask, Response, request, send_file
 from werkzeug.exceptions import BadRequest, HTTPException
 
 import answers
@@ -18,6 +18,7 @@ import logs
 import operations
 import server
 import settings
+import status_page
 from c42client import Client
 from cache import Cache, Refused
 from fastpath import FastPath
@@ -48,8 +49,10 @@ def create_app(config: Settings, stopping: Callable[[], bool] = lambda: False) -
         observe_fault=metrics.faulted,
     )
     load = loader(client, config)
-    app = Flask(__name__)
+    app = Flask(__name__, static_folder=None)  # the status page brings its own
     app.url_map.merge_slashes = False  # a path with two slashes is not found, rather than redirected
+    operations.register(app, metrics)
+    status_page.register(app, metrics.status)
 
     @app.get("/events-with-subscriptions/<event_id>")
     @app.get("/events-with-subscriptions/<event_id>/")
@@ -64,6 +67,10 @@ def create_app(config: Settings, stopping: Callable[[], bool] = lambda: False) -
     def events() -> Response:
         found = cache.get_or_load_many(_event_ids(request.args.getlist("event_ids")), load)
         return _respond(answers.render_many(found, request.environ))
+
+    @app.get("/openapi.json")
+    def contract() -> Response:
+        return send_file("openapi.json")
 
     @app.after_request
     def allow_origins(response: Response) -> Response:
@@ -88,8 +95,7 @@ def create_app(config: Settings, stopping: Callable[[], bool] = lambda: False) -
         log.error("a request failed", exc_info=error)
         return _respond(answers.error(500, "the service failed; its log says why", []))
 
-    operations.register(app, metrics)
-    fast = FastPath(app.wsgi_app, cache, origins=config.cors_origins, observe=metrics.responded)
+    fast = FastPath(app.wsgi_app, cache, config.cors_origins, metrics.served.add)
     logged = operations.RequestLog(fast) if log.isEnabledFor(logging.DEBUG) else fast
     app.wsgi_app = logged  # type: ignore[method-assign]  # as Flask's documentation has it
     return app
@@ -186,7 +192,7 @@ def _parser() -> argparse.ArgumentParser:
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
     parser.add_argument("--demo", action="store_true", help="serve made-up events from a stand-in; needs no token")
-    parser.add_argument("--check", action="store_true", help="say whether settings and Calendar42 are well, and end")
+    parser.add_argument("--check", action="store_true", help="say whether all is well with settings and Calendar42")
     return parser
 
 

@@ -14,6 +14,7 @@ import time
 from collections import Counter, deque
 from collections.abc import Callable, Iterator, Sequence
 from datetime import UTC, datetime
+from itertools import count
 from typing import Any
 
 from prometheus_client import CollectorRegistry, Histogram, ProcessCollector
@@ -22,7 +23,9 @@ from prometheus_client.metrics_core import Metric
 from prometheus_client.registry import Collector
 
 from cache import Cache
-from outcome import KINDS
+from errors import C42Error, Paused
+from fastpath import ROUTE
+from outcomes import KINDS
 from pause import Pause
 from settings import Settings
 from upstream import Call
@@ -36,6 +39,37 @@ BUCKETS = (0.025, 0.05, 0.1, 0.2, 0.3, 0.5, 0.75, 1, 1.5, 2, 3, 5, 10, 30)  # se
 NO_ROUTE = "other"
 
 
+class Tally:
+    """Counts by name, for the hit path: it takes no lock, which would cost a hit six times as much.
+
+    One step of an `itertools.count` can't be torn apart; reading takes a step as well, and leaves those out.
+    """
+
+    def __init__(self) -> None:
+        self._lock = threading.Lock()  # guards _reads, and making a count
+        self._counts: dict[str, count[int]] = {}
+        self._reads: dict[str, int] = {}
+
+    def add(self, name: str) -> None:
+        """Count one."""
+        try:
+            next(self._counts[name])
+        except KeyError:
+            with self._lock:
+                self._counts.setdefault(name, count())
+            next(self._counts[name])
+
+    def read(self) -> dict[str, int]:
+        """Return how many were counted of each."""
+        values = {}
+        with self._lock:
+            for name, steps in self._counts.items():
+                reads = self._reads.get(name, 0)
+                self._reads[name] = reads + 1
+                values[name] = next(steps) - reads
+        return values
+
+
 class Metrics(Collector):
     """All numbers of one serving process. Any thread may use it; `stopping` says whether the service is told to end."""
 
@@ -45,6 +79,7 @@ class Metrics(Collector):
         self._pause = pause
         self.stopping = stopping
         self._began = time.monotonic()
+        self.served = Tally()  # answers of the fast path, by status line
         self._lock = threading.Lock()
         self._responses: Counter[tuple[str, str]] = Counter()  # route and status
         self._calls: Counter[tuple[str, int]] = Counter()  # endpoint and status
@@ -69,9 +104,9 @@ class Metrics(Collector):
         return self._cache.reaper_alive
 
     def responded(self, route: str, status: str) -> None:
-        """Count one response; `status` may be a status line, of which the code counts."""
+        """Count one response that Flask gave; `status` is its status line."""
         with self._lock:
-            self._responses[route, status] += 1
+            self._responses[route, status[:3]] += 1
 
     def called(self, call: Call) -> None:
         """Count one call to the upstream."""
@@ -80,19 +115,22 @@ class Metrics(Collector):
             self._calls[call.endpoint, call.status] += 1
             self._seconds[call.endpoint].append(call.seconds)
 
-    def faulted(self, endpoint: str, status: int) -> None:
-        """Remember that a load ended in a fault at `endpoint`; status 0: without a whole answer."""
-        fault = {"time": _iso(datetime.now(UTC)), "endpoint": endpoint, "status": status}
+    def faulted(self, endpoint: str, error: C42Error) -> None:
+        """Remember a fault that was found at `endpoint`; equal ones of one second are one."""
+        if isinstance(error, Paused) and not error.upstream_status:
+            return  # nobody was asked
+        fault = {"time": _iso(datetime.now(UTC)), "endpoint": endpoint, "status": error.upstream_status}
         with self._lock:
-            self._faults.appendleft(fault)
+            if fault not in self._faults:
+                self._faults.appendleft(fault)
 
     def status(self) -> dict[str, Any]:
         """Return what the status page shows, as JSON has it."""
         stats = self._cache.snapshot()
         with self._lock:
             calls = Counter[str]()
-            for (endpoint, _), count in self._calls.items():
-                calls[endpoint] += count
+            for (endpoint, _), made in self._calls.items():
+                calls[endpoint] += made
             seconds = {endpoint: sorted(recent) for endpoint, recent in self._seconds.items()}
             faults = list(self._faults)
         return {
@@ -126,10 +164,9 @@ class Metrics(Collector):
         stats = self._cache.snapshot()
         with self._lock:
             calls = dict(self._calls)
-            lines = dict(self._responses)
-        responses = Counter[tuple[str, str]]()
-        for (route, line), count in lines.items():
-            responses[route, line[:3]] += count
+            responses = self._responses.copy()
+        for line, served in self.served.read().items():
+            responses[ROUTE, line[:3]] += served
         yield _counter(
             "c42_cache_requests",
             "Keys asked for, by what the cache made of them.",
@@ -149,12 +186,12 @@ class Metrics(Collector):
             "Calls to the upstream that have ended, by status; 0: no whole answer.",
             labels=["endpoint", "status"],
         )
-        for (endpoint, status), count in sorted(calls.items()):
-            upstream.add_metric([endpoint, str(status)], count)
+        for (endpoint, status), made in sorted(calls.items()):
+            upstream.add_metric([endpoint, str(status)], made)
         yield upstream
         http = CounterMetricFamily("c42_http_requests", "Responses of the service.", labels=["route", "status"])
-        for labels, count in sorted(responses.items()):
-            http.add_metric(labels, count)
+        for labels, sent in sorted(responses.items()):
+            http.add_metric(labels, sent)
         yield http
         yield from (GaugeMetricFamily(name, text, value) for name, text, value in self._gauges(stats))
         build = GaugeMetricFamily("c42_build_info", "Always 1.", labels=["version", "python"])
@@ -175,8 +212,8 @@ class Metrics(Collector):
 
 def _counter(name: str, text: str, label: str, values: dict[str, int]) -> CounterMetricFamily:
     family = CounterMetricFamily(name, text, labels=[label])
-    for value, count in values.items():
-        family.add_metric([value], count)
+    for value, counted in values.items():
+        family.add_metric([value], counted)
     return family
 
 

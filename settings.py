@@ -101,9 +101,12 @@ def _host(text: str) -> str:
 
 
 def _origins(text: str) -> frozenset[str]:
-    origins = frozenset(origin.strip() for origin in text.split(",")) if text else frozenset()
+    origins = frozenset(origin.strip(" ") for origin in text.split(",")) if text else frozenset()
     for origin in origins - {"*"}:
-        if not re.fullmatch(r"https?://([a-z0-9.-]+|\[[0-9a-f:]+\])(:[0-9]{1,5})?", origin):
+        # As browsers write it: without a port that the scheme implies, and nothing after it.
+        written = re.fullmatch(r"(https?)://([a-z0-9.-]+|\[[0-9a-f:]+\])(:[1-9][0-9]{0,4})?", origin)
+        port = int((written[3] or ":0")[1:]) if written else 0
+        if not written or port == {"http": 80, "https": 443}[written[1]] or port > 65535:
             raise ValueError("* or origins such as https://app.example.com, in lower case, separated by commas")
     if "*" in origins and len(origins) > 1:
         raise ValueError("either * or a list of origins")

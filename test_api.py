@@ -17,16 +17,14 @@ from typing import Any
 
 import pytest
 import requests
-from flask.testing import FlaskClient
 
 import main
 import settings
-from c42client import Client
-from cache import Cache
 from conftest import (
     PATIENCE,
     ROOT,
     TOKEN,
+    Inside,
     Raw,
     Service,
     at_once,
@@ -110,7 +108,7 @@ def test_two_paths_and_head(service: Service, upstream: Standin) -> None:
     event_id = new_id()
     upstream.add_event(event_id)
     missed = service.raw(f"{PREFIX}{event_id}/".encode(), b"HEAD")
-    for target in (f"{PREFIX}{event_id}/", PREFIX + new_id(), f"{PREFIX}a.b", "/"):
+    for target in (f"{PREFIX}{event_id}/", PREFIX + new_id(), f"{PREFIX}a.b", "/nothing"):
         got, head = service.raw(target.encode()), service.raw(target.encode(), b"HEAD")
         assert (head.status, head.body, head.headers["Content-Length"]) == (got.status, b"", str(len(got.body)))
         assert head.headers["Content-Type"] == got.headers["Content-Type"]
@@ -222,56 +220,6 @@ def test_unknown_event_costs_one_load(service: Service, upstream: Standin) -> No
 
 
 # Expiry
-
-
-class Clock:
-    """Seconds that pass when a test says so."""
-
-    now = 1000.0
-
-    def __call__(self) -> float:
-        return self.now
-
-
-class Inside:
-    """The service in this process, without a server, under a clock of its own."""
-
-    def __init__(self, upstream: Standin, monkeypatch: pytest.MonkeyPatch, **environ: str) -> None:
-        self.clock = Clock()
-        made: list[Any] = []
-
-        def remember(what: Callable[..., Any], **options: Any) -> Any:
-            made.append(what(**options))
-            return made[-1]
-
-        monkeypatch.setattr(main, "Cache", partial(remember, Cache, clock=self.clock))
-        monkeypatch.setattr(main, "Client", partial(remember, Client))
-        app = main.create_app(settings.read({"C42_TOKEN": TOKEN, "C42_BASE_URL": upstream.base_url, **environ}))
-        self.cache, self.upstream_client = made
-        self.http: FlaskClient = app.test_client()
-
-    def event(self, event_id: str) -> Any:
-        """GET an event."""
-        return self.http.get(PREFIX + event_id)
-
-    def close(self) -> None:
-        """Stop its threads."""
-        self.cache.close()
-        self.upstream_client.close()
-
-
-@pytest.fixture
-def inside(upstream: Standin, monkeypatch: pytest.MonkeyPatch) -> Iterator[Callable[..., Inside]]:
-    """Give a test a way to make services in this process: `inside(C42_EXPIRY="0.05")`."""
-    made: list[Inside] = []
-
-    def make(**environ: str) -> Inside:
-        made.append(Inside(upstream, monkeypatch, **environ))
-        return made[-1]
-
-    yield make
-    for one in made:
-        one.close()
 
 
 @pytest.mark.parametrize(("expiry", "seconds"), [("0.05", 3.0), ("4.2", 252.0)])
@@ -513,7 +461,7 @@ def test_right_settings() -> None:
 
 def finish(*arguments: str, **environ: str) -> tuple[int, str, str]:
     """Run a program of the project to its end; return its status, and what it said on stdout and stderr."""
-    ended = subprocess.run(  # noqa: S603 - this project's own program
+    ended = subprocess.run(
         [sys.executable, "-W", "error", *arguments],
         cwd=ROOT,
         env={name: value for name, value in os.environ.items() if not name.startswith("C42_")} | environ,
@@ -573,7 +521,7 @@ def test_cannot_listen(service: Service) -> None:
     assert service.event(EVENTS["plain"]).status_code == 200
 
 
-@pytest.mark.parametrize("host", ["::1", "localhost", "0.0.0.0"])  # noqa: S104 - for the length of a test
+@pytest.mark.parametrize("host", ["::1", "localhost", "0.0.0.0"])
 def test_other_hosts(start: Start, host: str) -> None:
     """The service listens at an IPv6 address, a name of this machine, or all its addresses."""
     if host == "::1":
@@ -583,17 +531,17 @@ def test_other_hosts(start: Start, host: str) -> None:
         except OSError:
             pytest.skip("this machine has no IPv6")
     service = start(C42_HOST=host, ready=False)
-    address = f"http://{'[::1]' if host == '::1' else host}:{service.port}/"
+    address = f"http://{'[::1]' if host == '::1' else host}:{service.port}"
 
     def answers() -> bool:
         assert service.process.poll() is None, service.log
         try:
-            return requests.get(address, timeout=PATIENCE, proxies={"http": ""}).status_code == 404
+            return requests.get(f"{address}/livez", timeout=PATIENCE, proxies={"http": ""}).status_code == 200
         except requests.ConnectionError:
             return False
 
     until(answers, f"an answer on {address}")
-    assert address.removesuffix("nothing").rstrip("/") in service.log
+    assert address in service.log
 
 
 def free(port: int) -> bool:

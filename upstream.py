@@ -44,10 +44,6 @@ class Job:
         """The seconds until the deadline."""
         return max(0.0, self.deadline - time.monotonic())
 
-    def told(self) -> list[str]:
-        """Tell of each call in a few words, for the log."""
-        return [f"{call.endpoint} {call.seconds * 1000:.0f} ms {call.trouble}".rstrip() for call in list(self.calls)]
-
 
 def headers(token: str) -> dict[str, str]:
     """Return what every call sends."""
