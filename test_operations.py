@@ -190,14 +190,17 @@ def test_everything_answers_in_a_jam(start: Start, upstream: Standin) -> None:
 
 def test_upstream_trouble_does_not_make_it_unready(service: Service, upstream: Standin) -> None:
     """The upstream's state is told by /readyz and decides nothing; /livez never asks it."""
+    known = new_id()
+    upstream.add_event(known)
+    assert service.event(known).status_code == 200
+    assert service.get("/livez").json() == service.get("/healthz").json() == {"status": "ok"}
+    assert service.get("/readyz").status_code == 200
+    assert upstream.calls() == 2
     upstream.rule(status=500)
     assert service.event(new_id()).status_code == 500
-    calls = upstream.calls()
     ready = service.get("/readyz")
     assert ready.status_code == 200
     assert ready.json()["upstream"]["last_fault"]["status"] == 500
-    assert service.get("/livez").json() == service.get("/healthz").json() == {"status": "ok"}
-    assert upstream.calls() == calls
 
 
 @pytest.mark.parametrize("what", ["stopping", "reaper_alive"])
@@ -398,7 +401,7 @@ def test_check_finds(
 
 def test_check_wrong_token(capsys: pytest.CaptureFixture[str], upstream: Standin) -> None:
     """A token that the upstream does not know is named as the trouble."""
-    status, said = checked(capsys, upstream, C42_TOKEN="wrong")  # noqa: S106 - that is the point
+    status, said = checked(capsys, upstream, C42_TOKEN="wrong")
     assert status == 1
     assert "FAIL  token: Calendar42 refuses it (401)" in said
 
@@ -440,7 +443,7 @@ def certificate(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("certificate")
     command = "openssl req -x509 -newkey ec -pkeyopt ec_paramgen_curve:P-256 -nodes -days 2 -subj /CN=localhost"
     command += " -addext subjectAltName=DNS:localhost -keyout privkey.pem -out fullchain.pem"
-    subprocess.run(command.split(), cwd=folder, check=True, capture_output=True)  # noqa: S603 - all written above
+    subprocess.run(command.split(), cwd=folder, check=True, capture_output=True)
     return folder
 
 
@@ -500,9 +503,7 @@ def test_check_no_tls_there(capsys: pytest.CaptureFixture[str], upstream: Standi
 
 def ran(*command: str) -> str:
     """Run a program to its end, and return all that it printed; fail where its exit status is not 0."""
-    ended = subprocess.run(  # noqa: S603 - programs of Debian, on files of the project
-        command, check=False, cwd=ROOT / "deploy", capture_output=True, text=True, timeout=30
-    )
+    ended = subprocess.run(command, check=False, cwd=ROOT / "deploy", capture_output=True, text=True, timeout=30)
     assert ended.returncode == 0, ended.stdout + ended.stderr
     return ended.stdout + ended.stderr
 
@@ -566,7 +567,7 @@ def test_nginx_site(service: Service, upstream: Standin, certificate: Path, tmp_
     config.write_text(f"daemon off;\npid {tmp_path}/pid;\nevents {{}}\nhttp {{\naccess_log off;\n{folders}{site}\n}}\n")
     command = ["nginx", "-p", str(tmp_path), "-c", str(config), "-e", "stderr"]
     ran(*command, "-t")
-    nginx = subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)  # noqa: S603
+    nginx = subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
     try:
         until(lambda: not _refused(tls) and not _refused(plain), "nginx to listen")
         event_id = new_id()
