@@ -134,8 +134,9 @@ def cors(origins: frozenset[str], environ: Mapping[str, Any]) -> Headers:
     """
     if not origins:
         return []
-    origin = "*" if "*" in origins else environ.get("HTTP_ORIGIN", "")
-    headers = [] if origin == "*" else [("Vary", "Origin")]
+    anybody = "*" in origins
+    origin = "*" if anybody else environ.get("HTTP_ORIGIN", "")
+    headers = [] if anybody else [("Vary", "Origin")]
     if origin in origins:
         headers += [("Access-Control-Allow-Origin", origin), _EXPOSED]
         if environ["REQUEST_METHOD"] == "OPTIONS":

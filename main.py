@@ -9,7 +9,7 @@ from collections.abc import Callable, Mapping
 from functools import partial
 from typing import Any
 
-from flask import Flask, Response, request
+from flask import Flask, Response, request, send_file
 from werkzeug.exceptions import BadRequest, HTTPException
 
 import answers
@@ -67,6 +67,10 @@ def create_app(config: Settings, stopping: Callable[[], bool] = lambda: False) -
     def events() -> Response:
         found = cache.get_or_load_many(_event_ids(request.args.getlist("event_ids")), load)
         return _respond(answers.render_many(found, request.environ))
+
+    @app.get("/openapi.json")
+    def contract() -> Response:
+        return send_file("openapi.json")
 
     @app.after_request
     def allow_origins(response: Response) -> Response:

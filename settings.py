@@ -101,7 +101,7 @@ def _host(text: str) -> str:
 
 
 def _origins(text: str) -> frozenset[str]:
-    origins = frozenset(origin.strip() for origin in text.split(",")) if text else frozenset()
+    origins = frozenset(origin.strip(" ") for origin in text.split(",")) if text else frozenset()
     for origin in origins - {"*"}:
         # As browsers write it: without a port that the scheme implies, and nothing after it.
         written = re.fullmatch(r"(https?)://([a-z0-9.-]+|\[[0-9a-f:]+\])(:[1-9][0-9]{0,4})?", origin)
