@@ -23,7 +23,7 @@ import c42client
 from c42client import Client
 from conftest import TOKEN, new_id, run_as_script, until
 from errors import C42Error, Deleted, Paused, Rejected, TimedOut, Unusable
-from outcome import FAULT, NEGATIVE
+from outcomes import FAULT, NEGATIVE
 from pause import LONGEST, Pause
 from standin import EVENTS, Gate, Standin
 from transport import Transport
