@@ -190,14 +190,17 @@ def test_everything_answers_in_a_jam(start: Start, upstream: Standin) -> None:
 
 def test_upstream_trouble_does_not_make_it_unready(service: Service, upstream: Standin) -> None:
     """The upstream's state is told by /readyz and decides nothing; /livez never asks it."""
+    known = new_id()
+    upstream.add_event(known)
+    assert service.event(known).status_code == 200
+    assert service.get("/livez").json() == service.get("/healthz").json() == {"status": "ok"}
+    assert service.get("/readyz").status_code == 200
+    assert upstream.calls() == 2
     upstream.rule(status=500)
     assert service.event(new_id()).status_code == 500
-    calls = upstream.calls()
     ready = service.get("/readyz")
     assert ready.status_code == 200
     assert ready.json()["upstream"]["last_fault"]["status"] == 500
-    assert service.get("/livez").json() == service.get("/healthz").json() == {"status": "ok"}
-    assert upstream.calls() == calls
 
 
 @pytest.mark.parametrize("what", ["stopping", "reaper_alive"])
