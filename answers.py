@@ -18,7 +18,7 @@ from typing import Any, NamedTuple
 
 from werkzeug.http import parse_etags
 
-from outcome import FAULT, Found
+from outcomes import FAULT, Found
 
 JSON = "application/json"
 NOSNIFF = ("X-Content-Type-Options", "nosniff")
@@ -82,13 +82,13 @@ def render(found: Found, environ: Mapping[str, Any]) -> Response:
         headers.append(NO_STORE)
     else:
         headers.append(("Cache-Control", f"max-age={lifetime}"))
-        if result != "miss":
-            headers.append(("Age", str(age)))
+    if result != "miss":
+        headers.append(("Age", str(age)))
     if result == "hit":
         headers.append(("Cache-Status", f"c42c; hit; ttl={lifetime - age}"))
     else:
         forwarded = f"; fwd-status={upstream_status}" if upstream_status else ""
-        headers.append(("Cache-Status", _cache_status({result}, forwarded, kept, lifetime - age)))
+        headers.append(("Cache-Status", _cache_status({_source(found)}, forwarded, kept, lifetime - age)))
     if retry_after:
         headers.append(("Retry-After", str(max(1, math.ceil(max(retry_after - exact_age, ttl))))))
     if status != 200:
@@ -109,15 +109,14 @@ def render_many(found: Mapping[str, Found], environ: Mapping[str, Any]) -> Respo
         else:
             errors[event_id] = _error_of(status, body)
         lifetime, age = _lifetime_and_age(part.result, part.age, part.ttl)
-        left.append(0 if part.kind == FAULT else lifetime - age)
+        left.append(lifetime - age)
     count = encode({"count": len(data)})
     body = b'{"meta_data":%b,"data":[%b],"errors":%b}' % (count, b",".join(data), encode(errors))
     headers = [("Content-Type", JSON), ("Content-Length", str(len(body))), NOSNIFF]
-    headers.append(("Cache-Control", f"max-age={min(left)}") if min(left) > 0 else NO_STORE)
-    results = {part.result for part in found.values()}
-    ttl = min(max(0, int(part.ttl)) for part in found.values())
+    lasting = min(left) > 0 and all(part.kind != FAULT for part in found.values())
+    headers.append(("Cache-Control", f"max-age={min(left)}") if lasting else NO_STORE)
     kept = all(part.kept for part in found.values())
-    headers.append(("Cache-Status", _cache_status(results, "", kept, ttl)))
+    headers.append(("Cache-Status", _cache_status(set(map(_source, found.values())), "", kept, min(left))))
     return _conditional(_etag(body), headers, body, environ)
 
 
@@ -135,8 +134,9 @@ def cors(origins: frozenset[str], environ: Mapping[str, Any]) -> Headers:
     """
     if not origins:
         return []
-    origin = "*" if "*" in origins else environ.get("HTTP_ORIGIN", "")
-    headers = [] if origin == "*" else [("Vary", "Origin")]
+    anybody = "*" in origins
+    origin = "*" if anybody else environ.get("HTTP_ORIGIN", "")
+    headers = [] if anybody else [("Vary", "Origin")]
     if origin in origins:
         headers += [("Access-Control-Allow-Origin", origin), _EXPOSED]
         if environ["REQUEST_METHOD"] == "OPTIONS":
@@ -153,9 +153,12 @@ def _conditional(etag: str, headers: Headers, body: bytes, environ: Mapping[str,
 
 
 def _lifetime_and_age(result: str, age: float, ttl: float) -> tuple[int, int]:
-    """Return in whole seconds how long an answer is kept in all, and how old it is, on the side of caution."""
+    """Return in whole seconds how long an answer is kept in all, and how old it is, on the side of caution.
+
+    Who waited for the whole load knows how long that took, and counts it (RFC 9111, 4.2.3).
+    """
     lifetime = int(age + ttl + 1e-6)
-    return lifetime, 0 if result == "miss" else min(math.ceil(age), lifetime)
+    return lifetime, int(age) if result == "miss" else math.ceil(age)
 
 
 def _error_of(status: int, body: bytes) -> dict[str, Any]:
@@ -175,13 +178,24 @@ def _etag(body: bytes) -> str:
     return f'"{blake2b(body, digest_size=12).hexdigest()}"'
 
 
-def _cache_status(results: set[str], forwarded: str, kept: bool, ttl: int) -> str:
-    if results == {"hit"}:
-        return f"c42c; hit; ttl={ttl}"
-    how = "partial" if "hit" in results else "miss"
-    if "miss" not in results:
+def _source(found: Found) -> str:
+    """Return "hit", "miss" or "collapsed", or "paused" where no call was made, which a 429 of our own tells."""
+    status, _, _, _, upstream_status, _ = found.value
+    asked = found.result == "hit" or status != HTTPStatus.TOO_MANY_REQUESTS or upstream_status
+    return found.result if asked else "paused"
+
+
+def _cache_status(sources: set[str], forwarded: str, kept: bool, ttl: int) -> str:
+    """Say how the cache came by an answer (RFC 9211, 2); `fwd` is only for what went on to the upstream."""
+    freshness = f"; ttl={max(0, ttl)}"
+    if sources == {"hit"}:
+        return f"c42c; hit{freshness}"
+    if sources <= {"hit", "paused"}:
+        return f"c42c; detail=paused{freshness}"
+    how = "partial" if "hit" in sources else "miss"
+    if "miss" not in sources:
         forwarded = f"; collapsed{forwarded}"
-    return f"c42c; fwd={how}{forwarded}" + (f"; stored; ttl={ttl}" if kept else "")
+    return f"c42c; fwd={how}{forwarded}" + (f"; stored{freshness}" if kept else "")
 
 
 def _content_type(body: bytes) -> str:

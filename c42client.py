@@ -16,7 +16,7 @@ from typing import Any, TypeVar
 import extract
 import settings
 from errors import C42Error, TimedOut, Unknown, Unusable
-from outcome import FAULT, OK
+from outcomes import FAULT, OK
 from pause import Pause
 from upstream import Call, Job, Upstream
 

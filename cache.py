@@ -18,7 +18,7 @@ from collections.abc import Callable, Hashable, Iterable, Mapping
 from dataclasses import dataclass, field
 from typing import Final
 
-from outcome import FAULT, KINDS, NEGATIVE, OK, Found, Loaded, LoadFailed, Refused, Stats
+from outcomes import FAULT, KINDS, NEGATIVE, OK, Found, Loaded, LoadFailed, Refused, Stats
 
 __all__ = ["FAULT", "NEGATIVE", "OK", "Cache", "Found", "LoadFailed", "Loaded", "Refused", "Stats"]
 

@@ -2,7 +2,6 @@
 
 import contextlib
 import http.client
-import io
 import itertools
 import os
 import re
@@ -14,17 +13,23 @@ import tempfile
 import time
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
+from functools import partial
 from pathlib import Path
 from typing import Any, NamedTuple, TypeVar
 
 import pytest
 import requests
+from flask.testing import FlaskClient
 from selenium import webdriver
 
+import main
+import settings
+from c42client import Client
+from cache import Cache
 from standin import Standin
 
 ROOT = Path(__file__).parent
-TOKEN = "0123456789abcdef-a-token-for-tests"  # noqa: S105 - the stand-in's
+TOKEN = "0123456789abcdef-a-token-for-tests"
 PATIENCE = 20.0  # seconds until a test gives up waiting for what must happen
 
 T = TypeVar("T")
@@ -98,7 +103,7 @@ class Service:
             own["C42_BASE_URL"] = upstream.base_url
         inherited = {name: value for name, value in os.environ.items() if not re.match(r"C42_|.*_PROXY$", name, re.I)}
         self._log = tempfile.TemporaryFile()  # noqa: SIM115 - closed in end()
-        self.process = subprocess.Popen(  # noqa: S603 - this project's own program
+        self.process = subprocess.Popen(
             [sys.executable, "-W", "error", "main.py", *arguments],
             cwd=ROOT,
             env=inherited | own | environ,
@@ -169,6 +174,42 @@ class Service:
             self._log.close()
 
 
+class Clock:
+    """Seconds that pass when a test says so."""
+
+    now = 1000.0
+
+    def __call__(self) -> float:
+        return self.now
+
+
+class Inside:
+    """The service in this process, without a server, under a clock of its own."""
+
+    def __init__(self, upstream: Standin, monkeypatch: pytest.MonkeyPatch, **environ: str) -> None:
+        self.clock = Clock()
+        made: list[Any] = []
+
+        def remember(what: Callable[..., Any], **options: Any) -> Any:
+            made.append(what(**options))
+            return made[-1]
+
+        monkeypatch.setattr(main, "Cache", partial(remember, Cache, clock=self.clock))
+        monkeypatch.setattr(main, "Client", partial(remember, Client))
+        self.app = main.create_app(settings.read({"C42_TOKEN": TOKEN, "C42_BASE_URL": upstream.base_url, **environ}))
+        self.cache, self.upstream_client = made
+        self.http: FlaskClient = self.app.test_client()
+
+    def event(self, event_id: str, **options: Any) -> Any:
+        """GET an event."""
+        return self.http.get(f"/events-with-subscriptions/{event_id}", **options)
+
+    def close(self) -> None:
+        """Stop its threads."""
+        self.cache.close()
+        self.upstream_client.close()
+
+
 @pytest.fixture(scope="session")
 def shared_upstream() -> Iterator[Standin]:
     """Start the stand-in behind the shared service."""
@@ -206,6 +247,20 @@ def start(upstream: Standin) -> Iterator[Callable[..., Service]]:
             return stack.enter_context(started(Service(upstream, arguments, **environ), ready))
 
         yield begin
+
+
+@pytest.fixture
+def inside(upstream: Standin, monkeypatch: pytest.MonkeyPatch) -> Iterator[Callable[..., Inside]]:
+    """Give a test a way to make services in this process: `inside(C42_EXPIRY="0.05")`."""
+    made: list[Inside] = []
+
+    def make(**environ: str) -> Inside:
+        made.append(Inside(upstream, monkeypatch, **environ))
+        return made[-1]
+
+    yield make
+    for one in made:
+        one.close()
 
 
 @pytest.fixture(scope="session")
@@ -253,9 +308,8 @@ def started(service: Service, ready: bool = True) -> Iterator[Service]:
 
 def run_as_script(path: str) -> int:
     """Run the tests of one file; print nothing where all is well, and what pytest says where it is not."""
-    said = io.StringIO()
-    with contextlib.redirect_stdout(said), contextlib.redirect_stderr(said):
-        status = int(pytest.main([path, "-p", "no:cacheprovider", "--tb=short"]))
-    if status:
-        print(said.getvalue(), end="")
-    return min(status, 1)
+    command = [sys.executable, "-m", "pytest", path, "-p", "no:cacheprovider", "--tb=short"]
+    ended = subprocess.run(command, check=False, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
+    if ended.returncode:
+        print(ended.stdout, end="")
+    return min(ended.returncode, 1)

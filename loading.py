@@ -6,7 +6,7 @@ from collections.abc import Callable, Mapping
 import answers
 from c42client import Client, Merged
 from errors import C42Error
-from outcome import FAULT, NEGATIVE, OK, Loaded
+from outcomes import FAULT, NEGATIVE, OK, Loaded
 from settings import Settings
 
 

@@ -9,7 +9,7 @@ from collections.abc import Callable, Mapping
 from functools import partial
 from typing import Any
 
-from flask import Flask, Response, request
+from flask import Flask, Response, request, send_file
 from werkzeug.exceptions import BadRequest, HTTPException
 
 import answers
@@ -67,6 +67,10 @@ def create_app(config: Settings, stopping: Callable[[], bool] = lambda: False) -
     def events() -> Response:
         found = cache.get_or_load_many(_event_ids(request.args.getlist("event_ids")), load)
         return _respond(answers.render_many(found, request.environ))
+
+    @app.get("/openapi.json")
+    def contract() -> Response:
+        return send_file("openapi.json")
 
     @app.after_request
     def allow_origins(response: Response) -> Response:
@@ -135,12 +139,12 @@ def _serve(config: Settings, environ: Mapping[str, str], greeting: str = "") -> 
     logs.configure(config.loglevel, config.logformat, config.token)
     settings.warn_of_unknown(environ, log)
     try:
-        server.check_address(config.host, config.port)
+        address = server.find_address(config.host, config.port)
     except OSError as error:
         print(f"cannot listen on {server.url(config)}: {error.strerror}", file=sys.stderr)
         return 1
     print(greeting, end="", flush=True)
-    return server.serve(partial(_build, config), config)
+    return server.serve(partial(_build, config), config, address)
 
 
 def _build(config: Settings, stopping: Any) -> Flask:

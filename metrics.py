@@ -25,7 +25,7 @@ from prometheus_client.registry import Collector
 from cache import Cache
 from errors import C42Error, Paused
 from fastpath import ROUTE
-from outcome import KINDS
+from outcomes import KINDS
 from pause import Pause
 from settings import Settings
 from upstream import Call

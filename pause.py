@@ -41,5 +41,5 @@ def _seconds(retry_after: str) -> float | None:
         return float(retry_after)
     try:
         return (parsedate_to_datetime(retry_after) - datetime.now(UTC)).total_seconds()
-    except (TypeError, ValueError):  # no date, or one without a time zone
+    except (TypeError, ValueError, OverflowError):  # no date, one without a time zone, or no year of ours
         return None

@@ -9,6 +9,8 @@ from dataclasses import dataclass, field
 from typing import Any, NamedTuple
 from urllib.parse import urlsplit
 
+import requests
+
 RESERVED_THREADS = 16  # worker threads that never wait for the upstream, so that hits are always served
 
 
@@ -84,7 +86,7 @@ def _base_url(text: str) -> str:
     right = "an http:// or https:// address without user, query and fragment"
     try:
         url = urlsplit(text)
-        url.port  # noqa: B018 - raises ValueError where the port is none
+        requests.Request("GET", text).prepare()  # it has its own rules for hosts, and a ValueError for each
     except ValueError:
         raise ValueError(right) from None
     if url.scheme not in ("http", "https") or not url.hostname or "@" in url.netloc or re.search(r"[?#\s]", text):
@@ -99,9 +101,12 @@ def _host(text: str) -> str:
 
 
 def _origins(text: str) -> frozenset[str]:
-    origins = frozenset(origin.strip() for origin in text.split(",")) if text else frozenset()
+    origins = frozenset(origin.strip(" ") for origin in text.split(",")) if text else frozenset()
     for origin in origins - {"*"}:
-        if not re.fullmatch(r"https?://([a-z0-9.-]+|\[[0-9a-f:]+\])(:[0-9]{1,5})?", origin):
+        # As browsers write it: without a port that the scheme implies, and nothing after it.
+        written = re.fullmatch(r"(https?)://([a-z0-9.-]+|\[[0-9a-f:]+\])(:[1-9][0-9]{0,4})?", origin)
+        port = int((written[3] or ":0")[1:]) if written else 0
+        if not written or port == {"http": 80, "https": 443}[written[1]] or port > 65535:
             raise ValueError("* or origins such as https://app.example.com, in lower case, separated by commas")
     if "*" in origins and len(origins) > 1:
         raise ValueError("either * or a list of origins")
@@ -154,7 +159,7 @@ def read(environ: Mapping[str, str]) -> Settings:
     if values["fault_expiry"] > values["expiry"]:
         if "C42_FAULT_EXPIRY" in environ:
             raise SettingsError(
-                f"C42_FAULT_EXPIRY={environ['C42_FAULT_EXPIRY']} makes no sense: it takes C42_EXPIRY at most"
+                f"C42_FAULT_EXPIRY={_one_line(environ['C42_FAULT_EXPIRY'])} makes no sense: it takes C42_EXPIRY at most"
             )
         values["fault_expiry"] = values["expiry"]
     return Settings(**values)

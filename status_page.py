@@ -91,9 +91,14 @@ def _pause(seconds: float) -> str:
 
 
 def _latency(seconds: float) -> str:
-    if seconds >= 1:
-        return f"{seconds:.2f} s"
-    return f"{seconds * 1000:.{0 if seconds >= 0.01 else 1}f} ms"
+    if seconds >= 0.9995:
+        return f"{_rounded(seconds, 2)} s"
+    return f"{_rounded(seconds * 1000, 0 if seconds >= 0.01 else 1)} ms"
+
+
+def _rounded(number: float, digits: int) -> str:
+    """Round halves upwards, as people and the script do."""
+    return f"{floor(number * 10**digits + 0.5) / 10**digits:.{digits}f}"
 
 
 def _clock(stamp: str) -> str:

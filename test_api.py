@@ -17,16 +17,14 @@ from typing import Any
 
 import pytest
 import requests
-from flask.testing import FlaskClient
 
 import main
 import settings
-from c42client import Client
-from cache import Cache
 from conftest import (
     PATIENCE,
     ROOT,
     TOKEN,
+    Inside,
     Raw,
     Service,
     at_once,
@@ -224,56 +222,6 @@ def test_unknown_event_costs_one_load(service: Service, upstream: Standin) -> No
 # Expiry
 
 
-class Clock:
-    """Seconds that pass when a test says so."""
-
-    now = 1000.0
-
-    def __call__(self) -> float:
-        return self.now
-
-
-class Inside:
-    """The service in this process, without a server, under a clock of its own."""
-
-    def __init__(self, upstream: Standin, monkeypatch: pytest.MonkeyPatch, **environ: str) -> None:
-        self.clock = Clock()
-        made: list[Any] = []
-
-        def remember(what: Callable[..., Any], **options: Any) -> Any:
-            made.append(what(**options))
-            return made[-1]
-
-        monkeypatch.setattr(main, "Cache", partial(remember, Cache, clock=self.clock))
-        monkeypatch.setattr(main, "Client", partial(remember, Client))
-        app = main.create_app(settings.read({"C42_TOKEN": TOKEN, "C42_BASE_URL": upstream.base_url, **environ}))
-        self.cache, self.upstream_client = made
-        self.http: FlaskClient = app.test_client()
-
-    def event(self, event_id: str) -> Any:
-        """GET an event."""
-        return self.http.get(PREFIX + event_id)
-
-    def close(self) -> None:
-        """Stop its threads."""
-        self.cache.close()
-        self.upstream_client.close()
-
-
-@pytest.fixture
-def inside(upstream: Standin, monkeypatch: pytest.MonkeyPatch) -> Iterator[Callable[..., Inside]]:
-    """Give a test a way to make services in this process: `inside(C42_EXPIRY="0.05")`."""
-    made: list[Inside] = []
-
-    def make(**environ: str) -> Inside:
-        made.append(Inside(upstream, monkeypatch, **environ))
-        return made[-1]
-
-    yield make
-    for one in made:
-        one.close()
-
-
 @pytest.mark.parametrize(("expiry", "seconds"), [("0.05", 3.0), ("4.2", 252.0)])
 @pytest.mark.parametrize("known", [True, False])
 def test_expiry_is_exact(
@@ -462,7 +410,7 @@ WRONG = {
         "ftp://x", "", "x", "http://", "http:///api", "http://x:99999/", "http://x:y/", "http://x?a", "http://x/#b",
         "http://x y/", "http://x/\n", "http://*.x/", "http://.../", "http://[zz]/", "http://a@x/", "http://\x00/",
     ],
-    "C42_HOST": ["", "a b", "http://x", "127.0.0.1:80\n", "/tmp"],
+    "C42_HOST": ["", "a b", "http://x", "127.0.0.1:80\n", "/a"],
     "C42_PORT": ["99999", "0", "-1", "http", "", "80.5", "\u0663", "5000\n", "1" * 5000],
     "C42_TIMEOUT": ["0", "-1", "nan", "", "9999"],
     "C42_FAULT_EXPIRY": ["0", "-1", "nan", "", "5", "5\n"],
@@ -497,7 +445,8 @@ def test_no_token(capsys: pytest.CaptureFixture[str], environ: dict[str, str]) -
 def test_right_settings() -> None:
     """Settings have the documented defaults, times in seconds, and take the values at their bounds."""
     config = settings.read({"C42_TOKEN": TOKEN})
-    assert (config.expiry, config.fault_expiry, config.timeout) == (pytest.approx(252), 6, 10)
+    assert config.expiry == pytest.approx(252)
+    assert (config.fault_expiry, config.timeout) == (6, 10)
     assert (config.host, config.port, config.loglevel) == ("127.0.0.1", 5000, "INFO")
     assert (config.max_entries, config.threads, config.max_waiting) == (100_000, 256, 240)
     assert config.base_url == "https://demo.calendar42.com/api/v2/"
@@ -529,7 +478,7 @@ def test_exit_status() -> None:
     """The program's own exit status is 2 for a missing token or a wrong setting, and 0 for --help."""
     outcomes = at_once(
         partial(finish, "main.py"),
-        partial(finish, "main.py", C42_TOKEN="line\nbreak"),
+        partial(finish, "main.py", **{"C42_TOKEN": "line\nbreak"}),
         partial(finish, "main.py", "--demo", C42_PORT="99999"),
         partial(finish, "main.py", "--help"),
         partial(finish, "main.py", "--nonsense"),
@@ -572,7 +521,7 @@ def test_cannot_listen(service: Service) -> None:
     assert service.event(EVENTS["plain"]).status_code == 200
 
 
-@pytest.mark.parametrize("host", ["::1", "localhost", "0.0.0.0"])  # noqa: S104 - for the length of a test
+@pytest.mark.parametrize("host", ["::1", "localhost", "0.0.0.0"])
 def test_other_hosts(start: Start, host: str) -> None:
     """The service listens at an IPv6 address, a name of this machine, or all its addresses."""
     if host == "::1":
@@ -582,17 +531,17 @@ def test_other_hosts(start: Start, host: str) -> None:
         except OSError:
             pytest.skip("this machine has no IPv6")
     service = start(C42_HOST=host, ready=False)
-    address = f"http://{'[::1]' if host == '::1' else host}:{service.port}/"
+    address = f"http://{'[::1]' if host == '::1' else host}:{service.port}"
 
     def answers() -> bool:
         assert service.process.poll() is None, service.log
         try:
-            return requests.get(address, timeout=PATIENCE, proxies={"http": ""}).status_code == 404
+            return requests.get(f"{address}/livez", timeout=PATIENCE, proxies={"http": ""}).status_code == 200
         except requests.ConnectionError:
             return False
 
     until(answers, f"an answer on {address}")
-    assert address[:-1] in service.log
+    assert address in service.log
 
 
 def free(port: int) -> bool:
@@ -645,13 +594,13 @@ def test_stops_without_those_that_wait_for_nothing(start: Start) -> None:
     """An idle kept-alive connection and a request that never ends hold the end up for C42_TIMEOUT and 1 s at most."""
     service = start(C42_TIMEOUT="0.5")
     with service.connect() as idle, service.connect() as half, service.connect() as silent:
-        idle.sendall(b"GET / HTTP/1.1\r\nHost: c42c\r\n\r\n")
+        idle.sendall(b"GET /nothing HTTP/1.1\r\nHost: c42c\r\n\r\n")
         receive(idle)
         half.sendall(b"GET /events-with-subscriptions/a HTTP/1.1\r\nHo")
         silent.sendall(b"")
         asked = time.monotonic()
         assert service.stop() == 0
-        assert time.monotonic() - asked < 0.5 + 1 + 1
+        assert time.monotonic() - asked < 0.5 + 1 + 2
     assert clean(service.log), service.log
 
 
@@ -698,7 +647,7 @@ def test_idle_connections(service: Service) -> None:
     socks: list[socket.socket] = []
     try:
         socks += [service.connect() for _ in range(1200)]
-        socks[0].sendall(b"GET / HTTP/1.1\r\nHost: c42c\r\n\r\n")
+        socks[0].sendall(b"GET /nothing HTTP/1.1\r\nHost: c42c\r\n\r\n")
         assert receive(socks[0]).status == 404
         assert service.event(EVENTS["plain"]).status_code == 200
         assert service.raw(PREFIX.encode() + b"a.b").status == 400
@@ -718,6 +667,129 @@ def test_demo(start: Start) -> None:
     os.killpg(service.process.pid, signal.SIGINT)
     assert service.process.wait(PATIENCE) == 0
     assert clean(service.log), service.log
+
+
+# Errors that are passed through, and pauses
+
+BODIES = {
+    "json": (b'{"why": "\xc3\xa9"}', "application/json"),
+    "html": (b"<script>alert(1)</script>", "text/plain; charset=utf-8"),
+    "NaN": (b"[NaN]", "text/plain; charset=utf-8"),
+    "nested": (b"[" * 60_000, "text/plain; charset=utf-8"),
+    "no text": (b"\xff\xfe<html>", "text/plain"),
+    "cut": (b'["' + b"a" * 70_000 + b'"]', "text/plain; charset=utf-8"),
+}
+
+
+@pytest.mark.parametrize("claimed", ["application/json", "text/html", "image/svg+xml", "application/javascript"])
+@pytest.mark.parametrize(("body", "content_type"), [pytest.param(*case, id=name) for name, case in BODIES.items()])
+def test_passed_through(service: Service, upstream: Standin, claimed: str, body: bytes, content_type: str) -> None:
+    """An error's body keeps its bytes, 64 KiB at most; JSON stays JSON, and nothing goes out that a browser runs."""
+    event_id = new_id()
+    upstream.rule("events", event_id, status=422, body=body, content_type=claimed)
+    for result in "fwd=miss", "hit":
+        answer = service.event(event_id)
+        assert (answer.status_code, answer.content) == (422, body[:65536])
+        assert answer.headers["Content-Type"] == content_type
+        assert answer.headers["X-Content-Type-Options"] == "nosniff"
+        assert result in answer.headers["Cache-Status"]
+
+
+@pytest.mark.parametrize("status", [400, 404, 499, 500, 503, 599])
+def test_an_error_without_a_body(service: Service, upstream: Standin, status: int) -> None:
+    """An error without a body gets the envelope, with the upstream's status."""
+    event_id = new_id()
+    upstream.rule("events", event_id, status=status, body=b"")
+    assert envelope(service.event(event_id), status) == f"Calendar42 answered {status}"
+
+
+def test_only_subscriptions_fail(service: Service, upstream: Standin) -> None:
+    """If only the subscriptions fail, that failure is the answer, and never a half one."""
+    for status in 400, 404, 500:
+        event_id = new_id()
+        upstream.add_event(event_id)
+        upstream.rule("event-subscriptions", event_id, status=status, body=b'{"no": "names"}')
+        answer = service.event(event_id)
+        assert (answer.status_code, answer.json()) == (status, {"no": "names"})
+
+
+def test_half_a_surrogate(service: Service, upstream: Standin) -> None:
+    """Text that is no text becomes U+FFFD, rather than a failure or broken UTF-8."""
+    event_id = new_id()
+    upstream.add_event(event_id)
+    event = {"data": [{"id": event_id, "title": "a\ud800b"}]}
+    upstream.rule("events", event_id, body=json.dumps(event))
+    rows = [{"event_id": event_id, "subscriber": {"first_name": name}} for name in ("\udc00", "\U0001f600", "\x00")]
+    upstream.rule("event-subscriptions", event_id, body=json.dumps({"meta_data": {"count": 3}, "data": rows}))
+    answer = service.event(event_id)
+    names = ["\ufffd", "\U0001f600", "\x00"]
+    assert (answer.status_code, answer.json()) == (200, {"id": event_id, "title": "a\ufffdb", "names": names})
+
+
+@pytest.mark.parametrize(
+    ("retry_after", "told", "kept"),
+    [("30", 30, 30), ("1", 6, 6), ("0", 6, 6), (None, 6, 6), ("soon", 6, 6), ("86400", 3600, 252)],
+)
+def test_pause(inside: Callable[..., Inside], upstream: Standin, retry_after: str | None, told: int, kept: int) -> None:
+    """A 429 is passed through with a Retry-After that counts down, and is kept between the two expiries."""
+    service, first, second = inside(), new_id(), new_id()
+    headers = {} if retry_after is None else {"Retry-After": retry_after}
+    upstream.rule(status=429, body='{"slow": "down"}', headers=headers)
+    answer = service.event(first)
+    assert answer.status_code == 429
+    # One more where the load took its time, which the test's clock knows nothing of.
+    assert int(answer.headers["Retry-After"]) in (told, told + 1)
+    began, calls = service.clock.now, upstream.calls(event_id=first)
+    service.clock.now = began + kept // 2
+    answer = service.event(first)
+    assert answer.status_code == 429
+    assert int(answer.headers["Retry-After"]) in (told - kept // 2, told - kept // 2 + 1)
+    if retry_after != "0":
+        assert envelope(service.event(second), 429)
+        assert upstream.calls(event_id=second) == 0
+    service.clock.now = began + kept - 0.1
+    assert service.event(first).headers["Cache-Status"].startswith("c42c; hit")
+    assert upstream.calls(event_id=first) == calls
+    service.clock.now = began + kept + 1
+    assert "fwd=miss" in service.event(first).headers["Cache-Status"]
+
+
+def test_token_stays_inside(start: Start, upstream: Standin) -> None:
+    """The token is in no answer, header or log line, whatever the upstream echoes, also at level DEBUG."""
+    service, said = start(C42_LOGLEVEL="DEBUG"), []
+    echoes: list[dict[str, Any]] = [
+        {"status": 401, "body": json.dumps({"error": f"Token {TOKEN}"})},
+        {"status": 500, "body": f"<p>{TOKEN}", "headers": {"Retry-After": TOKEN, "X-Token": TOKEN, "Bad Name": TOKEN}},
+        {"status": 302, "headers": {"Location": f"http://{TOKEN}/"}},
+        {"status": 200, "body": TOKEN},
+        {"status": 200, "body": b"x", "headers": {"Content-Encoding": "gzip", "Set-Cookie": TOKEN}},
+    ]
+    for echo in echoes:
+        event_id = new_id()
+        upstream.rule(event_id=event_id, **echo)
+        answer = service.event(event_id)
+        said.append(f"{answer.headers} {answer.text}")
+    upstream.rule(event_id="last", status=429, headers={"Retry-After": TOKEN})
+    answer = service.event("last")
+    said.append(f"{answer.headers} {answer.text}")
+    assert service.stop() == 0
+    for text in [*said, service.log]:
+        assert TOKEN not in text
+
+
+@pytest.mark.skipif(
+    not (os.environ.get("C42_TOKEN") and os.environ.get("C42_LIVE_EVENT")), reason="needs C42_TOKEN and C42_LIVE_EVENT"
+)
+def test_live() -> None:
+    """The live Calendar42 gives an answer of the promised form."""
+    event_id = os.environ["C42_LIVE_EVENT"]
+    environ = {name: os.environ[name] for name in ("C42_TOKEN", "C42_BASE_URL") if name in os.environ}
+    with started(Service(None, (), **environ)) as service:
+        answer = service.event(event_id)
+        assert answer.status_code == 200
+        assert list(answer.json()) == ["id", "title", "names"]
+        assert answer.json()["id"] == event_id
+        assert all(isinstance(name, str) and name.strip() for name in answer.json()["names"])
 
 
 if __name__ == "__main__":

@@ -146,7 +146,7 @@ def run(kind: str, port: str, argument: str) -> int:
     config = settings.read(
         {"C42_TOKEN": TOKEN, "C42_PORT": port, "C42_EXPIRY": str(LIFETIME / 60), "C42_MAX_ENTRIES": most}
     )
-    return server.serve(partial(build, kind, argument, config), config)
+    return server.serve(partial(build, kind, argument, config), config, config.host)
 
 
 if __name__ == "__main__":

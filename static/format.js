@@ -16,9 +16,12 @@ export function duration(seconds) {
 }
 
 export function latency(seconds) {
-  if (seconds >= 1) return `${seconds.toFixed(2)} s`;
-  return `${(seconds * 1000).toFixed(seconds >= 0.01 ? 0 : 1)} ms`;
+  if (seconds >= 0.9995) return `${rounded(seconds, 2)} s`;
+  return `${rounded(seconds * 1000, seconds >= 0.01 ? 0 : 1)} ms`;
 }
+
+// Halves upwards, as on the server; toFixed alone does it so for some numbers only.
+const rounded = (number, digits) => (Math.floor(number * 10 ** digits + 0.5) / 10 ** digits).toFixed(digits);
 
 export const pause = (seconds) => seconds > 0 ? duration(Math.ceil(seconds)) : "none";
 

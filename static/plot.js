@@ -52,7 +52,7 @@ export class Plot {
   // Return the values at which to draw a line across: 1, 2, 5, 10 …, or the powers of ten where those are too many.
   #ticks() {
     const values = this.#samples.flatMap((sample) => sample.values).filter((value) => value > 0);
-    const least = this.#floor ?? Math.min(...values, 1), most = Math.max(...values, least * 10);
+    const least = this.#floor ?? (values.length ? Math.min(...values) : 0.01), most = Math.max(...values, least * 10);
     for (const steps of [[1, 2, 5], [1]]) {
       const all = [];
       for (let power = Math.floor(Math.log10(least)); !(all.at(-1) >= most); power++) {
