@@ -3,8 +3,9 @@ PYTHON ?= python3
 BIN := c42c/bin
 RUN_ENV := c42c/.run
 DEV_ENV := c42c/.dev
+BENCH_ENV := c42c/.bench
 
-.PHONY: help demo run test check clean
+.PHONY: help demo run test check bench clean
 
 help:  ## show this list
 	@grep -hE '^[a-z]+: .*##' $(MAKEFILE_LIST) | sed -E 's/^([a-z]+):.*## /  make \1\t/' | expand -t 16
@@ -23,6 +24,9 @@ check: $(DEV_ENV)  ## lint, check the format and the types
 	@$(BIN)/ruff format --check .
 	@$(BIN)/mypy .
 
+bench: $(BENCH_ENV)  ## measure it beside nginx, Varnish and others, 10 minutes; QUICK=1: one minute, writes nothing
+	@$(BIN)/python -m bench $(if $(QUICK),--quick)
+
 clean:  ## delete the virtualenv and all that tools left behind
 	rm -rf c42c .mypy_cache .pytest_cache .ruff_cache
 	find . -name __pycache__ -type d -prune -exec rm -rf {} +
@@ -35,4 +39,8 @@ $(RUN_ENV): requirements.txt
 
 $(DEV_ENV): $(RUN_ENV) requirements-redis.txt requirements-dev.txt
 	$(BIN)/pip install --quiet --disable-pip-version-check -r requirements-dev.txt
+	@touch $@
+
+$(BENCH_ENV): $(RUN_ENV) bench/requirements.txt
+	$(BIN)/pip install --quiet --disable-pip-version-check -r bench/requirements.txt
 	@touch $@

@@ -1,11 +1,11 @@
-"""What one answer looks like as HTTP: its bytes, its headers and conditional requests; the error envelope.
+"""What one answer looks like as HTTP: its bytes, its headers, conditional requests, CORS and errors.
 
 An answer is kept as an exact tuple of plain values, made once per load, with the bytes that will be sent:
 
     status, content type, body, ETag, upstream's status (0: none), Retry-After in seconds from the load's beginning
 
 `render` makes a response of it, for the route and for the fast path alike. Sources: RFC 9110 (conditional requests,
-Retry-After), RFC 9111 (Cache-Control, Age), RFC 9211 (Cache-Status), RFC 8259 (JSON).
+Retry-After), RFC 9111 (Cache-Control, Age), RFC 9211 (Cache-Status), RFC 8259 (JSON), the Fetch standard (CORS).
 """
 
 import json
@@ -18,9 +18,17 @@ from typing import Any, NamedTuple
 
 from werkzeug.http import parse_etags
 
-from outcome import FAULT, Found
+from outcomes import FAULT, Found
 
 JSON = "application/json"
+NOSNIFF = ("X-Content-Type-Options", "nosniff")
+NO_STORE = ("Cache-Control", "no-store")
+_EXPOSED = ("Access-Control-Expose-Headers", "Age, Cache-Status, ETag, Retry-After")
+_PREFLIGHT = [
+    ("Access-Control-Allow-Methods", "GET, HEAD"),
+    ("Access-Control-Allow-Headers", "*"),
+    ("Access-Control-Max-Age", "600"),
+]
 _STATUS_LINES = {status.value: f"{status.value} {status.phrase}" for status in HTTPStatus}
 
 Headers = list[tuple[str, str]]
@@ -51,7 +59,7 @@ def failure(
 
 def envelope(status: int, message: str) -> bytes:
     """Return the upstream's own form of an error, in which this service reports its own as well."""
-    return encode({"error": {"status_code": status, "message": message, "code": _phrase(status, "_").upper()}})
+    return encode({"error": {"status_code": status, "message": message, "code": _code(status)}})
 
 
 def encode(data: Any) -> bytes:
@@ -66,54 +74,128 @@ def render(found: Found, environ: Mapping[str, Any]) -> Response:
     What is kept for the full expiry may be kept by others until then, counted from the load: a browser takes the
     time that it waited for an answer off `max-age` by itself, and `Age` is for who did not wait for the whole load.
     """
-    status, content_type, body, etag, upstream_status, retry_after = found.value
-    lifetime = int(found.age + found.ttl + 1e-6)
-    age = 0 if found.result == "miss" else min(math.ceil(found.age), lifetime)
-    headers = [
-        ("Content-Type", content_type),
-        ("Content-Length", str(len(body))),
-        ("X-Content-Type-Options", "nosniff"),
-        ("Cache-Status", _cache_status(found, upstream_status, lifetime - age)),
-    ]
-    if found.kind == FAULT or found.ttl <= 0:
-        headers.append(("Cache-Control", "no-store"))
+    # Unpacked, and 200 as a number, since attributes of named tuples and enumerations cost a quarter of a hit.
+    (status, content_type, body, etag, upstream_status, retry_after), kind, result, exact_age, ttl, kept = found
+    lifetime, age = _lifetime_and_age(result, exact_age, ttl)
+    headers = [("Content-Type", content_type), ("Content-Length", str(len(body))), NOSNIFF]
+    if kind == FAULT or ttl <= 0:
+        headers.append(NO_STORE)
     else:
         headers.append(("Cache-Control", f"max-age={lifetime}"))
-        if found.result != "miss":
-            headers.append(("Age", str(age)))
+    if result != "miss":
+        headers.append(("Age", str(age)))
+    if result == "hit":
+        headers.append(("Cache-Status", f"c42c; hit; ttl={max(0, lifetime - age)}"))
+    else:
+        forwarded = f"; fwd-status={upstream_status}" if upstream_status and result != "shared" else ""
+        headers.append(("Cache-Status", _cache_status({_source(found)}, forwarded, kept, lifetime - age)))
     if retry_after:
-        headers.append(("Retry-After", str(max(1, math.ceil(max(retry_after - found.age, found.ttl))))))
-    if status == HTTPStatus.OK:
-        headers.append(("ETag", etag))
-        if (wanted := environ.get("HTTP_IF_NONE_MATCH")) and parse_etags(wanted).contains_weak(etag[1:-1]):
-            return Response("304 Not Modified", headers[2:], b"")
-    return Response(_STATUS_LINES.get(status) or f"{status} Unknown", headers, body)
+        headers.append(("Retry-After", str(max(1, math.ceil(max(retry_after - exact_age, ttl))))))
+    if status != 200:
+        return Response(_STATUS_LINES.get(status) or f"{status} Unknown", headers, body)
+    return _conditional(etag, headers, body, environ)
+
+
+def render_many(found: Mapping[str, Found], environ: Mapping[str, Any]) -> Response:
+    """Make the response of what the cache gave for a list of events, which others may keep as long as all of it.
+
+    Each element is byte for byte what the route of one event answers.
+    """
+    data, errors, left = [], {}, []
+    for event_id, part in found.items():
+        status, _, body, *_ = part.value
+        if status == HTTPStatus.OK:
+            data.append(body)
+        else:
+            errors[event_id] = _error_of(status, body)
+        lifetime, age = _lifetime_and_age(part.result, part.age, part.ttl)
+        left.append(lifetime - age)
+    count = encode({"count": len(data)})
+    body = b'{"meta_data":%b,"data":[%b],"errors":%b}' % (count, b",".join(data), encode(errors))
+    headers = [("Content-Type", JSON), ("Content-Length", str(len(body))), NOSNIFF]
+    lasting = min(left) > 0 and all(part.kind != FAULT for part in found.values())
+    headers.append(("Cache-Control", f"max-age={min(left)}") if lasting else NO_STORE)
+    kept = all(part.kept for part in found.values())
+    headers.append(("Cache-Status", _cache_status(set(map(_source, found.values())), "", kept, min(left))))
+    return _conditional(_etag(body), headers, body, environ)
 
 
 def error(status: int, message: str, headers: Headers) -> Response:
     """Make the response of an error that no load has to do with; `headers` come on top."""
     body = envelope(status, message)
-    fixed = [
-        ("Content-Type", JSON),
-        ("Content-Length", str(len(body))),
-        ("X-Content-Type-Options", "nosniff"),
-        ("Cache-Control", "no-store"),
-    ]
+    fixed = [("Content-Type", JSON), ("Content-Length", str(len(body))), NOSNIFF, NO_STORE]
     return Response(f"{status} {_phrase(status)}", fixed + headers, body)
 
 
+def cors(origins: frozenset[str], environ: Mapping[str, Any]) -> Headers:
+    """Return the headers that let a browser hand an answer to a page of one of `origins` (`*`: of any).
+
+    Source: the Fetch standard. No credentials are ever asked for, so the star may stand for everybody.
+    """
+    if not origins:
+        return []
+    anybody = "*" in origins
+    origin = "*" if anybody else environ.get("HTTP_ORIGIN", "")
+    headers = [] if anybody else [("Vary", "Origin")]
+    if origin in origins:
+        headers += [("Access-Control-Allow-Origin", origin), _EXPOSED]
+        if environ["REQUEST_METHOD"] == "OPTIONS":
+            headers += _PREFLIGHT
+    return headers
+
+
+def _conditional(etag: str, headers: Headers, body: bytes, environ: Mapping[str, Any]) -> Response:
+    """Make a 200 of it, or a 304 where the client has it already (RFC 9110, 13.1.2 and 15.4.5)."""
+    headers.append(("ETag", etag))
+    if (wanted := environ.get("HTTP_IF_NONE_MATCH")) and parse_etags(wanted).contains_weak(etag[1:-1]):
+        return Response("304 Not Modified", headers[2:], b"")
+    return Response("200 OK", headers, body)
+
+
+def _lifetime_and_age(result: str, age: float, ttl: float) -> tuple[int, int]:
+    """Return in whole seconds how long an answer is kept in all, and how old it is, on the side of caution.
+
+    Who waited for the whole load knows how long that took, and counts it (RFC 9111, 4.2.3).
+    """
+    lifetime = int(age + ttl + 1e-6)
+    return lifetime, int(age) if result == "miss" else math.ceil(age)
+
+
+def _error_of(status: int, body: bytes) -> dict[str, Any]:
+    """Return what stands in an error's envelope, whether it is the upstream's or our own."""
+    try:
+        said = json.loads(body)["error"]
+        return {"status_code": status, "message": str(said["message"]), "code": str(said["code"])}
+    except (ValueError, RecursionError, LookupError, TypeError):
+        return {"status_code": status, "message": f"Calendar42 answered {status}", "code": _code(status)}
+
+
 def _value(status: int, content_type: str, body: bytes, upstream_status: int, retry_after: float) -> Value:
-    etag = f'"{blake2b(body, digest_size=12).hexdigest()}"'
-    return (status, content_type, body, etag, upstream_status, retry_after)
+    return (status, content_type, body, _etag(body), upstream_status, retry_after)
 
 
-def _cache_status(found: Found, upstream_status: int, ttl: int) -> str:
-    if found.result == "hit":
-        return f"c42c; hit; ttl={ttl}"
-    forwarded = {"collapsed": "; collapsed", "shared": "; detail=shared"}.get(found.result, "")
-    if upstream_status and found.result != "shared":
-        forwarded += f"; fwd-status={upstream_status}"
-    return f"c42c; fwd=miss{forwarded}" + (f"; stored; ttl={ttl}" if found.kept else "")
+def _etag(body: bytes) -> str:
+    return f'"{blake2b(body, digest_size=12).hexdigest()}"'
+
+
+def _source(found: Found) -> str:
+    """Return the result, or "paused" where no call was made, which a 429 of our own tells."""
+    status, _, _, _, upstream_status, _ = found.value
+    asked = found.result == "hit" or status != HTTPStatus.TOO_MANY_REQUESTS or upstream_status
+    return found.result if asked else "paused"
+
+
+def _cache_status(sources: set[str], forwarded: str, kept: bool, ttl: int) -> str:
+    """Say how the cache came by an answer (RFC 9211, 2); `fwd` is only for what went on to the upstream."""
+    freshness = f"; ttl={max(0, ttl)}"
+    if sources == {"hit"}:
+        return f"c42c; hit{freshness}"
+    if sources <= {"hit", "paused"}:
+        return f"c42c; detail=paused{freshness}"
+    how = "partial" if "hit" in sources else "miss"
+    if "miss" not in sources:
+        forwarded = "; detail=shared" if "shared" in sources else f"; collapsed{forwarded}"
+    return f"c42c; fwd={how}{forwarded}" + (f"; stored{freshness}" if kept else "")
 
 
 def _content_type(body: bytes) -> str:
@@ -131,6 +213,9 @@ def _no_constant(name: str) -> None:
     raise ValueError(f"{name} is no JSON, though Python reads it")
 
 
-def _phrase(status: int, space: str = " ") -> str:
-    phrase = HTTPStatus(status).phrase if status in _STATUS_LINES else "Unknown"
-    return phrase.replace("-", " ").replace("'", "").replace(" ", space)
+def _phrase(status: int) -> str:
+    return HTTPStatus(status).phrase if status in _STATUS_LINES else "Unknown"
+
+
+def _code(status: int) -> str:
+    return re.sub("[^A-Z]", "_", _phrase(status).upper().replace("'", ""))

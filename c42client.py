@@ -1,56 +1,41 @@
 """What Calendar42 says of an event: its title, and the first names of all who are subscribed to it.
 
-`Client.fetch` asks for both side by side, gets all pages and returns the merged answer, or raises one of `errors`.
-`python c42client.py EVENT_ID` prints the merged answer of one event: the quick check of a token.
+`Client.fetch` asks for both side by side, gets all pages and returns the merged answer, or raises one of `errors`;
+`Client.fetch_many` does it for many events at once. `python c42client.py EVENT_ID` prints the merged answer of one
+event: the quick check of a token.
 """
 
 import json
 import logging
 import os
 import sys
-import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from concurrent.futures import Future, ThreadPoolExecutor
-from dataclasses import dataclass, field
-from typing import Any, NamedTuple, TypeVar
+from typing import Any, TypeVar
 
 import extract
 import settings
-from errors import C42Error, Paused, Rejected, TimedOut, Unusable
+from errors import C42Error, TimedOut, Unknown, Unusable
+from outcomes import FAULT, OK
 from pause import Pause
-from transport import Answer, Transport
+from upstream import Call, Job, Upstream
 
 PAGE = 100  # rows: the upstream's largest page
 PAGES_AT_ONCE = 16
-MAX_BODY = 8 * 2**20  # bytes of one upstream answer
-MAX_ERROR_BODY = 64 * 2**10  # bytes that are passed through of an error
+LIST = 6000  # characters of ids in one URL: a hundred of the usual ids, and less than servers take
 GRACE = 0.1  # seconds: a call ends itself at the deadline; whoever waits for it stops waiting this much later
 
 log = logging.getLogger("c42c.upstream")
 T = TypeVar("T")
-
-
-class Call(NamedTuple):
-    """One call to the upstream that has ended."""
-
-    endpoint: str  # "events" or "event-subscriptions"
-    status: int  # 0 where no whole answer came
-    seconds: float
-
-
-@dataclass(slots=True)
-class _Job:
-    """All upstream work for one answer."""
-
-    deadline: float
-    calls: list[Call] = field(default_factory=list)
+Merged = dict[str, Any]
 
 
 class Client:
     """Asks Calendar42 with a `token`, on whose user's view all answers depend. Any thread may use it.
 
     `timeout` is in seconds, for all work of one answer together. No call is made during a `pause`. `callers` is how
-    many threads may ask at once. `observe` is called with each `Call`.
+    many threads may ask at once. `observe` is called with each `Call`, and `observe_fault` with each fault and the
+    endpoint at which it was found.
     """
 
     def __init__(
@@ -62,52 +47,98 @@ class Client:
         pause: Pause,
         callers: int = 1,
         observe: Callable[[Call], None] = lambda call: None,
+        observe_fault: Callable[[str, C42Error], None] = lambda endpoint, error: None,
     ) -> None:
-        self._token = token
         self._timeout = timeout
-        self._observe = observe
-        self.pause = pause
-        json_type = "application/json"
-        headers = {"Accept": json_type, "Content-Type": json_type, "Authorization": f"Token {token}"}
+        self._observe_fault = observe_fault
         at_once = 2 * callers + PAGES_AT_ONCE
-        self._transport = Transport(base_url=base_url, headers=headers, connections=at_once)
+        self._upstream = Upstream(base_url=base_url, token=token, pause=pause, at_once=at_once, observe=observe)
         self._pool = ThreadPoolExecutor(at_once, thread_name_prefix="c42c-upstream")
 
-    def fetch(self, event_id: str, waited: float = 0.0) -> dict[str, Any]:
+    def fetch(self, event_id: str, waited: float = 0.0) -> Merged:
         """Return `{"id": …, "title": …, "names": […]}` of one event, or raise `C42Error`, within the time-out.
 
         The event's own failure is the answer, at once, whatever its subscriptions say. `waited` are the seconds of
         the time-out that are used up already.
         """
-        job = _Job(time.monotonic() + self._timeout - waited)
-        event = self._pool.submit(self._call, "events", f"{event_id}/", job)
+        job = Job(self._timeout, waited)
+        event = self._pool.submit(self._upstream.call, "events", f"{event_id}/", job)
         page = self._pool.submit(self._page, [event_id], 0, job)
+        endpoint = "events"
         try:
-            answer = self._answer(event_id, self._result(event, job))
-            for _, name in self._names([event_id], page, job):
-                answer["names"].append(name)
+            events = extract.events(self._result(event, job))
+            if events and event_id not in events:
+                raise Unusable("sent another event", 200)
+            answer = self._answer(event_id, events.get(event_id))
+            endpoint = "event-subscriptions"
+            answer["names"] = [name for _, name in self._names([event_id], page, job)]
         except C42Error as error:
-            _log(event_id, error.kind, error.status, job, str(error))
+            self._found(endpoint, error)
+            _log(event_id, error, job)
             raise
         finally:
             event.cancel()
             page.cancel()
-        _log(event_id, "ok", 200, job, f"{len(answer['names'])} names")
+        _log(event_id, answer, job)
         return answer
+
+    def fetch_many(self, event_ids: list[str], waited: float = 0.0) -> dict[str, Merged | C42Error]:
+        """Return, for each of many events, what `fetch` would return or raise, with as few calls as there can be."""
+        job = Job(self._timeout, waited)
+        outcomes: dict[str, Merged | C42Error] = {}
+        for part in _parts(event_ids):
+            outcomes |= self._fetch_part(part, job)
+        for event_id, outcome in outcomes.items():
+            _log(event_id, outcome, job)
+        return outcomes
+
+    def _fetch_part(self, event_ids: list[str], job: Job) -> dict[str, Merged | C42Error]:
+        listed = self._pool.submit(self._upstream.call, "events", f"?ids=[{','.join(event_ids)}]&limit={PAGE}", job)
+        page = self._pool.submit(self._page, event_ids, 0, job)
+        answers: dict[str, Merged] = {}
+        errors: dict[str, C42Error] = {}
+        endpoint = "events"
+        try:
+            events = extract.events(self._result(listed, job))
+            known = [event_id for event_id in event_ids if event_id in events]
+            for event_id in event_ids:
+                try:
+                    if event_id not in events:  # left out; but a list with other events is not the list asked for
+                        raise Unknown(event_id) if len(events) == len(known) else Unusable("sent other events", 200)
+                    answers[event_id] = self._answer(event_id, events[event_id])
+                except C42Error as error:
+                    self._found(endpoint, error)
+                    errors[event_id] = error
+            endpoint = "event-subscriptions"
+            if answers and len(known) < len(event_ids):  # an id that the upstream can't read may turn its filter off
+                page.cancel()
+                page = self._pool.submit(self._page, known, 0, job)
+            for event_id, name in self._names(known, page, job) if answers else ():
+                if event_id in answers:
+                    answers[event_id]["names"].append(name)
+        except C42Error as error:
+            error.kind = FAULT  # it is the list that was refused, which says nothing definite of any one event
+            self._found(endpoint, error)
+            return {**dict.fromkeys(event_ids, error), **errors}
+        finally:
+            listed.cancel()
+            page.cancel()
+        return {**answers, **errors}
 
     def close(self) -> None:
         """Let the connections go; calls under way end by their deadline."""
         self._pool.shutdown(wait=False, cancel_futures=True)
-        self._transport.close()
+        self._upstream.close()
 
-    def _answer(self, event_id: str, body: Any) -> dict[str, Any]:
-        events = extract.events(body)
-        if events and event_id not in events:
-            raise Unusable("sent another event", 200)
-        title = extract.title(events.get(event_id))
-        return {"id": event_id, "title": title and self._blank(title), "names": []}
+    def _found(self, endpoint: str, error: C42Error) -> None:
+        if error.kind == FAULT:
+            self._observe_fault(endpoint, error)
 
-    def _names(self, event_ids: list[str], first: Future[extract.Page], job: _Job) -> list[tuple[str, str]]:
+    def _answer(self, event_id: str, event: Any) -> Merged:
+        title = extract.title(event)
+        return {"id": event_id, "title": title and self._upstream.blank(title), "names": []}
+
+    def _names(self, event_ids: list[str], first: Future[extract.Page], job: Job) -> list[tuple[str, str]]:
         """Return event id and name of all subscriptions: the first page's, then the others', some at a time."""
         total, seen, names = self._result(first, job)
         offsets = range(PAGE, total, PAGE)
@@ -122,68 +153,45 @@ class Client:
                     future.cancel()
         if seen < total:
             raise Unusable("sent fewer subscriptions than it has", 200)
-        return [(event_id, self._blank(name)) for event_id, name in names]
+        return [(event_id, self._upstream.blank(name)) for event_id, name in names]
 
-    def _page(self, event_ids: list[str], offset: int, job: _Job) -> extract.Page:
+    def _page(self, event_ids: list[str], offset: int, job: Job) -> extract.Page:
         rest = f"?event_ids=[{','.join(event_ids)}]&limit={PAGE}&offset={offset}"
-        return extract.page(self._call("event-subscriptions", rest, job), event_ids)
+        return extract.page(self._upstream.call("event-subscriptions", rest, job), event_ids)
 
-    def _result(self, future: Future[T], job: _Job) -> T:
+    def _result(self, future: Future[T], job: Job) -> T:
         try:
-            return future.result(max(0.0, job.deadline + GRACE - time.monotonic()))
+            return future.result(job.left + GRACE)
         except TimeoutError:
-            raise TimedOut(self._timeout) from None
-
-    def _call(self, endpoint: str, rest: str, job: _Job) -> Any:
-        """Make one call and return the JSON of its answer; raise whatever else comes of it."""
-        if left := self.pause.left:
-            raise Paused(left)
-        began, status = time.monotonic(), 0
-        try:
-            answer = self._transport.get(f"{endpoint}/{rest}", deadline=job.deadline, limit=MAX_BODY)
-            status = answer.status
-        except TimeoutError:
-            raise TimedOut(self._timeout) from None
-        except ConnectionError as error:
-            log.debug("%s: %s", endpoint, error)
-            raise Unusable("could not be reached, or broke off") from None
-        finally:
-            call = Call(endpoint, status, time.monotonic() - began)
-            job.calls.append(call)
-            self._observe(call)
-        if status == 429:
-            self.pause.begin(answer.headers.get("Retry-After", ""))
-            raise Paused(self.pause.left, self._error_body(answer), status)
-        if 400 <= status <= 599:
-            raise Rejected(status, self._error_body(answer))
-        if status != 200:
-            raise Unusable(f"answered {status}", status)
-        if len(answer.body) > MAX_BODY:
-            raise Unusable(f"sent more than {MAX_BODY} bytes", status)
-        try:
-            return json.loads(answer.body)
-        except (ValueError, RecursionError):
-            raise Unusable("sent no JSON", status) from None
-
-    def _error_body(self, answer: Answer) -> bytes:
-        """Return the body of an error as it may be passed through: without the token, however JSON writes it."""
-        body = answer.body.replace(self._token.encode(), b"***")
-        try:
-            text = json.dumps(json.loads(body), ensure_ascii=False)
-            if (token := json.dumps(self._token)[1:-1]) in text:
-                body = text.replace(token, "***").encode()
-        except (ValueError, RecursionError):
-            pass  # no JSON
-        return body[:MAX_ERROR_BODY]
-
-    def _blank(self, text: str) -> str:
-        return text.replace(self._token, "***")
+            raise TimedOut(job.timeout) from None
 
 
-def _log(event_id: str, outcome: str, status: int, job: _Job, remark: str) -> None:
-    level = logging.WARNING if outcome == "fault" else logging.INFO
-    calls = ", ".join(f"{call.endpoint} {call.seconds * 1000:.0f} ms" for call in job.calls)
-    log.log(level, "load event=%s outcome=%s status=%d: %s (%s)", event_id, outcome, status, remark, calls)
+def _parts(event_ids: list[str]) -> Iterator[list[str]]:
+    """Cut a list of ids so that each part fits into one URL and one page."""
+    part: list[str] = []
+    for event_id in event_ids:
+        if part and (len(part) == PAGE or len(",".join([*part, event_id])) > LIST):
+            yield part
+            part = []
+        part.append(event_id)
+    if part:
+        yield part
+
+
+def _log(event_id: str, outcome: Merged | C42Error, job: Job) -> None:
+    names = None
+    if isinstance(outcome, C42Error):
+        kind, status, remark = outcome.kind, outcome.status, str(outcome)
+    else:
+        names = len(outcome["names"])
+        kind, status, remark = OK, 200, f"{names} names"
+    calls = list(job.calls)
+    shown = ", ".join(f"{call.endpoint} {call.seconds * 1000:.0f} ms {call.trouble}".strip() for call in calls)
+    fields = {"event": event_id, "outcome": kind, "status": status, "names": names}
+    fields["calls"] = [call._asdict() | {"seconds": round(call.seconds, 4)} for call in calls]
+    text = "load event=%s outcome=%s status=%d: %s (%s)"
+    level = logging.WARNING if kind == FAULT else logging.INFO
+    log.log(level, text, event_id, kind, status, remark, shown, extra={"fields": fields})
 
 
 def main(arguments: list[str], environ: Mapping[str, str] = os.environ) -> int:

@@ -1,16 +1,15 @@
 """Answers kept for a lifetime, each loaded once.
 
 A `Cache` is a dict under one lock. A key that is not there, or whose time is up, is loaded by the first caller that
-asks for it; whoever asks meanwhile waits for that load and shares its outcome. Keys never wait for each other, and
-the lock is never held during a load. Nothing is served at or past its expiry. A thread, the reaper, deletes
-what has expired: it sleeps until the next expiry and works in small batches, so that its cost follows the number
-of entries that expire, and no reader waits for more than one batch.
+asks for it; whoever asks meanwhile shares the outcome. Keys never wait for each other, and the lock is never held
+during a load. Nothing is served at or past its expiry. A thread, the reaper, deletes what has expired: it sleeps until
+the next expiry and works in small batches, so that its cost follows what expires, and no reader waits for long.
 
-`Cache._lock` guards every underscored attribute of a cache that is not set once and for all. A `_Load` is written
-by the caller that runs it before `done` is set, and only read after.
+`Cache._lock` guards all that changes in a cache. A `_Load` is written before its `done` is set, and only read after.
 """
 
 import heapq
+import math
 import os
 import threading
 import time
@@ -19,28 +18,20 @@ from collections.abc import Callable, Hashable, Iterable, Mapping
 from dataclasses import dataclass, field
 from typing import Final
 
-from outcome import FAULT, KINDS, NEGATIVE, OK, Found, Loaded, Stats
+from outcomes import FAULT, KINDS, NEGATIVE, OK, Found, Loaded, LoadFailed, Refused, Stats
 
 __all__ = ["FAULT", "NEGATIVE", "OK", "Cache", "Found", "LoadFailed", "Loaded", "Refused", "Stats"]
 
 _REAP_BATCH = 256  # entries deleted per hold of the lock: a few tenths of a millisecond
 _REAP_PAUSE = 0.0001  # seconds between two batches; without it the reaper takes the lock again before any reader
-_NEVER = float("inf")
 
 # Stands in the dict and, ordered by expiry, in a heap. The garbage collector stops tracking exact tuples of plain
 # values, so that a million of them do not make each full collection slow.
 _Entry = tuple[float, str, float, str, Hashable]  # expiry, key, born, kind, value
+_LoadMany = Callable[[list[str]], Mapping[str, Loaded]]
 _EXPIRY: Final = 0
 _KEY: Final = 1
 _KIND: Final = 3
-
-
-class Refused(Exception):
-    """Too many callers wait for a load already; nothing was loaded."""
-
-
-class LoadFailed(Exception):
-    """The load that this caller waited for raised; what it raised is the cause."""
 
 
 @dataclass(slots=True, eq=False)
@@ -65,6 +56,7 @@ class Cache:
         self._max_poor = max(1, max_entries // 10)
         self._max_waiting = max_waiting
         self._clock = clock
+        self._closed = False
         self._start()
         _caches.add(self)
 
@@ -76,16 +68,15 @@ class Cache:
         self._loads: dict[str, _Load] = {}
         self._waiting = 0
         self._counts = dict.fromkeys(Stats._fields[:-2], 0)
-        self._closed = False
         self._wake = threading.Condition(self._lock)  # for the reaper: an earlier expiry, or the end
-        self._wake_at = _NEVER  # when the reaper wakes by itself
+        self._wake_at = math.inf  # when the reaper wakes by itself
         self._reaper = threading.Thread(target=self._reap_forever, name="c42c-reaper", daemon=True)
-        self._reaper.start()
+        if not self._closed:
+            self._reaper.start()
 
     def __len__(self) -> int:
         """The number of entries held, with those that have expired and wait for the reaper."""
-        with self._lock:
-            return len(self._entries)
+        return len(self._entries)
 
     def snapshot(self) -> Stats:
         """Read all counters at one moment."""
@@ -100,23 +91,23 @@ class Cache:
             if entry is None or entry[_EXPIRY] <= now:
                 return None
             self._counts["hits"] += 1
-        return _found(entry, "hit", now, kept=True)
+        return _found(entry, "hit", now)
 
     def get_or_load(self, key: str, load: Callable[[str], Loaded]) -> Found:
         """Return what is fresh under `key`, or else what `load` returns; as `get_or_load_many` with one key."""
         return self.get_or_load_many((key,), lambda keys: {key: load(key)})[key]
 
-    def get_or_load_many(
-        self, keys: Iterable[str], load: Callable[[list[str]], Mapping[str, Loaded]]
-    ) -> dict[str, Found]:
+    def get_or_load_many(self, keys: Iterable[str], load: _LoadMany) -> dict[str, Found]:
         """Return what is fresh under `keys`, in their order; load together those that nobody loads already.
 
-        Those that other callers load are waited for after the own load, so that no two callers wait for each other.
-        Raises what `load` raises, KeyError where it leaves a key out, TypeError where a value can be changed,
-        `LoadFailed` where another caller's load raised, and `Refused` at once where too many wait already.
+        What others load is waited for after the own load, so that no two callers wait for each other. Raises what
+        `load` raises, KeyError where it leaves a key out, TypeError where a value can be changed, `LoadFailed` where
+        another caller's load raised, and `Refused` at once where too many wait already.
         """
-        keys = list(dict.fromkeys(keys))
-        held, loads, mine = dict[str, _Entry](), dict[str, _Load](), dict[str, _Load]()
+        return self._find(list(dict.fromkeys(keys)), load, admitted=False)
+
+    def _find(self, keys: list[str], load: _LoadMany, *, admitted: bool) -> dict[str, Found]:
+        held, loads, mine, hits = dict[str, _Entry](), dict[str, _Load](), dict[str, _Load](), 0
         with self._lock:
             now = self._clock()
             for key in keys:
@@ -127,35 +118,37 @@ class Cache:
                     loads[key] = self._loads[key]
                 else:
                     loads[key] = mine[key] = _Load()
-            if loads and self._waiting >= self._max_waiting:
+            enters = bool(loads) and not admitted
+            if enters and self._waiting >= self._max_waiting:
                 self._counts["refused"] += len(keys)
                 raise Refused
+            self._waiting += enters
             self._counts["misses"] += len(mine)
             self._counts["collapsed"] += len(loads) - len(mine)
             self._loads |= mine
-            self._waiting += bool(loads)
         try:
             if mine:
                 self._run(mine, load)
             for running in loads.values():
                 running.done.wait()
-                if running.error:
+                if running.error is not None:
                     raise LoadFailed from running.error
+            now = self._clock()
+            found = {key: _found(entry, "hit", now) for key, entry in held.items()}
+            for key, running in loads.items():
+                assert running.entry
+                found[key] = _found(running.entry, running.result if key in mine else "collapsed", now, running.kept)
+            late = [key for key, entry in held.items() if entry[_EXPIRY] <= now]  # expired while others were loaded
+            if late:
+                found |= self._find(late, load, admitted=admitted or enters)
+            hits = len(held) - len(late)
+            return {key: found[key] for key in keys}
         finally:
             with self._lock:
-                self._waiting -= bool(loads)
-                now = self._clock()
-                late = [key for key, entry in held.items() if entry[_EXPIRY] <= now]
-                self._counts["hits"] += len(held) - len(late)
-        found = {key: _found(entry, "hit", now, kept=True) for key, entry in held.items()}
-        for key, running in loads.items():
-            assert running.entry
-            found[key] = _found(running.entry, running.result if key in mine else "collapsed", now, kept=running.kept)
-        if late:  # they expired while this caller waited for the others
-            found |= self.get_or_load_many(late, load)
-        return {key: found[key] for key in keys}
+                self._waiting -= enters
+                self._counts["hits"] += hits
 
-    def _run(self, mine: dict[str, _Load], load: Callable[[list[str]], Mapping[str, Loaded]]) -> None:
+    def _run(self, mine: dict[str, _Load], load: _LoadMany) -> None:
         """Load the keys of `mine`, keep what came and release whoever waits, whatever happens."""
         entries: dict[str, _Entry] = {}
         try:
@@ -180,8 +173,7 @@ class Cache:
                     running.entry = entries.get(key)
                     running.kept = running.entry is not None and self._keep(running.entry)
                     self._counts["loads_" + (running.entry[_KIND] if running.entry else "failed")] += 1
-            for running in mine.values():
-                running.done.set()
+                    running.done.set()
 
     def _keep(self, entry: _Entry) -> bool:
         """Put `entry` in, after making room for it, and say whether it is kept. The lock is held."""
@@ -213,12 +205,12 @@ class Cache:
             self._counts["evicted_expired" if entry[_EXPIRY] <= now else "evicted_bound"] += 1
         return held
 
-    def reap(self) -> int:
-        """Delete all that has expired, and return how many entries that were. The reaper does it when it wakes."""
+    def reap(self, stopped: Callable[[], bool] = lambda: False) -> int:
+        """Delete all that has expired, unless `stopped`, and return how many entries that were: the reaper's work."""
         deleted = 0
         for heap in (self._good, self._poor):
             due = True
-            while due:
+            while due and not stopped():
                 with self._lock:
                     now = self._clock()
                     for _ in range(_REAP_BATCH):
@@ -232,12 +224,12 @@ class Cache:
     def _reap_forever(self) -> None:
         while not self._closed:
             with self._wake:
-                self._wake_at = min((heap[0][_EXPIRY] for heap in (self._good, self._poor) if heap), default=_NEVER)
+                self._wake_at = min((heap[0][_EXPIRY] for heap in (self._good, self._poor) if heap), default=math.inf)
                 delay = min(self._wake_at - self._clock(), threading.TIMEOUT_MAX)
                 if delay > 0 and not self._closed:
                     self._wake.wait(delay)
-                self._wake_at = -_NEVER  # it is awake
-            self.reap()
+                self._wake_at = -math.inf  # it is awake
+            self.reap(lambda: self._closed)
 
     @property
     def reaper_alive(self) -> bool:
@@ -249,23 +241,22 @@ class Cache:
         with self._wake:
             self._closed = True
             self._wake.notify()
-        self._reaper.join()
+        if self._reaper.ident:  # a fork of a closed cache has none
+            self._reaper.join()
 
 
-def _found(entry: _Entry, result: str, now: float, *, kept: bool) -> Found:
+def _found(entry: _Entry, result: str, now: float, kept: bool = True) -> Found:
     expiry, _, born, kind, value = entry
     return Found(value, kind, result, now - born, expiry - now, kept)
 
 
-# A fork copies the thread that forks, and no other: the reaper and whoever held a lock or ran a load are gone in the
-# child. So each open cache begins there anew, empty.
+# A fork copies the one thread that forks: who held a lock, loaded or reaped is gone. So caches begin anew in a child.
 _caches: "weakref.WeakSet[Cache]" = weakref.WeakSet()
 
 
 def _start_anew() -> None:
     for cache in _caches:
-        if not cache._closed:
-            cache._start()
+        cache._start()
 
 
 os.register_at_fork(after_in_child=_start_anew)

@@ -1,9 +1,10 @@
 """What the tests share: the service, really started, with the stand-in of Calendar42 behind it."""
 
 import contextlib
-import io
+import http.client
 import itertools
 import os
+import re
 import signal
 import socket
 import subprocess
@@ -11,17 +12,40 @@ import sys
 import tempfile
 import time
 from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
+from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple, TypeVar
 
 import pytest
 import requests
+from flask.testing import FlaskClient
+from selenium import webdriver
 
+import main
+import settings
+from c42client import Client
+from cache import Cache
 from standin import Standin
 
 ROOT = Path(__file__).parent
-TOKEN = "0123456789abcdef-a-token-for-tests"  # noqa: S105 - the stand-in's
+TOKEN = "0123456789abcdef-a-token-for-tests"
 PATIENCE = 20.0  # seconds until a test gives up waiting for what must happen
+
+T = TypeVar("T")
+
+CHROMIUM = Path("/usr/bin/chromium")
+CHROMEDRIVER = Path("/usr/bin/chromedriver")
+BROWSER_FLAGS = (
+    "--headless=new",
+    "--no-sandbox",  # which root, in a container, can't have
+    "--disable-gpu",
+    "--disable-quic",
+    "--no-first-run",
+    "--disable-background-networking",
+    "--disable-component-update",
+    "--disable-sync",
+)
 
 _numbers = itertools.count(1)
 
@@ -39,6 +63,33 @@ def new_id() -> str:
     return f"{next(_numbers):032x}_14602021609581"
 
 
+def at_once(*actions: Callable[[], T]) -> list[T]:
+    """Do all `actions` at once, each in a thread of its own, and return what each of them did, in their order."""
+    with ThreadPoolExecutor(len(actions)) as pool:
+        return [future.result() for future in [pool.submit(action) for action in actions]]
+
+
+def serving(service: "Service") -> list[int]:
+    """Return the ids of the processes that `service` has started."""
+    pid = service.process.pid
+    return [int(child) for child in Path(f"/proc/{pid}/task/{pid}/children").read_text().split()]
+
+
+class Raw(NamedTuple):
+    """A response, and nothing interpreted."""
+
+    status: int
+    headers: http.client.HTTPMessage
+    body: bytes
+
+
+def receive(sock: socket.socket, method: str = "GET") -> Raw:
+    """Read the response to a request that was sent on `sock`."""
+    with http.client.HTTPResponse(sock, method=method) as response:
+        response.begin()
+        return Raw(response.status, response.headers, response.read())
+
+
 class Service:
     """A service in a process of its own, and a client of it."""
 
@@ -50,9 +101,9 @@ class Service:
         own = {"C42_PORT": str(self.port), "C42_TOKEN": TOKEN}
         if upstream:
             own["C42_BASE_URL"] = upstream.base_url
-        inherited = {name: value for name, value in os.environ.items() if not name.startswith("C42_")}
+        inherited = {name: value for name, value in os.environ.items() if not re.match(r"C42_|.*_PROXY$", name, re.I)}
         self._log = tempfile.TemporaryFile()  # noqa: SIM115 - closed in end()
-        self.process = subprocess.Popen(  # noqa: S603 - this project's own program
+        self.process = subprocess.Popen(
             [sys.executable, "-W", "error", "main.py", *arguments],
             cwd=ROOT,
             env=inherited | own | environ,
@@ -71,14 +122,15 @@ class Service:
         return os.pread(self._log.fileno(), 2**24, 0).decode()
 
     def wait_until_ready(self) -> None:
-        """Wait until the service accepts connections."""
+        """Wait until the service answers."""
 
         def ready() -> bool:
             assert self.process.poll() is None, f"the service has ended:\n{self.log}"
-            with socket.socket() as sock:
-                return sock.connect_ex(("127.0.0.1", self.port)) == 0
+            with contextlib.suppress(OSError, http.client.HTTPException):
+                return self.raw(b"/livez").status == 200
+            return False
 
-        until(ready, "the service to accept connections")
+        until(ready, "the service to answer")
 
     def request(self, method: str, path: str, **options: Any) -> requests.Response:
         """Send one request; redirects are not followed."""
@@ -87,6 +139,17 @@ class Service:
     def get(self, path: str, **options: Any) -> requests.Response:
         """GET a path of the service."""
         return self.request("GET", path, **options)
+
+    def connect(self) -> socket.socket:
+        """Open a connection."""
+        return socket.create_connection(("127.0.0.1", self.port), timeout=PATIENCE)
+
+    def raw(self, target: bytes, method: bytes = b"GET", *headers: bytes) -> Raw:
+        """Send a request line as it is, without any client's view of what an address may be."""
+        lines = [method + b" " + target + b" HTTP/1.1", b"Host: c42c", b"Connection: close", *headers, b"", b""]
+        with self.connect() as sock:
+            sock.sendall(b"\r\n".join(lines))
+            return receive(sock, method.decode())
 
     def event(self, event_id: str, **options: Any) -> requests.Response:
         """GET an event."""
@@ -111,6 +174,42 @@ class Service:
             self._log.close()
 
 
+class Clock:
+    """Seconds that pass when a test says so."""
+
+    now = 1000.0
+
+    def __call__(self) -> float:
+        return self.now
+
+
+class Inside:
+    """The service in this process, without a server, under a clock of its own."""
+
+    def __init__(self, upstream: Standin, monkeypatch: pytest.MonkeyPatch, **environ: str) -> None:
+        self.clock = Clock()
+        made: list[Any] = []
+
+        def remember(what: Callable[..., Any], **options: Any) -> Any:
+            made.append(what(**options))
+            return made[-1]
+
+        monkeypatch.setattr(main, "Cache", partial(remember, Cache, clock=self.clock))
+        monkeypatch.setattr(main, "Client", partial(remember, Client))
+        self.app = main.create_app(settings.read({"C42_TOKEN": TOKEN, "C42_BASE_URL": upstream.base_url, **environ}))
+        self.cache, self.upstream_client = made
+        self.http: FlaskClient = self.app.test_client()
+
+    def event(self, event_id: str, **options: Any) -> Any:
+        """GET an event."""
+        return self.http.get(f"/events-with-subscriptions/{event_id}", **options)
+
+    def close(self) -> None:
+        """Stop its threads."""
+        self.cache.close()
+        self.upstream_client.close()
+
+
 @pytest.fixture(scope="session")
 def shared_upstream() -> Iterator[Standin]:
     """Start the stand-in behind the shared service."""
@@ -121,8 +220,7 @@ def shared_upstream() -> Iterator[Standin]:
 @pytest.fixture(scope="session")
 def shared_service(shared_upstream: Standin) -> Iterator[Service]:
     """Start the service that all tests share that need no other settings."""
-    with _ended(Service(shared_upstream, C42_TIMEOUT="2")) as service:
-        service.wait_until_ready()
+    with started(Service(shared_upstream, C42_TIMEOUT="2")) as service:
         yield service
 
 
@@ -146,17 +244,63 @@ def start(upstream: Standin) -> Iterator[Callable[..., Service]]:
     with contextlib.ExitStack() as stack:
 
         def begin(*arguments: str, ready: bool = True, **environ: str) -> Service:
-            service = stack.enter_context(_ended(Service(upstream, arguments, **environ)))
-            if ready:
-                service.wait_until_ready()
-            return service
+            return stack.enter_context(started(Service(upstream, arguments, **environ), ready))
 
         yield begin
 
 
+@pytest.fixture
+def inside(upstream: Standin, monkeypatch: pytest.MonkeyPatch) -> Iterator[Callable[..., Inside]]:
+    """Give a test a way to make services in this process: `inside(C42_EXPIRY="0.05")`."""
+    made: list[Inside] = []
+
+    def make(**environ: str) -> Inside:
+        made.append(Inside(upstream, monkeypatch, **environ))
+        return made[-1]
+
+    yield make
+    for one in made:
+        one.close()
+
+
+@pytest.fixture(scope="session")
+def shared_browser() -> Iterator[webdriver.Chrome]:
+    """Start a headless Chromium, from Debian's packages, which keeps still towards the world outside."""
+    if not (CHROMIUM.exists() and CHROMEDRIVER.exists()):
+        pytest.skip("needs Debian's packages chromium and chromium-driver")
+    with tempfile.TemporaryDirectory(ignore_cleanup_errors=True) as profile:
+        options = webdriver.ChromeOptions()
+        options.binary_location = str(CHROMIUM)
+        for flag in (*BROWSER_FLAGS, f"--user-data-dir={profile}"):
+            options.add_argument(flag)
+        options.set_capability("goog:loggingPrefs", {"browser": "ALL"})
+        browser = webdriver.Chrome(options, webdriver.ChromeService(str(CHROMEDRIVER)))
+        browser.set_page_load_timeout(PATIENCE)
+        browser.set_script_timeout(PATIENCE)
+        try:
+            yield browser
+        finally:
+            browser.quit()
+
+
+@pytest.fixture
+def browser(shared_browser: webdriver.Chrome) -> Iterator[webdriver.Chrome]:
+    """Give a test the browser, 1280 pixels wide, light, and with nothing in its log."""
+    shared_browser.set_window_size(1280, 1000)
+    shared_browser.get_log("browser")  # type: ignore[no-untyped-call]
+    yield shared_browser
+    shared_browser.execute_cdp_cmd("Emulation.setEmulatedMedia", {"features": []})
+    shared_browser.execute_cdp_cmd("Emulation.clearDeviceMetricsOverride", {})
+    shared_browser.execute_cdp_cmd("Emulation.setScriptExecutionDisabled", {"value": False})
+    shared_browser.get("about:blank")  # or the page goes on asking the service
+
+
 @contextlib.contextmanager
-def _ended(service: Service) -> Iterator[Service]:
+def started(service: Service, ready: bool = True) -> Iterator[Service]:
+    """Wait until `service` is ready, and end it with the block."""
     try:
+        if ready:
+            service.wait_until_ready()
         yield service
     finally:
         service.end()
@@ -164,9 +308,8 @@ def _ended(service: Service) -> Iterator[Service]:
 
 def run_as_script(path: str) -> int:
     """Run the tests of one file; print nothing where all is well, and what pytest says where it is not."""
-    said = io.StringIO()
-    with contextlib.redirect_stdout(said), contextlib.redirect_stderr(said):
-        status = int(pytest.main([path, "-p", "no:cacheprovider", "--tb=short"]))
-    if status:
-        print(said.getvalue(), end="")
-    return min(status, 1)
+    command = [sys.executable, "-m", "pytest", path, "-p", "no:cacheprovider", "--tb=short"]
+    ended = subprocess.run(command, check=False, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
+    if ended.returncode:
+        print(ended.stdout, end="")
+    return min(ended.returncode, 1)

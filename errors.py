@@ -8,7 +8,7 @@ C42Error         there is no answer; says what the client is told
 └── Unusable     no answer, or one that can't be understood
 """
 
-from outcome import FAULT, NEGATIVE
+from outcomes import FAULT, NEGATIVE
 
 # Refusals that asking again soon would not change.
 _DEFINITE = frozenset(range(400, 500)) - {401, 403, 408, 429}
@@ -44,7 +44,14 @@ class Paused(C42Error):
     def __init__(self, retry_after: float, body: bytes = b"", upstream_status: int = 0) -> None:
         super().__init__(429, "Calendar42 asked for a pause", upstream_status)
         self.body = body
-        self.retry_after = retry_after
+        self.retry_after = max(retry_after, 1.0)  # whoever is told to wait is told how long, in whole seconds
+
+
+class Unknown(C42Error):
+    """The upstream left the event out of a list: it does not know it. Said in its own words."""
+
+    def __init__(self, event_id: str) -> None:
+        super().__init__(404, f"Event {event_id} not found", 200)
 
 
 class Deleted(C42Error):

@@ -1,39 +1,50 @@
 """What is kept of a load, and for how long: the step from the upstream's outcome to the cache."""
 
 import time
-from collections.abc import Callable
-from typing import Any
+from collections.abc import Callable, Mapping
 
 import answers
+from c42client import Client, Merged
 from errors import C42Error
-from outcome import NEGATIVE, OK, Loaded
+from outcomes import FAULT, NEGATIVE, OK, Loaded
 from settings import Settings
 
 
-def loader(fetch: Callable[[str, float], dict[str, Any]], settings: Settings) -> Callable[..., Loaded]:
-    """Return the load function of the cache: it calls `fetch`, and makes an answer of whatever comes of it.
+def loader(client: Client, settings: Settings) -> Callable[..., dict[str, Loaded]]:
+    """Return the load function of the cache: it asks `client`, and makes an answer of whatever comes of it.
 
-    `waited` are the seconds of the time-out that are used up when the load begins.
+    `waited` are the seconds of the time-out that are over when the load begins.
     """
 
-    def load(event_id: str, waited: float = 0.0) -> Loaded:
+    def load(event_ids: list[str], waited: float = 0.0) -> dict[str, Loaded]:
         began = time.monotonic()
-        try:
-            answer = fetch(event_id, waited)
-        except C42Error as error:
-            return _failed(error, time.monotonic() - began, settings)
-        return Loaded(answers.success(answer), OK, settings.expiry)
+        outcomes: Mapping[str, Merged | C42Error]
+        if len(event_ids) == 1:
+            try:
+                outcomes = {event_ids[0]: client.fetch(event_ids[0], waited)}
+            except C42Error as error:
+                outcomes = {event_ids[0]: error}
+        else:
+            outcomes = client.fetch_many(event_ids, waited)
+        elapsed = time.monotonic() - began
+        return {event_id: _loaded(outcome, elapsed, settings) for event_id, outcome in outcomes.items()}
 
     return load
 
 
-def _failed(error: C42Error, elapsed: float, settings: Settings) -> Loaded:
+def _loaded(outcome: Merged | C42Error, elapsed: float, settings: Settings) -> Loaded:
     """A definite no lasts as long as a good answer. A fault lasts from when it was found, which may be long after
     the load began; one that comes with a pause lasts until the end of that, within reason."""
-    retry_after = elapsed + error.retry_after if error.retry_after else 0.0
+    if not isinstance(outcome, C42Error):
+        return Loaded(answers.success(outcome), OK, settings.expiry)
+    retry_after = elapsed + outcome.retry_after if outcome.retry_after else 0.0
     value = answers.failure(
-        error.status, str(error), body=error.body, upstream_status=error.upstream_status, retry_after=retry_after
+        outcome.status,
+        str(outcome),
+        body=outcome.body,
+        upstream_status=outcome.upstream_status,
+        retry_after=retry_after,
     )
-    if error.kind == NEGATIVE:
+    if outcome.kind == NEGATIVE:
         return Loaded(value, NEGATIVE, settings.expiry)
-    return Loaded(value, error.kind, elapsed + min(max(error.retry_after, settings.fault_expiry), settings.expiry))
+    return Loaded(value, FAULT, elapsed + min(max(outcome.retry_after, settings.fault_expiry), settings.expiry))

@@ -28,13 +28,15 @@ class Pause:
         """Begin the pause that a `Retry-After` asks for; one that is under way is only ever made longer."""
         seconds = _seconds(retry_after)
         pause = self._default if seconds is None else min(max(seconds, 0.0), LONGEST)
-        self.extend(time.monotonic() + pause)
-        log.warning("Calendar42 asks for a pause of %.0f s", pause)
+        if self.extend(time.monotonic() + pause):  # calls that were under way bring the same news
+            log.warning("pause: Calendar42 asks for %.0f s", pause, extra={"fields": {"pause_seconds": round(pause)}})
 
-    def extend(self, until: float) -> None:
-        """Make the pause last until then (of `time.monotonic`), or longer where it does already."""
+    def extend(self, until: float) -> bool:
+        """Make the pause last until then (of `time.monotonic`) at least; return whether there was none."""
         with self._lock:
+            is_new = not self.left
             self._until = max(self._until, until)
+        return is_new
 
 
 def _seconds(retry_after: str) -> float | None:
@@ -43,5 +45,5 @@ def _seconds(retry_after: str) -> float | None:
         return float(retry_after)
     try:
         return (parsedate_to_datetime(retry_after) - datetime.now(UTC)).total_seconds()
-    except (TypeError, ValueError):  # no date, or one without a time zone
+    except (TypeError, ValueError, OverflowError):  # no date, one without a time zone, or no year of ours
         return None

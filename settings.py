@@ -9,6 +9,8 @@ from dataclasses import dataclass, field
 from typing import Any, NamedTuple
 from urllib.parse import parse_qs, urlsplit
 
+import requests
+
 # What may stand behind the question mark of C42_CACHE_URL; redis-py knows more, which would get in the way.
 _CACHE_OPTIONS = {"db", "username", "password", "ssl_ca_certs", "ssl_certfile", "ssl_keyfile", "ssl_cert_reqs"}
 RESERVED_THREADS = 16  # worker threads that never wait for the upstream, so that hits are always served
@@ -25,6 +27,7 @@ class Settings:
     token: str = field(repr=False)
     expiry: float
     loglevel: str
+    logformat: str
     base_url: str
     host: str
     port: int
@@ -32,6 +35,7 @@ class Settings:
     fault_expiry: float
     max_entries: int
     threads: int
+    cors_origins: frozenset[str]
     cache_url: str = field(repr=False)
     workers: int
 
@@ -76,11 +80,17 @@ def _loglevel(text: str) -> str:
     return text.upper()
 
 
+def _logformat(text: str) -> str:
+    if text not in ("text", "json"):
+        raise ValueError("text or json")
+    return text
+
+
 def _base_url(text: str) -> str:
     right = "an http:// or https:// address without user, query and fragment"
     try:
         url = urlsplit(text)
-        url.port  # noqa: B018 - raises ValueError where the port is none
+        requests.Request("GET", text).prepare()  # it has its own rules for hosts, and a ValueError for each
     except ValueError:
         raise ValueError(right) from None
     if url.scheme not in ("http", "https") or not url.hostname or "@" in url.netloc or re.search(r"[?#\s]", text):
@@ -92,6 +102,19 @@ def _host(text: str) -> str:
     if not re.fullmatch(r"[A-Za-z0-9.:_-]+", text):
         raise ValueError("an address or a name of this machine")
     return text
+
+
+def _origins(text: str) -> frozenset[str]:
+    origins = frozenset(origin.strip(" ") for origin in text.split(",")) if text else frozenset()
+    for origin in origins - {"*"}:
+        # As browsers write it: without a port that the scheme implies, and nothing after it.
+        written = re.fullmatch(r"(https?)://([a-z0-9.-]+|\[[0-9a-f:]+\])(:[1-9][0-9]{0,4})?", origin)
+        port = int((written[3] or ":0")[1:]) if written else 0
+        if not written or port == {"http": 80, "https": 443}[written[1]] or port > 65535:
+            raise ValueError("* or origins such as https://app.example.com, in lower case, separated by commas")
+    if "*" in origins and len(origins) > 1:
+        raise ValueError("either * or a list of origins")
+    return origins
 
 
 def _cache_url(text: str) -> str:
@@ -129,6 +152,7 @@ VARIABLES: Mapping[str, _Variable] = {
     "C42_TOKEN": _Variable(None, "token for Calendar42", _token, secret=True),
     "C42_EXPIRY": _Variable("4.2", "minutes an answer is kept", _number(0, _YEAR, "minutes", 60)),
     "C42_LOGLEVEL": _Variable("INFO", "a level name of Python's logging", _loglevel),
+    "C42_LOGFORMAT": _Variable("text", "how a log line looks: text or json", _logformat),
     "C42_BASE_URL": _Variable("https://demo.calendar42.com/api/v2/", "the upstream", _base_url),
     "C42_HOST": _Variable("127.0.0.1", "address where the service listens", _host),
     "C42_PORT": _Variable("5000", "port where the service listens", _integer(1, 65535)),
@@ -142,6 +166,7 @@ VARIABLES: Mapping[str, _Variable] = {
         f"worker threads; all but {RESERVED_THREADS} of them may wait for the upstream",
         _integer(RESERVED_THREADS + 1, 10_000),
     ),
+    "C42_CORS_ORIGINS": _Variable("", "origins whose pages may read answers, separated by commas; or *", _origins),
     "C42_CACHE_URL": _Variable("", "redis://...: share answers with other processes", _cache_url, secret=True),
     "C42_WORKERS": _Variable("1", "processes; more than one needs C42_CACHE_URL", _integer(1, 256)),
 }
@@ -163,7 +188,7 @@ def read(environ: Mapping[str, str]) -> Settings:
     if values["fault_expiry"] > values["expiry"]:
         if "C42_FAULT_EXPIRY" in environ:
             raise SettingsError(
-                f"C42_FAULT_EXPIRY={environ['C42_FAULT_EXPIRY']} makes no sense: it takes C42_EXPIRY at most"
+                f"C42_FAULT_EXPIRY={_one_line(environ['C42_FAULT_EXPIRY'])} makes no sense: it takes C42_EXPIRY at most"
             )
         values["fault_expiry"] = values["expiry"]
     if values["workers"] > 1 and not values["cache_url"]:
@@ -174,12 +199,20 @@ def read(environ: Mapping[str, str]) -> Settings:
 
 
 def warn_of_unknown(environ: Mapping[str, str], log: logging.Logger) -> None:
-    """Log a warning for each `C42_…` variable that is no setting: it is usually a typing error."""
+    """Log a warning for each `C42_…` variable that is no setting."""
+    for text in unknown(environ):
+        log.warning("%s", text)
+
+
+def unknown(environ: Mapping[str, str]) -> list[str]:
+    """Return a line for each `C42_…` variable that is no setting: it is usually a typing error."""
+    lines = []
     for name in sorted(environ):
         if name.startswith("C42_") and name not in VARIABLES:
             close = difflib.get_close_matches(name, VARIABLES, n=1)
             hint = f"; did you mean {close[0]}?" if close else ""
-            log.warning("%s is not a setting%s", _one_line(name), hint)
+            lines.append(f"{_one_line(name)} is not a setting{hint}")
+    return lines
 
 
 def _one_line(text: str) -> str:

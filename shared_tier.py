@@ -25,7 +25,7 @@ from collections.abc import Callable, Mapping
 from hashlib import blake2b
 from typing import Any, NamedTuple
 
-from outcome import KINDS, Loaded
+from outcomes import KINDS, Loaded, TierStats
 from pause import LONGEST, Pause
 from redis_link import Budget, Command, Link, Lost
 from settings import Settings
@@ -70,16 +70,6 @@ return left"""
 LoadMany = Callable[[list[str], float], Mapping[str, Loaded]]
 
 
-class TierStats(NamedTuple):
-    """One consistent reading. Events that were asked for, once their load ended, are one of the first four."""
-
-    found: int  # in Redis, at once
-    awaited: int  # in Redis, after another process had loaded it
-    loaded: int  # here, for all
-    alone: int  # here, without Redis
-    up: bool
-
-
 class _Lock(NamedTuple):
     token: str
     clock: float  # Redis's time is at least this much more than time.monotonic, in milliseconds
@@ -118,15 +108,7 @@ class SharedTier:
         """Let Redis go."""
         self._link.close()
 
-    def wrap(self, load: Callable[[str, float], Loaded]) -> Callable[[str], Loaded]:
-        """Return a load function of one event, as `wrap_many` does."""
-
-        def load_one(event_ids: list[str], waited: float) -> dict[str, Loaded]:
-            return {event_id: load(event_id, waited) for event_id in event_ids}
-
-        return lambda event_id: self._load([event_id], load_one)[event_id]
-
-    def wrap_many(self, load: LoadMany) -> Callable[[list[str]], Mapping[str, Loaded]]:
+    def wrap(self, load: LoadMany) -> Callable[[list[str]], Mapping[str, Loaded]]:
         """Return a load function for the cache that looks in Redis first, and asks `load` for the rest.
 
         `load` gets the events, and how many seconds of their time-out are used up already.

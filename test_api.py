@@ -1,21 +1,809 @@
 """The service over HTTP: really started, with the stand-in of Calendar42 behind it."""
 
+import errno
+import json
+import os
+import re
+import select
+import signal
+import socket
+import subprocess
 import sys
+import time
+from collections.abc import Callable, Iterator
+from functools import partial
+from pathlib import Path
+from typing import Any
 
-from conftest import Service, new_id, run_as_script
-from standin import EVENTS, Standin
+import pytest
+import requests
+
+import main
+import server
+import settings
+from conftest import (
+    PATIENCE,
+    ROOT,
+    TOKEN,
+    Inside,
+    Raw,
+    Service,
+    at_once,
+    new_id,
+    receive,
+    run_as_script,
+    serving,
+    started,
+    until,
+)
+from standin import EVENTS, Gate, Standin
+
+Start = Callable[..., Service]
+PREFIX = "/events-with-subscriptions/"
+
+
+def envelope(answer: requests.Response | Raw, status: int) -> str:
+    """Check that `answer` is an error in the envelope, and return its message."""
+    code, body = (answer.status, answer.body) if isinstance(answer, Raw) else (answer.status_code, answer.content)
+    error = json.loads(body)["error"]
+    assert (code, error["status_code"], list(error)) == (status, status, ["status_code", "message", "code"])
+    assert re.fullmatch("[A-Z_]+", error["code"])
+    assert (answer.headers["Content-Type"], answer.headers["X-Content-Type-Options"]) == ("application/json", "nosniff")
+    return str(error["message"])
+
+
+# What an answer is
 
 
 def test_merges_both_calls(service: Service, upstream: Standin) -> None:
-    """An answer has the event's id, its title and the first names of everyone on it."""
+    """An answer is compact JSON of the event's id, its title and the first names of everyone on it."""
     answer = service.event(EVENTS["plain"])
-    assert answer.json() == {
-        "id": EVENTS["plain"],
-        "title": "Dinner with the neighbours",
-        "names": ["API", "Arthur", "Ella"],
-    }
-    assert new_id() != new_id()
-    assert upstream.calls() == 2
+    names = '["API","Arthur","Ella"]'
+    body = f'{{"id":"{EVENTS["plain"]}","title":"Dinner with the neighbours","names":{names}}}'
+    assert (answer.status_code, answer.text) == (200, body)
+    assert answer.headers["Content-Type"] == "application/json"
+    assert (upstream.calls("events"), upstream.calls("event-subscriptions")) == (1, 1)
+
+
+@pytest.mark.parametrize(
+    ("event", "title", "names"),
+    [
+        ("empty", "Nobody comes to this one", []),
+        ("untitled", None, ["API", "Noor"]),
+        ("blanks", "Guests to be announced", ["API", "Ella", "Arthur"]),
+        ("mixed", "Shared car to the office", ["API", "Tess", "Bram"]),
+        ("duplicates", "Three times Anna", ["Anna", "Arthur", "Anna", "anna", "Anna"]),
+    ],
+)
+def test_names(service: Service, event: str, title: str | None, names: list[str]) -> None:
+    """Names keep the upstream's order and doubles; blank, null, removed and other events' ones are left out."""
+    assert service.event(EVENTS[event]).json() == {"id": EVENTS[event], "title": title, "names": names}
+
+
+def test_scripts(service: Service) -> None:
+    """Text of every script goes out as UTF-8, without escapes."""
+    body = service.event(EVENTS["scripts"]).content.decode()
+    assert "\\u" not in body
+    assert {"محمد", "李小龙", "👩🏽‍🚀 Zoë", "Zoe\u0308", 'Pat "The Hat"', "Back\\slash"} < set(
+        json.loads(body)["names"]
+    )
+
+
+@pytest.mark.parametrize(("count", "pages"), [(10, 1), (11, 1), (99, 1), (100, 1), (101, 2), (250, 3), (1750, 18)])
+def test_all_pages(service: Service, upstream: Standin, count: int, pages: int) -> None:
+    """Every subscription is in the answer, in order, with no more calls than there are pages."""
+    event_id, names = new_id(), [f"Guest {number}" for number in range(count)]
+    upstream.add_event(event_id, names=names)
+    assert service.event(event_id).json()["names"] == names
+    assert (upstream.calls("events"), upstream.calls("event-subscriptions")) == (1, pages)
+
+
+@pytest.mark.parametrize("event", ["deleted", "nodata"])
+def test_deleted(service: Service, event: str) -> None:
+    """A deleted event is a 404."""
+    assert envelope(service.event(EVENTS[event]), 404) == "the event is deleted"
+
+
+def test_two_paths_and_head(service: Service, upstream: Standin) -> None:
+    """A trailing slash and a query change nothing, and HEAD is GET without the body: for misses, hits and errors."""
+    event_id = new_id()
+    upstream.add_event(event_id)
+    missed = service.raw(f"{PREFIX}{event_id}/".encode(), b"HEAD")
+    for target in (f"{PREFIX}{event_id}/", PREFIX + new_id(), f"{PREFIX}a.b", "/nothing"):
+        got, head = service.raw(target.encode()), service.raw(target.encode(), b"HEAD")
+        assert (head.status, head.body, head.headers["Content-Length"]) == (got.status, b"", str(len(got.body)))
+        assert head.headers["Content-Type"] == got.headers["Content-Type"]
+    assert missed.headers["Content-Length"] == str(len(service.event(event_id).content))
+    assert service.event(event_id).content == service.get(f"{PREFIX}{event_id}/?limit=1").content
+    assert upstream.calls(event_id=event_id) == 2
+
+
+@pytest.fixture(scope="module")
+def quiet() -> Iterator[tuple[Service, Standin]]:
+    """Start a service and a stand-in where every load ends well, so that no late call spoils the count of another."""
+    with Standin(token=TOKEN) as upstream, started(Service(upstream)) as service:
+        yield service, upstream
+
+
+@pytest.mark.parametrize("path", ["/nothing", f"{PREFIX}a/b", f"{PREFIX}/a", f"{PREFIX}a//", "/static/a", "/.."])
+def test_unknown_path(quiet: tuple[Service, Standin], path: str) -> None:
+    """A path that is not there is a 404 in the envelope, and no redirect."""
+    service, upstream = quiet
+    before = upstream.calls()
+    envelope(service.raw(path.encode()), 404)
+    assert upstream.calls() == before
+
+
+@pytest.mark.parametrize("method", [b"POST", b"PUT", b"DELETE", b"PATCH", b"BREW"])
+def test_wrong_method(quiet: tuple[Service, Standin], method: bytes) -> None:
+    """A wrong method is a 405 in the envelope, which says what is allowed; also for an event that is kept."""
+    service, upstream = quiet
+    kept, cold = EVENTS["plain"], new_id()
+    assert service.event(kept).status_code == 200
+    before = upstream.calls()
+    for event_id in kept, cold, cold + "/":
+        answer = service.raw(f"{PREFIX}{event_id}".encode(), method, b"Content-Length: 0")
+        envelope(answer, 405)
+        assert set(answer.headers["Allow"].split(", ")) == {"GET", "HEAD", "OPTIONS"}
+    assert upstream.calls() == before
+
+
+# One load per event
+
+
+@pytest.fixture(scope="module")
+def room(shared_upstream: Standin) -> Iterator[Service]:
+    """Start a service where exactly 200 requests may wait for the upstream."""
+    with started(
+        Service(shared_upstream, C42_THREADS=str(200 + settings.RESERVED_THREADS), C42_TIMEOUT="30")
+    ) as service:
+        yield service
+
+
+@pytest.mark.parametrize("status", [200, 503, 404])
+def test_200_callers_cause_one_load(room: Service, upstream: Standin, status: int) -> None:
+    """200 callers of one cold event get 200 equal answers out of one call to each endpoint; one more is refused."""
+    event_id, warm, gate = new_id(), new_id(), Gate()
+    upstream.add_event(event_id, names=["API", "Ella"])
+    upstream.add_event(warm)
+    assert room.event(warm).status_code == 200
+    upstream.rule(event_id=event_id, gate=gate, status=None if status == 200 else status)
+    socks = [room.connect() for _ in range(201)]
+    for sock in socks:
+        sock.sendall(f"GET {PREFIX}{event_id} HTTP/1.1\r\nHost: c42c\r\n\r\n".encode())
+    # Nobody is answered before the gate opens, but who comes when 200 wait: so now 200 wait.
+    (refused,), _, _ = select.select(socks, [], [], PATIENCE)
+    gate.wait_for(2)
+    answer = receive(refused)
+    assert "too many" in envelope(answer, 503)
+    assert answer.headers["Retry-After"] == "1"
+    assert room.event(warm).headers["Cache-Status"].startswith("c42c; hit")
+    gate.open()
+    answers = [receive(sock) for sock in socks if sock is not refused]
+    for sock in socks:
+        sock.close()
+    assert len(answers) == 200
+    assert {(answer.status, answer.body) for answer in answers} == {(status, answers[0].body)}
+    assert sum("collapsed" in answer.headers["Cache-Status"] for answer in answers) == 199
+    assert [upstream.calls(endpoint, event_id) for endpoint in ("events", "event-subscriptions")] == [1, 1]
+    if status == 200:
+        assert json.loads(answers[0].body)["names"] == ["API", "Ella"]
+    assert room.event(event_id).status_code == status  # and it is kept
+    assert upstream.calls(event_id=event_id) == 2
+
+
+def test_slow_event_delays_no_other(service: Service, upstream: Standin) -> None:
+    """While one load hangs, a cold load of another event and hits are answered."""
+    slow, other, gate = new_id(), new_id(), Gate()
+    upstream.add_event(slow)
+    upstream.add_event(other, names=["Arthur"])
+    upstream.rule(event_id=slow, gate=gate)
+    with service.connect() as sock:
+        sock.sendall(f"GET {PREFIX}{slow} HTTP/1.1\r\nHost: c42c\r\n\r\n".encode())
+        gate.wait_for(2)
+        for result in "fwd=miss", "hit":
+            answer = service.event(other)
+            assert (answer.status_code, answer.json()["names"]) == (200, ["Arthur"])
+            assert result in answer.headers["Cache-Status"]
+        assert select.select([sock], [], [], 0)[0] == []  # it hangs still
+        gate.open()
+        assert receive(sock).status == 200
+
+
+def test_unknown_event_costs_one_load(service: Service, upstream: Standin) -> None:
+    """An unknown id, asked for 1,000 times, costs one load, and is the upstream's 404 every time."""
+    event_id = new_id()
+    answers = {(answer.status_code, answer.content) for answer in (service.event(event_id) for _ in range(1000))}
+    ((status, body),) = answers
+    assert (status, json.loads(body)["error"]["message"]) == (404, f"Event {event_id} not found")
+    assert upstream.calls("events", event_id) == 1
+    assert upstream.calls("event-subscriptions", event_id) <= 1  # 0 where the 404 was quicker than the other's start
+
+
+# Expiry
+
+
+@pytest.mark.parametrize(("expiry", "seconds"), [("0.05", 3.0), ("4.2", 252.0)])
+@pytest.mark.parametrize("known", [True, False])
+def test_expiry_is_exact(
+    inside: Callable[..., Inside], upstream: Standin, expiry: str, seconds: float, known: bool
+) -> None:
+    """An answer, good or bad, is served until its expiry, and is never served at it or later."""
+    service, event_id = inside(C42_EXPIRY=expiry), new_id()
+    if known:
+        upstream.add_event(event_id, title="Old")
+    began = service.clock.now
+    assert service.event(event_id).status_code == (200 if known else 404)
+    service.clock.now = began + seconds - 1e-6
+    assert service.event(event_id).headers["Cache-Status"].startswith("c42c; hit")
+    assert upstream.calls("events", event_id) == 1
+    upstream.add_event(event_id, title="New")
+    service.clock.now = began + seconds
+    answer = service.event(event_id)
+    assert (answer.status_code, answer.json["title"]) == (200, "New")
+    assert upstream.calls("events", event_id) == 2
+
+
+@pytest.fixture(scope="module")
+def forgetful(shared_upstream: Standin) -> Iterator[Service]:
+    """Start a service that keeps everything for 0.3 s."""
+    with started(Service(shared_upstream, C42_EXPIRY="0.005", C42_TIMEOUT="2")) as service:
+        yield service
+
+
+def test_expiry_in_real_time(forgetful: Service, upstream: Standin) -> None:
+    """With C42_EXPIRY=0.005 an answer is kept for 0.3 s, not more and not less."""
+    event_id = new_id()
+    upstream.add_event(event_id, title="Old")
+    earliest = time.monotonic()
+    assert forgetful.event(event_id).json()["title"] == "Old"
+    latest = time.monotonic()
+    upstream.set_title(event_id, "New")
+    while True:
+        asked = time.monotonic()
+        title = forgetful.event(event_id).json()["title"]
+        answered = time.monotonic()
+        if title == "New":
+            break
+        assert asked < latest + 0.3
+    assert answered >= earliest + 0.3
+    assert upstream.calls("events", event_id) == 2
+
+
+def test_recovers_from_a_fault(forgetful: Service, upstream: Standin) -> None:
+    """A 503 is passed through, body and all, kept for the fault's expiry, and then the service is right again."""
+    event_id, body = new_id(), '{"error": {"message": "down  for maintenance"}}'
+    upstream.add_event(event_id, title="Back")
+    rule = upstream.rule(status=503, body=body)
+    answer = forgetful.event(event_id)
+    assert (answer.status_code, answer.text, answer.headers["Cache-Control"]) == (503, body, "no-store")
+    rule.remove()
+    latest = time.monotonic()
+    while (answer := forgetful.event(event_id)).status_code == 503:
+        assert time.monotonic() < latest + PATIENCE
+    assert (answer.status_code, answer.json()["title"]) == (200, "Back")
+    assert upstream.calls("events", event_id) == 2
+
+
+FAULTS: list[tuple[str, dict[str, Any], int]] = [
+    *((f"{status}", {"status": status}, status) for status in (401, 403, 408, 500, 502, 503, 504, 599)),
+    ("HTML", {"body": "<html>hello</html>", "content_type": "text/html"}, 502),
+    ("cut", {"truncate": True}, 502),
+    ("reset", {"reset": True}, 502),
+    ("redirect", {"status": 302, "headers": {"Location": "/api/v2/events/"}}, 502),
+]
+
+
+@pytest.mark.parametrize(("fault", "status"), [pytest.param(fault, status, id=name) for name, fault, status in FAULTS])
+def test_fault_expiry_is_exact(
+    inside: Callable[..., Inside], upstream: Standin, fault: dict[str, Any], status: int
+) -> None:
+    """A fault is kept for C42_FAULT_EXPIRY from when it was found, and no longer."""
+    service, event_id = inside(C42_FAULT_EXPIRY="0.1"), new_id()
+    upstream.add_event(event_id)
+    rule = upstream.rule("events", **fault)
+    asked = time.monotonic()
+    assert service.event(event_id).status_code == status
+    longest = time.monotonic() - asked  # that the load took
+    rule.remove()
+    began = service.clock.now
+    service.clock.now = began + 6 - 1e-6
+    assert service.event(event_id).status_code == status
+    assert upstream.calls("events", event_id) == 1
+    service.clock.now = began + 6 + longest
+    assert service.event(event_id).status_code == 200
+
+
+# Hostile ids
+
+HOSTILE = [
+    "..", "%2e%2e", ".", "%2E", "a,b", "a%2Cb", "a]", "%5D", "[a]", "x%3Flimit%3D1", "x%26limit=1", "%00", "a%00",
+    "a%0d%0ab", "a%0a", "%0a", "a%20", "%20", "a" * 129, "a" * 20_000, "%FF%FE", "%ed%a0%80", "%C3%A9", "%D9%A3",
+    "%EF%BC%A1", "%25", "%252e", "a%", "%zz", "a;b", "a:b", "a@b", "a.b", "*", "%2f..%2f..", "..%2f", "%5c", "a+b",
+    "%e2%80%ae", "a'", "%22", "%3Cscript%3E",
+]  # fmt: skip
+
+
+@pytest.mark.parametrize("slash", ["", "/"])
+def test_hostile_ids(quiet: tuple[Service, Standin], slash: str) -> None:
+    """What is no id is refused in the envelope, and never reaches the upstream."""
+    service, upstream = quiet
+    before = upstream.calls()
+    for hostile in HOSTILE:
+        answer = service.raw(f"{PREFIX}{hostile}{slash}".encode())
+        message = envelope(answer, 404 if "%2f" in hostile and answer.status == 404 else 400)
+        assert len(message) < 200, hostile
+        assert answer.headers["Cache-Control"] == "no-store"
+    assert upstream.calls() == before
+
+
+def test_hostile_bytes(quiet: tuple[Service, Standin]) -> None:
+    """A request that no client would send is refused, never reaches the upstream, and harms nobody else."""
+    service, upstream = quiet
+    before = upstream.calls()
+    for target in b"\xff", b"\xc3\xa9", b"a\x00b", b"a b", b"a\tb", b"\x7f", b"a" * 100_000:
+        with service.connect() as sock:
+            sock.sendall(b"GET " + PREFIX.encode() + target + b" HTTP/1.1\r\nHost: c42c\r\nConnection: close\r\n\r\n")
+            assert receive(sock).status in (400, 404, 414, 431), target
+    for request in b"\r\n\r\n", b"\x16\x03\x01\x02\x00\x01\x00", b"GET /\r\n\r\n", b"GET * HTTP/1.1\r\nHost: a\r\n\r\n":
+        with service.connect() as sock:
+            sock.sendall(request)
+            sock.shutdown(socket.SHUT_WR)
+            assert not sock.recv(4096).startswith(b"HTTP/1.1 2")
+    assert service.raw(b"*", b"OPTIONS").status in (204, 404)
+    assert upstream.calls() == before
+    assert service.event(EVENTS["plain"]).status_code == 200
+
+
+def test_longest_id(service: Service, upstream: Standin) -> None:
+    """An id of 128 characters is asked for."""
+    upstream.add_event("a" * 128)
+    assert service.event("a" * 128).json()["id"] == "a" * 128
+
+
+def test_hostile_ids_are_not_kept(inside: Callable[..., Inside]) -> None:
+    """What is no id leaves nothing behind in the cache."""
+    service = inside()
+    for hostile in HOSTILE:
+        assert service.event(hostile).status_code in (400, 404)
+    assert (len(service.cache), sum(service.cache.snapshot())) == (0, 0)
+
+
+# Time
+
+
+@pytest.mark.parametrize("endpoint", ["events", "event-subscriptions"])
+def test_time_out(service: Service, upstream: Standin, endpoint: str) -> None:
+    """An upstream that hangs or trickles, in header or body, at either endpoint, is a 504 within half a second of the
+    time-out."""
+    faults: list[dict[str, Any]] = [{"hang": True}, {"trickle": 0.3}, {"trickle_headers": 0.3}]
+    event_ids = [new_id() for _ in faults]
+    for event_id, fault in zip(event_ids, faults, strict=True):
+        upstream.add_event(event_id)
+        upstream.rule(endpoint, event_id, **fault)
+
+    def timed(event_id: str) -> tuple[requests.Response, float]:
+        asked = time.monotonic()
+        return service.event(event_id), time.monotonic() - asked
+
+    for answer, seconds in at_once(*(partial(timed, event_id) for event_id in event_ids)):
+        assert envelope(answer, 504) == "Calendar42 did not answer within 2 seconds"
+        assert 2 <= seconds < 2.5
+        assert upstream.calls(event_id=answer.url[-47:]) == 2
+
+
+def test_not_found_does_not_wait(service: Service, upstream: Standin) -> None:
+    """A 404 from the event call answers at once, while the other call hangs."""
+    event_id, gate = new_id(), Gate()
+    upstream.rule("event-subscriptions", event_id, gate=gate)
+    answer = service.event(event_id)
+    assert (answer.status_code, answer.json()["error"]["message"]) == (404, f"Event {event_id} not found")
+    gate.open()
+
+
+# Settings, starting and stopping
+
+WRONG = {
+    "C42_TOKEN": ["a b", "a\nb", "caf\u00e9", "a\x00", "\udcff"],
+    "C42_EXPIRY": ["soon", "-1", "0", "nan", "inf", "-inf", "", "1e9", "4,2", "0x1", "\n", "1\n2"],
+    "C42_LOGLEVEL": ["LOUD", "", "10", "INFO\n"],
+    "C42_BASE_URL": [
+        "ftp://x", "", "x", "http://", "http:///api", "http://x:99999/", "http://x:y/", "http://x?a", "http://x/#b",
+        "http://x y/", "http://x/\n", "http://*.x/", "http://.../", "http://[zz]/", "http://a@x/", "http://\x00/",
+    ],
+    "C42_HOST": ["", "a b", "http://x", "127.0.0.1:80\n", "/a"],
+    "C42_PORT": ["99999", "0", "-1", "http", "", "80.5", "\u0663", "5000\n", "1" * 5000],
+    "C42_TIMEOUT": ["0", "-1", "nan", "", "9999"],
+    "C42_FAULT_EXPIRY": ["0", "-1", "nan", "", "5", "5\n"],
+    "C42_MAX_ENTRIES": ["0", "-1", "many", "", "1e5"],
+    "C42_THREADS": ["0", "16", "-1", "", "99999"],
+}  # fmt: skip
+
+
+@pytest.mark.parametrize(("name", "value"), [(name, value) for name, values in WRONG.items() for value in values])
+def test_wrong_setting(capsys: pytest.CaptureFixture[str], name: str, value: str) -> None:
+    """A senseless value is exit status 2 and one printable line, which names the variable and the value."""
+    assert main.main([], {"C42_TOKEN": TOKEN, name: value}) == 2
+    said, complaint = capsys.readouterr()
+    assert (said, complaint.count("\n"), complaint[:-1].isprintable()) == ("", 1, True)
+    assert len(complaint) < 400
+    if name == "C42_TOKEN":
+        assert complaint == "C42_TOKEN makes no sense: it takes printable ASCII without spaces\n"
+    elif "@" in value:
+        assert complaint.startswith(f"{name} makes no sense: it takes ")
+    else:
+        assert complaint.startswith(f"{name}={value.encode('unicode_escape').decode()[:80]}")
+        assert " makes no sense: it takes " in complaint
+
+
+@pytest.mark.parametrize("environ", [{}, {"C42_TOKEN": ""}])
+def test_no_token(capsys: pytest.CaptureFixture[str], environ: dict[str, str]) -> None:
+    """A missing token is exit status 2 and one line that names it."""
+    assert main.main([], environ) == 2
+    assert capsys.readouterr() == ("", "C42_TOKEN is missing: token for Calendar42\n")
+
+
+def test_right_settings() -> None:
+    """Settings have the documented defaults, times in seconds, and take the values at their bounds."""
+    config = settings.read({"C42_TOKEN": TOKEN})
+    assert config.expiry == pytest.approx(252)
+    assert (config.fault_expiry, config.timeout) == (6, 10)
+    assert (config.host, config.port, config.loglevel) == ("127.0.0.1", 5000, "INFO")
+    assert (config.max_entries, config.threads, config.max_waiting) == (100_000, 256, 240)
+    assert config.base_url == "https://demo.calendar42.com/api/v2/"
+    assert settings.read({"C42_TOKEN": TOKEN, "C42_EXPIRY": "0.05"}).expiry == 3.0
+    assert settings.read({"C42_TOKEN": TOKEN, "C42_EXPIRY": "0.05"}).fault_expiry == 3.0
+    edges = {"C42_PORT": "65535", "C42_THREADS": "17", "C42_MAX_ENTRIES": "1", "C42_LOGLEVEL": "debug"}
+    config = settings.read({"C42_TOKEN": TOKEN, "C42_BASE_URL": "HTTP://[::1]:80/a//", **edges})
+    assert (config.port, config.max_waiting, config.max_entries, config.loglevel) == (65535, 1, 1, "DEBUG")
+    assert config.base_url == "HTTP://[::1]:80/a/"
+    assert TOKEN not in repr(config)
+
+
+def finish(*arguments: str, **environ: str) -> tuple[int, str, str]:
+    """Run a program of the project to its end; return its status, and what it said on stdout and stderr."""
+    ended = subprocess.run(
+        [sys.executable, "-W", "error", *arguments],
+        cwd=ROOT,
+        env={name: value for name, value in os.environ.items() if not name.startswith("C42_")} | environ,
+        stdin=subprocess.DEVNULL,
+        capture_output=True,
+        text=True,
+        timeout=PATIENCE,
+        check=False,
+    )
+    return ended.returncode, ended.stdout, ended.stderr
+
+
+def test_exit_status() -> None:
+    """The program's own exit status is 2 for a missing token or a wrong setting, and 0 for --help."""
+    outcomes = at_once(
+        partial(finish, "main.py"),
+        partial(finish, "main.py", **{"C42_TOKEN": "line\nbreak"}),
+        partial(finish, "main.py", "--demo", C42_PORT="99999"),
+        partial(finish, "main.py", "--help"),
+        partial(finish, "main.py", "--nonsense"),
+    )
+    missing, token, port, usage, nonsense = outcomes
+    assert missing == (2, "", "C42_TOKEN is missing: token for Calendar42\n")
+    assert token == (2, "", "C42_TOKEN makes no sense: it takes printable ASCII without spaces\n")
+    assert port == (2, "", "C42_PORT=99999 makes no sense: it takes a whole number from 1 to 65535\n")
+    assert (usage[0], usage[2]) == (0, "")
+    for name in [*settings.VARIABLES, "--demo"]:
+        assert name in usage[1]
+    assert (nonsense[0], nonsense[1]) == (2, "")
+
+
+def test_unknown_setting(start: Start) -> None:
+    """An unknown C42_ variable is warned about with a hint, and changes nothing else."""
+    service = start(C42_EXPIRE="1", C42_="2")
+    assert "WARNING c42c C42_EXPIRE is not a setting; did you mean C42_EXPIRY?\n" in service.log
+    assert "WARNING c42c C42_ is not a setting" in service.log
+    assert service.event(EVENTS["plain"]).status_code == 200
+
+
+def test_cannot_listen(service: Service) -> None:
+    """A port in use, also by another c42c, and a host that is not this machine's are one line and exit status 1."""
+    with socket.socket() as holder:
+        holder.bind(("127.0.0.1", 0))
+        holder.listen()
+        taken = str(holder.getsockname()[1])
+        changes = [
+            {"C42_PORT": taken},
+            {"C42_PORT": str(service.port)},
+            {"C42_HOST": "203.0.113.1"},
+            {"C42_HOST": "a..b"},
+        ]
+        outcomes = at_once(*(partial(finish, "main.py", C42_TOKEN=TOKEN, **change) for change in changes))
+        demo = finish("main.py", "--demo", C42_PORT=taken)
+    for (status, said, complaint), change in zip([*outcomes, demo], [*changes, changes[0]], strict=True):
+        (value,) = change.values()
+        assert (status, said, complaint.count("\n")) == (1, "", 1), complaint
+        assert complaint.startswith("cannot listen on http://")
+        assert value in complaint
+    assert "Address already in use" in outcomes[0][2]
+    assert "Address already in use" in outcomes[1][2]
+    assert service.event(EVENTS["plain"]).status_code == 200
+
+
+@pytest.mark.parametrize("host", ["no-such-host.invalid", "a" * 64, ".", "::ffff:203.0.113.1", "1.2.3.4.5"])
+def test_no_host_of_ours(host: str) -> None:
+    """A host that can't be found, or is another machine's, is an OSError with a reason to print."""
+    with pytest.raises(OSError, match=r".") as raised:
+        server.find_address(host, 5000)
+    assert raised.value.strerror
+
+
+@pytest.mark.parametrize("host", ["::1", "localhost", "0.0.0.0"])
+def test_other_hosts(start: Start, host: str) -> None:
+    """The service listens at an IPv6 address, a name of this machine, or all its addresses."""
+    if host == "::1":
+        try:
+            with socket.socket(socket.AF_INET6) as sock:
+                sock.bind((host, 0))
+        except OSError:
+            pytest.skip("this machine has no IPv6")
+    service = start(C42_HOST=host, ready=False)
+    address = f"http://{'[::1]' if host == '::1' else host}:{service.port}"
+
+    def answers() -> bool:
+        assert service.process.poll() is None, service.log
+        try:
+            return requests.get(f"{address}/livez", timeout=PATIENCE, proxies={"http": ""}).status_code == 200
+        except requests.ConnectionError:
+            return False
+
+    until(answers, f"an answer on {address}")
+    assert address in service.log
+
+
+def free(port: int) -> bool:
+    """Say whether nobody listens on a port of this machine."""
+    with socket.socket() as sock:
+        return sock.connect_ex(("127.0.0.1", port)) == errno.ECONNREFUSED
+
+
+def clean(log: str) -> bool:
+    """Say whether nothing in a log is an error."""
+    return not re.search("Traceback|ERROR|CRITICAL|Error|panicked", log)
+
+
+@pytest.mark.parametrize("sig", [signal.SIGTERM, signal.SIGINT] * 3)
+def test_stops_cleanly(start: Start, upstream: Standin, sig: signal.Signals) -> None:
+    """Told to stop, the service finishes what is under way, takes nothing new, and exits with 0."""
+    service, gate = start(C42_TIMEOUT="10"), Gate()
+    event_ids = [new_id() for _ in range(8)]
+    for event_id in event_ids:
+        upstream.add_event(event_id, names=["Ella"])
+        upstream.rule(event_id=event_id, gate=gate)
+    socks = [service.connect() for _ in event_ids]
+    for sock, event_id in zip(socks, event_ids, strict=True):
+        sock.sendall(f"GET {PREFIX}{event_id} HTTP/1.1\r\nHost: c42c\r\n\r\n".encode())
+    gate.wait_for(2 * len(event_ids))
+    os.killpg(service.process.pid, sig)  # as a terminal does it
+    until(partial(free, service.port), "the port to be free")
+    gate.open()
+    for sock in socks:
+        answer = receive(sock)
+        assert (answer.status, json.loads(answer.body)["names"]) == (200, ["Ella"])
+        sock.close()
+    assert service.process.wait(PATIENCE) == 0
+    assert clean(service.log), service.log
+
+
+@pytest.mark.parametrize("sig", [signal.SIGTERM, signal.SIGINT])
+def test_stops_while_starting(start: Start, sig: signal.Signals) -> None:
+    """Told to stop as soon as it says that it serves, the service does so, quickly."""
+    service = start(C42_TIMEOUT="10", ready=False)
+    until(lambda: "serving on" in service.log)
+    asked = time.monotonic()
+    os.killpg(service.process.pid, sig)
+    assert service.process.wait(PATIENCE) == 0
+    assert time.monotonic() - asked < 8  # it was not killed for want of an ear
+    assert clean(service.log), service.log
+
+
+def test_stops_without_those_that_wait_for_nothing(start: Start) -> None:
+    """An idle kept-alive connection and a request that never ends hold the end up for C42_TIMEOUT and 1 s at most."""
+    service = start(C42_TIMEOUT="0.5")
+    with service.connect() as idle, service.connect() as half, service.connect() as silent:
+        idle.sendall(b"GET /nothing HTTP/1.1\r\nHost: c42c\r\n\r\n")
+        receive(idle)
+        half.sendall(b"GET /events-with-subscriptions/a HTTP/1.1\r\nHo")
+        silent.sendall(b"")
+        asked = time.monotonic()
+        assert service.stop() == 0
+        assert time.monotonic() - asked < 0.5 + 1 + 2
+    assert clean(service.log), service.log
+
+
+def test_second_interrupt_ends_at_once(start: Start, upstream: Standin) -> None:
+    """A second Ctrl-C ends the service, whatever is under way."""
+    service, event_id, gate = start(C42_TIMEOUT="60"), new_id(), Gate()
+    upstream.rule(event_id=event_id, gate=gate)
+    with service.connect() as sock:
+        sock.sendall(f"GET {PREFIX}{event_id} HTTP/1.1\r\nHost: c42c\r\n\r\n".encode())
+        gate.wait_for(2)
+        os.killpg(service.process.pid, signal.SIGINT)
+        until(partial(free, service.port), "the port to be free")
+        os.killpg(service.process.pid, signal.SIGINT)
+        assert service.process.wait(PATIENCE) == 1
+        assert sock.recv(1) == b""
+    gate.open()
+
+
+@pytest.mark.skipif(not Path("/proc/self/task").exists(), reason="needs /proc to see processes")
+def test_ends_with_its_parent(start: Start) -> None:
+    """The serving process ends too, and lets the port go, when the process that looks after it is killed."""
+    service = start()
+    (child,) = serving(service)
+    service.process.kill()
+    assert service.process.wait(PATIENCE) == -signal.SIGKILL
+    until(partial(free, service.port), "the port to be free")
+    until(lambda: not Path(f"/proc/{child}").exists(), "the serving process to end")
+
+
+@pytest.mark.skipif(not Path("/proc/self/task").exists(), reason="needs /proc to see processes")
+def test_serving_process_is_replaced(start: Start) -> None:
+    """A serving process that dies is replaced."""
+    service = start()
+    (child,) = serving(service)
+    os.kill(child, signal.SIGKILL)
+    until(lambda: serving(service) not in ([child], []), "another process")
+    service.wait_until_ready()
+    assert service.event(EVENTS["plain"]).status_code == 200
+    assert service.stop() == 0
+
+
+def test_idle_connections(service: Service) -> None:
+    """1,200 idle connections keep nobody else out."""
+    socks: list[socket.socket] = []
+    try:
+        socks += [service.connect() for _ in range(1200)]
+        socks[0].sendall(b"GET /nothing HTTP/1.1\r\nHost: c42c\r\n\r\n")
+        assert receive(socks[0]).status == 404
+        assert service.event(EVENTS["plain"]).status_code == 200
+        assert service.raw(PREFIX.encode() + b"a.b").status == 400
+    finally:
+        for sock in socks:
+            sock.close()
+
+
+def test_demo(start: Start) -> None:
+    """--demo serves made-up events without a token; each of the curl lines that it prints gets an answer."""
+    service = start("--demo", C42_TOKEN="")
+    lines = re.findall(r"^ +curl -i (\S+)  # (.+)$", service.log, re.M)
+    assert len(lines) >= 4
+    answers = {what: service.get(address.removeprefix(service.url)) for address, what in lines}
+    assert [answer.status_code for answer in answers.values()] == [200, 200, 200, 404, 404]
+    assert len(answers["one with 250 people, on three pages"].json()["names"]) == 250
+    os.killpg(service.process.pid, signal.SIGINT)
+    assert service.process.wait(PATIENCE) == 0
+    assert clean(service.log), service.log
+
+
+# Errors that are passed through, and pauses
+
+BODIES = {
+    "json": (b'{"why": "\xc3\xa9"}', "application/json"),
+    "html": (b"<script>alert(1)</script>", "text/plain; charset=utf-8"),
+    "NaN": (b"[NaN]", "text/plain; charset=utf-8"),
+    "nested": (b"[" * 60_000, "text/plain; charset=utf-8"),
+    "no text": (b"\xff\xfe<html>", "text/plain"),
+    "cut": (b'["' + b"a" * 70_000 + b'"]', "text/plain; charset=utf-8"),
+}
+
+
+@pytest.mark.parametrize("claimed", ["application/json", "text/html", "image/svg+xml", "application/javascript"])
+@pytest.mark.parametrize(("body", "content_type"), [pytest.param(*case, id=name) for name, case in BODIES.items()])
+def test_passed_through(service: Service, upstream: Standin, claimed: str, body: bytes, content_type: str) -> None:
+    """An error's body keeps its bytes, 64 KiB at most; JSON stays JSON, and nothing goes out that a browser runs."""
+    event_id = new_id()
+    upstream.rule("events", event_id, status=422, body=body, content_type=claimed)
+    for result in "fwd=miss", "hit":
+        answer = service.event(event_id)
+        assert (answer.status_code, answer.content) == (422, body[:65536])
+        assert answer.headers["Content-Type"] == content_type
+        assert answer.headers["X-Content-Type-Options"] == "nosniff"
+        assert result in answer.headers["Cache-Status"]
+
+
+@pytest.mark.parametrize("status", [400, 404, 499, 500, 503, 599])
+def test_an_error_without_a_body(service: Service, upstream: Standin, status: int) -> None:
+    """An error without a body gets the envelope, with the upstream's status."""
+    event_id = new_id()
+    upstream.rule("events", event_id, status=status, body=b"")
+    assert envelope(service.event(event_id), status) == f"Calendar42 answered {status}"
+
+
+def test_only_subscriptions_fail(service: Service, upstream: Standin) -> None:
+    """If only the subscriptions fail, that failure is the answer, and never a half one."""
+    for status in 400, 404, 500:
+        event_id = new_id()
+        upstream.add_event(event_id)
+        upstream.rule("event-subscriptions", event_id, status=status, body=b'{"no": "names"}')
+        answer = service.event(event_id)
+        assert (answer.status_code, answer.json()) == (status, {"no": "names"})
+
+
+def test_half_a_surrogate(service: Service, upstream: Standin) -> None:
+    """Text that is no text becomes U+FFFD, rather than a failure or broken UTF-8."""
+    event_id = new_id()
+    upstream.add_event(event_id)
+    event = {"data": [{"id": event_id, "title": "a\ud800b"}]}
+    upstream.rule("events", event_id, body=json.dumps(event))
+    rows = [{"event_id": event_id, "subscriber": {"first_name": name}} for name in ("\udc00", "\U0001f600", "\x00")]
+    upstream.rule("event-subscriptions", event_id, body=json.dumps({"meta_data": {"count": 3}, "data": rows}))
+    answer = service.event(event_id)
+    names = ["\ufffd", "\U0001f600", "\x00"]
+    assert (answer.status_code, answer.json()) == (200, {"id": event_id, "title": "a\ufffdb", "names": names})
+
+
+@pytest.mark.parametrize(
+    ("retry_after", "told", "kept"),
+    [("30", 30, 30), ("1", 6, 6), ("0", 6, 6), (None, 6, 6), ("soon", 6, 6), ("86400", 3600, 252)],
+)
+def test_pause(inside: Callable[..., Inside], upstream: Standin, retry_after: str | None, told: int, kept: int) -> None:
+    """A 429 is passed through with a Retry-After that counts down, and is kept between the two expiries."""
+    service, first, second = inside(), new_id(), new_id()
+    headers = {} if retry_after is None else {"Retry-After": retry_after}
+    upstream.rule(status=429, body='{"slow": "down"}', headers=headers)
+    answer = service.event(first)
+    assert answer.status_code == 429
+    # One more where the load took its time, which the test's clock knows nothing of.
+    assert int(answer.headers["Retry-After"]) in (told, told + 1)
+    began, calls = service.clock.now, upstream.calls("events", first)
+    service.clock.now = began + kept // 2
+    answer = service.event(first)
+    assert answer.status_code == 429
+    assert int(answer.headers["Retry-After"]) in (told - kept // 2, told - kept // 2 + 1)
+    if retry_after != "0":
+        answer = service.event(second)
+        assert (answer.status_code, answer.json["error"]["code"]) == (429, "TOO_MANY_REQUESTS")
+        assert upstream.calls(event_id=second) == 0
+    service.clock.now = began + kept - 0.1
+    assert service.event(first).headers["Cache-Status"].startswith("c42c; hit")
+    assert upstream.calls("events", first) == calls
+    service.clock.now = began + kept + 1
+    assert not service.event(first).headers["Cache-Status"].startswith("c42c; hit")
+
+
+def test_token_stays_inside(start: Start, upstream: Standin) -> None:
+    """The token is in no answer, header or log line, whatever the upstream echoes, also at level DEBUG."""
+    service, said = start(C42_LOGLEVEL="DEBUG"), []
+    echoes: list[dict[str, Any]] = [
+        {"status": 401, "body": json.dumps({"error": f"Token {TOKEN}"})},
+        {"status": 500, "body": f"<p>{TOKEN}", "headers": {"Retry-After": TOKEN, "X-Token": TOKEN, "Bad Name": TOKEN}},
+        {"status": 302, "headers": {"Location": f"http://{TOKEN}/"}},
+        {"status": 200, "body": TOKEN},
+        {"status": 200, "body": b"x", "headers": {"Content-Encoding": "gzip", "Set-Cookie": TOKEN}},
+    ]
+    for echo in echoes:
+        event_id = new_id()
+        upstream.rule(event_id=event_id, **echo)
+        answer = service.event(event_id)
+        said.append(f"{answer.headers} {answer.text}")
+    upstream.rule(event_id="last", status=429, headers={"Retry-After": TOKEN})
+    answer = service.event("last")
+    said.append(f"{answer.headers} {answer.text}")
+    assert service.stop() == 0
+    for text in [*said, service.log]:
+        assert TOKEN not in text
+
+
+@pytest.mark.skipif(
+    not (os.environ.get("C42_TOKEN") and os.environ.get("C42_LIVE_EVENT")), reason="needs C42_TOKEN and C42_LIVE_EVENT"
+)
+def test_live() -> None:
+    """The live Calendar42 gives an answer of the promised form."""
+    event_id = os.environ["C42_LIVE_EVENT"]
+    environ = {name: os.environ[name] for name in ("C42_TOKEN", "C42_BASE_URL") if name in os.environ}
+    with started(Service(None, (), **environ)) as service:
+        answer = service.event(event_id)
+        assert answer.status_code == 200
+        assert list(answer.json()) == ["id", "title", "names"]
+        assert answer.json()["id"] == event_id
+        assert all(isinstance(name, str) and name.strip() for name in answer.json()["names"])
 
 
 if __name__ == "__main__":

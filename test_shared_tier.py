@@ -29,15 +29,14 @@ import main
 import redis_link
 import settings
 import shared_tier
-from cache import FAULT, OK, Cache, Found, Loaded
+from cache import Cache
 from conftest import PATIENCE, TOKEN, Service, new_id, run_as_script, until
-from errors import Paused
-from loading import loader
+from outcomes import FAULT, OK, Found, Loaded
 from pause import Pause
 from shared_tier import SharedTier
 from standin import Standin
 
-PASSWORD = "se%2Fcret"  # noqa: S105 - as an address has it, for se/cret
+PASSWORD = "se%2Fcret"
 VALUE = answers.success({"id": "1", "title": "Ein schöner Titel\n", "names": []})
 
 if not shutil.which("redis-server"):
@@ -61,8 +60,8 @@ class Redis:
 
     def start(self) -> None:
         own = ["--port", str(self.port), "--bind", "127.0.0.1", "--save", "", "--appendonly", "no"]
-        self.process = subprocess.Popen(  # noqa: S603
-            ["redis-server", *own, *self._options],  # noqa: S607 - Debian's
+        self.process = subprocess.Popen(
+            ["redis-server", *own, *self._options],
             stdout=subprocess.DEVNULL,
             cwd="/",
         )
@@ -138,21 +137,20 @@ class Machine:
         self.answer: Callable[[], Loaded] = lambda: Loaded(VALUE, OK, self.config.expiry)
         self._counts = counts
 
-    def load(self, event_id: str, waited: float = 0.0) -> Loaded:
-        self._counts[event_id] += 1
-        self.entered.release()
-        if self.gate:
-            assert self.gate.wait(PATIENCE)
-        return self.answer()
+    def load(self, event_ids: list[str], waited: float = 0.0) -> dict[str, Loaded]:
+        loaded = {}
+        for event_id in event_ids:
+            self._counts[event_id] += 1
+            self.entered.release()
+            assert not self.gate or self.gate.wait(PATIENCE)
+            loaded[event_id] = self.answer()
+        return loaded
 
     def ask(self, event_id: str) -> Found:
-        return self.cache.get_or_load(event_id, self.tier.wrap(self.load))
+        return self.ask_many([event_id])[event_id]
 
     def ask_many(self, event_ids: list[str]) -> dict[str, Found]:
-        def load(ids: list[str], waited: float) -> dict[str, Loaded]:
-            return {event_id: self.load(event_id, waited) for event_id in ids}
-
-        return self.cache.get_or_load_many(event_ids, self.tier.wrap_many(load))
+        return self.cache.get_or_load_many(event_ids, self.tier.wrap(self.load))
 
     def key(self, event_id: str) -> str:
         return self.tier._keys(event_id)[0]
@@ -361,12 +359,15 @@ def test_the_pause_is_shared(shared_redis: Redis, machine: Callable[..., Machine
     """A pause that the upstream asks one machine for holds for all, and for none longer, however often it is told."""
     first, second = machine(shared_redis.url), machine(shared_redis.url)
 
-    def fetch(event_id: str, waited: float) -> Any:
-        counts[event_id] += 1
-        first.pause.begin("30")
-        raise Paused(first.pause.left, upstream_status=429)
+    value = answers.failure(429, "", upstream_status=429, retry_after=30.0)
 
-    first.cache.get_or_load(event_id := new_id(), first.tier.wrap(loader(fetch, first.config)))
+    def answer() -> Loaded:
+        first.pause.begin("30")
+        return Loaded(value, FAULT, 30.0)
+
+    first.answer = answer
+    first.ask(event_id := new_id())
+    first.answer = lambda: Loaded(VALUE, OK, 252.0)
     for _ in range(5):
         second.ask(new_id())
         first.ask(new_id())
@@ -481,13 +482,13 @@ def test_nobody_waits_longer_than_the_time_out(
     assert first.entered.acquire(timeout=PATIENCE)
     used = Future[float]()
 
-    def load(event_id: str, waited: float) -> Loaded:
+    def load(event_ids: list[str], waited: float) -> dict[str, Loaded]:
         used.set_result(waited)
-        return Loaded(VALUE, OK, 252.0)
+        return {event_id: Loaded(VALUE, OK, 252.0)}
 
     with shared_redis.client() as client:  # one that never ends
         client.set(f"{first.key(event_id)}:lock", "another's", px=60000)
-        found = second.cache.get_or_load(event_id, second.tier.wrap(load))
+        found = second.cache.get_or_load_many([event_id], second.tier.wrap(load))[event_id]
         client.delete(f"{first.key(event_id)}:lock")
     first.gate.set()
     assert used.result(PATIENCE) >= 0.5
@@ -729,7 +730,7 @@ def test_addresses(tmp_path: Path, machine: Callable[..., Machine], monkeypatch:
         pytest.skip("there is no openssl to make a certificate with")
     monkeypatch.chdir(tmp_path)
     make = "openssl req -x509 -newkey rsa:2048 -nodes -keyout key -out crt -days 2 -subj /CN=localhost -addext"
-    subprocess.run(  # noqa: S603
+    subprocess.run(
         [*make.split(), "subjectAltName=DNS:localhost"], check=True, capture_output=True, timeout=PATIENCE
     )
     tls, path = free_port(), tmp_path / "s"
@@ -748,7 +749,7 @@ def test_addresses(tmp_path: Path, machine: Callable[..., Machine], monkeypatch:
             one = machine(url)
             assert one.tier.state == "up", url
             one.ask(event_id := new_id())
-            with redis.Redis(port=server.port, password="se/cret", db=number, protocol=2) as client:  # noqa: S106
+            with redis.Redis(port=server.port, password="se/cret", db=number, protocol=2) as client:
                 assert client.exists(one.key(event_id))
         assert machine(f"rediss://:{PASSWORD}@localhost:{tls}").tier.state == "down"  # a strange certificate
         assert machine(f"redis://:wrong@127.0.0.1:{server.port}").tier.state == "down"

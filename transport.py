@@ -7,9 +7,11 @@ token goes to one address, and a `.netrc` has no say. Proxies and certificate bu
 as `requests` does it, once. A kept-alive connection that turns out to be closed is no fault: another one is taken.
 """
 
+import copy
 import http.client
 import io
 import socket
+import ssl
 import time
 from collections.abc import Mapping
 from typing import Any, NamedTuple
@@ -43,7 +45,7 @@ class Transport:
 
         Raises TimeoutError, or ConnectionError where no whole answer comes for another reason.
         """
-        request = self._request.copy()
+        request = copy.copy(self._request)  # its own copy() copies the headers too, which nothing changes
         request.url = f"{request.url}{path}"
         try:
             while True:
@@ -65,11 +67,23 @@ class Transport:
         except (requests.RequestException, urllib3.exceptions.HTTPError, OSError, ValueError) as error:
             if time.monotonic() >= deadline or isinstance(error, requests.Timeout | TimeoutError):
                 raise TimeoutError from error
-            raise ConnectionError(f"{type(error).__name__}: {error}") from error
+            raise ConnectionError(reason(error)) from error
 
     def close(self) -> None:
         """Close the connections that are not in use."""
         self._adapter.close()
+
+
+def reason(error: BaseException) -> str:
+    """Say in a few words why a call failed, and not a word of what came: it may name people."""
+    first: BaseException = error
+    while chained := first.__cause__ or first.__context__:
+        first = chained
+    if isinstance(first, ssl.SSLCertVerificationError):
+        return f"certificate: {first.verify_message}"
+    if isinstance(first, TimeoutError):
+        return "timed out"
+    return first.strerror or type(first).__name__ if isinstance(first, OSError) else type(first).__name__
 
 
 class _Stale(Exception):
@@ -141,6 +155,18 @@ class _TLSPool(urllib3.HTTPSConnectionPool):
 
 class _Adapter(HTTPAdapter):
     """Makes urllib3 use the connections above, directly and through a proxy."""
+
+    _pool: Any = None  # of the one address that is asked; looking it up each time is a tenth of a call's CPU
+
+    def get_connection_with_tls_context(self, *args: Any, **kwargs: Any) -> Any:
+        pool = self._pool
+        if pool is None:
+            pool = self._pool = super().get_connection_with_tls_context(*args, **kwargs)
+        return pool
+
+    def close(self) -> None:
+        self._pool = None
+        super().close()
 
     def init_poolmanager(self, *args: Any, **kwargs: Any) -> None:
         super().init_poolmanager(*args, **kwargs)

@@ -27,7 +27,7 @@ def simulate(events: int, replicas: int, per_minute: float, lifetime: float, *, 
 
 
 def formula(events: int, replicas: int, per_minute: float, lifetime: float, *, shared: bool) -> float:
-    """Return the same, computed: after a load an event costs nothing for its lifetime, and until somebody asks again."""
+    """Return the same, computed: a load costs nothing more for its lifetime, nor until somebody asks again."""
     caches = 1 if shared else replicas
     return CALLS * events * caches * 3600 / (lifetime + caches * 60 / per_minute)
 
@@ -47,7 +47,8 @@ def main() -> None:
         for replicas in (1, 2, 4, 16):
             case = (events, replicas, per_minute, lifetime)
             cells = [
-                f"{simulate(*case, shared=shared):,.0f} ({formula(*case, shared=shared):,.0f})" for shared in (False, True)
+                f"{simulate(*case, shared=shared):,.0f} ({formula(*case, shared=shared):,.0f})"
+                for shared in (False, True)
             ]
             print(f"| {events} | {per_minute:g} | {lifetime / 60:g} | {replicas} | {' | '.join(cells)} |")
 

@@ -1,5 +1,5 @@
-"""The plain types that pass between the modules: what a load returns, what a caller of
-the cache gets, and what the cache counts."""
+"""The plain types that pass between the modules: what a load returns, what a caller of the cache gets or has raised,
+and what the cache counts."""
 
 from collections.abc import Hashable
 from typing import Any, Final, NamedTuple
@@ -55,3 +55,21 @@ class Stats(NamedTuple):
     entries_fault: int
     waiting: int  # callers that run a load or wait for one
     loading: int  # keys that are being loaded
+
+
+class TierStats(NamedTuple):
+    """One consistent reading of the shared tier. An event that was to be loaded, by how that ended: the first four."""
+
+    found: int  # in Redis, at once
+    awaited: int  # in Redis, after another process had loaded it
+    loaded: int  # here, for all
+    alone: int  # here, without Redis
+    up: bool
+
+
+class Refused(Exception):
+    """Too many callers wait for a load already; nothing was loaded."""
+
+
+class LoadFailed(Exception):
+    """The load that this caller waited for raised; what it raised is the cause."""

@@ -1,0 +1,87 @@
+"""What operators and their programs ask: `/metrics`, health, and the numbers of the status page.
+
+None of it asks the upstream or waits for anything, and none tells an id, a name or the token.
+"""
+
+import json
+import logging
+import time
+from collections.abc import Callable, Iterable
+from typing import Any
+
+from flask import Flask, Response, request
+from prometheus_client.exposition import CONTENT_TYPE_LATEST, generate_latest
+
+import answers
+from fastpath import App
+from metrics import NO_ROUTE, Metrics
+
+log = logging.getLogger("c42c.requests")
+
+
+def register(app: Flask, metrics: Metrics) -> None:
+    """Add the routes to `app`, and count all of its responses."""
+
+    @app.after_request
+    def count(response: Response) -> Response:
+        route = request.url_rule.rule if request.url_rule else NO_ROUTE
+        metrics.responded(route.rstrip("/") or "/", response.status)
+        return response
+
+    @app.get("/metrics")
+    def prometheus() -> Response:
+        return _respond(200, generate_latest(metrics.registry), CONTENT_TYPE_LATEST)
+
+    @app.get("/livez")
+    @app.get("/healthz")
+    def livez() -> Response:
+        return _json(200, {"status": "ok"})
+
+    @app.get("/readyz")
+    def readyz() -> Response:
+        now = metrics.status()
+        ready = now["reaper_alive"] and not now["stopping"]
+        return _json(
+            200 if ready else 503,
+            {
+                "status": "ok" if ready else "not ready",
+                "stopping": now["stopping"],
+                "reaper_alive": now["reaper_alive"],
+                "shared_tier": now["shared_tier"] and ("up" if now["shared_tier"]["up"] else "down"),
+                "upstream": {
+                    "pause_seconds": now["upstream"]["pause_seconds"],
+                    "last_fault": next(iter(now["upstream"]["faults"]), None),
+                },
+            },
+        )
+
+    @app.get("/status.json")
+    def status() -> Response:
+        return _json(200, metrics.status())
+
+
+def _json(status: int, data: dict[str, Any]) -> Response:
+    return _respond(status, json.dumps(data).encode(), answers.JSON)
+
+
+def _respond(status: int, body: bytes, content_type: str) -> Response:
+    headers = {"Content-Type": content_type, "Cache-Control": "no-store", "X-Content-Type-Options": "nosniff"}
+    return Response(body, status, headers)
+
+
+class RequestLog:
+    """WSGI middleware that logs every request, for the level DEBUG; at any other it is not there at all."""
+
+    def __init__(self, app: App) -> None:
+        self._app = app
+
+    def __call__(self, environ: dict[str, Any], start_response: Callable[..., Any]) -> Iterable[bytes]:
+        began = time.monotonic()
+
+        def start(status: str, headers: answers.Headers, *exc_info: Any) -> Any:
+            method, path, seconds = environ["REQUEST_METHOD"], environ["PATH_INFO"], time.monotonic() - began
+            fields = {"method": method, "path": path, "status": int(status[:3]), "seconds": round(seconds, 4)}
+            log.debug("request %s %r %s %.1f ms", method, path, status[:3], seconds * 1000, extra={"fields": fields})
+            return start_response(status, headers, *exc_info)
+
+        return self._app(environ, start)

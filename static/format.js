@@ -1,0 +1,32 @@
+// How numbers are written: the same formats, by the same names, as in status_page.py, and those only a live page needs.
+
+export const count = (number) => number.toLocaleString("en-US");
+
+export const percent = (ratio) => `${(Math.floor(ratio * 1000) / 10).toFixed(1)} %`; // rounded down: 100 % are all
+
+export function duration(seconds) {
+  let rest = Math.floor(seconds);
+  const parts = [];
+  for (const [size, unit] of [[86400, "d"], [3600, "h"], [60, "min"], [1, "s"]]) {
+    parts.push([Math.floor(rest / size), unit]);
+    rest %= size;
+  }
+  while (parts.length > 1 && !parts[0][0]) parts.shift();
+  return parts.slice(0, 2).map(([amount, unit]) => `${amount} ${unit}`).join(" ");
+}
+
+export function latency(seconds) {
+  if (seconds >= 0.9995) return `${rounded(seconds, 2)} s`;
+  return `${rounded(seconds * 1000, seconds >= 0.01 ? 0 : 1)} ms`;
+}
+
+// Halves upwards, as on the server; toFixed alone does it so for some numbers only.
+const rounded = (number, digits) => (Math.floor(number * 10 ** digits + 0.5) / 10 ** digits).toFixed(digits);
+
+export const pause = (seconds) => seconds > 0 ? duration(Math.ceil(seconds)) : "none";
+
+export const rate = (perSecond) => perSecond >= 10 ? count(Math.round(perSecond)) : perSecond.toFixed(1);
+
+export const clock = (stamp) => stamp.slice(0, 19).replace("T", " ");
+
+export const plain = String;

@@ -1,0 +1,94 @@
+// A moving plot of the last two minutes. The scale is logarithmic: a few refusals show beside thousands of hits.
+
+const SPAN = 120; // seconds
+const GAP = 5; // seconds without a sample after which a line breaks
+const LEFT = 56, RIGHT = 8, TOP = 8, BOTTOM = 24; // pixels around the plot, for the labels
+const MOST_TICKS = 7;
+
+export class Plot {
+  #svg; #title; #lines; #floor; #label; #tick; #samples = [];
+
+  // `lines` has what each line is called, by its CSS class. `label` writes a value, `tick` one of the scale.
+  // What is at `floor` or below lies on the bottom, as zero; without a floor, the bottom follows the values.
+  constructor(svg, { title, lines, floor, label, tick }) {
+    this.#svg = svg;
+    this.#title = title;
+    this.#lines = Object.entries(lines);
+    this.#floor = floor;
+    this.#label = label;
+    this.#tick = tick;
+    new ResizeObserver(() => this.#draw()).observe(svg);
+  }
+
+  // Add one value for each line, null where there is none, at `time` in seconds.
+  add(time, values) {
+    this.#samples.push({ time, values });
+    while (this.#samples[0].time < time - SPAN) this.#samples.shift();
+    this.#draw();
+  }
+
+  #draw() {
+    const right = this.#svg.clientWidth - RIGHT, bottom = this.#svg.clientHeight - BOTTOM;
+    const latest = this.#samples.at(-1)?.time;
+    const ticks = this.#ticks();
+    const height = (bottom - TOP) / Math.log(ticks.at(-1) / ticks[0]);
+    const x = (ago) => right - ago / SPAN * (right - LEFT);
+    const y = (value) => bottom - Math.log(Math.max(value / ticks[0], 1)) * height;
+    this.#svg.replaceChildren(
+      ...ticks.flatMap((tick) => [
+        make("path", { class: "grid", d: `M${LEFT} ${y(tick)}H${right}` }),
+        make("text", { class: "end", x: LEFT - 8, y: y(tick) + 4 }, this.#tick(tick === this.#floor ? 0 : tick)),
+      ]),
+      ...[[120, "−2 min", "start"], [60, "−1 min", "middle"], [0, "now", "end"]].flatMap(([ago, text, anchor]) => [
+        make("path", { class: "grid", d: `M${x(ago)} ${TOP}V${bottom}` }),
+        make("text", { class: anchor, x: x(ago), y: bottom + 17 }, text),
+      ]),
+      ...this.#lines.map(([style], at) =>
+        make("path", { class: `line ${style}`, d: this.#path(at, (time) => x(latest - time), y) })),
+    );
+    this.#svg.setAttribute("aria-label", this.#describe());
+  }
+
+  // Return the values at which to draw a line across: 1, 2, 5, 10 …, or the powers of ten where those are too many.
+  #ticks() {
+    const values = this.#samples.flatMap((sample) => sample.values).filter((value) => value > 0);
+    const least = this.#floor ?? (values.length ? Math.min(...values) : 0.01), most = Math.max(...values, least * 10);
+    for (const steps of [[1, 2, 5], [1]]) {
+      const all = [];
+      for (let power = Math.floor(Math.log10(least)); !(all.at(-1) >= most); power++) {
+        all.push(...steps.map((step) => Number(`${step}e${power}`)));
+      }
+      const first = all.findLastIndex((tick) => tick <= least), last = all.findIndex((tick) => tick >= most);
+      if (last - first < MOST_TICKS || steps.length === 1) return all.slice(first, last + 1);
+    }
+  }
+
+  #path(line, x, y) {
+    let path = "", before = -Infinity;
+    for (const { time, values } of this.#samples) {
+      if (values[line] === null) continue;
+      const point = `${x(time).toFixed(1)} ${y(values[line]).toFixed(1)}`;
+      path += time - before > GAP ? `M${point}h0` : `L${point}`; // one alone is a dot
+      before = time;
+    }
+    return path;
+  }
+
+  // The plot in words, for those who don't see it.
+  #describe() {
+    const lines = this.#lines.map(([, name], at) => {
+      const values = this.#samples.map((sample) => sample.values[at]).filter((value) => value !== null);
+      if (!values.length) return `${name}: nothing yet`;
+      const [now, least, most] = [values.at(-1), Math.min(...values), Math.max(...values)].map(this.#label);
+      return `${name}: ${now} now, from ${least} to ${most}`;
+    });
+    return `${this.#title}, last two minutes. ${lines.join("; ")}.`;
+  }
+}
+
+function make(name, attributes, text = "") {
+  const element = document.createElementNS("http://www.w3.org/2000/svg", name);
+  for (const [key, value] of Object.entries(attributes)) element.setAttribute(key, value);
+  element.textContent = text;
+  return element;
+}

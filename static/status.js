@@ -1,0 +1,129 @@
+// Keeps the status page up to date: asks for /status.json once a second, and says so when there is no answer.
+
+import * as formats from "./format.js";
+import { Plot } from "./plot.js";
+import * as tryBox from "./try.js";
+
+const INTERVAL = 1000; // milliseconds from one question to the next
+const PATIENCE = 3000; // milliseconds until no answer is called so
+const AVERAGED = 5; // seconds that a rate is the mean of: single requests are no spikes then
+const RECENT = 60_000; // milliseconds for which a fault counts as trouble, as in status_page.py
+
+const byId = (id) => document.getElementById(id);
+const outcomes = ["hits", "misses", "collapsed", "refused"];
+const endpoints = ["events", "event-subscriptions"];
+const recent = []; // the latest numbers, and when they came, the newest last
+let asking = false;
+
+document.querySelectorAll("[data-live]").forEach((part) => (part.hidden = false));
+byId("still").hidden = true;
+const requests = new Plot(byId("plot-requests"), {
+  title: "Requests per second",
+  lines: { hit: "hit", miss: "miss", collapsed: "collapsed", refused: "refused" },
+  floor: 0.1,
+  label: formats.rate,
+  tick: formats.count,
+});
+const latencies = new Plot(byId("plot-latency"), {
+  title: "Upstream latency",
+  lines: Object.fromEntries(endpoints.flatMap((name) => [
+    [`${name}-median`, `${name}, median`], [`${name}-p99`, `${name}, 99th percentile`],
+  ])),
+  label: formats.latency,
+  tick: (seconds) => seconds >= 1 ? `${seconds} s` : `${Number((seconds * 1000).toPrecision(1))} ms`,
+});
+tryBox.start();
+document.addEventListener("visibilitychange", poll);
+poll();
+
+// Ask now and then every second, but not while nobody looks: a hidden tab asks again once it is shown.
+async function poll() {
+  if (asking || document.hidden) return;
+  asking = true;
+  const began = performance.now();
+  try {
+    const numbers = await read();
+    if (numbers) show({ ...numbers, seconds: performance.now() / 1000 });
+    showTroubles(numbers);
+  } finally {
+    setTimeout(() => { asking = false; poll(); }, Math.max(0, INTERVAL - (performance.now() - began)));
+  }
+}
+
+// Return the service's numbers, or nothing where it does not answer.
+async function read() {
+  try {
+    const response = await fetch("status.json", { cache: "no-store", signal: AbortSignal.timeout(PATIENCE) });
+    return response.ok ? await response.json() : undefined;
+  } catch {
+    return undefined;
+  }
+}
+
+function show(numbers) {
+  const { cache } = numbers;
+  const asked = outcomes.reduce((sum, name) => sum + cache[name], 0);
+  const held = cache.entries_ok + cache.entries_negative + cache.entries_fault;
+  const view = { ...numbers, asked, held, hit_ratio: asked ? cache.hits / asked : null };
+  for (const place of document.querySelectorAll("[data-number]")) showNumber(place, view);
+  showFaults(numbers.upstream.faults);
+  showRates(numbers);
+  latencies.add(numbers.seconds, endpoints.flatMap((name) => {
+    const { median_seconds, p99_seconds } = numbers.upstream.endpoints[name];
+    return [median_seconds, p99_seconds];
+  }));
+}
+
+function showNumber(place, view) {
+  const value = at(view, place.dataset.number);
+  if (place instanceof HTMLMeterElement) {
+    place.max = at(view, place.dataset.most);
+    place.value = value;
+  } else {
+    place.textContent = value === null ? "–" : formats[place.dataset.form](value);
+  }
+}
+
+const at = (view, path) => path.split(".").reduce((inner, name) => inner[name], view);
+
+function showRates(numbers) {
+  const last = recent.at(-1);
+  // Another process counts anew, and a rate over the time that the tab was hidden is no rate of now.
+  if (last?.pid !== numbers.pid || numbers.seconds - last.seconds > AVERAGED) recent.length = 0;
+  recent.push(numbers);
+  if (recent.length > 1 + AVERAGED) recent.shift();
+  const before = recent.length > 1 ? recent[0] : null;
+  const rates = outcomes.map((name) =>
+    before ? (numbers.cache[name] - before.cache[name]) / (numbers.seconds - before.seconds) : null);
+  outcomes.forEach((name, at) => (byId(`rate-${name}`).textContent = before ? formats.rate(rates[at]) : "–"));
+  requests.add(numbers.seconds, rates);
+}
+
+function showFaults(faults) {
+  // Only what is new is touched: rows that are replaced can't be marked and copied.
+  if (JSON.stringify(faults) === JSON.stringify(recent.at(-1)?.upstream.faults)) return;
+  byId("no-faults").hidden = faults.length > 0;
+  byId("fault-table").hidden = faults.length === 0;
+  byId("fault-table").tBodies[0].replaceChildren(...faults.map(({ time, endpoint, status }) => {
+    const row = document.createElement("tr");
+    for (const text of [formats.clock(time), endpoint, status || "no answer"]) row.insertCell().textContent = text;
+    return row;
+  }));
+}
+
+// Toggle the sentences of the template; they hold no number that moves, so that a screen reader says each once.
+function showTroubles(numbers) {
+  const troubles = {
+    silent: !numbers,
+    stopping: numbers?.stopping,
+    reaper: numbers && !numbers.reaper_alive,
+    full: numbers && numbers.cache.waiting >= numbers.cache.max_waiting,
+    pause: numbers?.upstream.pause_seconds > 0,
+    faults: numbers?.upstream.faults.some(({ time }) => Date.parse(numbers.now) - Date.parse(time) < RECENT),
+  };
+  for (const [name, isSo] of Object.entries(troubles)) byId(`trouble-${name}`).hidden = !isSo;
+  const well = !Object.values(troubles).some(Boolean);
+  byId("well").hidden = !well;
+  document.body.classList.toggle("stale", !numbers);
+  document.title = well ? "c42c status" : "(!) c42c status";
+}

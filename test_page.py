@@ -1,0 +1,322 @@
+"""The status page, in a real browser, of a service that is really started."""
+
+import json
+import re
+import sys
+import time
+from collections.abc import Callable
+from typing import Any
+
+import pytest
+from flask import Flask
+from selenium.webdriver import ActionChains, Chrome
+from selenium.webdriver.common.by import By
+from selenium.webdriver.common.keys import Keys
+
+import status_page
+from conftest import Service, new_id, run_as_script, until
+from standin import EVENTS, Gate, Standin
+
+HITS = '[data-number="cache.hits"]'
+
+
+def text(browser: Chrome, selector: str) -> str:
+    """Return what the page shows there, as a reader sees it: nothing of what is hidden."""
+    return browser.find_element(By.CSS_SELECTOR, selector).text
+
+
+def shows(browser: Chrome, selector: str, wanted: str) -> None:
+    """Wait until the page shows `wanted` there."""
+    until(lambda: wanted in text(browser, selector), f"{wanted!r} in {selector}")
+
+
+def try_event(browser: Chrome, event_id: str) -> None:
+    """Ask for an event in the page's box."""
+    box = browser.find_element(By.ID, "event-id")
+    box.clear()
+    box.send_keys(event_id, Keys.ENTER)
+
+
+def complaints(browser: Chrome) -> list[str]:
+    """Return what the browser's console says since it was last asked, but for failed requests."""
+    lines = [entry["message"] for entry in browser.get_log("browser")]  # type: ignore[no-untyped-call]
+    return [line for line in lines if "Failed to load resource" not in line]
+
+
+def test_numbers_move(browser: Chrome, service: Service, upstream: Standin) -> None:
+    """Every request is counted on the page within moments, by its outcome, and nothing is complained of."""
+    browser.get(service.url)
+    shows(browser, "#rate-hits", ".")
+    before = service.get("/status.json").json()["cache"]
+    event_id = new_id()
+    upstream.add_event(event_id, names=["Ella"])
+    for _ in range(6):
+        service.event(event_id)
+    until(lambda: text(browser, HITS) == f"{before['hits'] + 5:,}", "five more hits")
+    assert text(browser, '[data-number="cache.misses"]') == f"{before['misses'] + 1:,}"
+    plot = browser.find_element(By.ID, "plot-requests")
+    assert re.search(r"hit: \S+ now, from \S+ to \S+; miss: ", plot.get_attribute("aria-label") or "")
+    until(lambda: len(plot.find_elements(By.CSS_SELECTOR, 'path.line.hit[d*="L"]')) == 1, "a line")
+    assert "events, median: " in (browser.find_element(By.ID, "plot-latency").get_attribute("aria-label") or "")
+    held = browser.find_element(By.CSS_SELECTOR, 'meter[data-number="held"]')
+    assert int(held.get_attribute("value") or 0) >= 1
+    assert complaints(browser) == []
+
+
+def test_shows_the_same_with_and_without_javascript(browser: Chrome, start: Callable[..., Service]) -> None:
+    """The server writes every number as the script does, so that a page without a script lacks only what moves."""
+    service = start()  # of its own, so that nothing expires meanwhile
+    for name in ("plain", "plain", "unknown"):
+        service.event(EVENTS[name])
+    script = "return [...document.querySelectorAll('[data-number]')].map(n => [n.dataset.number, n.textContent])"
+
+    def numbers() -> dict[str, str]:
+        return {name: shown for name, shown in browser.execute_script(script) if name not in ("uptime_seconds", "now")}
+
+    browser.get(service.url)
+    shows(browser, "#rate-hits", ".")
+    live = numbers()
+    browser.execute_cdp_cmd("Emulation.setScriptExecutionDisabled", {"value": True})
+    browser.get(service.url)
+    assert numbers() == live
+    assert live["hit_ratio"] == "33.3 %"
+    assert "JavaScript did not run" in text(browser, "#still")
+    assert not browser.find_element(By.ID, "event-id").is_displayed()
+
+
+def test_formats_are_one(browser: Chrome, service: Service) -> None:
+    """The script and the server write any number alike."""
+    numbers = [0, 0.00004, 0.0023, 0.00995, 0.0125, 0.5, 0.9996, 1.125, 59.9, 60, 252, 3599, 86399, 90061.5, 8_640_000]
+    numbers += [step / 1000 for step in range(0, 100_000, 77)]
+    forms = {name: status_page._FORMATS[name] for name in ("duration", "pause", "latency", "percent")}
+    browser.get(service.url)
+    script = """const [names, numbers, done] = arguments;
+        import("/static/format.js").then((all) => done(names.map((name) => numbers.map(all[name]))))"""
+    written = browser.execute_async_script(script, list(forms), numbers)
+    assert dict(zip(forms, written, strict=True)) == {name: [*map(form, numbers)] for name, form in forms.items()}
+    whole = [0, 999, 1000, 1_234_567]
+    counts = browser.execute_async_script(script, ["count"], whole)
+    assert counts == [[status_page._FORMATS["count"](number) for number in whole]]
+
+
+def test_tries_an_event_by_keyboard(browser: Chrome, service: Service, upstream: Standin) -> None:
+    """Tab leads to the box, Enter asks, Tab leads on to the answer; the bar runs down to the expiry."""
+    event_id = new_id()
+    upstream.add_event(event_id, names=["Anna", "Arthur"])
+    browser.get(service.url)
+    ActionChains(browser).send_keys(Keys.TAB, event_id, Keys.ENTER).perform()
+    shows(browser, "#try-status", "200 OK")
+    assert json.loads(text(browser, "#body"))["names"] == ["Anna", "Arthur"]
+    assert "fwd=miss" in text(browser, "#cache-status")
+    ActionChains(browser).send_keys(Keys.ENTER).perform()
+    shows(browser, "#cache-status", "c42c; hit; ttl=2")
+    assert re.fullmatch(r"expires in \d min \d+ s", text(browser, "#life-left"))
+    left = "return document.querySelector('progress').value"
+    first = browser.execute_script(left)
+    assert 200 < first <= 252
+    until(lambda: browser.execute_script(left) < first, "the bar to run down")
+    ActionChains(browser).send_keys(Keys.TAB, Keys.TAB).perform()
+    assert browser.switch_to.active_element.get_attribute("id") == "body"
+    assert complaints(browser) == []
+
+
+def test_shows_hostile_names_as_text(browser: Chrome, service: Service) -> None:
+    """Markup in a name is shown, not run."""
+    browser.get(service.url)
+    try_event(browser, EVENTS["scripts"])
+    shows(browser, "#try-status", "200 OK")
+    assert '"</script><script>alert(42)</script>"' in text(browser, "#body")
+    assert "👩🏽\u200d🚀 Zoë" in text(browser, "#body")
+    assert browser.find_elements(By.CSS_SELECTOR, "#body *") == []
+    assert complaints(browser) == []
+
+
+def test_shows_errors(browser: Chrome, service: Service, upstream: Standin) -> None:
+    """An error is shown as what it is, a fault is listed, and an id that can't be one is not asked for."""
+    browser.get(service.url)
+    try_event(browser, EVENTS["unknown"])
+    shows(browser, "#try-status", "404 Not Found")
+    assert "NOT_FOUND" in text(browser, "#body")
+    event_id = new_id()
+    upstream.rule("events", event_id, status=503, body="<h1>out of order</h1>")
+    try_event(browser, event_id)
+    shows(browser, "#try-status", "503 Service Unavailable")
+    assert text(browser, "#body") == "<h1>out of order</h1>"
+    assert re.fullmatch(r"expires in \d s|expired: .*", text(browser, "#life-left"))
+    until(lambda: text(browser, "#fault-table tbody").split("\n")[0].endswith(" events 503"), "the fault")
+    shows(browser, "#troubles", "had faults")
+    assert event_id not in text(browser, "main")
+    calls = upstream.calls()
+    try_event(browser, "../status.json")
+    assert "503" in text(browser, "#try-status")
+    assert browser.find_elements(By.CSS_SELECTOR, "#event-id:invalid")
+    assert upstream.calls() == calls
+    assert complaints(browser) == []
+
+
+def test_an_earlier_question_is_forgotten(browser: Chrome, service: Service, upstream: Standin) -> None:
+    """Who asks again while the first answer is on its way gets the second, whichever comes last."""
+    slow, gate = new_id(), Gate()
+    upstream.add_event(slow, title="slow")
+    upstream.rule("events", slow, gate=gate)
+    browser.get(service.url)
+    try_event(browser, slow)
+    gate.wait_for(1)
+    assert text(browser, "#try-status") == "Asking…"
+    try_event(browser, EVENTS["plain"])
+    shows(browser, "#try-status", "200 OK")
+    gate.open()
+    service.event(slow)
+    assert EVENTS["plain"] in text(browser, "#body")
+
+
+def test_says_so_when_the_service_is_silent(browser: Chrome, start: Callable[..., Service]) -> None:
+    """A service that is gone is called silent, and its successor is taken up, with no reload."""
+    service = start(C42_LOGLEVEL="WARNING")
+    browser.get(service.url)
+    shows(browser, "#troubles", "All is well.")
+    service.stop()
+    shows(browser, "#troubles", "The service does not answer.")
+    assert "All is well" not in text(browser, "#troubles")
+    assert browser.title == "(!) c42c status"
+    try_event(browser, EVENTS["plain"])
+    shows(browser, "#try-status", "The service gave no answer")
+    successor = start(ready=False, C42_PORT=str(service.port))
+    shows(browser, "#troubles", "All is well.")
+    shows(browser, "#rate-hits", ".")
+    assert browser.title == "c42c status"
+    assert successor.process.poll() is None
+    assert complaints(browser) == []
+
+
+def test_says_what_is_wrong(browser: Chrome, start: Callable[..., Service], upstream: Standin) -> None:
+    """A pause is announced with the time that is left of it, in the page as it is sent and as it moves."""
+    service = start()
+    event_id = new_id()
+    upstream.rule("events", event_id, status=429, headers={"Retry-After": "100"})
+    service.event(event_id)
+    assert re.search(r'id="trouble-pause">', service.get("/").text)
+    browser.get(service.url)
+    shows(browser, '[data-number="upstream.pause_seconds"]', "1 min")
+    shows(browser, "#troubles", "asked for a pause (429)")
+    assert "does not answer" not in text(browser, "#troubles")
+
+
+def troubles(numbers: dict[str, Any]) -> list[str]:
+    """Return what the page says of these numbers at its top, as the server sends it."""
+    app = Flask("test", static_folder=None)
+    status_page.register(app, lambda: numbers)
+    return re.findall(r'<li id="[^"]+">(.+?)</li>', app.test_client().get("/").text)
+
+
+def test_script_and_server_see_the_same_troubles(browser: Chrome, service: Service) -> None:
+    """Whatever is wrong is said in the same words by the page as it is sent and as it moves."""
+    sound = service.get("/status.json").json()
+    sound["upstream"] |= {"faults": [], "pause_seconds": 0.0}
+    cache, upstream = sound["cache"], sound["upstream"]
+    fault = {"endpoint": "events", "status": 0}
+    cases: dict[str, dict[str, Any]] = {
+        "well": {},
+        "stopping": {"stopping": True},
+        "reaper": {"reaper_alive": False},
+        "all else is refused": {"cache": cache | {"waiting": cache["max_waiting"]}},
+        "asked for a pause": {"upstream": upstream | {"pause_seconds": 0.1}},
+        "had faults": {"upstream": upstream | {"faults": [fault | {"time": sound["now"]}]}},
+        "All is well": {"upstream": upstream | {"faults": [fault | {"time": "2026-01-01T00:00:00Z"}]}},
+    }
+    answer = "const said = arguments[0]; window.fetch = async () => new Response(said)"
+    browser.get(service.url)
+    browser.execute_script("const later = window.setTimeout; window.setTimeout = (what) => later(what, 50)")
+    for word, change in cases.items():
+        numbers = sound | change
+        browser.execute_script(answer, json.dumps(numbers))
+        sent = troubles(numbers)
+        assert len(sent) == 1
+        assert word in sent[0]
+        until(lambda said=sent[0]: text(browser, "#troubles") == said, sent[0])  # type: ignore[misc]
+    assert text(browser, "#fault-table tbody tr") == "2026-01-01 00:00:00 events no answer"
+
+
+def test_hidden_tabs_do_not_ask(browser: Chrome, service: Service) -> None:
+    """A page that nobody looks at leaves the service alone, and goes on when it is shown again."""
+    asked = "return performance.getEntriesByName(new URL('status.json', location).href).length"
+    browser.get(service.url)
+    browser.minimize_window()
+    until(lambda: browser.execute_script("return document.hidden"), "the page to be hidden")
+    before = browser.execute_script(asked)
+    time.sleep(2.5)  # that nothing happens can't be waited for
+    assert browser.execute_script(asked) <= before + 1  # one may have been under way
+    browser.set_window_size(1280, 1000)
+    until(lambda: browser.execute_script(asked) > before + 1, "the page to ask again")
+
+
+@pytest.mark.parametrize("scheme", ["light", "dark"])
+@pytest.mark.parametrize("width", [320, 390, 1280])
+def test_fits(browser: Chrome, service: Service, scheme: str, width: int) -> None:
+    """Nothing is wider than the window, and the scheme is the reader's."""
+    media = {"features": [{"name": "prefers-color-scheme", "value": scheme}]}
+    browser.execute_cdp_cmd("Emulation.setEmulatedMedia", media)
+    size = {"width": width, "height": 900, "deviceScaleFactor": 1, "mobile": False}
+    browser.execute_cdp_cmd("Emulation.setDeviceMetricsOverride", size)
+    browser.get(service.url)
+    try_event(browser, EVENTS["big"])
+    shows(browser, "#try-status", "200 OK")
+    root = "document.documentElement"
+    assert browser.execute_script(f"return {root}.scrollWidth") <= width
+    assert _contrasts(browser) == []
+
+
+def _contrasts(browser: Chrome) -> list[Any]:
+    """Return the texts that stand out from their background by less than 4.5:1 (WCAG 2.2, 1.4.3)."""
+    found: list[Any] = browser.execute_script(
+        """
+        const channels = (colour) => colour.match(/[\\d.]+/g).map(Number);
+        const light = ([r, g, b]) => [r, g, b].map((c) => c / 255)
+          .map((c) => c <= 0.04045 ? c / 12.92 : ((c + 0.055) / 1.055) ** 2.4)
+          .reduce((sum, c, at) => sum + c * [0.2126, 0.7152, 0.0722][at], 0);
+        const behind = (node) => {
+          for (; node; node = node.parentElement) {
+            const colour = channels(getComputedStyle(node).backgroundColor);
+            if (colour[3] !== 0) return colour;
+          }
+          return [255, 255, 255];
+        };
+        return [...document.querySelectorAll("body *")]
+          .filter((node) => [...node.childNodes].some((child) => child.nodeType === 3 && child.data.trim()))
+          .filter((node) => node.checkVisibility())
+          .map((node) => {
+            const style = getComputedStyle(node);
+            const front = node instanceof SVGElement ? style.fill : style.color;
+            const [a, b] = [light(channels(front)), light(behind(node))];
+            return [node.textContent.trim(), (Math.max(a, b) + 0.05) / (Math.min(a, b) + 0.05)];
+          })
+          .filter(([, contrast]) => !(contrast >= 4.5));
+        """
+    )
+    return found
+
+
+def test_headers(service: Service) -> None:
+    """The page may run and load nothing but its own files; it is kept by nobody, and they are checked for changes."""
+    page = service.get("/")
+    assert page.headers["Content-Type"] == "text/html; charset=utf-8"
+    assert page.headers["Cache-Control"] == "no-store"
+    policy = dict(part.strip().split(" ", 1) for part in page.headers["Content-Security-Policy"].split(";"))
+    own = dict.fromkeys(("script-src", "style-src", "img-src", "connect-src"), "'self'")
+    none = dict.fromkeys(("default-src", "base-uri", "form-action", "frame-ancestors"), "'none'")
+    assert policy == own | none
+    assert not re.search(r"<script>|<style|style=|\son\w+=|https?:", page.text)
+    for path in {"/", *(f"/{path}" for path in re.findall(r'(?:src|href)="([^"]+)"', page.text))}:
+        answer = service.get(path)
+        assert answer.status_code == 200, path
+        assert answer.headers["X-Content-Type-Options"] == "nosniff"
+        if path != "/":
+            assert answer.headers["Cache-Control"] == "no-cache"
+            again = service.get(path, headers={"If-None-Match": answer.headers["ETag"]})
+            assert again.status_code == 304, path
+    for path in ("/static/", "/static/../main.py", "/static/%2e%2e/main.py", "/static/nothing.js"):
+        assert service.get(path).json()["error"]["status_code"] == 404
+
+
+if __name__ == "__main__":
+    sys.exit(run_as_script(__file__))
