@@ -730,9 +730,7 @@ def test_addresses(tmp_path: Path, machine: Callable[..., Machine], monkeypatch:
         pytest.skip("there is no openssl to make a certificate with")
     monkeypatch.chdir(tmp_path)
     make = "openssl req -x509 -newkey rsa:2048 -nodes -keyout key -out crt -days 2 -subj /CN=localhost -addext"
-    subprocess.run(
-        [*make.split(), "subjectAltName=DNS:localhost"], check=True, capture_output=True, timeout=PATIENCE
-    )
+    subprocess.run([*make.split(), "subjectAltName=DNS:localhost"], check=True, capture_output=True, timeout=PATIENCE)
     tls, path = free_port(), tmp_path / "s"
     files = ["--tls-cert-file", f"{tmp_path}/crt", "--tls-key-file", f"{tmp_path}/key", "--tls-auth-clients", "no"]
     server = Redis("--requirepass", "se/cret", "--unixsocket", str(path), "--tls-port", str(tls), *files)
@@ -933,7 +931,7 @@ def test_a_process_of_several_dies(
     before = serving(service)
     assert len(before) == 4
     os.kill(victim := min(before), signal.SIGKILL)
-    until(lambda: victim not in serving(service))
+    until(lambda: len(list(Path(f"/proc/{victim}/task").glob("*"))) <= 1, "all its threads and sockets to be gone")
     upstream.add_event(event_id := new_id(), names=["Ada"])
     assert {response.status_code for response in ask_all([service], event_id, 20, pool)} == {200}
     until(lambda: len(serving(service) - before) == 1)
