@@ -19,7 +19,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from queue import Empty, SimpleQueue
 from typing import Any
-from urllib.parse import unquote, urlsplit
+from urllib.parse import parse_qs, unquote, urlsplit
 
 import redis
 from redis.backoff import NoBackoff
@@ -243,5 +243,6 @@ def _start_anew(link: Link | None) -> None:
 
 
 def _secrets(url: str) -> list[str]:
-    password = urlsplit(url).password or ""
-    return [secret for secret in (unquote(password), password) if secret]
+    parts = urlsplit(url)
+    password = parts.password or ""
+    return [secret for secret in (unquote(password), password, *parse_qs(parts.query).get("password", [])) if secret]

@@ -756,6 +756,16 @@ def test_addresses(tmp_path: Path, machine: Callable[..., Machine], monkeypatch:
         server.kill()
 
 
+def test_a_user_with_few_rights(own_redis: Redis, machine: Callable[..., Machine]) -> None:
+    """What docs/scaling.md says that the user of Redis must be allowed is enough."""
+    with own_redis.client() as client:
+        rights = "on >secret ~c42c:* +eval +get +set +del +pttl +time"
+        client.execute_command("ACL", "SETUSER", "c42c", *rights.split())
+    first, second = (machine(f"redis://c42c:secret@127.0.0.1:{own_redis.port}") for _ in range(2))
+    event_id = new_id()
+    assert (first.ask(event_id).result, second.ask(event_id).result) == ("miss", "shared")
+
+
 @pytest.mark.parametrize(
     "url",
     [
