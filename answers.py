@@ -85,7 +85,7 @@ def render(found: Found, environ: Mapping[str, Any]) -> Response:
     if result != "miss":
         headers.append(("Age", str(age)))
     if result == "hit":
-        headers.append(("Cache-Status", f"c42c; hit; ttl={lifetime - age}"))
+        headers.append(("Cache-Status", f"c42c; hit; ttl={max(0, lifetime - age)}"))
     else:
         forwarded = f"; fwd-status={upstream_status}" if upstream_status else ""
         headers.append(("Cache-Status", _cache_status({_source(found)}, forwarded, kept, lifetime - age)))

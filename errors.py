@@ -44,7 +44,7 @@ class Paused(C42Error):
     def __init__(self, retry_after: float, body: bytes = b"", upstream_status: int = 0) -> None:
         super().__init__(429, "Calendar42 asked for a pause", upstream_status)
         self.body = body
-        self.retry_after = retry_after
+        self.retry_after = max(retry_after, 1.0)  # whoever is told to wait is told how long, in whole seconds
 
 
 class Unknown(C42Error):

@@ -14,10 +14,10 @@ from errors import Deleted, Unusable
 
 MAX_ROWS = 100_000  # of one answer; the upstream claims more only when something is wrong
 
-_ROWS = parse("$.data[*]")
-_TITLE = parse("$.title")
-_COUNT = parse("$.meta_data.count")
-_FIRST_NAME = parse("$.subscriber.first_name")
+_ROWS = parse("data[*]")
+_TITLE = parse("title")
+_COUNT = parse("meta_data.count")
+_FIRST_NAME = parse("subscriber.first_name")
 
 
 class Page(NamedTuple):
@@ -63,12 +63,12 @@ def page(body: Any, event_ids: Collection[str]) -> Page:
         raise Unusable("did not say how many subscriptions there are", 200)
     names = []
     for row in rows:
-        name = _value(_FIRST_NAME, row)
-        if row.get("event_id") not in event_ids or row.get("permission") == "removed" or name is None:
+        if row.get("event_id") not in event_ids or row.get("permission") == "removed":
             continue
-        if not isinstance(name, str):
+        name = _value(_FIRST_NAME, row)
+        if not isinstance(row.get("subscriber"), dict | None) or not isinstance(name, str | None):
             raise Unusable("sent a first name that is no text", 200)
-        if name.strip():
+        if name and name.strip():
             names.append((row["event_id"], name))
     return Page(total, len(rows), names)
 

@@ -12,6 +12,7 @@ import os
 import signal
 import socket
 import threading
+import time
 from collections.abc import Callable
 from functools import partial
 from multiprocessing.sharedctypes import RawValue
@@ -77,14 +78,28 @@ def find_address(host: str, port: int) -> str:
 
 
 def depend_on_parent() -> None:
-    """Leave stopping to the parent: take no Ctrl-C from the terminal, and end when the parent has ended."""
+    """Leave stopping to the parent: take no Ctrl-C from the terminal, and end when the parent has ended.
+
+    Any thread may be given a SIGTERM, and Python's handlers run in the main one, which Granian puts to sleep: now and
+    then it would never hear of it. So all threads leave it to one that waits for it, and calls Granian's handler.
+    """
 
     def watch(parent: multiprocessing.process.BaseProcess) -> None:
         parent.join()
         os.kill(os.getpid(), signal.SIGTERM)
 
+    def stop() -> None:
+        signal.sigwait({signal.SIGTERM})
+        while (handler := signal.getsignal(signal.SIGTERM)) == inherited:
+            time.sleep(0.01)  # Granian is starting
+        assert callable(handler)
+        handler(signal.SIGTERM, None)
+
     if parent := multiprocessing.parent_process():
         os.setpgrp()
+        inherited = signal.getsignal(signal.SIGTERM)
+        signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGTERM})
+        threading.Thread(target=stop, name="c42c-stop", daemon=True).start()
         threading.Thread(target=watch, args=(parent,), name="c42c-parent", daemon=True).start()
 
 

@@ -19,6 +19,7 @@ import pytest
 import requests
 
 import main
+import server
 import settings
 from conftest import (
     PATIENCE,
@@ -507,8 +508,12 @@ def test_cannot_listen(service: Service) -> None:
         holder.bind(("127.0.0.1", 0))
         holder.listen()
         taken = str(holder.getsockname()[1])
-        hosts = ["203.0.113.1", "no-such-host.invalid", "a..b", "a" * 64, ".", "::ffff:203.0.113.1", "1.2.3.4.5"]
-        changes = [{"C42_PORT": taken}, {"C42_PORT": str(service.port)}, *({"C42_HOST": host} for host in hosts)]
+        changes = [
+            {"C42_PORT": taken},
+            {"C42_PORT": str(service.port)},
+            {"C42_HOST": "203.0.113.1"},
+            {"C42_HOST": "a..b"},
+        ]
         outcomes = at_once(*(partial(finish, "main.py", C42_TOKEN=TOKEN, **change) for change in changes))
         demo = finish("main.py", "--demo", C42_PORT=taken)
     for (status, said, complaint), change in zip([*outcomes, demo], [*changes, changes[0]], strict=True):
@@ -519,6 +524,14 @@ def test_cannot_listen(service: Service) -> None:
     assert "Address already in use" in outcomes[0][2]
     assert "Address already in use" in outcomes[1][2]
     assert service.event(EVENTS["plain"]).status_code == 200
+
+
+@pytest.mark.parametrize("host", ["no-such-host.invalid", "a" * 64, ".", "::ffff:203.0.113.1", "1.2.3.4.5"])
+def test_no_host_of_ours(host: str) -> None:
+    """A host that can't be found, or is another machine's, is an OSError with a reason to print."""
+    with pytest.raises(OSError, match=r".") as raised:
+        server.find_address(host, 5000)
+    assert raised.value.strerror
 
 
 @pytest.mark.parametrize("host", ["::1", "localhost", "0.0.0.0"])
@@ -667,6 +680,130 @@ def test_demo(start: Start) -> None:
     os.killpg(service.process.pid, signal.SIGINT)
     assert service.process.wait(PATIENCE) == 0
     assert clean(service.log), service.log
+
+
+# Errors that are passed through, and pauses
+
+BODIES = {
+    "json": (b'{"why": "\xc3\xa9"}', "application/json"),
+    "html": (b"<script>alert(1)</script>", "text/plain; charset=utf-8"),
+    "NaN": (b"[NaN]", "text/plain; charset=utf-8"),
+    "nested": (b"[" * 60_000, "text/plain; charset=utf-8"),
+    "no text": (b"\xff\xfe<html>", "text/plain"),
+    "cut": (b'["' + b"a" * 70_000 + b'"]', "text/plain; charset=utf-8"),
+}
+
+
+@pytest.mark.parametrize("claimed", ["application/json", "text/html", "image/svg+xml", "application/javascript"])
+@pytest.mark.parametrize(("body", "content_type"), [pytest.param(*case, id=name) for name, case in BODIES.items()])
+def test_passed_through(service: Service, upstream: Standin, claimed: str, body: bytes, content_type: str) -> None:
+    """An error's body keeps its bytes, 64 KiB at most; JSON stays JSON, and nothing goes out that a browser runs."""
+    event_id = new_id()
+    upstream.rule("events", event_id, status=422, body=body, content_type=claimed)
+    for result in "fwd=miss", "hit":
+        answer = service.event(event_id)
+        assert (answer.status_code, answer.content) == (422, body[:65536])
+        assert answer.headers["Content-Type"] == content_type
+        assert answer.headers["X-Content-Type-Options"] == "nosniff"
+        assert result in answer.headers["Cache-Status"]
+
+
+@pytest.mark.parametrize("status", [400, 404, 499, 500, 503, 599])
+def test_an_error_without_a_body(service: Service, upstream: Standin, status: int) -> None:
+    """An error without a body gets the envelope, with the upstream's status."""
+    event_id = new_id()
+    upstream.rule("events", event_id, status=status, body=b"")
+    assert envelope(service.event(event_id), status) == f"Calendar42 answered {status}"
+
+
+def test_only_subscriptions_fail(service: Service, upstream: Standin) -> None:
+    """If only the subscriptions fail, that failure is the answer, and never a half one."""
+    for status in 400, 404, 500:
+        event_id = new_id()
+        upstream.add_event(event_id)
+        upstream.rule("event-subscriptions", event_id, status=status, body=b'{"no": "names"}')
+        answer = service.event(event_id)
+        assert (answer.status_code, answer.json()) == (status, {"no": "names"})
+
+
+def test_half_a_surrogate(service: Service, upstream: Standin) -> None:
+    """Text that is no text becomes U+FFFD, rather than a failure or broken UTF-8."""
+    event_id = new_id()
+    upstream.add_event(event_id)
+    event = {"data": [{"id": event_id, "title": "a\ud800b"}]}
+    upstream.rule("events", event_id, body=json.dumps(event))
+    rows = [{"event_id": event_id, "subscriber": {"first_name": name}} for name in ("\udc00", "\U0001f600", "\x00")]
+    upstream.rule("event-subscriptions", event_id, body=json.dumps({"meta_data": {"count": 3}, "data": rows}))
+    answer = service.event(event_id)
+    names = ["\ufffd", "\U0001f600", "\x00"]
+    assert (answer.status_code, answer.json()) == (200, {"id": event_id, "title": "a\ufffdb", "names": names})
+
+
+@pytest.mark.parametrize(
+    ("retry_after", "told", "kept"),
+    [("30", 30, 30), ("1", 6, 6), ("0", 6, 6), (None, 6, 6), ("soon", 6, 6), ("86400", 3600, 252)],
+)
+def test_pause(inside: Callable[..., Inside], upstream: Standin, retry_after: str | None, told: int, kept: int) -> None:
+    """A 429 is passed through with a Retry-After that counts down, and is kept between the two expiries."""
+    service, first, second = inside(), new_id(), new_id()
+    headers = {} if retry_after is None else {"Retry-After": retry_after}
+    upstream.rule(status=429, body='{"slow": "down"}', headers=headers)
+    answer = service.event(first)
+    assert answer.status_code == 429
+    # One more where the load took its time, which the test's clock knows nothing of.
+    assert int(answer.headers["Retry-After"]) in (told, told + 1)
+    began, calls = service.clock.now, upstream.calls("events", first)
+    service.clock.now = began + kept // 2
+    answer = service.event(first)
+    assert answer.status_code == 429
+    assert int(answer.headers["Retry-After"]) in (told - kept // 2, told - kept // 2 + 1)
+    if retry_after != "0":
+        answer = service.event(second)
+        assert (answer.status_code, answer.json["error"]["code"]) == (429, "TOO_MANY_REQUESTS")
+        assert upstream.calls(event_id=second) == 0
+    service.clock.now = began + kept - 0.1
+    assert service.event(first).headers["Cache-Status"].startswith("c42c; hit")
+    assert upstream.calls("events", first) == calls
+    service.clock.now = began + kept + 1
+    assert not service.event(first).headers["Cache-Status"].startswith("c42c; hit")
+
+
+def test_token_stays_inside(start: Start, upstream: Standin) -> None:
+    """The token is in no answer, header or log line, whatever the upstream echoes, also at level DEBUG."""
+    service, said = start(C42_LOGLEVEL="DEBUG"), []
+    echoes: list[dict[str, Any]] = [
+        {"status": 401, "body": json.dumps({"error": f"Token {TOKEN}"})},
+        {"status": 500, "body": f"<p>{TOKEN}", "headers": {"Retry-After": TOKEN, "X-Token": TOKEN, "Bad Name": TOKEN}},
+        {"status": 302, "headers": {"Location": f"http://{TOKEN}/"}},
+        {"status": 200, "body": TOKEN},
+        {"status": 200, "body": b"x", "headers": {"Content-Encoding": "gzip", "Set-Cookie": TOKEN}},
+    ]
+    for echo in echoes:
+        event_id = new_id()
+        upstream.rule(event_id=event_id, **echo)
+        answer = service.event(event_id)
+        said.append(f"{answer.headers} {answer.text}")
+    upstream.rule(event_id="last", status=429, headers={"Retry-After": TOKEN})
+    answer = service.event("last")
+    said.append(f"{answer.headers} {answer.text}")
+    assert service.stop() == 0
+    for text in [*said, service.log]:
+        assert TOKEN not in text
+
+
+@pytest.mark.skipif(
+    not (os.environ.get("C42_TOKEN") and os.environ.get("C42_LIVE_EVENT")), reason="needs C42_TOKEN and C42_LIVE_EVENT"
+)
+def test_live() -> None:
+    """The live Calendar42 gives an answer of the promised form."""
+    event_id = os.environ["C42_LIVE_EVENT"]
+    environ = {name: os.environ[name] for name in ("C42_TOKEN", "C42_BASE_URL") if name in os.environ}
+    with started(Service(None, (), **environ)) as service:
+        answer = service.event(event_id)
+        assert answer.status_code == 200
+        assert list(answer.json()) == ["id", "title", "names"]
+        assert answer.json()["id"] == event_id
+        assert all(isinstance(name, str) and name.strip() for name in answer.json()["names"])
 
 
 if __name__ == "__main__":

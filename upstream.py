@@ -3,7 +3,9 @@
 Every call has the token; whatever comes back and is passed on has it no more.
 """
 
+import html
 import json
+import re
 import time
 from collections.abc import Callable
 from dataclasses import dataclass, field
@@ -59,6 +61,7 @@ class Upstream:
         self, *, base_url: str, token: str, pause: Pause, at_once: int, observe: Callable[[Call], None]
     ) -> None:
         self._token = token
+        self._spellings = _spellings(token)
         self._pause = pause
         self._observe = observe
         self._transport = Transport(base_url=base_url, headers=headers(token), connections=at_once)
@@ -104,12 +107,18 @@ class Upstream:
         self._transport.close()
 
     def _error_body(self, answer: Answer) -> bytes:
-        """Return the body of an error as it may be passed through: without the token, however JSON writes it."""
-        body = answer.body.replace(self._token.encode(), b"***")
-        try:
-            text = json.dumps(json.loads(body), ensure_ascii=False)
-            if (token := json.dumps(self._token)[1:-1]) in text:
-                body = text.replace(token, "***").encode()
-        except (ValueError, RecursionError):
-            pass  # no JSON
-        return body[:MAX_ERROR_BODY]
+        """Return the body of an error as it may be passed through: without the token, and not too long."""
+        return self._spellings.sub(b"***", answer.body)[:MAX_ERROR_BODY]
+
+
+def _spellings(secret: str) -> re.Pattern[bytes]:
+    """Match `secret` as it is, and as JSON (in JSON), HTML and URLs may write it."""
+
+    def spelling(char: str) -> str:
+        number, entity = ord(char), html.escape(char)
+        backslashes = r"\\{1,16}" if char == "\\" else r"\\{0,8}" + re.escape(char)
+        escaped = rf"\\{{1,8}}(?i:u00{number:02x})|&(?:#0{{0,8}}{number}|(?i:#x0{{0,8}}{number:x}));|(?i:%{number:02x})"
+        return f"(?>{escaped}|{backslashes}{'|' + entity if entity != char else ''})"
+
+    # Atomic, char by char: no body, however near to the secret, makes it try more than once.
+    return re.compile("".join(map(spelling, re.sub(r"\\+", r"\\", secret))).encode())

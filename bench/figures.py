@@ -27,6 +27,7 @@ class Row(NamedTuple):
     wanted: str
     measured: str
     reached: bool | None = None  # None: nothing was wanted but the figure
+    limit: str = ""  # what stands in the way where it is not reached, and how that is known
 
 
 class Scale(NamedTuple):
@@ -229,28 +230,31 @@ def profile(upstream: Standin, seconds: int) -> str | None:
     with machine.service(upstream.base_url) as (port, pid), tempfile.TemporaryDirectory() as place:
         worker = machine.tree(pid)[-1]
         into = Path(place) / "stacks"
-        options = [
-            "--format",
-            "raw",
-            "--rate",
-            "500",
-            "--gil",
-            "--nonblocking",
+        how = ["record", "--format", "raw", "--rate", "500", "--gil", "--nonblocking"]
+        command = [
+            str(Path(sys.executable).with_name("py-spy")),
+            *how,
             "--duration",
             str(seconds),
-            "-o",
+            "--output",
             str(into),
         ]
-        command = [str(Path(sys.executable).with_name("py-spy")), "record", "--pid", str(worker), *options]
         try:
-            spy = subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)  # noqa: S603
+            spy = subprocess.Popen(  # noqa: S603
+                [*command, "--pid", str(worker)], stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL
+            )
         except FileNotFoundError:
             return None
         until, answers = time.monotonic() + seconds, 0
-        while time.monotonic() < until:
-            answers += len(machine.burst(port, [PREFIX + new_event(upstream) for _ in range(2)]))
-        spy.wait(seconds + 30)
-        return _summary(into.read_text(), answers) if into.exists() else None
+        try:
+            while time.monotonic() < until:
+                answers += len(machine.burst(port, [PREFIX + new_event(upstream) for _ in range(2)]))
+            spy.wait(30)
+        finally:
+            spy.kill()
+            spy.wait()
+        stacks = into.read_text() if into.exists() else ""
+        return _summary(stacks, answers) if stacks else None
 
 
 def _summary(stacks: str, answers: int) -> str:

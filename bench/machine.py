@@ -184,15 +184,16 @@ def burst(port: int, paths: Sequence[str]) -> list[float]:
             sock.sendall(f"GET {path} HTTP/1.1\r\nHost: bench\r\nConnection: close\r\n\r\n".encode())
         while pending:
             for key, _ in selector.select(PATIENCE):
-                sock = next(one for one in sockets if one is key.fileobj)
-                if data := sock.recv(65536):
-                    pending[sock] += data
+                ready = key.fileobj
+                assert isinstance(ready, socket.socket)
+                if data := ready.recv(65536):
+                    pending[ready] += data
                     continue
                 times.append(time.perf_counter() - began)
-                if not pending.pop(sock).startswith(b"HTTP/1.1 200 "):
+                if not pending.pop(ready).startswith(b"HTTP/1.1 200 "):
                     raise ValueError("one of them was not answered with 200")
-                selector.unregister(sock)
-                sock.close()
+                selector.unregister(ready)
+                ready.close()
     return times
 
 

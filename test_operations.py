@@ -1,0 +1,607 @@
+"""What operators see and run: metrics, health, logs, stopping, `--check` and what is in deploy/."""
+
+import json
+import os
+import re
+import shutil
+import signal
+import socket
+import ssl
+import subprocess
+import sys
+import threading
+from collections import Counter
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
+from datetime import UTC, datetime, timedelta
+from email.utils import format_datetime
+from functools import partial
+from http.client import HTTPConnection, HTTPMessage, HTTPSConnection, RemoteDisconnected
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from pathlib import Path
+from urllib.parse import urlsplit
+
+import pytest
+from flask import Flask
+from prometheus_client.parser import text_string_to_metric_families
+
+import check
+import operations
+import settings
+from cache import Cache
+from conftest import ROOT, TOKEN, Service, at_once, new_id, receive, run_as_script, serving, until
+from metrics import Metrics, Tally
+from pause import Pause
+from standin import Gate, Standin
+from upstream import Call
+
+PREFIX = "/events-with-subscriptions/"
+ENDPOINTS = ("/metrics", "/livez", "/readyz", "/healthz", "/status.json")
+SMALL = {"C42_THREADS": "20", "C42_TIMEOUT": "5"}  # four requests may wait for the upstream
+
+Samples = dict[tuple[str, frozenset[tuple[str, str]]], float]
+Start = Callable[..., Service]
+
+
+def needs(program: str) -> pytest.MarkDecorator:
+    """Skip a test where Debian's `program` is not installed."""
+    return pytest.mark.skipif(shutil.which(program) is None, reason=f"needs {program}, as Debian has it")
+
+
+def samples(service: Service) -> Samples:
+    """Read /metrics as Prometheus does."""
+    families = text_string_to_metric_families(service.get("/metrics").text)
+    return {(one.name, frozenset(one.labels.items())): one.value for family in families for one in family.samples}
+
+
+def value(found: Samples, name: str, **labels: str) -> float:
+    """Return the sum of all samples of that name whose labels include those."""
+    return sum(number for (one, its), number in found.items() if one == name and its >= labels.items())
+
+
+# Numbers
+
+
+def test_numbers_add_up(start: Start, upstream: Standin) -> None:
+    """Under load each request is counted once by what became of it, and each call as often as the upstream saw it."""
+    service, gate = start(**SMALL), Gate()
+    held, missing, broken = new_id(), new_id(), new_id()
+    upstream.add_event(held, names=["Arthur"])
+    upstream.add_event(broken)
+    upstream.rule(event_id=held, gate=gate)
+    upstream.rule(event_id=broken, status=503)
+    statuses = Counter[int]()
+
+    def ask(event_id: str, **headers: str) -> None:
+        statuses[service.event(event_id, headers=headers).status_code] += 1
+
+    waiting = [threading.Thread(target=ask, args=(held,)) for _ in range(4)]
+    for thread in waiting:
+        thread.start()
+    until(lambda: service.get("/status.json").json()["cache"]["waiting"] == 4, "the waiting room to be full")
+    at_once(*[partial(ask, new_id()) for _ in range(30)])
+    assert statuses == {503: 30}
+    gate.open()
+    for thread in waiting:
+        thread.join()
+    ask(missing)
+    ask(broken)
+    tag = service.event(held).headers["ETag"]
+    statuses[200] += 1
+    for _ in range(20):
+        at_once(
+            *[partial(ask, event_id) for event_id in (held, missing, broken)],
+            partial(ask, held, **{"If-None-Match": tag}),
+        )
+    until(lambda: value(samples(service), "c42_upstream_requests_total") == upstream.calls(), "all calls to end")
+
+    found = samples(service)
+    results = {
+        one: value(found, "c42_cache_requests_total", result=one) for one in ("hit", "miss", "collapsed", "refused")
+    }
+    assert results == {"hit": 81, "miss": 3, "collapsed": 3, "refused": 30}
+    assert sum(results.values()) == statuses.total()
+    loads = {one: value(found, "c42_cache_loads_total", outcome=one) for one in ("ok", "negative", "fault", "failed")}
+    assert loads == {"ok": 1, "negative": 1, "fault": 1, "failed": 0}
+    entries = {one: value(found, "c42_cache_entries", kind=one) for one in ("ok", "negative", "fault")}
+    assert entries == {"ok": 1, "negative": 1, "fault": 1}
+    route = PREFIX + "<event_id>"
+    for status, count in statuses.items():
+        assert value(found, "c42_http_requests_total", route=route, status=str(status)) == count
+    assert value(found, "c42_http_requests_total", route=route) == statuses.total()
+    for endpoint in ("events", "event-subscriptions"):
+        assert value(found, "c42_upstream_requests_total", endpoint=endpoint) == upstream.calls(endpoint)
+        name = "c42_upstream_request_duration_seconds_count"
+        assert value(found, name, endpoint=endpoint) == upstream.calls(endpoint)
+
+    page = service.get("/status.json").json()
+    assert page["saved_calls"] == 2 * (81 + 3)
+    assert page["upstream"]["requests"] == upstream.calls()
+    faults = [(fault["endpoint"], fault["status"]) for fault in page["upstream"]["faults"]]
+    assert faults == [("events", 503)]
+
+
+def test_tally_loses_nothing() -> None:
+    """Counts taken without a lock are exact, while others read them."""
+    tally, begin = Tally(), threading.Barrier(9)
+
+    def count() -> None:
+        begin.wait()
+        for _ in range(5000):
+            tally.add("200 OK")
+
+    def read() -> None:
+        begin.wait()
+        seen = [tally.read().get("200 OK", 0) for _ in range(500)]
+        assert seen == sorted(seen)
+
+    at_once(*[count] * 8, read)
+    assert tally.read() == {"200 OK": 40_000}
+
+
+def test_labels_are_bounded(service: Service) -> None:
+    """No client can make a new series: paths that are not there, odd methods and queries all count as one."""
+    service.get("/no-such-path")
+    service.request("BREW", "/livez")
+    samples(service)  # the first counts itself only in the next
+    before = samples(service).keys()
+    paths = [f"/{new_id()}/{number}?{new_id()}" for number in range(20)]
+    at_once(*[partial(service.get, path) for path in paths], partial(service.request, "M" + new_id(), "/livez"))
+    assert samples(service).keys() == before
+
+
+def test_durations_of_the_last_calls() -> None:
+    """The median and the 99th percentile are of the last 500 calls, and null before the first."""
+    cache = Cache(max_entries=10, max_waiting=1)
+    metrics = Metrics(settings.read({"C42_TOKEN": TOKEN}), cache, Pause(1), lambda: False)
+    cache.close()
+    numbers = metrics.status()["upstream"]["endpoints"]["events"]
+    assert numbers == {"requests": 0, "median_seconds": None, "p99_seconds": None}
+    for milliseconds in [9000] * 3 + list(range(1, 501)):
+        metrics.called(Call("events", 200, milliseconds / 1000))
+    numbers = metrics.status()["upstream"]["endpoints"]["events"]
+    assert numbers == {"requests": 503, "median_seconds": 0.25, "p99_seconds": 0.495}
+
+
+# Health
+
+
+def test_everything_answers_in_a_jam(start: Start, upstream: Standin) -> None:
+    """Every endpoint and every hit answers while the waiting room is full and the upstream hangs; health decides so."""
+    service, gate = start(**SMALL), Gate()
+    known = new_id()
+    upstream.add_event(known, names=["Arthur"])
+    assert service.event(known).status_code == 200
+    upstream.rule(gate=gate)
+    waiting = [threading.Thread(target=service.event, args=(new_id(),)) for _ in range(4)]
+    for thread in waiting:
+        thread.start()
+    gate.wait_for(8)
+    assert service.event(new_id()).status_code == 503
+    for path in ENDPOINTS:
+        answer = service.get(path)
+        assert (path, answer.status_code, answer.headers["Cache-Control"]) == (path, 200, "no-store")
+    assert service.event(known).status_code == 200
+    assert value(samples(service), "c42_waiting_requests") == value(samples(service), "c42_waiting_requests_limit") == 4
+    gate.open()
+    for thread in waiting:
+        thread.join()
+
+
+def test_upstream_trouble_does_not_make_it_unready(service: Service, upstream: Standin) -> None:
+    """The upstream's state is told by /readyz and decides nothing; /livez never asks it."""
+    known = new_id()
+    upstream.add_event(known)
+    assert service.event(known).status_code == 200
+    assert service.get("/livez").json() == service.get("/healthz").json() == {"status": "ok"}
+    assert service.get("/readyz").status_code == 200
+    assert upstream.calls() == 2
+    upstream.rule(status=500)
+    assert service.event(new_id()).status_code == 500
+    ready = service.get("/readyz")
+    assert ready.status_code == 200
+    assert ready.json()["upstream"]["last_fault"]["status"] == 500
+
+
+@pytest.mark.parametrize("what", ["stopping", "reaper_alive"])
+def test_not_ready(what: str) -> None:
+    """/readyz is 503 while the service stops, and when the reaper is dead; /livez is 200."""
+    cache = Cache(max_entries=10, max_waiting=1)
+    app = Flask(__name__)
+    metrics = Metrics(settings.read({"C42_TOKEN": TOKEN}), cache, Pause(1), lambda: what == "stopping")
+    operations.register(app, metrics)
+    if what == "reaper_alive":
+        cache.close()
+    answer = app.test_client().get("/readyz")
+    assert answer.status_code == 503
+    assert answer.json is not None
+    assert answer.json[what] == (what == "stopping")
+    assert app.test_client().get("/livez").status_code == 200
+    cache.close()
+
+
+def test_endpoints_keep_secrets(service: Service, upstream: Standin) -> None:
+    """No endpoint tells the token, an id that somebody asked for, or a name."""
+    secrets = [TOKEN, new_id(), new_id(), "Ottilie", "Vierundvierzig"]
+    upstream.add_event(secrets[1], title=secrets[4], names=[secrets[3]])
+    upstream.rule(event_id=secrets[2], status=500, body=f"{secrets[3]} {TOKEN}")
+    assert service.event(secrets[1]).json()["names"] == [secrets[3]]
+    assert service.event(secrets[2]).status_code == 500
+    service.get(f"/{secrets[1]}?{TOKEN}", headers={"X-Name": secrets[3]})
+    for path in ENDPOINTS:
+        answer = service.get(path)
+        told = [secret for secret in secrets if secret in answer.text + str(answer.headers)]
+        assert (path, told) == (path, [])
+
+
+# Stopping
+
+
+@pytest.mark.parametrize("sig", [signal.SIGTERM, signal.SIGINT])
+def test_loses_none_of_fifty(start: Start, upstream: Standin, sig: signal.Signals) -> None:
+    """Told to stop with 50 requests under way, the service is no longer ready, takes no more, and answers all 50."""
+    service, gate = start(C42_TIMEOUT="10"), Gate()
+    event_ids = [new_id() for _ in range(50)]
+    for event_id in event_ids:
+        upstream.add_event(event_id, title=event_id)
+    upstream.rule(gate=gate)
+    (child,) = serving(service)
+    socks = [service.connect() for _ in event_ids]
+    kept = [service.connect() for _ in range(20)]
+    try:
+        for sock, event_id in zip(socks, event_ids, strict=True):
+            sock.sendall(f"GET {PREFIX}{event_id} HTTP/1.1\r\nHost: c42c\r\n\r\n".encode())
+        for sock in kept:
+            sock.sendall(b"GET /readyz HTTP/1.1\r\nHost: c42c\r\n\r\n")
+            assert receive(sock).status == 200
+        gate.wait_for(100)
+        os.kill(child, signal.SIGSTOP)  # so that what is sent now comes before it hears of the end
+        service.process.send_signal(sig)
+        until(lambda: "stopping" in service.log, "the parent to hear it")
+        for sock in kept:
+            sock.sendall(b"GET /readyz HTTP/1.1\r\nHost: c42c\r\n\r\n")
+        os.kill(child, signal.SIGCONT)
+        assert {_status_or_end(sock) for sock in kept} <= {503, None}
+        until(lambda: _refused(service.port), "new connections to be refused")
+        gate.open()
+        answers = [receive(sock) for sock in socks]
+        assert [answer.status for answer in answers] == [200] * 50
+        assert [json.loads(answer.body)["title"] for answer in answers] == event_ids
+    finally:
+        for sock in socks + kept:
+            sock.close()
+    assert service.process.wait(20) == 0
+    assert [service.log.count(word) for word in ("serving on", "c42c stopping", "c42c stopped")] == [1, 1, 1]
+
+
+def _status_or_end(sock: socket.socket) -> int | None:
+    try:
+        return receive(sock).status
+    except (RemoteDisconnected, ConnectionResetError):
+        return None
+
+
+def _refused(port: int) -> bool:
+    with socket.socket() as sock:
+        return sock.connect_ex(("127.0.0.1", port)) != 0
+
+
+def test_what_does_not_finish_is_killed(start: Start) -> None:
+    """A serving process that does not end within C42_TIMEOUT and a second is killed."""
+    service = start(C42_TIMEOUT="0.1")
+    (child,) = serving(service)
+    os.kill(child, signal.SIGSTOP)
+    assert service.stop() == 0
+    assert not Path(f"/proc/{child}").exists()
+
+
+# Logs
+
+
+@pytest.mark.parametrize("form", ["text", "json"])
+def test_log(start: Start, upstream: Standin, form: str) -> None:
+    """At DEBUG a line for each load, pause, fault and request, hits included; nothing secret, no names, none forged."""
+    service = start(C42_LOGFORMAT=form, C42_LOGLEVEL="DEBUG", C42_FAULT_EXPIRY="0.01")
+    good, bad, busy = new_id(), new_id(), new_id()
+    upstream.add_event(good, title="Vierundvierzig", names=["Ottilie", "Ottilie"])
+    upstream.rule(event_id=bad, status=500, body=f"Ottilie\n1970-01-01 INFO forged {TOKEN}")
+    upstream.rule(event_id=busy, status=429, headers={"Retry-After": "1"})
+    service.event(good)
+    service.event(good)
+    service.event(bad)
+    service.event(busy)
+    service.get("/x%0a1970-01-01%20INFO%20forged%1b[2J")
+    service.event(TOKEN)
+    assert service.stop() == 0
+    lines = service.log.splitlines()
+    assert not re.search("Ottilie|Vierundvierzig|" + TOKEN, service.log)
+    assert not re.search("^1970|\x1b", service.log, re.M)
+    loads = [line for line in lines if "load event=" in line]
+    assert len(loads) == 4
+    assert all(
+        calls in loads[0] for calls in ("outcome=ok status=200: 2 names", "events ", "event-subscriptions ", " ms")
+    )
+    assert "outcome=fault status=500" in loads[1]
+    assert len([line for line in lines if "pause: " in line]) == 1
+    requests = [line for line in lines if "request GET" in line]
+    assert len([line for line in requests if good in line]) == 2
+    if form == "text":
+        assert all(re.match(r"\d{4}-\d\d-\d\d \d\d:\d\d:\d\d,\d{3} [A-Z]+ [\w.]+ ", line) for line in lines)
+        return
+    records = [json.loads(line) for line in lines]
+    assert all(record.keys() >= {"time", "level", "logger", "message"} for record in records)
+    load = next(record for record in records if record.get("outcome") == "ok")
+    assert (load["event"], load["status"], load["names"], load["level"]) == (good, 200, 2, "INFO")
+    assert next(record for record in records if record.get("outcome") == "fault")["level"] == "WARNING"
+    asked = [record for record in records if record.get("path") == PREFIX + good]
+    assert [(record["method"], record["status"], record["level"]) for record in asked] == [("GET", 200, "DEBUG")] * 2
+
+
+def test_log_at_info_has_no_requests(service: Service, upstream: Standin) -> None:
+    """At INFO, the default, a load is one line, and a hit none."""
+    event_id = new_id()
+    upstream.add_event(event_id, names=["Ella"])
+    for _ in range(3):
+        assert service.event(event_id).status_code == 200
+    assert service.log.count(event_id) == 1
+
+
+# --check
+
+
+def checked(capsys: pytest.CaptureFixture[str], upstream: Standin | None = None, **environ: str) -> tuple[int, str]:
+    """Run --check in this process; return its exit status and what it printed."""
+    base = {"C42_BASE_URL": upstream.base_url} if upstream else {}
+    status = check.run({"C42_TOKEN": TOKEN, "C42_TIMEOUT": "5", **base, **environ})
+    said = capsys.readouterr().out
+    assert TOKEN not in said
+    return status, said
+
+
+def test_check_is_a_program(start: Start, upstream: Standin) -> None:
+    """`python main.py --check` says a line of each step and exits with 0 where all is well."""
+    upstream.rule(headers={"Date": _http_date(0)})
+    service = start("--check", ready=False)
+    assert service.process.wait(20) == 0
+    steps = ["settings", "host", "connection", "answer", "token", "clock"]
+    assert [line.split(":")[0] for line in service.log.splitlines()] == [f"ok    {step}" for step in steps]
+    assert upstream.calls() == 1
+
+
+def _http_date(offset: float) -> str:
+    return format_datetime(datetime.now(UTC) + timedelta(seconds=offset), usegmt=True)
+
+
+@pytest.mark.parametrize(
+    ("fault", "says"),
+    [
+        ({"status": 401}, "FAIL  token: Calendar42 refuses it (401); see C42_TOKEN"),
+        ({"status": 403}, "FAIL  token: Calendar42 refuses it (403)"),
+        ({"status": 404}, "see C42_BASE_URL"),
+        ({"status": 429}, "(429)"),
+        ({"status": 503}, "in trouble (503)"),
+        ({"body": "<html>\n\x1b[2J"}, "not Calendar42's API"),
+        ({"status": 301, "headers": {"Location": "/"}}, "not Calendar42's API"),
+        ({"reset": True}, "FAIL  answer: none, Connection reset by peer"),
+        ({"truncate": True}, "FAIL  answer: none, IncompleteRead"),
+        ({"headers": {"Date": _http_date(-600)}}, "ahead of Calendar42; see its time service"),
+        ({"headers": {"Date": _http_date(600)}}, "behind Calendar42; see its time service"),
+    ],
+)
+def test_check_finds(
+    capsys: pytest.CaptureFixture[str], upstream: Standin, fault: Mapping[str, object], says: str
+) -> None:
+    """What is wrong with the answer to the question is said in one line, and is exit status 1."""
+    upstream.rule(**fault)  # type: ignore[arg-type]
+    status, said = checked(capsys, upstream)
+    assert (status, said.count("FAIL")) == (1, 1)
+    assert says in said
+    assert "\x1b" not in said
+
+
+def test_check_wrong_token(capsys: pytest.CaptureFixture[str], upstream: Standin) -> None:
+    """A token that the upstream does not know is named as the trouble."""
+    status, said = checked(capsys, upstream, C42_TOKEN="wrong")
+    assert status == 1
+    assert "FAIL  token: Calendar42 refuses it (401)" in said
+
+
+def test_check_hang(capsys: pytest.CaptureFixture[str], upstream: Standin) -> None:
+    """An upstream that never answers is given C42_TIMEOUT, and no more."""
+    upstream.rule(hang=True)
+    status, said = checked(capsys, upstream, C42_TIMEOUT="0.2")
+    assert status == 1
+    assert "FAIL  answer: none within 0.2 s" in said
+
+
+def test_check_no_way(capsys: pytest.CaptureFixture[str]) -> None:
+    """An unknown host, a port where nobody listens and a missing token are told apart."""
+    with socket.socket() as taken:
+        taken.bind(("127.0.0.1", 0))  # and does not listen
+        status, said = checked(capsys, C42_BASE_URL=f"http://127.0.0.1:{taken.getsockname()[1]}/")
+    assert status == 1
+    assert "Connection refused" in said
+    status, said = checked(capsys, C42_BASE_URL="http://c42c.invalid/")
+    assert status == 1
+    assert "FAIL  host: c42c.invalid is unknown" in said
+    status, said = checked(capsys, C42_TOKEN="")
+    assert (status, said) == (1, "FAIL  settings: C42_TOKEN is missing: token for Calendar42\n")
+
+
+def test_check_typing_error(capsys: pytest.CaptureFixture[str], upstream: Standin) -> None:
+    """A variable that is no setting is warned about, and no failure."""
+    status, said = checked(capsys, upstream, C42_EXPIRI="5")
+    assert status == 0
+    assert "warn  settings: C42_EXPIRI is not a setting; did you mean C42_EXPIRY?" in said
+
+
+@pytest.fixture(scope="module")
+def certificate(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Make a self-signed certificate for localhost; return the folder with fullchain.pem and privkey.pem."""
+    if shutil.which("openssl") is None:
+        pytest.skip("needs openssl, as Debian has it")
+    folder = tmp_path_factory.mktemp("certificate")
+    command = "openssl req -x509 -newkey ec -pkeyopt ec_paramgen_curve:P-256 -nodes -days 2 -subj /CN=localhost"
+    command += " -addext subjectAltName=DNS:localhost -keyout privkey.pem -out fullchain.pem"
+    subprocess.run(command.split(), cwd=folder, check=True, capture_output=True)
+    return folder
+
+
+class _List(BaseHTTPRequestHandler):
+    def log_message(self, *_: object) -> None:
+        """Stay quiet."""
+
+    def do_GET(self) -> None:
+        self.send_response(200)
+        self.end_headers()
+        self.wfile.write(b'{"data": []}')
+
+
+@contextmanager
+def tls_upstream(certificate: Path) -> Iterator[int]:
+    """Answer every question with an empty list, over TLS; give the port."""
+    context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
+    context.load_cert_chain(certificate / "fullchain.pem", certificate / "privkey.pem")
+    with ThreadingHTTPServer(("127.0.0.1", 0), _List) as server:
+        server.socket = context.wrap_socket(server.socket, server_side=True, do_handshake_on_connect=False)
+        server.handle_error = lambda *_: None  # type: ignore[method-assign]  # clients hang up on what they don't trust
+        thread = threading.Thread(target=server.serve_forever, args=(0.02,))
+        thread.start()
+        try:
+            yield server.server_address[1]
+        finally:
+            server.shutdown()
+            thread.join()
+
+
+def test_check_certificate(
+    capsys: pytest.CaptureFixture[str], certificate: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A certificate that nobody vouches for, one of another host and one that is trusted are told apart."""
+    with tls_upstream(certificate) as port:
+        status, said = checked(capsys, C42_BASE_URL=f"https://localhost:{port}/")
+        assert status == 1
+        assert "FAIL  TLS: certificate: self-signed certificate" in said
+        monkeypatch.setenv("REQUESTS_CA_BUNDLE", str(certificate / "fullchain.pem"))
+        status, said = checked(capsys, C42_BASE_URL=f"https://127.0.0.1:{port}/")
+        assert status == 1
+        assert "FAIL  TLS: certificate: IP address mismatch" in said
+        status, said = checked(capsys, C42_BASE_URL=f"https://localhost:{port}/")
+        assert (status, said.count("ok    ")) == (0, 7)
+        assert "the certificate holds for 2 days" in said
+
+
+def test_check_no_tls_there(capsys: pytest.CaptureFixture[str], upstream: Standin) -> None:
+    """https:// to a port that speaks plain HTTP is said to be a matter of TLS."""
+    status, said = checked(capsys, C42_BASE_URL=upstream.base_url.replace("http:", "https:"))
+    assert status == 1
+    assert "FAIL  TLS: " in said
+
+
+# deploy/
+
+
+def ran(*command: str) -> str:
+    """Run a program to its end, and return all that it printed; fail where its exit status is not 0."""
+    ended = subprocess.run(command, check=False, cwd=ROOT / "deploy", capture_output=True, text=True, timeout=30)
+    assert ended.returncode == 0, ended.stdout + ended.stderr
+    return ended.stdout + ended.stderr
+
+
+@needs("systemd-analyze")
+def test_systemd_unit(tmp_path: Path) -> None:
+    """systemd finds nothing wrong with the unit, and rates its exposure below 1.5 of 10."""
+    unit = tmp_path / "c42c.service"
+    text = (ROOT / "deploy/c42c.service").read_text()
+    unit.write_text(text.replace("/opt/c42c/c42c/bin/python", sys.executable))  # it wants to see the program
+    assert "c42c" not in ran("systemd-analyze", "verify", "--man=no", str(unit))
+    score = re.search(
+        r"exposure level for c42c.service: ([\d.]+)", ran("systemd-analyze", "security", "--offline=true", str(unit))
+    )
+    assert score is not None
+    assert float(score[1]) < 1.5
+    stop = re.search(r"TimeoutStopSec=(\d+)", text)
+    assert stop is not None
+    assert int(stop[1]) > settings.read({"C42_TOKEN": TOKEN}).timeout + 1
+
+
+@needs("promtool")
+def test_prometheus_rules() -> None:
+    """Prometheus takes the configuration; no alert fires while all is well, and each one when nothing is."""
+    ran("promtool", "check", "config", "prometheus.yml")
+    ran("promtool", "test", "rules", "c42c.rules.test.yml")
+
+
+def test_alerts_are_about_what_is_there(service: Service) -> None:
+    """Each metric that an alert asks for is one that the service has, and each alert is in docs/operating.md."""
+    rules = (ROOT / "deploy/c42c.rules.yml").read_text()
+    page = (ROOT / "docs/operating.md").read_text()
+    had = {name for name, _ in samples(service)} | {"up"}
+    asked = set(re.findall(r"\b(?:c42|process)_[a-z_]+\b", rules))
+    assert len(asked) > 8
+    assert asked <= had
+    alerts = re.findall(r"alert: (\w+)", rules)
+    assert [alert for alert in alerts if f"### {alert}\n" not in page] == []
+    assert [name for name in had if name.startswith("c42_") and not _mentioned(name, page)] == []
+
+
+def _mentioned(name: str, page: str) -> bool:
+    return re.sub("_(bucket|count|sum|created)$", "", name) in page
+
+
+@needs("nginx")
+def test_nginx_site(service: Service, upstream: Standin, certificate: Path, tmp_path: Path) -> None:
+    """nginx takes the site, serves events over TLS, and shows the operators' pages to operators alone."""
+    with socket.socket() as one, socket.socket() as other:
+        one.bind(("127.0.0.1", 0))
+        other.bind(("127.0.0.1", 0))
+        plain, tls = (sock.getsockname()[1] for sock in (one, other))
+    site = (ROOT / "deploy/c42c.nginx.conf").read_text()
+    site = re.sub(r"listen \[::\].*", "", site).replace("/etc/nginx/c42c", str(certificate))
+    site = site.replace("listen 80", f"listen 127.0.0.1:{plain}").replace("listen 443", f"listen {tls}")
+    site = site.replace("127.0.0.1:5000", f"127.0.0.1:{service.port}")
+    folders = "".join(
+        f"{kind}_temp_path {tmp_path}/{kind};\n" for kind in ("client_body", "proxy", "fastcgi", "uwsgi", "scgi")
+    )
+    config = tmp_path / "nginx.conf"
+    config.write_text(f"daemon off;\npid {tmp_path}/pid;\nevents {{}}\nhttp {{\naccess_log off;\n{folders}{site}\n}}\n")
+    command = ["nginx", "-p", str(tmp_path), "-c", str(config), "-e", "stderr"]
+    ran(*command, "-t")
+    nginx = subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+    try:
+        until(lambda: not _refused(tls) and not _refused(plain), "nginx to listen")
+        event_id = new_id()
+        upstream.add_event(event_id, title="Dîner", names=["Ella"])
+        trust = ssl.create_default_context(cafile=certificate / "fullchain.pem")
+
+        def get(path: str, source: str = "127.0.0.1") -> tuple[int, HTTPMessage, bytes]:
+            connection = HTTPSConnection("localhost", tls, context=trust, source_address=(source, 0), timeout=20)
+            connection.request("GET", path)
+            answer = connection.getresponse()
+            with answer:
+                found = answer.status, answer.headers, answer.read()
+            connection.close()
+            return found
+
+        status, headers, body = get(PREFIX + event_id)
+        assert (status, json.loads(body)["names"]) == (200, ["Ella"])
+        assert headers["Cache-Status"].startswith("c42c; fwd=miss")
+        assert headers["Strict-Transport-Security"]
+        for path in ("/metrics", "/status.json", "/"):
+            assert get(path)[0] == 200
+            assert get(path, "127.0.0.2")[0] == 404
+        for path in ("/readyz", PREFIX + event_id):
+            assert get(path, "127.0.0.2")[0] == 200
+        ids = ",".join(new_id() for _ in range(100))
+        assert get(f"/events-with-subscriptions?event_ids=[{ids}]")[0] == 200
+        redirect = HTTPConnection("127.0.0.1", plain, timeout=20)
+        redirect.request("GET", "/readyz", headers={"Host": "localhost"})
+        assert urlsplit(redirect.getresponse().headers["Location"]).scheme == "https"
+        redirect.close()
+    finally:
+        nginx.terminate()
+        nginx.wait(20)
+
+
+if __name__ == "__main__":
+    sys.exit(run_as_script(__file__))
