@@ -37,7 +37,7 @@ $(RUN_ENV): requirements.txt
 	$(BIN)/pip install --quiet --disable-pip-version-check -r requirements.txt
 	@touch $@
 
-$(DEV_ENV): $(RUN_ENV) requirements-dev.txt
+$(DEV_ENV): $(RUN_ENV) requirements-redis.txt requirements-dev.txt
 	$(BIN)/pip install --quiet --disable-pip-version-check -r requirements-dev.txt
 	@touch $@
 

@@ -85,7 +85,7 @@ def render(found: Found, environ: Mapping[str, Any]) -> Response:
         headers.append(("Cache-Control", f"max-age={lifetime}") if kind != FAULT and ttl > 0 else NO_STORE)
         if result != "miss":
             headers.append(("Age", str(age)))
-        forwarded = f"; fwd-status={upstream_status}" if upstream_status else ""
+        forwarded = f"; fwd-status={upstream_status}" if upstream_status and result != "shared" else ""
         headers.append(("Cache-Status", _cache_status({_source(found)}, forwarded, kept, lifetime - age)))
     if retry_after:
         headers.append(("Retry-After", str(max(1, math.ceil(max(retry_after - exact_age, ttl))))))
@@ -187,7 +187,7 @@ def _etag(body: bytes) -> str:
 
 
 def _source(found: Found) -> str:
-    """Return "hit", "miss" or "collapsed", or "paused" where no call was made, which a 429 of our own tells."""
+    """Return the result, or "paused" where no call was made, which a 429 of our own tells."""
     status, _, _, _, upstream_status, _ = found.value
     asked = found.result == "hit" or status != HTTPStatus.TOO_MANY_REQUESTS or upstream_status
     return found.result if asked else "paused"
@@ -202,7 +202,7 @@ def _cache_status(sources: set[str], forwarded: str, kept: bool, ttl: int) -> st
         return f"c42c; detail=paused{freshness}"
     how = "partial" if "hit" in sources else "miss"
     if "miss" not in sources:
-        forwarded = f"; collapsed{forwarded}"
+        forwarded = "; detail=shared" if "shared" in sources else f"; collapsed{forwarded}"
     return f"c42c; fwd={how}{forwarded}" + (f"; stored{freshness}" if kept else "")
 
 

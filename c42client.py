@@ -55,12 +55,13 @@ class Client:
         self._upstream = Upstream(base_url=base_url, token=token, pause=pause, at_once=at_once, observe=observe)
         self._pool = ThreadPoolExecutor(at_once, thread_name_prefix="c42c-upstream")
 
-    def fetch(self, event_id: str) -> Merged:
+    def fetch(self, event_id: str, waited: float = 0.0) -> Merged:
         """Return `{"id": …, "title": …, "names": […]}` of one event, or raise `C42Error`, within the time-out.
 
-        The event's own failure is the answer, at once, whatever its subscriptions say.
+        The event's own failure is the answer, at once, whatever its subscriptions say. `waited` are the seconds of
+        the time-out that are used up already.
         """
-        job = Job(self._timeout)
+        job = Job(self._timeout, waited)
         event = self._pool.submit(self._upstream.call, "events", f"{event_id}/", job)
         page = self._pool.submit(self._page, [event_id], 0, job)
         endpoint = "events"
@@ -81,9 +82,9 @@ class Client:
         _log(event_id, answer, job)
         return answer
 
-    def fetch_many(self, event_ids: list[str]) -> dict[str, Merged | C42Error]:
+    def fetch_many(self, event_ids: list[str], waited: float = 0.0) -> dict[str, Merged | C42Error]:
         """Return, for each of many events, what `fetch` would return or raise, with as few calls as there can be."""
-        job = Job(self._timeout)
+        job = Job(self._timeout, waited)
         outcomes: dict[str, Merged | C42Error] = {}
         for part in _parts(event_ids):
             outcomes |= self._fetch_part(part, job)

@@ -39,6 +39,7 @@ class _Load:
     done: threading.Event = field(default_factory=threading.Event)
     entry: _Entry | None = None
     kept: bool = False
+    result: str = "miss"
     error: BaseException | None = None
 
 
@@ -136,7 +137,7 @@ class Cache:
             found = {key: _found(entry, "hit", now) for key, entry in held.items()}
             for key, running in loads.items():
                 assert running.entry
-                found[key] = _found(running.entry, "miss" if key in mine else "collapsed", now, running.kept)
+                found[key] = _found(running.entry, running.result if key in mine else "collapsed", now, running.kept)
             late = [key for key, entry in held.items() if entry[_EXPIRY] <= now]  # expired while others were loaded
             if late:
                 found |= self._find(late, load, admitted=admitted or enters)
@@ -151,13 +152,14 @@ class Cache:
         """Load the keys of `mine`, keep what came and release whoever waits, whatever happens."""
         entries: dict[str, _Entry] = {}
         try:
-            born = self._clock()
+            began = self._clock()
             loaded = load(list(mine))
-            for key in mine:
-                value, kind, lifetime = loaded[key]
+            for key, running in mine.items():
+                value, kind, lifetime, age = loaded[key]
                 hash(value)  # TypeError: it can be changed
                 KINDS.index(kind)  # ValueError: there is no such kind
-                entries[key] = (born + lifetime, key, born, kind, value)
+                running.result = "shared" if age > 0 else "miss"
+                entries[key] = (began - age + lifetime, key, began - age, kind, value)
         except BaseException as error:
             entries.clear()
             for running in mine.values():

@@ -10,19 +10,22 @@ from outcomes import FAULT, NEGATIVE, OK, Loaded
 from settings import Settings
 
 
-def loader(client: Client, settings: Settings) -> Callable[[list[str]], dict[str, Loaded]]:
-    """Return the load function of the cache: it asks `client`, and makes an answer of whatever comes of it."""
+def loader(client: Client, settings: Settings) -> Callable[..., dict[str, Loaded]]:
+    """Return the load function of the cache: it asks `client`, and makes an answer of whatever comes of it.
 
-    def load(event_ids: list[str]) -> dict[str, Loaded]:
+    `waited` are the seconds of the time-out that are over when the load begins.
+    """
+
+    def load(event_ids: list[str], waited: float = 0.0) -> dict[str, Loaded]:
         began = time.monotonic()
         outcomes: Mapping[str, Merged | C42Error]
         if len(event_ids) == 1:
             try:
-                outcomes = {event_ids[0]: client.fetch(event_ids[0])}
+                outcomes = {event_ids[0]: client.fetch(event_ids[0], waited)}
             except C42Error as error:
                 outcomes = {event_ids[0]: error}
         else:
-            outcomes = client.fetch_many(event_ids)
+            outcomes = client.fetch_many(event_ids, waited)
         elapsed = time.monotonic() - began
         return {event_id: _loaded(outcome, elapsed, settings) for event_id, outcome in outcomes.items()}
 

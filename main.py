@@ -7,7 +7,8 @@ import re
 import sys
 from collections.abc import Callable, Mapping
 from functools import partial
-from typing import Any
+from importlib.util import find_spec
+from typing import TYPE_CHECKING, Any
 
 from flask import Flask, Response, request, send_file
 from werkzeug.exceptions import BadRequest, HTTPException
@@ -27,6 +28,9 @@ from metrics import Metrics
 from pause import Pause
 from settings import Settings
 
+if TYPE_CHECKING:
+    from shared_tier import SharedTier
+
 EVENT_ID = re.compile(r"[A-Za-z0-9_-]{1,128}")
 EVENT_ID_RULE = "an event id is 1 to 128 letters, digits, hyphens and underscores"
 LONGEST_LIST = 100
@@ -38,7 +42,8 @@ def create_app(config: Settings, stopping: Callable[[], bool] = lambda: False) -
     """Make the service: the Flask app, with a cache and an upstream client of its own."""
     cache = Cache(max_entries=config.max_entries, max_waiting=config.max_waiting)
     pause = Pause(config.fault_expiry)
-    metrics = Metrics(config, cache, pause, stopping)
+    tier = _tier(config, pause)
+    metrics = Metrics(config, cache, pause, stopping, tier and tier.snapshot)
     client = Client(
         base_url=config.base_url,
         token=config.token,
@@ -49,6 +54,8 @@ def create_app(config: Settings, stopping: Callable[[], bool] = lambda: False) -
         observe_fault=metrics.faulted,
     )
     load = loader(client, config)
+    if tier:
+        load = tier.wrap(load)
     app = Flask(__name__, static_folder=None)  # the status page brings its own
     app.url_map.merge_slashes = False  # a path with two slashes is not found, rather than redirected
     operations.register(app, metrics)
@@ -101,6 +108,14 @@ def create_app(config: Settings, stopping: Callable[[], bool] = lambda: False) -
     return app
 
 
+def _tier(config: Settings, pause: Pause) -> "SharedTier | None":
+    if not config.cache_url:
+        return None
+    from shared_tier import SharedTier  # it needs redis, which is not installed everywhere
+
+    return SharedTier(config, pause)
+
+
 def _event_ids(lists: list[str]) -> list[str]:
     """Read `event_ids=[a,b,c]`, the form in which Calendar42 takes lists; raise BadRequest where it is another."""
     if len(lists) != 1:
@@ -136,6 +151,9 @@ def main(arguments: list[str], environ: Mapping[str, str]) -> int:
 
 
 def _serve(config: Settings, environ: Mapping[str, str], greeting: str = "") -> int:
+    if config.cache_url and not find_spec("redis"):
+        print("C42_CACHE_URL needs what is not installed: pip install -r requirements-redis.txt", file=sys.stderr)
+        return 2
     logs.configure(config.loglevel, config.logformat, config.token)
     settings.warn_of_unknown(environ, log)
     try:
@@ -183,7 +201,7 @@ def _demo(environ: Mapping[str, str]) -> int:
 
 def _parser() -> argparse.ArgumentParser:
     lines = [
-        f"  {name:<17} {variable.meaning} ({'mandatory' if variable.default is None else variable.default})"
+        f"  {name:<17} {variable.meaning} ({'mandatory' if variable.default is None else variable.default or 'none'})"
         for name, variable in settings.VARIABLES.items()
     ]
     parser = argparse.ArgumentParser(

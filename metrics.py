@@ -25,7 +25,7 @@ from prometheus_client.registry import Collector
 from cache import Cache
 from errors import C42Error, Paused
 from fastpath import ROUTE
-from outcomes import KINDS
+from outcomes import KINDS, TierStats
 from pause import Pause
 from settings import Settings
 from upstream import Call
@@ -73,10 +73,18 @@ class Tally:
 class Metrics(Collector):
     """All numbers of one serving process. Any thread may use it; `stopping` says whether the service is told to end."""
 
-    def __init__(self, config: Settings, cache: Cache, pause: Pause, stopping: Callable[[], bool]) -> None:
+    def __init__(
+        self,
+        config: Settings,
+        cache: Cache,
+        pause: Pause,
+        stopping: Callable[[], bool],
+        tier: Callable[[], TierStats] | None = None,
+    ) -> None:
         self._config = config
         self._cache = cache
         self._pause = pause
+        self._tier = tier
         self.stopping = stopping
         self._began = time.monotonic()
         self.served = Tally()  # answers of the fast path, by status line
@@ -154,6 +162,7 @@ class Metrics(Collector):
                 },
                 "faults": faults,
             },
+            "shared_tier": self._tier()._asdict() if self._tier else None,
             "saved_calls": CALLS_PER_LOAD * (stats.hits + stats.collapsed),
             "stopping": self.stopping(),
             "reaper_alive": self.reaper_alive,
@@ -193,6 +202,11 @@ class Metrics(Collector):
         for labels, sent in sorted(responses.items()):
             http.add_metric(labels, sent)
         yield http
+        if self._tier:
+            *counts, up = tier = self._tier()
+            asked = dict(zip(tier._fields, counts, strict=False))
+            yield _counter("c42_shared_tier_loads", "Events to be loaded, by what Redis made of them.", "result", asked)
+            yield GaugeMetricFamily("c42_shared_tier_up", "1 where answers are shared through Redis.", up)
         yield from (GaugeMetricFamily(name, text, value) for name, text, value in self._gauges(stats))
         build = GaugeMetricFamily("c42_build_info", "Always 1.", labels=["version", "python"])
         build.add_metric([VERSION, platform.python_version()], 1)
@@ -206,6 +220,7 @@ class Metrics(Collector):
             ("c42_cache_loading", "Loads under way.", stats.loading),
             ("c42_upstream_pause_seconds", "Time until the upstream may be asked again (429).", self._pause.left),
             ("c42_reaper_alive", "1 where expired entries are deleted.", self.reaper_alive),
+            ("c42_process_id", "The process that answered.", os.getpid()),
             ("c42_stopping", "1 from the signal to end until the end.", self.stopping()),
         )
 

@@ -47,6 +47,7 @@ def register(app: Flask, metrics: Metrics) -> None:
                 "status": "ok" if ready else "not ready",
                 "stopping": now["stopping"],
                 "reaper_alive": now["reaper_alive"],
+                "shared_tier": now["shared_tier"] and ("up" if now["shared_tier"]["up"] else "down"),
                 "upstream": {
                     "pause_seconds": now["upstream"]["pause_seconds"],
                     "last_fault": next(iter(now["upstream"]["faults"]), None),

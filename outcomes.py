@@ -14,12 +14,14 @@ class Loaded(NamedTuple):
     """What a load returns for a key.
 
     Every caller gets the same `value`, so it must be immutable all the way down: hashable. `lifetime` is in seconds
-    from when the load began; where it is over when the load ends, those who waited get the value and none is kept.
+    from when the value began to be; where it is over when the load ends, those who waited get the value and none is
+    kept. A value begins to be when its load begins, or `age` seconds before: it may come from a cache further on.
     """
 
     value: Hashable
     kind: str
     lifetime: float
+    age: float = 0.0  # less than 0 where the value began to be only later, after waiting
 
 
 class Found(NamedTuple):
@@ -27,7 +29,9 @@ class Found(NamedTuple):
 
     value: Any
     kind: str
-    result: str  # "hit", "miss" (this caller loaded it) or "collapsed" (it waited for another caller's load)
+    # "hit", "miss" (this caller loaded it), "shared" (this caller's load found it in a cache further on) or "collapsed"
+    # (it waited for another caller's load)
+    result: str
     age: float
     ttl: float
     kept: bool
@@ -51,6 +55,16 @@ class Stats(NamedTuple):
     entries_fault: int
     waiting: int  # callers that run a load or wait for one
     loading: int  # keys that are being loaded
+
+
+class TierStats(NamedTuple):
+    """One consistent reading of the shared tier. An event that was to be loaded, by how that ended: the first four."""
+
+    found: int  # in Redis, at once
+    awaited: int  # in Redis, after another process had loaded it
+    loaded: int  # here, for all
+    alone: int  # here, without Redis
+    up: bool
 
 
 class Refused(Exception):

@@ -28,11 +28,15 @@ class Pause:
         """Begin the pause that a `Retry-After` asks for; one that is under way is only ever made longer."""
         seconds = _seconds(retry_after)
         pause = self._default if seconds is None else min(max(seconds, 0.0), LONGEST)
+        if self.extend(time.monotonic() + pause):  # calls that were under way bring the same news
+            log.warning("pause: Calendar42 asks for %.0f s", pause, extra={"fields": {"pause_seconds": round(pause)}})
+
+    def extend(self, until: float) -> bool:
+        """Make the pause last until then (of `time.monotonic`) at least; return whether there was none."""
         with self._lock:
             is_new = not self.left
-            self._until = max(self._until, time.monotonic() + pause)
-        if is_new:  # calls that were under way bring the same news
-            log.warning("pause: Calendar42 asks for %.0f s", pause, extra={"fields": {"pause_seconds": round(pause)}})
+            self._until = max(self._until, until)
+        return is_new
 
 
 def _seconds(retry_after: str) -> float | None:

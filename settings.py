@@ -7,10 +7,12 @@ import re
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from typing import Any, NamedTuple
-from urllib.parse import urlsplit
+from urllib.parse import parse_qs, urlsplit
 
 import requests
 
+# What may stand behind the question mark of C42_CACHE_URL; redis-py knows more, which would get in the way.
+_CACHE_OPTIONS = {"db", "username", "password", "ssl_ca_certs", "ssl_certfile", "ssl_keyfile", "ssl_cert_reqs"}
 RESERVED_THREADS = 16  # worker threads that never wait for the upstream, so that hits are always served
 
 
@@ -34,6 +36,8 @@ class Settings:
     max_entries: int
     threads: int
     cors_origins: frozenset[str]
+    cache_url: str = field(repr=False)
+    workers: int
 
     @property
     def max_waiting(self) -> int:
@@ -113,6 +117,29 @@ def _origins(text: str) -> frozenset[str]:
     return origins
 
 
+def _cache_url(text: str) -> str:
+    right = "redis://, rediss:// or unix:// with an address, and a password and a database where it needs them"
+    if not text:
+        return text
+    try:
+        url = urlsplit(text)
+        options = parse_qs(url.query, strict_parsing=True) if url.query else {}
+        database = options.get("db", [""])[0] or (url.path.strip("/") if url.scheme != "unix" else "")
+        senseless = (
+            url.scheme not in ("redis", "rediss", "unix")
+            or not (url.path if url.scheme == "unix" else url.hostname)
+            or url.port == 0
+            or not re.fullmatch(r"[0-9]{0,9}", database)
+            or not options.keys() <= _CACHE_OPTIONS
+            or re.search(r"[#\s]", text)
+        )
+    except ValueError:
+        senseless = True
+    if senseless:
+        raise ValueError(right)
+    return text
+
+
 class _Variable(NamedTuple):
     default: str | None  # None: mandatory
     meaning: str
@@ -140,6 +167,8 @@ VARIABLES: Mapping[str, _Variable] = {
         _integer(RESERVED_THREADS + 1, 10_000),
     ),
     "C42_CORS_ORIGINS": _Variable("", "origins whose pages may read answers, separated by commas; or *", _origins),
+    "C42_CACHE_URL": _Variable("", "redis://...: share answers with other processes", _cache_url, secret=True),
+    "C42_WORKERS": _Variable("1", "processes; more than one needs C42_CACHE_URL", _integer(1, 256)),
 }
 
 
@@ -162,6 +191,10 @@ def read(environ: Mapping[str, str]) -> Settings:
                 f"C42_FAULT_EXPIRY={_one_line(environ['C42_FAULT_EXPIRY'])} makes no sense: it takes C42_EXPIRY at most"
             )
         values["fault_expiry"] = values["expiry"]
+    if values["workers"] > 1 and not values["cache_url"]:
+        raise SettingsError(
+            f"C42_WORKERS={values['workers']} needs C42_CACHE_URL: else each process would ask Calendar42 by itself"
+        )
     return Settings(**values)
 
 

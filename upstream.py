@@ -31,14 +31,15 @@ class Call(NamedTuple):
 
 @dataclass(slots=True)
 class Job:
-    """All upstream work for one answer, to be done within `timeout` seconds from now."""
+    """All upstream work for one answer, to be done within `timeout` seconds, of which `waited` are over."""
 
     timeout: float
+    waited: float = 0.0
     deadline: float = field(init=False)
     calls: list[Call] = field(default_factory=list)
 
     def __post_init__(self) -> None:
-        self.deadline = time.monotonic() + self.timeout
+        self.deadline = time.monotonic() + self.timeout - self.waited
 
     @property
     def left(self) -> float:

@@ -1,0 +1,263 @@
+"""Answers shared with other processes and machines through Redis.
+
+A `SharedTier` stands between a process's own cache and the upstream, around the load function. It looks in Redis
+first. What is not there is loaded by whoever gets the event's lock, and put there; who does not get it looks again and
+again, until the answer is there or the lock is free. A lock lasts two seconds and is made to last longer while its
+load is under way, so that a process that dies holds the others up for no longer than that. The pause that the upstream
+asks for is shared as well. Where Redis is lost, loads go on without.
+
+Times come from Redis: what is left of a lifetime is what is left there (PTTL). What is written says until when it
+counts on Redis's own clock, for it may be held up on its way there. All rounding makes lives shorter: the time and what
+is left are whole milliseconds, of which one may be over already.
+
+Keys: `c42c:`, format, digest of base URL and token; then the lifetimes and the event, or `pause`. A lock's key is the
+answer's with `:lock` behind it; in a cluster both are on one node. An answer is a line of JSON and then its body.
+"""
+
+import contextlib
+import json
+import logging
+import math
+import secrets
+import threading
+import time
+from collections.abc import Callable, Mapping
+from hashlib import blake2b
+from typing import Any, NamedTuple
+
+from outcomes import KINDS, Loaded, TierStats
+from pause import LONGEST, Pause
+from redis_link import Budget, Command, Link, Lost
+from settings import Settings
+
+FORMAT = 1
+BUDGET = 0.25  # seconds that an answer may wait for Redis, in all
+LEASE = 2.0  # seconds that a lock lasts by itself, or the time-out where that is shorter
+SHORTEST_WAIT, LONGEST_WAIT = 0.01, 0.05  # seconds between two looks
+
+log = logging.getLogger("c42c.redis")
+
+_NOW = "local now = redis.call('time') now = now[1] * 1000 + math.floor(now[2] / 1000) "
+
+# Returns time, answer and what is left of its lifetime; or the time alone, with the lock taken; or nothing.
+_LOOK_UP = f"""{_NOW}
+local answer = redis.call('get', KEYS[1])
+if answer then return {{now, answer, redis.call('pttl', KEYS[1])}} end
+if redis.call('set', KEYS[2], ARGV[1], 'nx', 'px', ARGV[2]) then return {{now}} end
+return {{}}"""
+
+# Releases the lock and puts the answer there, unless the lock has become another's.
+_PUT = f"""{_NOW}
+local holder = redis.call('get', KEYS[2])
+if holder and holder ~= ARGV[1] then return 0 end
+if holder then redis.call('del', KEYS[2]) end
+local left = math.min(tonumber(ARGV[3]), ARGV[4] - now - 1)
+if left > 0 then redis.call('set', KEYS[1], ARGV[2], 'px', left) end
+return left"""
+
+# Takes the lock, or makes it last; a Redis that was restarted has forgotten it.
+_HOLD = """
+local holder = redis.call('get', KEYS[1])
+if holder and holder ~= ARGV[1] then return 0 end
+redis.call('set', KEYS[1], ARGV[1], 'px', ARGV[2])
+return ARGV[1]"""
+
+_PAUSE = f"""{_NOW}
+local left = math.min(tonumber(ARGV[1]), ARGV[2] - now - 1)
+if left > redis.call('pttl', KEYS[1]) then redis.call('set', KEYS[1], '', 'px', left) end
+return left"""
+
+LoadMany = Callable[[list[str], float], Mapping[str, Loaded]]
+
+
+class _Lock(NamedTuple):
+    token: str
+    clock: float  # Redis's time is at least this much more than time.monotonic, in milliseconds
+
+
+class SharedTier:
+    """Shares answers through the Redis of `settings`; `pause` is the one of the client whose loads it wraps."""
+
+    def __init__(self, settings: Settings, pause: Pause) -> None:
+        self._timeout = settings.timeout
+        self._lease = max(1, int(min(LEASE, settings.timeout) * 1000))
+        self._pause = pause
+        scope = blake2b(f"{settings.base_url}\0{settings.token}".encode(), digest_size=16).hexdigest()
+        self._prefix = f"c42c:{FORMAT}:{scope}:"
+        # Who keeps answers for another time can't take over these.
+        self._answers = f"{self._prefix}{settings.expiry:g}/{settings.fault_expiry:g}:"
+        self._lock = threading.Lock()  # guards what follows
+        self._held: dict[str, str] = {}  # the tokens of the locks that are to last, by event
+        self._counts = dict.fromkeys(TierStats._fields[:-1], 0)
+        token = secrets.token_hex(8)
+        probe = ("EVAL", _HOLD, 1, f"{self._prefix}probe:{token}", token, self._lease)
+        self._link = Link(settings.cache_url, probe=probe, right=token.encode(), regular=self._hold)
+        self._link.wait_until_known(2 * BUDGET)
+
+    @property
+    def state(self) -> str:
+        """`up`, or `down` where Redis is lost."""
+        return "up" if self._link.up else "down"
+
+    def snapshot(self) -> TierStats:
+        """Read all counters at one moment."""
+        with self._lock:
+            return TierStats(**self._counts, up=self._link.up)
+
+    def close(self) -> None:
+        """Let Redis go."""
+        self._link.close()
+
+    def wrap(self, load: LoadMany) -> Callable[[list[str]], Mapping[str, Loaded]]:
+        """Return a load function for the cache that looks in Redis first, and asks `load` for the rest.
+
+        `load` gets the events, and how many seconds of their time-out are used up already.
+        """
+        return lambda event_ids: self._load(event_ids, load)
+
+    def _load(self, event_ids: list[str], load: LoadMany) -> dict[str, Loaded]:
+        began = time.monotonic()
+        loaded: dict[str, Loaded] = {}
+        wanted, wait, budget = list(event_ids), 0.0, Budget(BUDGET)
+        while wanted:
+            # Who waits for another's load does not wait for Redis, but at the very end.
+            look = Budget(budget.left - wait) if wait else budget
+            try:
+                if time.monotonic() - began > self._timeout + BUDGET:
+                    raise Lost  # whoever loads it should have ended
+                found, locks = self._look_up(wanted, began, look)
+            except Lost:
+                self._count("alone", len(wanted))
+                return loaded | _ask(wanted, load, began)
+            self._count("awaited" if wait else "found", len(found))
+            loaded |= found
+            if locks:
+                self._count("loaded", len(locks))
+                loaded |= self._load_for_all(locks, load, began, look)
+            wanted = [event_id for event_id in wanted if event_id not in loaded]
+            if wanted:
+                wait = min(max((time.monotonic() - began) / 5, SHORTEST_WAIT), LONGEST_WAIT)
+                time.sleep(wait)
+        return loaded
+
+    def _look_up(
+        self, event_ids: list[str], began: float, budget: Budget
+    ) -> tuple[dict[str, Loaded], dict[str, _Lock]]:
+        """Return what is there, and the locks of those that are now to be loaded here; the others are being loaded."""
+        tokens = {event_id: secrets.token_hex(8) for event_id in event_ids}
+        commands: list[Command] = [("PTTL", f"{self._prefix}pause")]
+        commands += [
+            ("EVAL", _LOOK_UP, 2, *self._keys(event_id), tokens[event_id], self._lease) for event_id in event_ids
+        ]
+        sent = time.monotonic()
+        pause, *replies = self._link.ask(commands, budget)
+        received = time.monotonic()
+        found, locks = {}, {}
+        try:
+            if 0 < pause <= LONGEST * 1000:
+                self._pause.extend(sent + (pause - 1) / 1000)
+            for event_id, reply in zip(event_ids, replies, strict=True):
+                if not reply:
+                    continue
+                now, *answer = reply
+                locks[event_id] = _Lock(tokens[event_id], now - received * 1000)
+                if answer:
+                    try:
+                        value, kind, lifetime, left = decode(*answer)
+                    except ValueError as error:  # it will be replaced
+                        log.warning("Redis has something else than an answer of event %s: %s", event_id, error)
+                    else:
+                        found[event_id] = Loaded(value, kind, lifetime, lifetime - left - (sent - began))
+                        del locks[event_id]
+        except Exception as error:  # whatever comes of what is not as it should be
+            self._link.lose(f"it answers nonsense: {error}")
+            raise Lost from None
+        return found, locks
+
+    def _load_for_all(
+        self, locks: dict[str, _Lock], load: LoadMany, began: float, budget: Budget
+    ) -> Mapping[str, Loaded]:
+        """Load the events whose locks are held, put the answers where all find them, and release the locks."""
+        with self._lock:
+            self._held |= {event_id: lock.token for event_id, lock in locks.items()}
+        loaded: Mapping[str, Loaded] = {}
+        try:
+            loaded = _ask(list(locks), load, began)
+        finally:
+            with self._lock:
+                for event_id in locks:
+                    del self._held[event_id]
+            self._put(loaded, locks, began, budget)
+        return loaded
+
+    def _put(self, loaded: Mapping[str, Loaded], locks: dict[str, _Lock], began: float, budget: Budget) -> None:
+        commands: list[Command] = []
+        now = time.monotonic()
+        if pause := self._pause.left:
+            clock = next(iter(locks.values())).clock
+            commands.append(("EVAL", _PAUSE, 1, f"{self._prefix}pause", *_until(now + pause, now, clock)))
+        for event_id, lock in locks.items():
+            content, until = b"", now
+            if answer := loaded.get(event_id):
+                content, until = encode(answer), began - answer.age + answer.lifetime
+            commands.append(
+                ("EVAL", _PUT, 2, *self._keys(event_id), lock.token, content, *_until(until, now, lock.clock))
+            )
+        with contextlib.suppress(Lost):  # the answer is right all the same, and the lock ends by itself
+            self._link.ask(commands, budget, keep=True)
+
+    def _hold(self) -> list[Command]:
+        with self._lock:
+            held = list(self._held.items())
+        return [("EVAL", _HOLD, 1, self._keys(event_id)[1], token, self._lease) for event_id, token in held]
+
+    def _keys(self, event_id: str) -> tuple[str, str]:
+        """Return the key of the answer and that of the lock; the braces put both on one node of a cluster."""
+        key = f"{self._answers}{{{event_id}}}"
+        return key, f"{key}:lock"
+
+    def _count(self, what: str, number: int) -> None:
+        with self._lock:
+            self._counts[what] += number
+
+
+def _ask(event_ids: list[str], load: LoadMany, began: float) -> dict[str, Loaded]:
+    """Load, and date the answers back to `began`."""
+    waited = time.monotonic() - began
+    loaded = load(event_ids, waited)
+    return {event_id: loaded[event_id]._replace(age=loaded[event_id].age - waited) for event_id in event_ids}
+
+
+def _until(until: float, now: float, clock: float) -> tuple[int, int]:
+    """Return the milliseconds that are left `until` then, and when that is on Redis's clock."""
+    return math.floor((until - now) * 1000), math.floor(until * 1000 + clock)
+
+
+def encode(loaded: Loaded) -> bytes:
+    """Make of an answer (see `answers`) what Redis keeps of it."""
+    value: Any = loaded.value
+    status, content_type, body, etag, upstream_status, retry_after = value
+    head = [loaded.kind, loaded.lifetime, status, content_type, etag, upstream_status, retry_after]
+    return b"%b\n%b" % (json.dumps(head).encode(), body)
+
+
+def decode(content: bytes, left: int) -> tuple[Any, str, float, float]:
+    """Return value, kind, lifetime and what is left of it, in seconds; raise ValueError for what is no answer."""
+    head, newline, body = content.partition(b"\n")
+    try:
+        kind, lifetime, status, content_type, etag, upstream_status, retry_after = json.loads(head)
+        texts = f"{content_type}{etag}"
+        right = (
+            newline
+            and kind in KINDS
+            and 0 < left <= lifetime * 1000 < math.inf
+            and status in range(200, 600)
+            and upstream_status in range(600)
+            and 0 <= retry_after < math.inf
+            and (texts.isascii() and texts.isprintable())
+        )
+    except (TypeError, ValueError, RecursionError):
+        right = False
+    if not right:
+        raise ValueError("it can't be read")
+    return (status, content_type, body, etag, upstream_status, retry_after), kind, lifetime, (left - 1) / 1000

@@ -1,0 +1,941 @@
+"""What processes promise that share answers through Redis: a real one, and ones that fail in every way.
+
+Most tests let several caches and tiers in this process stand for several machines, with loads that are counted and
+stand at a gate; some start the service. A Redis that was lost is tried again every 0.2 s here, rather than every 5 s.
+"""
+
+import contextlib
+import logging
+import os
+import shutil
+import signal
+import socket
+import subprocess
+import sys
+import threading
+import time
+from collections import Counter
+from collections.abc import Callable, Iterator
+from concurrent.futures import Future, ThreadPoolExecutor
+from pathlib import Path
+from typing import Any
+
+import pytest
+import redis
+import requests
+
+import answers
+import main
+import redis_link
+import settings
+import shared_tier
+from cache import Cache
+from conftest import PATIENCE, TOKEN, Service, new_id, run_as_script, until
+from outcomes import FAULT, OK, Found, Loaded
+from pause import Pause
+from shared_tier import SharedTier
+from standin import Standin
+
+PASSWORD = "se%2Fcret"
+VALUE = answers.success({"id": "1", "title": "Ein schöner Titel\n", "names": []})
+
+if not shutil.which("redis-server"):
+    pytest.skip("there is no redis-server; Debian's package of that name has it", allow_module_level=True)
+
+
+def free_port() -> int:
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        return int(free.getsockname()[1])
+
+
+class Redis:
+    """A redis-server on a free port of loopback, which keeps nothing on disk."""
+
+    def __init__(self, *options: str) -> None:
+        self.port = free_port()
+        self.url = f"redis://127.0.0.1:{self.port}/0"
+        self._options = options
+        self.start()
+
+    def start(self) -> None:
+        own = ["--port", str(self.port), "--bind", "127.0.0.1", "--save", "", "--appendonly", "no"]
+        self.process = subprocess.Popen(
+            ["redis-server", *own, *self._options],
+            stdout=subprocess.DEVNULL,
+            cwd="/",
+        )
+        until(self.listens, "redis-server to listen")
+
+    def listens(self) -> bool:
+        with socket.socket() as sock:
+            return sock.connect_ex(("127.0.0.1", self.port)) == 0
+
+    def signal(self, sig: signal.Signals) -> None:
+        self.process.send_signal(sig)
+
+    def kill(self) -> None:
+        self.process.kill()
+        self.process.wait(PATIENCE)
+
+    @contextlib.contextmanager
+    def client(self) -> Iterator[Any]:
+        """Look into it, past the tier."""
+        with redis.Redis(port=self.port, protocol=2) as client:
+            yield client
+
+
+class Proxy:
+    """Hands on what it gets to a port and back; `answer`, if there is one, does something else to what comes back."""
+
+    def __init__(self, port: int = 0, answer: Callable[[bytes, socket.socket], None] | None = None) -> None:
+        self._target = port
+        self.answer = answer
+        self._open = [socket.create_server(("127.0.0.1", 0))]
+        self.url = f"redis://:{PASSWORD}@127.0.0.1:{self._open[0].getsockname()[1]}"
+        self._spawn(self._accept)
+
+    def _spawn(self, target: Callable[..., None], *args: Any) -> None:
+        threading.Thread(target=target, args=args, daemon=True).start()
+
+    def _accept(self) -> None:
+        with contextlib.suppress(OSError):
+            while True:
+                here = self._open[0].accept()[0]
+                there = socket.create_connection(("127.0.0.1", self._target)) if self._target else here
+                self._open += [here, there]
+                if self._target:
+                    self._spawn(self._copy, here, there, None)
+                self._spawn(self._copy, there, here, self)
+
+    def _copy(self, source: socket.socket, sink: socket.socket, back: "Proxy | None") -> None:
+        with contextlib.suppress(OSError):
+            while data := source.recv(65536):
+                if back and back.answer:
+                    back.answer(data, sink)
+                else:
+                    sink.sendall(data)
+            sink.shutdown(socket.SHUT_RDWR)
+
+    def end(self) -> None:
+        for sock in self._open:
+            with contextlib.suppress(OSError):
+                sock.shutdown(socket.SHUT_RDWR)
+            sock.close()
+
+
+class Machine:
+    """A process's cache over a tier, with a load that counts; it stands at `gate` where there is one."""
+
+    def __init__(self, url: str, counts: Counter[str], **environ: str) -> None:
+        self.config = settings.read({"C42_TOKEN": TOKEN, "C42_CACHE_URL": url, "C42_TIMEOUT": "5"} | environ)
+        self.pause = Pause(self.config.fault_expiry)
+        self.tier = SharedTier(self.config, self.pause)
+        self.cache = Cache(max_entries=1000, max_waiting=1000)
+        self.gate: threading.Event | None = None
+        self.entered = threading.Semaphore(0)
+        self.answer: Callable[[], Loaded] = lambda: Loaded(VALUE, OK, self.config.expiry)
+        self._counts = counts
+
+    def load(self, event_ids: list[str], waited: float = 0.0) -> dict[str, Loaded]:
+        loaded = {}
+        for event_id in event_ids:
+            self._counts[event_id] += 1
+            self.entered.release()
+            assert not self.gate or self.gate.wait(PATIENCE)
+            loaded[event_id] = self.answer()
+        return loaded
+
+    def ask(self, event_id: str) -> Found:
+        return self.ask_many([event_id])[event_id]
+
+    def ask_many(self, event_ids: list[str]) -> dict[str, Found]:
+        return self.cache.get_or_load_many(event_ids, self.tier.wrap(self.load))
+
+    def key(self, event_id: str) -> str:
+        return self.tier._keys(event_id)[0]
+
+    def end(self) -> None:
+        if self.gate:
+            self.gate.set()
+        self.tier.close()
+        self.cache.close()
+
+
+@pytest.fixture(scope="module")
+def shared_redis() -> Iterator[Redis]:
+    server = Redis()
+    yield server
+    server.kill()
+
+
+@pytest.fixture
+def own_redis() -> Iterator[Redis]:
+    """Give a test a Redis to be ill-treated."""
+    server = Redis()
+    yield server
+    server.kill()
+
+
+@pytest.fixture
+def counts() -> Counter[str]:
+    """Count the loads of all machines, by event."""
+    return Counter()
+
+
+@pytest.fixture
+def machine(counts: Counter[str], monkeypatch: pytest.MonkeyPatch) -> Iterator[Callable[..., Machine]]:
+    """Give a test a way to make machines: `machine(url, C42_EXPIRY="1")`."""
+    monkeypatch.setattr(redis_link, "PROBE_EVERY", 0.2)
+    with contextlib.ExitStack() as stack:
+
+        def make(url: str, **environ: str) -> Machine:
+            made = Machine(url, counts, **environ)
+            stack.callback(made.end)
+            return made
+
+        yield make
+
+
+@pytest.fixture
+def proxy() -> Iterator[Callable[..., Proxy]]:
+    with contextlib.ExitStack() as stack:
+
+        def make(*args: Any) -> Proxy:
+            made = Proxy(*args)
+            stack.callback(made.end)
+            return made
+
+        yield make
+
+
+@pytest.fixture
+def pool() -> Iterator[ThreadPoolExecutor]:
+    with ThreadPoolExecutor(500) as executor:
+        yield executor
+
+
+@pytest.fixture
+def said(caplog: pytest.LogCaptureFixture) -> Callable[[str], int]:
+    """Count the log records that contain a text."""
+    caplog.set_level(logging.INFO, "c42c")
+    return lambda text: sum(text in record.getMessage() for record in caplog.records)
+
+
+def bounded(function: Callable[[], Found]) -> Found:
+    """Return what it does, well before a Redis that hangs could have been waited for."""
+    began = time.monotonic()
+    found = function()
+    assert time.monotonic() - began < 2.0
+    return found
+
+
+# Sharing
+
+
+def test_machines_load_once_between_them(
+    shared_redis: Redis, machine: Callable[..., Machine], counts: Counter[str], pool: ThreadPoolExecutor
+) -> None:
+    """Callers on several machines that ask for one cold event cause one load, and all get its outcome."""
+    machines = [machine(shared_redis.url) for _ in range(4)]
+    event_id, gate = new_id(), threading.Event()
+    for each in machines:
+        each.gate = gate
+    futures = [pool.submit(each.ask, event_id) for each in machines for _ in range(10)]
+    until(lambda: sum(each.cache.snapshot().waiting for each in machines) == 40)
+    gate.set()
+    found = [future.result(PATIENCE) for future in futures]
+    assert counts[event_id] == 1
+    assert {each.value for each in found} == {VALUE}
+    stats = [each.tier.snapshot() for each in machines]
+    assert sum(each.loaded for each in stats) == 1
+    assert sum(each.found + each.awaited for each in stats) == 3
+
+
+def test_an_answer_ages_from_its_load_wherever_it_is_served(
+    shared_redis: Redis, machine: Callable[..., Machine]
+) -> None:
+    """An answer that was taken over expires no later than where it was loaded, and knows its age."""
+    first, second = machine(shared_redis.url), machine(shared_redis.url)
+    event_id = new_id()
+    first.ask(event_id)
+    time.sleep(0.3)
+    assert second.ask(event_id).result == "shared"
+    loaded = first.cache.get(event_id)
+    taken = second.cache.get(event_id)
+    assert loaded
+    assert taken
+    assert taken.ttl <= loaded.ttl
+    assert taken.ttl == pytest.approx(loaded.ttl, abs=0.5)
+    assert taken.age >= loaded.age >= 0.3
+    assert taken.age + taken.ttl == pytest.approx(first.config.expiry)
+    response = answers.render(second.ask(event_id)._replace(result="shared"), {})
+    assert ("Age", "1") in response.headers
+    assert ("Cache-Control", "max-age=252") in response.headers
+
+
+def test_what_was_waited_for_is_no_older_than_its_load(
+    shared_redis: Redis, machine: Callable[..., Machine], pool: ThreadPoolExecutor
+) -> None:
+    """Who waits for another machine's load gets an answer that ages from that load's beginning."""
+    first, second = machine(shared_redis.url), machine(shared_redis.url)
+    event_id, first.gate = new_id(), threading.Event()
+    loading = pool.submit(first.ask, event_id)
+    assert first.entered.acquire(timeout=PATIENCE)
+    waiting = pool.submit(second.ask, event_id)
+    until(lambda: second.cache.snapshot().waiting)
+    time.sleep(0.3)
+    first.gate.set()
+    loading.result(PATIENCE)
+    waiting.result(PATIENCE)
+    loaded, taken = first.cache.get(event_id), second.cache.get(event_id)
+    assert loaded
+    assert taken
+    assert taken.ttl <= loaded.ttl
+    assert taken.age >= loaded.age >= 0.3
+
+
+def test_errors_are_shared(shared_redis: Redis, machine: Callable[..., Machine], counts: Counter[str]) -> None:
+    """A fault is shared for its own lifetime, with all that its answer says."""
+    first, second = machine(shared_redis.url), machine(shared_redis.url)
+    value = answers.failure(503, "", body="<p>Störung".encode(), upstream_status=503, retry_after=7.5)
+    first.answer = lambda: Loaded(value, FAULT, 6.0)
+    event_id = new_id()
+    first.ask(event_id)
+    found = second.ask(event_id)
+    assert (found.value, found.kind, counts[event_id]) == (value, FAULT, 1)
+    assert found.age + found.ttl == pytest.approx(6.0)
+
+
+def test_expiry_is_the_same_for_all(shared_redis: Redis, machine: Callable[..., Machine], counts: Counter[str]) -> None:
+    """When an answer's time is up, no machine serves it any more."""
+    first, second = (machine(shared_redis.url, C42_EXPIRY="0.005") for _ in range(2))  # 0.3 s
+    event_id = new_id()
+    first.ask(event_id)
+    second.ask(event_id)
+    until(lambda: not first.cache.get(event_id))
+    assert second.cache.get(event_id) is None
+    assert second.ask(event_id).result == "miss"
+    assert counts[event_id] == 2
+
+
+@pytest.mark.parametrize(
+    "environ", [{"C42_TOKEN": "another"}, {"C42_BASE_URL": "http://127.0.0.1:9/"}, {"C42_EXPIRY": "4"}], ids=str
+)
+def test_only_the_same_is_shared(
+    shared_redis: Redis, machine: Callable[..., Machine], counts: Counter[str], environ: dict[str, str]
+) -> None:
+    """Another token, another upstream or another lifetime never gets these answers."""
+    event_id = new_id()
+    machine(shared_redis.url).ask(event_id)
+    machine(shared_redis.url, **environ).ask(event_id)
+    assert counts[event_id] == 2
+    with shared_redis.client() as client:
+        assert not any(TOKEN.encode() in key for key in client.keys("*"))
+
+
+def test_batches(
+    shared_redis: Redis, machine: Callable[..., Machine], counts: Counter[str], pool: ThreadPoolExecutor
+) -> None:
+    """Batches that overlap crosswise load every event once, and wait for each other without end never."""
+    first, second = machine(shared_redis.url), machine(shared_redis.url)
+    ids = [new_id() for _ in range(60)]
+    first.ask(ids[0])
+    gate = first.gate = second.gate = threading.Event()
+    batches = [pool.submit(first.ask_many, ids[:40])]
+    assert first.entered.acquire(timeout=PATIENCE)
+    assert first.entered.acquire(timeout=PATIENCE)
+    batches.append(pool.submit(second.ask_many, ids[:19:-1]))
+    single = pool.submit(second.ask, ids[5])
+    until(lambda: second.cache.snapshot().waiting == 2)
+    gate.set()
+    assert list(batches[0].result(PATIENCE)) == ids[:40]
+    assert list(batches[1].result(PATIENCE)) == ids[:19:-1]
+    assert single.result(PATIENCE).value == VALUE
+    assert dict(counts) == dict.fromkeys(ids, 1)
+
+
+def test_the_pause_is_shared(shared_redis: Redis, machine: Callable[..., Machine], counts: Counter[str]) -> None:
+    """A pause that the upstream asks one machine for holds for all, and for none longer, however often it is told."""
+    first, second = machine(shared_redis.url), machine(shared_redis.url)
+
+    value = answers.failure(429, "", upstream_status=429, retry_after=30.0)
+
+    def answer() -> Loaded:
+        first.pause.begin("30")
+        return Loaded(value, FAULT, 30.0)
+
+    first.answer = answer
+    first.ask(event_id := new_id())
+    first.answer = lambda: Loaded(VALUE, OK, 252.0)
+    for _ in range(5):
+        second.ask(new_id())
+        first.ask(new_id())
+    asked, told = first.pause.left, second.pause.left
+    assert 25 < told <= asked <= 30
+    found = second.ask(event_id)
+    assert ("Retry-After", "30") in answers.render(found, {}).headers
+    assert counts[event_id] == 1
+    with shared_redis.client() as client:
+        client.delete(f"{second.tier._prefix}pause")
+
+
+def test_what_is_no_answer_is_replaced(
+    shared_redis: Redis, machine: Callable[..., Machine], counts: Counter[str], said: Callable[[str], int]
+) -> None:
+    """Whatever else stands under an answer's key is loaded anew and replaced; nothing of it is served."""
+    first, second = machine(shared_redis.url), machine(shared_redis.url)
+    good = shared_tier.encode(Loaded(VALUE, OK, 252.0))
+    senseless = [b"", b"\xff\n", b"[]\n", b"{}\n", b"[" * 100000, b'"1234567"\n', good.split(b"\n")[0]]
+    senseless += [good.replace(old, new) for old, new in [(b"ok", b"bad"), (b"252.0", b"NaN"), (b" 200,", b" 99,")]]
+    senseless += [good.replace(b"application/json", b"text/html\\r\\nSet-Cookie: a=b"), good.replace(b"252.0", b"10.0")]
+    with shared_redis.client() as client:
+        for number, content in enumerate(senseless):
+            event_id = new_id()
+            client.set(first.key(event_id), content, px=60000)
+            assert first.ask(event_id).value == VALUE, content
+            assert second.ask(event_id).result == "shared", content
+            assert (counts[event_id], said("something else")) == (1, number + 1)
+        client.set(first.key(event_id := new_id()), good)  # without an end
+        assert first.ask(event_id).result == "miss"
+        assert client.pttl(first.key(event_id)) > 0
+    assert first.tier.state == "up"
+
+
+# Locks
+
+
+def test_a_lock_lasts_as_long_as_its_load(
+    own_redis: Redis,
+    machine: Callable[..., Machine],
+    counts: Counter[str],
+    pool: ThreadPoolExecutor,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """A load may take longer than a lock lasts by itself, and Redis may be restarted meanwhile."""
+    monkeypatch.setattr(shared_tier, "LEASE", 0.4)
+    monkeypatch.setattr(redis_link, "TICK", 0.1)
+    first, second = machine(own_redis.url), machine(own_redis.url)
+    event_id, first.gate = new_id(), threading.Event()
+    loading = pool.submit(first.ask, event_id)
+    assert first.entered.acquire(timeout=PATIENCE)
+    own_redis.kill()
+    own_redis.start()
+    with own_redis.client() as client:
+        until(lambda: client.exists(f"{first.key(event_id)}:lock"), "the lock to be there again")
+    until(lambda: second.tier.state == "up")
+    waiting = pool.submit(second.ask, event_id)
+    time.sleep(1.0)
+    first.gate.set()
+    assert loading.result(PATIENCE).value == waiting.result(PATIENCE).value
+    assert counts[event_id] == 1
+    with own_redis.client() as client:
+        assert not client.exists(f"{first.key(event_id)}:lock")
+
+
+def test_a_lock_that_became_anothers_is_left_alone(shared_redis: Redis, machine: Callable[..., Machine]) -> None:
+    """Who has lost its lock neither releases the new holder's nor puts its own answer in the way."""
+    first = machine(shared_redis.url)
+    event_id = new_id()
+    with shared_redis.client() as client:
+
+        def answer() -> Loaded:
+            client.set(f"{first.key(event_id)}:lock", "another's", px=1000)
+            return Loaded(VALUE, OK, 252.0)
+
+        first.answer = answer
+        assert first.ask(event_id).value == VALUE
+        assert client.get(f"{first.key(event_id)}:lock") == b"another's"
+        assert not client.exists(first.key(event_id))
+
+
+def test_a_load_that_raises_releases_its_lock(
+    shared_redis: Redis, machine: Callable[..., Machine], counts: Counter[str], pool: ThreadPoolExecutor
+) -> None:
+    """A load that raises leaves nothing behind, and another machine that waits for it loads at once."""
+    first, second = machine(shared_redis.url), machine(shared_redis.url)
+    event_id, first.gate = new_id(), threading.Event()
+
+    def answer() -> Loaded:
+        raise ZeroDivisionError
+
+    first.answer = answer
+    loading = pool.submit(first.ask, event_id)
+    assert first.entered.acquire(timeout=PATIENCE)
+    waiting = pool.submit(second.ask, event_id)
+    until(lambda: second.cache.snapshot().waiting)
+    first.gate.set()
+    with pytest.raises(ZeroDivisionError):
+        loading.result(PATIENCE)
+    assert waiting.result(PATIENCE).value == VALUE
+    assert counts[event_id] == 2
+    assert not first.tier._held
+
+
+def test_nobody_waits_longer_than_the_time_out(
+    shared_redis: Redis, machine: Callable[..., Machine], pool: ThreadPoolExecutor
+) -> None:
+    """Who waits for another machine's load in vain asks by itself, with what is left of its own time-out: nothing."""
+    first, second = (machine(shared_redis.url, C42_TIMEOUT="0.5") for _ in range(2))
+    event_id, first.gate = new_id(), threading.Event()
+    pool.submit(first.ask, event_id)
+    assert first.entered.acquire(timeout=PATIENCE)
+    used = Future[float]()
+
+    def load(event_ids: list[str], waited: float) -> dict[str, Loaded]:
+        used.set_result(waited)
+        return {event_id: Loaded(VALUE, OK, 252.0)}
+
+    with shared_redis.client() as client:  # one that never ends
+        client.set(f"{first.key(event_id)}:lock", "another's", px=60000)
+        found = second.cache.get_or_load_many([event_id], second.tier.wrap(load))[event_id]
+        client.delete(f"{first.key(event_id)}:lock")
+    first.gate.set()
+    assert used.result(PATIENCE) >= 0.5
+    assert found.result == "miss"
+    assert found.age < 0.5  # it counts from its own load
+    assert second.tier.snapshot().alone == 1
+
+
+# Redis fails
+
+
+def nonsense(answer: bytes) -> Callable[[bytes, socket.socket], None]:
+    return lambda data, sink: sink.sendall(answer * max(1, data.count(b"EVAL") + data.count(b"PTTL")))
+
+
+def in_drops(answer: bytes, sink: socket.socket) -> None:
+    for at in range(len(answer)):
+        sink.sendall(answer[at : at + 1])
+        time.sleep(0.1)
+
+
+WRONG: dict[str, Callable[[bytes, socket.socket], None]] = {
+    "web server": nonsense(b"HTTP/1.1 400 Bad Request\r\nContent-Length: 0\r\n\r\n"),
+    "OK to all": nonsense(b"+OK\r\n"),
+    "1 to all": nonsense(b":1\r\n"),
+    "nothing to all": nonsense(b"*0\r\n"),
+    "noise": nonsense(bytes(range(256))),
+    "endless": nonsense(b"$500000000\r\nxxx"),
+    "echo": lambda data, sink: sink.sendall(data),
+    "an error": nonsense(b"-LOADING Redis is loading the dataset in memory\r\n"),
+    "silence": lambda data, sink: None,
+    "drops": lambda data, sink: in_drops(b"+" * 40, sink),
+    "cut": lambda data, sink: sink.shutdown(socket.SHUT_RDWR),
+}
+
+
+@pytest.mark.parametrize("kind", WRONG)
+def test_a_server_that_is_no_redis(
+    kind: str, proxy: Callable[..., Proxy], machine: Callable[..., Machine], said: Callable[[str], int], caplog: Any
+) -> None:
+    """Whatever answers in Redis's place, the service goes on by itself, says so once, and tells nobody the password."""
+    lonely = machine(proxy(0, WRONG[kind]).url)
+    for _ in range(10):
+        assert bounded(lambda: lonely.ask(new_id())).value == VALUE
+    assert lonely.tier.state == "down"
+    assert lonely.tier.snapshot().alone == 10
+    assert said("Redis is lost") == 1
+    assert said("Redis is back") == 0
+    assert not any(secret in caplog.text for secret in (PASSWORD, "se/cret", TOKEN))
+
+
+@pytest.mark.parametrize("answer", [b"+OK\r\n", b":1\r\n", b"*0\r\n", b"*1\r\n:1\r\n", b"*3\r\n:1\r\n+a\r\n+b\r\n"])
+def test_a_redis_that_begins_to_talk_nonsense(
+    answer: bytes,
+    shared_redis: Redis,
+    proxy: Callable[..., Proxy],
+    machine: Callable[..., Machine],
+) -> None:
+    """Answers of a wrong kind to the real questions are no answers; each caller then loads by itself."""
+    between = proxy(shared_redis.port)
+    one = machine(between.url.replace(f":{PASSWORD}@", ""), C42_TIMEOUT="0.5")
+    assert one.tier.state == "up"
+    between.answer = nonsense(answer)
+    assert bounded(lambda: one.ask(new_id())).value == VALUE
+    between.answer = None
+    until(lambda: one.tier.state == "up")
+
+
+def test_a_redis_that_is_not_there_at_first(
+    own_redis: Redis, machine: Callable[..., Machine], counts: Counter[str], said: Callable[[str], int]
+) -> None:
+    """The service starts without Redis, says so once, and shares from when Redis is there; a restart is survived."""
+    own_redis.kill()
+    first, second = machine(own_redis.url), machine(own_redis.url)
+    for each in (first, second):
+        assert each.tier.state == "down"
+        assert bounded(lambda each=each: each.ask("alone")).value == VALUE  # type: ignore[misc]
+    assert counts["alone"] == 2
+    for _ in range(2):
+        own_redis.start()
+        until(lambda: first.tier.state == second.tier.state == "up")
+        event_id = new_id()
+        assert (first.ask(event_id).result, second.ask(event_id).result) == ("miss", "shared")
+        own_redis.kill()
+        assert bounded(lambda: first.ask(new_id())).value == VALUE
+        until(lambda: first.tier.state == second.tier.state == "down")
+    assert (said("Redis is lost"), said("Redis is back")) == (6, 4)
+
+
+def test_a_redis_that_stands_still(
+    own_redis: Redis, machine: Callable[..., Machine], said: Callable[[str], int], pool: ThreadPoolExecutor
+) -> None:
+    """While Redis is stopped nobody waits for it, and it is taken back when it goes on."""
+    one = machine(own_redis.url)
+    own_redis.signal(signal.SIGSTOP)
+    futures = [pool.submit(bounded, lambda: one.ask(new_id())) for _ in range(50)]
+    assert {future.result(PATIENCE).value for future in futures} == {VALUE}
+    until(lambda: one.tier.state == "down")
+    own_redis.signal(signal.SIGCONT)
+    until(lambda: one.tier.state == "up")
+    assert (said("Redis is lost"), said("Redis is back")) == (1, 1)
+
+
+def test_what_is_written_late_lives_no_longer(own_redis: Redis, machine: Callable[..., Machine]) -> None:
+    """An answer that reaches Redis late, as Redis stood still, expires there when it does here."""
+    one = machine(own_redis.url, C42_EXPIRY="0.05")  # 3 s
+    event_id = new_id()
+
+    def answer() -> Loaded:
+        own_redis.signal(signal.SIGSTOP)
+        return Loaded(VALUE, OK, one.config.expiry)
+
+    one.answer = answer
+    one.ask(event_id)
+    time.sleep(0.7)
+    own_redis.signal(signal.SIGCONT)
+    until(lambda: one.tier.state == "up")
+    with own_redis.client() as client:
+        left = client.pttl(one.key(event_id)) / 1000
+        here = one.cache.get(event_id)
+    assert here
+    assert 0 < left < 2.4
+    assert left <= here.ttl + 0.05  # what it took to look here after there
+
+
+@pytest.mark.parametrize("delay", [0.1, 0.4])
+def test_a_slow_redis(
+    delay: float,
+    shared_redis: Redis,
+    proxy: Callable[..., Proxy],
+    machine: Callable[..., Machine],
+    said: Callable[[str], int],
+) -> None:
+    """A Redis that is slow for good is used or left, and the log does not fill with it."""
+    between = proxy(shared_redis.port)
+    one = machine(between.url.replace(f":{PASSWORD}@", ""))
+
+    def slowly(data: bytes, sink: socket.socket) -> None:
+        time.sleep(delay)
+        sink.sendall(data)
+
+    between.answer = slowly
+    for _ in range(6):
+        assert bounded(lambda: one.ask(new_id())).value == VALUE
+    assert said("Redis is lost") in ([1] if delay > redis_link.SOCKET_TIMEOUT else [0, 1])
+    assert said("Redis is back") == 0
+    between.answer = None
+    until(lambda: one.tier.state == "up")
+
+
+def test_an_answer_that_breaks_off(
+    shared_redis: Redis, proxy: Callable[..., Proxy], machine: Callable[..., Machine], counts: Counter[str]
+) -> None:
+    """Half an answer from Redis is none."""
+    between = proxy(shared_redis.port)
+    first, second = machine(shared_redis.url), machine(between.url.replace(f":{PASSWORD}@", ""))
+    first.ask(event_id := new_id())
+
+    def cut(data: bytes, sink: socket.socket) -> None:
+        sink.sendall(data[: len(data) // 2])
+        sink.shutdown(socket.SHUT_RDWR)
+
+    between.answer = cut
+    assert bounded(lambda: second.ask(event_id)).result == "miss"
+    assert counts[event_id] == 2
+
+
+def test_a_connection_that_was_closed_meanwhile_is_no_loss(
+    shared_redis: Redis, machine: Callable[..., Machine], said: Callable[[str], int]
+) -> None:
+    """A Redis that closes idle connections is asked over a new one."""
+    one = machine(shared_redis.url)
+    one.ask(new_id())
+    with shared_redis.client() as client:
+        client.client_kill_filter(_type="normal", skipme=True)
+    one.ask(new_id())
+    assert one.tier.snapshot().loaded == 2
+    assert said("Redis is lost") == 0
+
+
+def test_a_full_redis(machine: Callable[..., Machine], said: Callable[[str], int]) -> None:
+    """A Redis that takes no more is left, once in the log, until it has room again."""
+    full = Redis("--maxmemory", "3mb", "--maxmemory-policy", "noeviction")
+    try:
+        one = machine(full.url)
+        with full.client() as client:
+            with contextlib.suppress(redis.exceptions.OutOfMemoryError):
+                for number in range(10**6):
+                    client.set(f"other:{number}", "x" * 10000)
+            for _ in range(3):
+                assert one.ask(new_id()).value == VALUE
+            until(lambda: one.tier.state == "down")
+            time.sleep(0.5)  # it is tried again, in vain
+            assert said("OutOfMemory") == said("Redis is lost") == 1
+            client.flushall()
+            until(lambda: one.tier.state == "up")
+    finally:
+        full.kill()
+
+
+def test_many_loads_at_once_do_not_look_like_a_slow_redis(
+    shared_redis: Redis, machine: Callable[..., Machine], said: Callable[[str], int], pool: ThreadPoolExecutor
+) -> None:
+    """As many loads as may be under way at once all go through Redis, over one connection."""
+    one = machine(shared_redis.url)
+    one.gate = threading.Event()
+    ids = [new_id() for _ in range(240)]
+    futures = [pool.submit(one.ask, event_id) for event_id in ids]
+    for _ in ids:
+        assert one.entered.acquire(timeout=PATIENCE)
+    one.gate.set()
+    for future in futures:
+        future.result(PATIENCE)
+    assert said("Redis is lost") == 0
+    assert one.tier.snapshot()[:4] == (0, 0, 240, 0)
+
+
+@pytest.mark.filterwarnings("ignore:.*fork.*:DeprecationWarning")
+def test_a_fork_has_a_connection_of_its_own(shared_redis: Redis, machine: Callable[..., Machine]) -> None:
+    """A process that forks, as some servers do after loading, shares from there too."""
+    one = machine(shared_redis.url)
+    event_id = new_id()
+    if not (child := os.fork()):
+        status = 1
+        with contextlib.suppress(BaseException):
+            until(lambda: one.tier.state == "up")
+            status = one.ask(event_id).value != VALUE or one.tier.snapshot().loaded != 1
+        os._exit(status)
+    assert os.waitpid(child, 0)[1] == 0
+    assert one.ask(event_id).result == "shared"
+
+
+# Addresses and settings
+
+
+def test_addresses(tmp_path: Path, machine: Callable[..., Machine], monkeypatch: pytest.MonkeyPatch) -> None:
+    """Redis is reached by TCP, TLS and a Unix socket, with a password and a database."""
+    if not shutil.which("openssl"):
+        pytest.skip("there is no openssl to make a certificate with")
+    monkeypatch.chdir(tmp_path)
+    make = "openssl req -x509 -newkey rsa:2048 -nodes -keyout key -out crt -days 2 -subj /CN=localhost -addext"
+    subprocess.run([*make.split(), "subjectAltName=DNS:localhost"], check=True, capture_output=True, timeout=PATIENCE)
+    tls, path = free_port(), tmp_path / "s"
+    files = ["--tls-cert-file", f"{tmp_path}/crt", "--tls-key-file", f"{tmp_path}/key", "--tls-auth-clients", "no"]
+    server = Redis("--requirepass", "se/cret", "--unixsocket", str(path), "--tls-port", str(tls), *files)
+    try:
+        for number, url in enumerate(
+            [
+                f"redis://:{PASSWORD}@127.0.0.1:{server.port}/1",
+                f"redis://default:{PASSWORD}@localhost:{server.port}?db=2",
+                f"unix://:{PASSWORD}@{path}?db=3",
+                f"rediss://:{PASSWORD}@localhost:{tls}/4?ssl_ca_certs={tmp_path}/crt",
+            ],
+            1,
+        ):
+            one = machine(url)
+            assert one.tier.state == "up", url
+            one.ask(event_id := new_id())
+            with redis.Redis(port=server.port, password="se/cret", db=number, protocol=2) as client:
+                assert client.exists(one.key(event_id))
+        assert machine(f"rediss://:{PASSWORD}@localhost:{tls}").tier.state == "down"  # a strange certificate
+        assert machine(f"redis://:wrong@127.0.0.1:{server.port}").tier.state == "down"
+        assert machine(f"redis://127.0.0.1:{server.port}").tier.state == "down"
+    finally:
+        server.kill()
+
+
+@pytest.mark.parametrize(
+    "url",
+    [
+        "localhost:6379",
+        "http://:se/cret@localhost",
+        "redis://",
+        "redis://:se/cret@localhost",  # the slash should have been escaped
+        "redis://:secret@localhost:70000",
+        "redis://:secret@localhost/one",
+        "redis://:secret@localhost?socket_timeout=60",
+        "redis://:secret@localhost?db",
+        "redis://:secret@local host",
+        "redis://:secret@localhost#1",
+        "redis://[::1",
+        "unix://:secret@",
+    ],
+)
+def test_senseless_addresses(url: str, capsys: pytest.CaptureFixture[str]) -> None:
+    """A senseless C42_CACHE_URL stops the start with one line that names it and does not show it."""
+    assert main.main([], {"C42_TOKEN": TOKEN, "C42_CACHE_URL": url}) == 2
+    said = capsys.readouterr().err
+    assert said.startswith("C42_CACHE_URL makes no sense: it takes redis://")
+    assert said.count("\n") == 1
+    assert "cret" not in said
+
+
+def test_secrets_are_not_shown() -> None:
+    """The settings do not show the address of Redis, which may hold a password."""
+    shown = repr(settings.read({"C42_TOKEN": TOKEN, "C42_CACHE_URL": f"redis://:{PASSWORD}@localhost"}))
+    assert PASSWORD not in shown
+    assert "localhost" not in shown
+
+
+def test_several_processes_need_redis(capsys: pytest.CaptureFixture[str]) -> None:
+    """More than one process without C42_CACHE_URL stops the start with the reason."""
+    assert main.main([], {"C42_TOKEN": TOKEN, "C42_WORKERS": "2"}) == 2
+    assert capsys.readouterr().err.startswith("C42_WORKERS=2 needs C42_CACHE_URL: ")
+
+
+def test_redis_is_not_installed(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> None:
+    """C42_CACHE_URL without the redis package stops the start and says what to install."""
+    monkeypatch.setitem(sys.modules, "redis", None)
+    assert main.main([], {"C42_TOKEN": TOKEN, "C42_CACHE_URL": "redis://localhost"}) == 2
+    said = capsys.readouterr().err
+    assert said == "C42_CACHE_URL needs what is not installed: pip install -r requirements-redis.txt\n"
+
+
+# The service: what one process promises, several promise as well
+
+
+@pytest.fixture(scope="module")
+def services(shared_upstream: Standin, shared_redis: Redis) -> Iterator[dict[str, list[Service]]]:
+    """Start one process, four on one port, and four on four machines."""
+
+    def start(**environ: str) -> Service:
+        return Service(shared_upstream, (), C42_TIMEOUT="4", C42_FAULT_EXPIRY="0.05", **environ)
+
+    url = shared_redis.url
+    with contextlib.ExitStack() as stack:
+        made = {
+            "one": [start()],
+            "workers": [start(C42_WORKERS="4", C42_CACHE_URL=url)],
+            "machines": [start(C42_CACHE_URL=url) for _ in range(4)],
+        }
+        for several in made.values():
+            for service in several:
+                stack.callback(service.end)
+        for several in made.values():
+            for service in several:
+                service.wait_until_ready()
+        for service in [*made["workers"], *made["machines"]]:
+            processes = 4 if service in made["workers"] else 1
+            until(lambda s=service, n=processes: s.log.count("answers are shared") == n)  # type: ignore[misc]
+        yield made
+
+
+KINDS = pytest.mark.parametrize("kind", ["one", "workers", "machines"])
+
+
+def ask_all(several: list[Service], event_id: str, times: int, pool: ThreadPoolExecutor) -> list[requests.Response]:
+    """Ask all services at once, each so often, over connections of their own."""
+    together = threading.Barrier(times * len(several))
+
+    def ask(service: Service) -> requests.Response:
+        together.wait(PATIENCE)
+        return requests.get(f"{service.url}/events-with-subscriptions/{event_id}", timeout=PATIENCE)
+
+    return [future.result() for future in [pool.submit(ask, service) for service in several * times]]
+
+
+@KINDS
+def test_one_load_for_all(
+    kind: str, services: dict[str, list[Service]], upstream: Standin, pool: ThreadPoolExecutor
+) -> None:
+    """A hundred callers on each of four processes cause one call to each endpoint, and all get the same."""
+    several = services[kind]
+    times = 400 // len(several) if kind != "one" else 100
+    upstream.add_event(event_id := new_id(), title="Schön", names=["Ada", "Grace"])
+    upstream.rule("events", event_id, delay=0.3)
+    responses = ask_all(several, event_id, times, pool)
+    assert {response.status_code for response in responses} == {200}
+    assert {response.text for response in responses} == {
+        f'{{"id":"{event_id}","title":"Schön","names":["Ada","Grace"]}}'
+    }
+    assert len({response.headers["ETag"] for response in responses}) == 1
+    logs = "".join(service.log for service in several)
+    assert upstream.calls("events", event_id) == 1, logs
+    assert upstream.calls("event-subscriptions", event_id) == 1, logs
+
+
+@KINDS
+@pytest.mark.parametrize("status", [404, 503])
+def test_errors_are_passed_through_by_all(
+    kind: str, status: int, services: dict[str, list[Service]], upstream: Standin, pool: ThreadPoolExecutor
+) -> None:
+    """An upstream error is the answer of every process, with its bytes, after one call."""
+    event_id = new_id()
+    upstream.rule("events", event_id, status=status, body=f'{{"error": "{event_id}"}}')
+    responses = ask_all(services[kind], event_id, 8, pool)
+    assert {(response.status_code, response.text) for response in responses} == {(status, f'{{"error": "{event_id}"}}')}
+    assert upstream.calls("events", event_id) == 1
+
+
+@KINDS
+def test_no_answer_outlives_its_load(kind: str, services: dict[str, list[Service]], upstream: Standin) -> None:
+    """Age and max-age, wherever an answer is served, never add up to more than the expiry from its load."""
+    upstream.add_event(event_id := new_id(), names=["Ada"])
+    began = time.monotonic()
+    for _ in range(3):
+        for service in services[kind] * (4 // len(services[kind])):
+            headers = requests.get(f"{service.url}/events-with-subscriptions/{event_id}", timeout=PATIENCE).headers
+            assert headers["Cache-Control"] == "max-age=252"
+            since = time.monotonic() - began
+            assert float(headers.get("Age", 0)) >= since - 0.5  # but while it is being loaded
+        time.sleep(0.6)
+    assert upstream.calls("events", event_id) == 1
+
+
+def serving(service: Service) -> set[int]:
+    """Return the ids of the processes that serve: in the service's session, each leads a process group."""
+    found = set()
+    for path in Path("/proc").glob("[0-9]*/stat"):
+        with contextlib.suppress(OSError):
+            state, _, group, session = path.read_text().rpartition(")")[2].split()[:4]
+            if int(session) == service.process.pid and group == path.parent.name and state != "Z":
+                found.add(int(group))
+    return found - {service.process.pid}
+
+
+def test_a_process_dies_in_mid_load(
+    services: dict[str, list[Service]], upstream: Standin, pool: ThreadPoolExecutor
+) -> None:
+    """When a process is killed in mid-load, another one has a good answer well before the time-out."""
+    dying, other, *_ = services["machines"]
+    upstream.add_event(event_id := new_id(), names=["Ada"])
+    upstream.rule("events", event_id, times=1, hang=True)
+    lost = pool.submit(dying.event, event_id)
+    until(lambda: upstream.calls("events", event_id) == 1)
+    waiting = pool.submit(other.event, event_id)
+    (victim,) = serving(dying)
+    os.kill(victim, signal.SIGKILL)
+    assert waiting.result(PATIENCE).status_code == 200
+    assert upstream.calls("events", event_id) == 2
+    with pytest.raises(requests.ConnectionError):
+        lost.result(PATIENCE)
+
+
+def test_a_process_of_several_dies(
+    services: dict[str, list[Service]], upstream: Standin, pool: ThreadPoolExecutor
+) -> None:
+    """When one of several processes is killed, the others go on answering, and another one takes its place."""
+    (service,) = services["workers"]
+    before = serving(service)
+    assert len(before) == 4
+    os.kill(victim := min(before), signal.SIGKILL)
+    until(lambda: len(list(Path(f"/proc/{victim}/task").glob("*"))) <= 1, "all its threads and sockets to be gone")
+    upstream.add_event(event_id := new_id(), names=["Ada"])
+    assert {response.status_code for response in ask_all([service], event_id, 20, pool)} == {200}
+    until(lambda: len(serving(service) - before) == 1)
+
+
+if __name__ == "__main__":
+    sys.exit(run_as_script(__file__))
