@@ -43,7 +43,7 @@ def create_app(config: Settings, stopping: Callable[[], bool] = lambda: False) -
     cache = Cache(max_entries=config.max_entries, max_waiting=config.max_waiting)
     pause = Pause(config.fault_expiry)
     tier = _tier(config, pause)
-    metrics = Metrics(config, cache, pause, stopping, tier and tier.snapshot)
+    metrics = Metrics(config, cache, pause, stopping, tier.snapshot if tier else None)
     client = Client(
         base_url=config.base_url,
         token=config.token,

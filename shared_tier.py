@@ -108,7 +108,7 @@ class SharedTier:
         """Let Redis go."""
         self._link.close()
 
-    def wrap(self, load: LoadMany) -> Callable[[list[str]], Mapping[str, Loaded]]:
+    def wrap(self, load: LoadMany) -> Callable[[list[str]], dict[str, Loaded]]:
         """Return a load function for the cache that looks in Redis first, and asks `load` for the rest.
 
         `load` gets the events, and how many seconds of their time-out are used up already.

@@ -905,6 +905,19 @@ def serving(service: Service) -> set[int]:
     return found - {service.process.pid}
 
 
+def test_operators_see_the_state_of_redis(services: dict[str, list[Service]]) -> None:
+    """`/readyz` and the metrics say whether Redis is there, and which process answered."""
+    alone, shared = services["one"][0], services["machines"][0]
+    assert alone.get("/readyz").json()["shared_tier"] is None
+    assert "c42_shared_tier" not in alone.get("/metrics").text
+    assert shared.get("/readyz").json()["shared_tier"] == "up"
+    metrics = shared.get("/metrics").text
+    assert "c42_shared_tier_up 1.0\n" in metrics
+    assert 'c42_shared_tier_loads_total{result="awaited"} ' in metrics
+    (process,) = serving(shared)
+    assert f"c42_process_id {process:.1f}\n" in metrics
+
+
 def test_a_process_dies_in_mid_load(
     services: dict[str, list[Service]], upstream: Standin, pool: ThreadPoolExecutor
 ) -> None:

@@ -102,7 +102,7 @@ class _Stub(Client):
     def __init__(self, held: int, **_: Any) -> None:
         self.held = held
 
-    def fetch(self, event_id: str) -> dict[str, Any]:
+    def fetch(self, event_id: str, waited: float = 0.0) -> dict[str, Any]:
         if int(event_id[:32], 16) >= self.held:
             raise Rejected(404, UNKNOWN)
         return {
