@@ -132,7 +132,7 @@ class Cache:
                 running.done.wait()
                 if running.error is not None:
                     raise LoadFailed from running.error
-            now = self._clock()
+            now = self._clock() if loads else now
             found = {key: _found(entry, "hit", now) for key, entry in held.items()}
             for key, running in loads.items():
                 assert running.entry

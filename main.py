@@ -151,6 +151,7 @@ def _build(config: Settings, stopping: Any) -> Flask:
     """Make the service in the process that will serve it, which may be a new one."""
     logs.configure(config.loglevel, config.logformat, config.token)
     server.depend_on_parent()
+    os.environ.pop("C42_TOKEN", None)  # or Granian hands it on with every request
     log.info("serving on %s", server.url(config))
     return create_app(config, lambda: bool(stopping.value))
 
