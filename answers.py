@@ -12,6 +12,7 @@ import json
 import math
 import re
 from collections.abc import Mapping
+from functools import lru_cache
 from hashlib import blake2b
 from http import HTTPStatus
 from typing import Any, NamedTuple
@@ -78,15 +79,12 @@ def render(found: Found, environ: Mapping[str, Any]) -> Response:
     (status, content_type, body, etag, upstream_status, retry_after), kind, result, exact_age, ttl, kept = found
     lifetime, age = _lifetime_and_age(result, exact_age, ttl)
     headers = [("Content-Type", content_type), ("Content-Length", str(len(body))), NOSNIFF]
-    if kind == FAULT or ttl <= 0:
-        headers.append(NO_STORE)
-    else:
-        headers.append(("Cache-Control", f"max-age={lifetime}"))
-    if result != "miss":
-        headers.append(("Age", str(age)))
     if result == "hit":
-        headers.append(("Cache-Status", f"c42c; hit; ttl={max(0, lifetime - age)}"))
+        headers += _hit(kind != FAULT and ttl > 0, lifetime, age)
     else:
+        headers.append(("Cache-Control", f"max-age={lifetime}") if kind != FAULT and ttl > 0 else NO_STORE)
+        if result != "miss":
+            headers.append(("Age", str(age)))
         forwarded = f"; fwd-status={upstream_status}" if upstream_status and result != "shared" else ""
         headers.append(("Cache-Status", _cache_status({_source(found)}, forwarded, kept, lifetime - age)))
     if retry_after:
@@ -150,6 +148,16 @@ def _conditional(etag: str, headers: Headers, body: bytes, environ: Mapping[str,
     if (wanted := environ.get("HTTP_IF_NONE_MATCH")) and parse_etags(wanted).contains_weak(etag[1:-1]):
         return Response("304 Not Modified", headers[2:], b"")
     return Response("200 OK", headers, body)
+
+
+@lru_cache(4096)
+def _hit(lasting: bool, lifetime: int, age: int) -> tuple[tuple[str, str], ...]:
+    """Return what says of a hit how long it lasts: the same for all answers of one second's age, so made once."""
+    return (
+        ("Cache-Control", f"max-age={lifetime}") if lasting else NO_STORE,
+        ("Age", str(age)),
+        ("Cache-Status", _cache_status({"hit"}, "", True, lifetime - age)),
+    )
 
 
 def _lifetime_and_age(result: str, age: float, ttl: float) -> tuple[int, int]:

@@ -14,6 +14,7 @@ from concurrent.futures import Future, ThreadPoolExecutor
 from typing import Any, TypeVar
 
 import extract
+import ids
 import settings
 from errors import C42Error, TimedOut, Unknown, Unusable
 from outcomes import FAULT, OK
@@ -58,8 +59,7 @@ class Client:
     def fetch(self, event_id: str, waited: float = 0.0) -> Merged:
         """Return `{"id": …, "title": …, "names": […]}` of one event, or raise `C42Error`, within the time-out.
 
-        The event's own failure is the answer, at once, whatever its subscriptions say. `waited` are the seconds of
-        the time-out that are used up already.
+        The event's own failure is the answer, at once. `waited` are the seconds of the time-out that are used up.
         """
         job = Job(self._timeout, waited)
         event = self._pool.submit(self._upstream.call, "events", f"{event_id}/", job)
@@ -200,15 +200,14 @@ def main(arguments: list[str], environ: Mapping[str, str] = os.environ) -> int:
         print("usage: python c42client.py EVENT_ID", file=sys.stderr)
         return 2
     try:
-        config = settings.read(environ)
-    except settings.SettingsError as error:
+        event_id, config = ids.check(arguments[0]), settings.read(environ)
+    except (ids.BadIds, settings.SettingsError) as error:
         print(error, file=sys.stderr)
         return 2
-    client = Client(
-        base_url=config.base_url, token=config.token, timeout=config.timeout, pause=Pause(config.fault_expiry)
-    )
+    pause = Pause(config.fault_expiry)
+    client = Client(base_url=config.base_url, token=config.token, timeout=config.timeout, pause=pause)
     try:
-        print(json.dumps(client.fetch(arguments[0]), ensure_ascii=False))
+        print(json.dumps(client.fetch(event_id), ensure_ascii=False))
     except C42Error as error:
         print(error, file=sys.stderr)
         return 1

@@ -1,9 +1,9 @@
 """Answers kept for a lifetime, each loaded once.
 
 A `Cache` is a dict under one lock. A key that is not there, or whose time is up, is loaded by the first caller that
-asks for it; whoever asks meanwhile shares the outcome. Keys never wait for each other, and the lock is never held
-during a load. Nothing is served at or past its expiry. A thread, the reaper, deletes what has expired: it sleeps until
-the next expiry and works in small batches, so that its cost follows what expires, and no reader waits for long.
+asks for it; whoever asks meanwhile shares the outcome. Keys never wait for each other, and the lock is never held in a
+load. Nothing is served at or past its expiry. A thread, the reaper, deletes what has expired: it sleeps until the next
+expiry and works in small batches, so that its cost follows what expires, and no reader waits for long.
 
 `Cache._lock` guards all that changes in a cache. A `_Load` is written before its `done` is set, and only read after.
 """
@@ -133,13 +133,12 @@ class Cache:
                 running.done.wait()
                 if running.error is not None:
                     raise LoadFailed from running.error
-            now = self._clock()
+            now = self._clock() if loads else now
             found = {key: _found(entry, "hit", now) for key, entry in held.items()}
             for key, running in loads.items():
                 assert running.entry
                 found[key] = _found(running.entry, running.result if key in mine else "collapsed", now, running.kept)
-            late = [key for key, entry in held.items() if entry[_EXPIRY] <= now]  # expired while others were loaded
-            if late:
+            if late := [key for key, entry in held.items() if entry[_EXPIRY] <= now]:  # while others were loaded
                 found |= self._find(late, load, admitted=admitted or enters)
             hits = len(held) - len(late)
             return {key: found[key] for key in keys}
@@ -183,9 +182,8 @@ class Cache:
         if old := self._entries.get(entry[_KEY]):  # expired, and the reaper did not come by yet
             self._delete(old, now)
         heap = self._good if entry[_KIND] == OK else self._poor
-        if heap is self._poor:
-            while self._counts["entries_negative"] + self._counts["entries_fault"] >= self._max_poor:
-                self._delete(heapq.heappop(self._poor), now)
+        while heap is self._poor and self._counts["entries_negative"] + self._counts["entries_fault"] >= self._max_poor:
+            self._delete(heapq.heappop(self._poor), now)
         while len(self._entries) >= self._max_entries:
             if not self._poor and heap is self._poor:
                 return False

@@ -3,7 +3,6 @@
 import argparse
 import logging
 import os
-import re
 import sys
 from collections.abc import Callable, Mapping
 from functools import partial
@@ -11,10 +10,11 @@ from importlib.util import find_spec
 from typing import TYPE_CHECKING, Any
 
 from flask import Flask, Response, request, send_file
-from werkzeug.exceptions import BadRequest, HTTPException
+from werkzeug.exceptions import HTTPException
 
 import answers
 import check
+import ids
 import logs
 import operations
 import server
@@ -27,13 +27,10 @@ from loading import loader
 from metrics import Metrics
 from pause import Pause
 from settings import Settings
+from standin import EVENTS, SHOWN, Standin
 
 if TYPE_CHECKING:
     from shared_tier import SharedTier
-
-EVENT_ID = re.compile(r"[A-Za-z0-9_-]{1,128}")
-EVENT_ID_RULE = "an event id is 1 to 128 letters, digits, hyphens and underscores"
-LONGEST_LIST = 100
 
 log = logging.getLogger("c42c")
 
@@ -64,15 +61,13 @@ def create_app(config: Settings, stopping: Callable[[], bool] = lambda: False) -
     @app.get("/events-with-subscriptions/<event_id>")
     @app.get("/events-with-subscriptions/<event_id>/")
     def event(event_id: str) -> Response:
-        if not EVENT_ID.fullmatch(event_id):
-            raise BadRequest(EVENT_ID_RULE)
-        found = cache.get_or_load(event_id, lambda event_id: load([event_id])[event_id])
+        found = cache.get_or_load(ids.check(event_id), lambda event_id: load([event_id])[event_id])
         return _respond(answers.render(found, request.environ))
 
     @app.get("/events-with-subscriptions")
     @app.get("/events-with-subscriptions/")
     def events() -> Response:
-        found = cache.get_or_load_many(_event_ids(request.args.getlist("event_ids")), load)
+        found = cache.get_or_load_many(ids.read_list(request.args.getlist("event_ids")), load)
         return _respond(answers.render_many(found, request.environ))
 
     @app.get("/openapi.json")
@@ -91,6 +86,10 @@ def create_app(config: Settings, stopping: Callable[[], bool] = lambda: False) -
     def refused(_: Refused) -> Response:
         message = "too many requests wait for Calendar42"
         return _respond(answers.error(503, message, [("Retry-After", "1"), ("Cache-Status", "c42c; detail=refused")]))
+
+    @app.errorhandler(ids.BadIds)
+    def bad_ids(error: ids.BadIds) -> Response:
+        return _respond(answers.error(400, str(error), []))
 
     @app.errorhandler(HTTPException)
     def failed(error: HTTPException) -> Response:
@@ -116,21 +115,6 @@ def _tier(config: Settings, pause: Pause) -> "SharedTier | None":
     return SharedTier(config, pause)
 
 
-def _event_ids(lists: list[str]) -> list[str]:
-    """Read `event_ids=[a,b,c]`, the form in which Calendar42 takes lists; raise BadRequest where it is another."""
-    if len(lists) != 1:
-        raise BadRequest("one list of events is needed: ?event_ids=[a,b,c]")
-    if not re.fullmatch(r"\[[^\[\]]+\]", lists[0]):
-        raise BadRequest("event_ids is a list in brackets, not empty: [a,b,c]")
-    event_ids = lists[0][1:-1].split(",")
-    if len(event_ids) > LONGEST_LIST:
-        raise BadRequest(f"event_ids has {len(event_ids)} entries; {LONGEST_LIST} are the most")
-    for position, event_id in enumerate(event_ids, 1):
-        if not EVENT_ID.fullmatch(event_id):
-            raise BadRequest(f"entry {position} of event_ids is wrong: {EVENT_ID_RULE}")
-    return event_ids
-
-
 def _respond(answer: answers.Response) -> Response:
     return Response(answer.body, answer.status, answer.headers)
 
@@ -138,19 +122,21 @@ def _respond(answer: answers.Response) -> Response:
 def main(arguments: list[str], environ: Mapping[str, str]) -> int:
     """Run the service until it is told to stop; return the exit status."""
     options = _parser().parse_args(arguments)
-    if options.demo:
-        return _demo(environ)
     if options.check:
         return check.run(environ)
+    if not options.demo:
+        return _serve(environ)
+    with Standin() as upstream:
+        own = {"C42_TOKEN": upstream.token, "C42_BASE_URL": upstream.base_url}
+        return _serve({**environ, **own}, _greeting)
+
+
+def _serve(environ: Mapping[str, str], greeting: Callable[[str], str] = lambda url: "") -> int:
     try:
         config = settings.read(environ)
     except settings.SettingsError as error:
         print(error, file=sys.stderr)
         return 2
-    return _serve(config, environ)
-
-
-def _serve(config: Settings, environ: Mapping[str, str], greeting: str = "") -> int:
     if config.cache_url and not find_spec("redis"):
         print("C42_CACHE_URL needs what is not installed: pip install -r requirements-redis.txt", file=sys.stderr)
         return 2
@@ -161,7 +147,7 @@ def _serve(config: Settings, environ: Mapping[str, str], greeting: str = "") -> 
     except OSError as error:
         print(f"cannot listen on {server.url(config)}: {error.strerror}", file=sys.stderr)
         return 1
-    print(greeting, end="", flush=True)
+    print(greeting(server.url(config)), end="", flush=True)
     return server.serve(partial(_build, config), config, address)
 
 
@@ -169,33 +155,15 @@ def _build(config: Settings, stopping: Any) -> Flask:
     """Make the service in the process that will serve it, which may be a new one."""
     logs.configure(config.loglevel, config.logformat, config.token)
     server.depend_on_parent()
+    os.environ.pop("C42_TOKEN", None)  # or Granian hands it on with every request
     log.info("serving on %s", server.url(config))
     return create_app(config, lambda: bool(stopping.value))
 
 
-def _demo(environ: Mapping[str, str]) -> int:
-    """Serve what the stand-in of Calendar42 has, with no token, and nothing from outside."""
-    from standin import EVENTS, Standin
-
-    shown = {
-        "plain": "a plain event",
-        "big": "one with 250 people, on three pages",
-        "scripts": "names in several scripts",
-        "deleted": "a deleted event",
-        "unknown": "one that Calendar42 does not know",
-    }
-    with Standin() as upstream:
-        try:
-            config = settings.read({**environ, "C42_TOKEN": upstream.token, "C42_BASE_URL": upstream.base_url})
-        except settings.SettingsError as error:
-            print(error, file=sys.stderr)
-            return 2
-        address = f"{server.url(config)}/events-with-subscriptions/"
-        lines = [f"    curl -i {address}{EVENTS[name]}  # {what}" for name, what in shown.items()]
-        greeting = "\n".join(
-            [f"c42c answers on {server.url(config)}, from made-up events. Try, in another terminal:", ""]
-        )
-        return _serve(config, environ, "\n".join([greeting, *lines, "", "Ctrl-C ends it.", ""]))
+def _greeting(url: str) -> str:
+    lines = [f"    curl -i {url}/events-with-subscriptions/{EVENTS[name]}  # {what}" for name, what in SHOWN.items()]
+    first = f"c42c answers on {url}, from made-up events. Try, in another terminal:"
+    return "\n".join([first, "", *lines, "", "Ctrl-C ends it.", ""])
 
 
 def _parser() -> argparse.ArgumentParser:

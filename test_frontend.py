@@ -798,7 +798,7 @@ def test_head_of_many(inside: MakeInside) -> None:
 def test_a_hundred_big_events(start: Start, upstream: Standin) -> None:
     """A hundred cold events with 300 people each get the right names, in 301 calls, within the time-out."""
     event_ids = new_events(upstream, 100, people=300)
-    answer = start(C42_TIMEOUT="30").get(listed(event_ids)).json()
+    answer = start(C42_TIMEOUT="60").get(listed(event_ids)).json()
     assert answer["errors"] == {}
     assert [one["id"] for one in answer["data"]] == event_ids
     for one in answer["data"]:

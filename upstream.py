@@ -17,6 +17,7 @@ from transport import Answer, Transport
 
 MAX_BODY = 8 * 2**20  # bytes of one answer
 MAX_ERROR_BODY = 64 * 2**10  # bytes that are passed through of an error
+LONGEST_SPELLING = 24  # bytes, of one character of the token
 
 
 class Call(NamedTuple):
@@ -108,8 +109,15 @@ class Upstream:
         self._transport.close()
 
     def _error_body(self, answer: Answer) -> bytes:
-        """Return the body of an error as it may be passed through: without the token, and not too long."""
-        return self._spellings.sub(b"***", answer.body)[:MAX_ERROR_BODY]
+        """Return the body of an error as it may be passed through: without the token, and not too long.
+
+        What is beyond the cut is looked at as far as a token that begins before it may reach, and no further.
+        """
+        slack = LONGEST_SPELLING * len(self._token)
+        body = self._spellings.sub(b"***", answer.body[: MAX_ERROR_BODY + slack])
+        if len(answer.body) > MAX_ERROR_BODY + slack:
+            body = body[:-slack]  # where half a token may stand
+        return body[:MAX_ERROR_BODY]
 
 
 def _spellings(secret: str) -> re.Pattern[bytes]:

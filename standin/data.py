@@ -67,6 +67,13 @@ def _event_id(name: str, number: int) -> str:
 
 EVENTS = {name: _event_id(name, number) for number, (name, _, _) in enumerate(_TELLING)}
 EVENTS["unknown"] = _event_id("unknown", len(_TELLING))
+SHOWN = {  # to somebody who tries the service for the first time
+    "plain": "a plain event",
+    "big": "one with 250 people, on three pages",
+    "scripts": "names in several scripts",
+    "deleted": "a deleted event",
+    "unknown": "one that Calendar42 does not know",
+}
 _API_ACCOUNT = {"id": _key("0 API"), "first_name": "API", "last_name": ""}
 
 

@@ -1,0 +1,34 @@
+"""Event ids: what may be one, and how a list of them is written."""
+
+import re
+
+RULE = "an event id is 1 to 128 letters, digits, hyphens and underscores"
+LONGEST_LIST = 100  # what the upstream lists on one page
+
+
+class BadIds(ValueError):
+    """Not an event id, or not a list of them; the text says what is wrong."""
+
+
+def check(event_id: str) -> str:
+    """Return `event_id`, or raise BadIds: anything else might mean something to the upstream that nobody meant."""
+    if not re.fullmatch(r"[A-Za-z0-9_-]{1,128}", event_id):
+        raise BadIds(RULE)
+    return event_id
+
+
+def read_list(values: list[str]) -> list[str]:
+    """Return the ids of `event_ids=[a,b,c]`, Calendar42's form of a list, given all `values` of that parameter."""
+    if len(values) != 1:
+        raise BadIds("one list of events is needed: ?event_ids=[a,b,c]")
+    if not re.fullmatch(r"\[[^\[\]]+\]", values[0]):
+        raise BadIds("event_ids is a list in brackets, not empty: [a,b,c]")
+    event_ids = values[0][1:-1].split(",")
+    if len(event_ids) > LONGEST_LIST:
+        raise BadIds(f"event_ids has {len(event_ids)} entries; {LONGEST_LIST} are the most")
+    for position, event_id in enumerate(event_ids, 1):
+        try:
+            check(event_id)
+        except BadIds as error:
+            raise BadIds(f"entry {position} of event_ids is wrong: {error}") from None
+    return event_ids

@@ -1,0 +1,151 @@
+"""The contract: what openapi.json says is what the service does."""
+
+import json
+import re
+import subprocess
+import sys
+from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import requests
+import schemathesis
+
+from conftest import ROOT, Inside, Service, new_id, run_as_script
+from standin import EVENTS, Gate, Standin
+
+DOCUMENT: dict[str, Any] = json.loads((ROOT / "openapi.json").read_text())
+ONE, MANY = "/events-with-subscriptions/{event_id}", "/events-with-subscriptions/"
+OF_EVERY_RESPONSE = {"content-type", "content-length", "date", "server"}
+
+
+def resolved(node: Any) -> Any:
+    """Follow a `$ref`, where there is one."""
+    while "$ref" in node:
+        found: Any = DOCUMENT
+        for step in node["$ref"].removeprefix("#/").split("/"):
+            found = found[step]
+        node = found
+    return node
+
+
+def operation(path: str) -> Any:
+    """Return what the document says of GET at `path`."""
+    return resolved(DOCUMENT["paths"][path])["get"]
+
+
+def examples(path: str) -> dict[str, tuple[str, Any]]:
+    """Return status and body of each example of an answer, by name."""
+    return {
+        name: (status, example["value"])
+        for status, response in operation(path)["responses"].items()
+        for content in resolved(response).get("content", {}).values()
+        for name, example in content.get("examples", {}).items()
+    }
+
+
+def test_document_is_sound() -> None:
+    """The document is OpenAPI 3.1, no id, title or reference of it leads nowhere, and every part of it is used."""
+    schemathesis.openapi.from_dict(DOCUMENT).validate()
+    text = json.dumps(DOCUMENT)
+    references = set(re.findall(r'"\$ref": "#/components/(\w+/\w+)"', text))
+    parts = {f"{kind}/{name}" for kind, named in DOCUMENT["components"].items() for name in named}
+    assert references == parts
+    assert set(re.findall("[0-9a-f]{32}_[0-9]{14}", text)) <= set(EVENTS.values())
+
+
+def test_every_route_is_described(inside: Callable[..., Inside]) -> None:
+    """The document has the paths that the service has, and no others."""
+    rules = {rule.rule for rule in inside().app.url_map.iter_rules()}
+    written = {rule.replace("<path:filename>", "{name}").replace("<", "{").replace(">", "}") for rule in rules}
+    assert written == set(DOCUMENT["paths"])
+    (name, _) = operation("/static/{name}")["parameters"]
+    assert set(name["schema"]["enum"]) == {file.name for file in (ROOT / "static").iterdir()}
+
+
+def test_document_is_served(service: Service) -> None:
+    """The document is served as it is, and not sent again to who has it."""
+    answer = service.get("/openapi.json")
+    assert (answer.status_code, answer.headers["Content-Type"]) == (200, "application/json")
+    assert answer.json() == DOCUMENT
+    assert service.get("/openapi.json", headers={"If-None-Match": answer.headers["ETag"]}).status_code == 304
+
+
+@contextmanager
+def trouble(name: str, service: Service, upstream: Standin) -> Iterator[None]:
+    """Bring about what the example of that name tells of."""
+    faults: dict[str, dict[str, Any]] = {
+        "trouble": {"status": 500},
+        "unreachable": {"reset": True},
+        "slow": {"hang": True},
+    }
+    right = upstream.token
+    with ThreadPoolExecutor() as pool:
+        if name in faults:
+            upstream.rule("events", **faults[name])
+        elif name == "token":
+            upstream.token = "another"
+        elif name == "paused":
+            upstream.rule(status=429, headers={"Retry-After": "60"})
+            service.event(new_id())
+        elif name == "full":
+            gate = Gate()
+            upstream.rule(gate=gate)
+            pool.submit(service.event, new_id())
+            gate.wait_for(2)
+        yield
+        if name == "full":
+            gate.open()
+    upstream.token = right
+    upstream.clear_rules()
+
+
+def test_examples_are_real(start: Callable[..., Service], upstream: Standin) -> None:
+    """Each example is, status and body, what the service answers with the stand-in behind; no header is left out."""
+    service = start(C42_TIMEOUT="0.5", C42_THREADS="17")
+    schema = schemathesis.openapi.from_dict(DOCUMENT)
+    fixed = {"malformed": "%20", "empty": "[]"}
+    for path in ("/readyz", "/livez", "/healthz", MANY, ONE):  # faults last, the pause last of all
+        parameter = (operation(path).get("parameters") or [{}])[0]
+        asked = {name: example["value"] for name, example in parameter.get("examples", {}).items()}
+        answered = sorted(examples(path).items(), key=lambda item: item[0] == "paused")
+        assert asked.keys() <= dict(answered).keys()
+        for name, (status, body) in answered:
+            value = asked.get(name) or fixed.get(name) or new_id()
+            if path == MANY and name == "full":
+                value = f"[{value}]"
+            target = path.replace("{event_id}", value) if path != MANY else f"{path}?event_ids={value}"
+            with trouble(name, service, upstream):
+                answer = service.get(target)
+            said = json.loads(answer.text.replace("within 0.5 seconds", "within 10 seconds"))
+            assert (re.fullmatch(status.replace("X", "."), str(answer.status_code)) is not None, said) == (True, body)
+            check(schema, path, answer)
+
+
+def check(schema: Any, path: str, answer: requests.Response) -> None:
+    """Check an answer against the document: its body, and that each of its headers is described."""
+    schema[path]["GET"].validate_response(answer)
+    responses = operation(path)["responses"]
+    status = str(answer.status_code)
+    described = resolved(responses.get(status) or responses[f"{status[0]}XX"])["headers"]
+    assert {name.lower() for name in answer.headers} - OF_EVERY_RESPONSE <= {name.lower() for name in described}
+
+
+def test_schemathesis_finds_nothing(service: Service, upstream: Standin, tmp_path: Path) -> None:
+    """Generated requests, sound and unsound, find no answer that the document does not describe."""
+    command = [str(Path(sys.executable).with_name("schemathesis")), "run", f"{service.url}/openapi.json"]
+    every_path = "--include-path-regex=.*"  # by itself it leaves out the document's
+    options = ["--checks=all", "--seed=42", "--max-examples=10", "--workers=2", "--no-color", every_path]
+    ended = subprocess.run([*command, *options], check=False, capture_output=True, text=True, cwd=tmp_path)
+    assert ended.returncode == 0, ended.stdout
+    assert f"Tested: {len(DOCUMENT['paths'])}\n" in ended.stdout
+    (count,) = re.findall("([0-9]+) generated", ended.stdout)
+    assert int(count) > 100
+    assert " 500 " not in service.log
+    assert upstream.calls()
+
+
+if __name__ == "__main__":
+    sys.exit(run_as_script(__file__))
