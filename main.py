@@ -4,6 +4,7 @@ import argparse
 import logging
 import os
 import sys
+import time
 from collections.abc import Callable, Mapping
 from functools import partial
 from importlib.util import find_spec
@@ -67,7 +68,9 @@ def create_app(config: Settings, stopping: Callable[[], bool] = lambda: False) -
     @app.get("/events-with-subscriptions")
     @app.get("/events-with-subscriptions/")
     def events() -> Response:
-        found = cache.get_or_load_many(ids.read_list(request.args.getlist("event_ids")), load)
+        began = time.monotonic()  # one time-out for all of it, though a second load may follow the first
+        wanted = ids.read_list(request.args.getlist("event_ids"))
+        found = cache.get_or_load_many(wanted, lambda event_ids: load(event_ids, time.monotonic() - began))
         return _respond(answers.render_many(found, request.environ))
 
     @app.get("/openapi.json")

@@ -108,12 +108,16 @@ class SharedTier:
         """Let Redis go."""
         self._link.close()
 
-    def wrap(self, load: LoadMany) -> Callable[[list[str]], dict[str, Loaded]]:
+    def wrap(self, load: LoadMany) -> Callable[..., dict[str, Loaded]]:
         """Return a load function for the cache that looks in Redis first, and asks `load` for the rest.
 
-        `load` gets the events, and how many seconds of their time-out are used up already.
+        Both get the events, and how many seconds of their time-out are used up already.
         """
-        return lambda event_ids: self._load(event_ids, load)
+
+        def wrapped(event_ids: list[str], waited: float = 0.0) -> dict[str, Loaded]:
+            return self._load(event_ids, lambda wanted, more: load(wanted, waited + more))
+
+        return wrapped
 
     def _load(self, event_ids: list[str], load: LoadMany) -> dict[str, Loaded]:
         began = time.monotonic()

@@ -786,6 +786,22 @@ def test_a_list_waits_as_one(inside: MakeInside, upstream: Standin) -> None:
     assert service.cache.snapshot().waiting == 0
 
 
+def test_a_list_has_one_time_out(inside: MakeInside, upstream: Standin) -> None:
+    """Where a fresh answer expires while the rest of its list times out, it gets no time-out of its own."""
+    service, (one, two), gate = inside(C42_TIMEOUT="0.5"), new_events(upstream, 2), Gate()
+    service.event(one)
+    upstream.rule(event_id=two, gate=gate)
+    with ThreadPoolExecutor() as pool:
+        many = pool.submit(service.app.test_client().get, listed([one, two]))
+        gate.wait_for(2)
+        upstream.reset_counts()
+        service.clock.now += 252
+        errors = many.result().get_json()["errors"]
+    gate.open()
+    assert {event_id: error["status_code"] for event_id, error in errors.items()} == {one: 504, two: 504}
+    assert upstream.calls(event_id=one) == 0
+
+
 def test_head_of_many(inside: MakeInside) -> None:
     """HEAD of a list has the headers of GET and no body."""
     service = inside()
