@@ -166,7 +166,7 @@ def _build(config: Settings, stopping: Any) -> Flask:
 def _greeting(url: str) -> str:
     lines = [f"    curl -i {url}/events-with-subscriptions/{EVENTS[name]}  # {what}" for name, what in SHOWN.items()]
     first = f"c42c answers on {url}, from made-up events. Try, in another terminal:"
-    return "\n".join([first, "", *lines, "", "Ctrl-C ends it.", ""])
+    return "\n".join([first, "", *lines, "", f"{url}/ shows what it does. Ctrl-C ends it.", ""])
 
 
 def _parser() -> argparse.ArgumentParser:
