@@ -18,9 +18,11 @@ import contextlib
 import json
 import logging
 import math
+import os
 import secrets
 import threading
 import time
+import weakref
 from collections.abc import Callable, Mapping
 from hashlib import blake2b
 from typing import Any, NamedTuple
@@ -79,6 +81,7 @@ class SharedTier:
     """Shares answers through the Redis of `settings`; `pause` is the one of the client whose loads it wraps."""
 
     def __init__(self, settings: Settings, pause: Pause) -> None:
+        self._url = settings.cache_url
         self._timeout = settings.timeout
         self._lease = max(1, int(min(LEASE, settings.timeout) * 1000))
         self._pause = pause
@@ -86,13 +89,17 @@ class SharedTier:
         self._prefix = f"c42c:{FORMAT}:{scope}:"
         # Who keeps answers for another time can't take over these.
         self._answers = f"{self._prefix}{settings.expiry:g}/{settings.fault_expiry:g}:"
+        self._start()
+        _tiers.add(self)
+        self._link.wait_until_known(2 * BUDGET)
+
+    def _start(self) -> None:
         self._lock = threading.Lock()  # guards what follows
         self._held: dict[str, str] = {}  # the tokens of the locks that are to last, by event
         self._counts = dict.fromkeys(TierStats._fields[:-1], 0)
         token = secrets.token_hex(8)
         probe = ("EVAL", _HOLD, 1, f"{self._prefix}probe:{token}", token, self._lease)
-        self._link = Link(settings.cache_url, probe=probe, right=token.encode(), regular=self._hold)
-        self._link.wait_until_known(2 * BUDGET)
+        self._link = Link(self._url, probe=probe, right=token.encode(), regular=self._hold)
 
     @property
     def state(self) -> str:
@@ -106,6 +113,7 @@ class SharedTier:
 
     def close(self) -> None:
         """Let Redis go."""
+        _tiers.discard(self)
         self._link.close()
 
     def wrap(self, load: LoadMany) -> Callable[..., dict[str, Loaded]]:
@@ -190,7 +198,7 @@ class SharedTier:
         finally:
             with self._lock:
                 for event_id in locks:
-                    del self._held[event_id]
+                    self._held.pop(event_id, None)  # forgotten in a fork
             self._put(loaded, locks, began, budget)
         return loaded
 
@@ -223,6 +231,18 @@ class SharedTier:
     def _count(self, what: str, number: int) -> None:
         with self._lock:
             self._counts[what] += number
+
+
+# A fork copies the one thread that forks: loads and connection are the parent's. So tiers begin anew in a child.
+_tiers: "weakref.WeakSet[SharedTier]" = weakref.WeakSet()
+
+
+def _start_anew() -> None:
+    for tier in _tiers:
+        tier._start()
+
+
+os.register_at_fork(after_in_child=_start_anew)
 
 
 def _ask(event_ids: list[str], load: LoadMany, began: float) -> dict[str, Loaded]:

@@ -721,6 +721,22 @@ def test_a_fork_has_a_connection_of_its_own(shared_redis: Redis, machine: Callab
     assert one.ask(event_id).result == "shared"
 
 
+@pytest.mark.filterwarnings("ignore:.*fork.*:DeprecationWarning")
+def test_a_fork_leaves_the_locks_to_its_parent(
+    shared_redis: Redis, machine: Callable[..., Machine], pool: ThreadPoolExecutor
+) -> None:
+    """A process that was forked in mid-load does not make that load's lock last: it would never let go of it."""
+    one = machine(shared_redis.url)
+    one.gate = threading.Event()
+    loading = pool.submit(one.ask, new_id())
+    assert one.entered.acquire(timeout=PATIENCE)
+    if not (child := os.fork()):
+        os._exit(bool(one.tier._held))
+    assert os.waitpid(child, 0)[1] == 0
+    one.gate.set()
+    assert loading.result(PATIENCE).value == VALUE
+
+
 # Addresses and settings
 
 
