@@ -72,7 +72,10 @@ return left"""
 LoadMany = Callable[[list[str], float], Mapping[str, Loaded]]
 
 
-class _Lock(NamedTuple):
+class _Locks(NamedTuple):
+    """Of one look: those of the events that are now to be loaded here. They have one token."""
+
+    event_ids: list[str]
     token: str
     clock: float  # Redis's time is at least this much more than time.monotonic, in milliseconds
 
@@ -143,8 +146,8 @@ class SharedTier:
                 return loaded | _ask(wanted, load, began)
             self._count("awaited" if wait else "found", len(found))
             loaded |= found
-            if locks:
-                self._count("loaded", len(locks))
+            if locks.event_ids:
+                self._count("loaded", len(locks.event_ids))
                 loaded |= self._load_for_all(locks, load, began, look)
             wanted = [event_id for event_id in wanted if event_id not in loaded]
             if wanted:
@@ -152,19 +155,16 @@ class SharedTier:
                 time.sleep(wait)
         return loaded
 
-    def _look_up(
-        self, event_ids: list[str], began: float, budget: Budget
-    ) -> tuple[dict[str, Loaded], dict[str, _Lock]]:
+    def _look_up(self, event_ids: list[str], began: float, budget: Budget) -> tuple[dict[str, Loaded], _Locks]:
         """Return what is there, and the locks of those that are now to be loaded here; the others are being loaded."""
-        tokens = {event_id: secrets.token_hex(8) for event_id in event_ids}
+        token = secrets.token_hex(8)
         commands: list[Command] = [("PTTL", f"{self._prefix}pause")]
-        commands += [
-            ("EVAL", _LOOK_UP, 2, *self._keys(event_id), tokens[event_id], self._lease) for event_id in event_ids
-        ]
+        commands += [("EVAL", _LOOK_UP, 2, *self._keys(event_id), token, self._lease) for event_id in event_ids]
         sent = time.monotonic()
         pause, *replies = self._link.ask(commands, budget)
         received = time.monotonic()
-        found, locks = {}, {}
+        found: dict[str, Loaded] = {}
+        missing, clock = [], 0.0
         try:
             if 0 < pause <= LONGEST * 1000:
                 self._pause.extend(sent + (pause - 1) / 1000)
@@ -172,49 +172,47 @@ class SharedTier:
                 if not reply:
                     continue
                 now, *answer = reply
-                locks[event_id] = _Lock(tokens[event_id], now - received * 1000)
-                if answer:
-                    try:
-                        value, kind, lifetime, left = decode(*answer)
-                    except ValueError as error:  # it will be replaced
-                        log.warning("Redis has something else than an answer of event %s: %s", event_id, error)
-                    else:
-                        found[event_id] = Loaded(value, kind, lifetime, lifetime - left - (sent - began))
-                        del locks[event_id]
+                clock = now - received * 1000
+                if not answer:
+                    missing.append(event_id)
+                    continue
+                try:
+                    value, kind, lifetime, left = decode(*answer)
+                except ValueError as error:  # it will be replaced
+                    log.warning("Redis has something else than an answer of event %s: %s", event_id, error)
+                    missing.append(event_id)
+                else:
+                    found[event_id] = Loaded(value, kind, lifetime, lifetime - left - (sent - began))
         except Exception as error:  # whatever comes of what is not as it should be
             self._link.lose(f"it answers nonsense: {error}")
             raise Lost from None
-        return found, locks
+        return found, _Locks(missing, token, clock)
 
-    def _load_for_all(
-        self, locks: dict[str, _Lock], load: LoadMany, began: float, budget: Budget
-    ) -> Mapping[str, Loaded]:
+    def _load_for_all(self, locks: _Locks, load: LoadMany, began: float, budget: Budget) -> Mapping[str, Loaded]:
         """Load the events whose locks are held, put the answers where all find them, and release the locks."""
         with self._lock:
-            self._held |= {event_id: lock.token for event_id, lock in locks.items()}
+            self._held |= dict.fromkeys(locks.event_ids, locks.token)
         loaded: Mapping[str, Loaded] = {}
         try:
-            loaded = _ask(list(locks), load, began)
+            loaded = _ask(locks.event_ids, load, began)
         finally:
             with self._lock:
-                for event_id in locks:
+                for event_id in locks.event_ids:
                     self._held.pop(event_id, None)  # forgotten in a fork
             self._put(loaded, locks, began, budget)
         return loaded
 
-    def _put(self, loaded: Mapping[str, Loaded], locks: dict[str, _Lock], began: float, budget: Budget) -> None:
+    def _put(self, loaded: Mapping[str, Loaded], locks: _Locks, began: float, budget: Budget) -> None:
         commands: list[Command] = []
         now = time.monotonic()
         if pause := self._pause.left:
-            clock = next(iter(locks.values())).clock
-            commands.append(("EVAL", _PAUSE, 1, f"{self._prefix}pause", *_until(now + pause, now, clock)))
-        for event_id, lock in locks.items():
+            commands.append(("EVAL", _PAUSE, 1, f"{self._prefix}pause", *_until(now + pause, now, locks.clock)))
+        for event_id in locks.event_ids:
             content, until = b"", now
             if answer := loaded.get(event_id):
                 content, until = encode(answer), began - answer.age + answer.lifetime
-            commands.append(
-                ("EVAL", _PUT, 2, *self._keys(event_id), lock.token, content, *_until(until, now, lock.clock))
-            )
+            times = _until(until, now, locks.clock)
+            commands.append(("EVAL", _PUT, 2, *self._keys(event_id), locks.token, content, *times))
         with contextlib.suppress(Lost):  # the answer is right all the same, and the lock ends by itself
             self._link.ask(commands, budget, keep=True)
 
