@@ -126,11 +126,12 @@ class SharedTier:
         """
 
         def wrapped(event_ids: list[str], waited: float = 0.0) -> dict[str, Loaded]:
-            return self._load(event_ids, lambda wanted, more: load(wanted, waited + more))
+            patience = self._timeout - waited + BUDGET
+            return self._load(event_ids, lambda wanted, more: load(wanted, waited + more), patience)
 
         return wrapped
 
-    def _load(self, event_ids: list[str], load: LoadMany) -> dict[str, Loaded]:
+    def _load(self, event_ids: list[str], load: LoadMany, patience: float) -> dict[str, Loaded]:
         began = time.monotonic()
         loaded: dict[str, Loaded] = {}
         wanted, wait, budget = list(event_ids), 0.0, Budget(BUDGET)
@@ -138,7 +139,7 @@ class SharedTier:
             # Who waits for another's load does not wait for Redis, but at the very end.
             look = Budget(budget.left - wait) if wait else budget
             try:
-                if time.monotonic() - began > self._timeout + BUDGET:
+                if time.monotonic() - began > patience:
                     raise Lost  # whoever loads it should have ended
                 found, locks = self._look_up(wanted, began, look)
             except Lost:

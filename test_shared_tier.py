@@ -472,11 +472,15 @@ def test_a_load_that_raises_releases_its_lock(
     assert not first.tier._held
 
 
+@pytest.mark.parametrize(("timeout", "before"), [(0.5, 0.0), (2 * PATIENCE, 2 * PATIENCE)])
 def test_nobody_waits_longer_than_the_time_out(
-    shared_redis: Redis, machine: Callable[..., Machine], pool: ThreadPoolExecutor
+    timeout: float, before: float, shared_redis: Redis, machine: Callable[..., Machine], pool: ThreadPoolExecutor
 ) -> None:
-    """Who waits for another machine's load in vain asks by itself, with what is left of its own time-out: nothing."""
-    first, second = (machine(shared_redis.url, C42_TIMEOUT="0.5") for _ in range(2))
+    """Who waits for another machine's load in vain asks by itself, with what is left of its own time-out: nothing.
+
+    What it has waited before counts.
+    """
+    first, second = (machine(shared_redis.url, C42_TIMEOUT=str(timeout)) for _ in range(2))
     event_id, first.gate = new_id(), threading.Event()
     pool.submit(first.ask, event_id)
     assert first.entered.acquire(timeout=PATIENCE)
@@ -488,10 +492,11 @@ def test_nobody_waits_longer_than_the_time_out(
 
     with shared_redis.client() as client:  # one that never ends
         client.set(f"{first.key(event_id)}:lock", "another's", px=60000)
-        found = second.cache.get_or_load_many([event_id], second.tier.wrap(load))[event_id]
+        loading = second.tier.wrap(load)
+        found = second.cache.get_or_load_many([event_id], lambda event_ids: loading(event_ids, before))[event_id]
         client.delete(f"{first.key(event_id)}:lock")
     first.gate.set()
-    assert used.result(PATIENCE) >= 0.5
+    assert timeout <= used.result(PATIENCE) < timeout + PATIENCE
     assert found.result == "miss"
     assert found.age < 0.5  # it counts from its own load
     assert second.tier.snapshot().alone == 1
