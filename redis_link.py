@@ -17,7 +17,6 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from queue import Empty, SimpleQueue
 from typing import Any
-from urllib.parse import unquote, urlsplit
 
 import redis
 from redis.backoff import NoBackoff
@@ -80,7 +79,6 @@ class Link:
     """
 
     def __init__(self, url: str, *, probe: Command, right: Any, regular: Callable[[], Sequence[Command]]) -> None:
-        self._url = url
         self._probe = probe
         self._right = right
         self._regular = regular
@@ -221,14 +219,10 @@ class Link:
 
     def _describe(self, reason: Exception | str) -> str:
         """Say what is wrong without the password, which a strange server may send back."""
-        text = str(reason)[:200]
+        text = str(reason)
         if isinstance(reason, Exception):
             text = f"{type(reason).__name__}: {text}"
-        for secret in _secrets(self._url):
-            text = text.replace(secret, "***")
-        return text
-
-
-def _secrets(url: str) -> list[str]:
-    password = urlsplit(url).password or ""
-    return [secret for secret in (unquote(password), password) if secret]
+        if password := self._client.connection_pool.connection_kwargs.get("password"):
+            for spelling in (password, repr(password.encode())[2:-1]):  # redis-py shows what it can't read as bytes
+                text = text.replace(spelling, "***")
+        return text[:200]

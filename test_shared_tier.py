@@ -7,6 +7,7 @@ stand at a gate; some start the service. A Redis that was lost is tried again ev
 import contextlib
 import logging
 import os
+import re
 import shutil
 import signal
 import socket
@@ -543,6 +544,18 @@ def test_a_server_that_is_no_redis(
     assert said("Redis is lost") == 1
     assert said("Redis is back") == 0
     assert not any(secret in caplog.text for secret in (PASSWORD, "se/cret", TOKEN))
+
+
+def test_a_password_that_comes_back(
+    proxy: Callable[..., Proxy], machine: Callable[..., Machine], said: Callable[[str], int], caplog: Any
+) -> None:
+    """However a password is given and comes back, cut or escaped, it is not in the log."""
+    password = "pässword"
+    for answer in ("x" * 170 + password, "-" + "x" * 170 + password):
+        between = proxy(0, nonsense(answer.encode() + b"\r\n"))
+        machine(f"redis://{between.url.partition('@')[2]}?password={password}")
+    assert said("Redis is lost") == 2
+    assert not re.search("p(ä|.xc3)", caplog.text)
 
 
 @pytest.mark.parametrize("answer", [b"+OK\r\n", b":1\r\n", b"*0\r\n", b"*1\r\n:1\r\n", b"*3\r\n:1\r\n+a\r\n+b\r\n"])
