@@ -30,7 +30,7 @@ _PREFLIGHT = [
     ("Access-Control-Allow-Headers", "*"),
     ("Access-Control-Max-Age", "600"),
 ]
-_STATUS_LINES = {status.value: f"{status.value} {status.phrase}" for status in HTTPStatus}
+_PHRASES = {status.value: status.phrase for status in HTTPStatus}
 
 Headers = list[tuple[str, str]]
 Value = tuple[int, str, bytes, str, int, float]
@@ -90,7 +90,7 @@ def render(found: Found, environ: Mapping[str, Any]) -> Response:
     if retry_after:
         headers.append(("Retry-After", str(max(1, math.ceil(max(retry_after - exact_age, ttl))))))
     if status != 200:
-        return Response(_STATUS_LINES.get(status) or f"{status} Unknown", headers, body)
+        return Response(f"{status} {_phrase(status)}", headers, body)
     return _conditional(etag, headers, body, environ)
 
 
@@ -146,7 +146,7 @@ def _conditional(etag: str, headers: Headers, body: bytes, environ: Mapping[str,
     """Make a 200 of it, or a 304 where the client has it already (RFC 9110, 13.1.2 and 15.4.5)."""
     headers.append(("ETag", etag))
     if (wanted := environ.get("HTTP_IF_NONE_MATCH")) and parse_etags(wanted).contains_weak(etag[1:-1]):
-        return Response("304 Not Modified", headers[2:], b"")
+        return Response("304 Not Modified", headers[2:], b"")  # without type and length, the first two: it has no body
     return Response("200 OK", headers, body)
 
 
@@ -222,7 +222,7 @@ def _no_constant(name: str) -> None:
 
 
 def _phrase(status: int) -> str:
-    return HTTPStatus(status).phrase if status in _STATUS_LINES else "Unknown"
+    return _PHRASES.get(status, "Unknown")
 
 
 def _code(status: int) -> str:

@@ -139,7 +139,7 @@ class Cache:
                 assert running.entry
                 found[key] = _found(running.entry, running.result if key in mine else "collapsed", now, running.kept)
             if late := [key for key, entry in held.items() if entry[_EXPIRY] <= now]:  # while others were loaded
-                found |= self._find(late, load, admitted=admitted or enters)
+                found |= self._find(late, load, admitted=True)
             hits = len(held) - len(late)
             return {key: found[key] for key in keys}
         finally:

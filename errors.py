@@ -3,6 +3,7 @@
 C42Error         there is no answer; says what the client is told
 ├── Rejected     the upstream answered with an error, which is passed through
 ├── Paused       the upstream asked for a pause (429), now or a while ago
+├── Unknown      the upstream left the event out of a list
 ├── Deleted      the event is there no more
 ├── TimedOut     no full answer within the time-out
 └── Unusable     no answer, or one that can't be understood

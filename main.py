@@ -144,7 +144,8 @@ def _serve(environ: Mapping[str, str], greeting: Callable[[str], str] = lambda u
         print("C42_CACHE_URL needs what is not installed: pip install -r requirements-redis.txt", file=sys.stderr)
         return 2
     logs.configure(config.loglevel, config.logformat, config.token)
-    settings.warn_of_unknown(environ, log)
+    for text in settings.unknown(environ):
+        log.warning("%s", text)
     try:
         address = server.find_address(config.host, config.port)
     except OSError as error:

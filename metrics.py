@@ -203,8 +203,8 @@ class Metrics(Collector):
             http.add_metric(labels, sent)
         yield http
         if self._tier:
-            *counts, up = tier = self._tier()
-            asked = dict(zip(tier._fields, counts, strict=False))
+            asked = self._tier()._asdict()
+            up = asked.pop("up")
             yield _counter("c42_shared_tier_loads", "Events to be loaded, by what Redis made of them.", "result", asked)
             yield GaugeMetricFamily("c42_shared_tier_up", "1 where answers are shared through Redis.", up)
         yield from (GaugeMetricFamily(name, text, value) for name, text, value in self._gauges(stats))

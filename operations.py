@@ -65,8 +65,7 @@ def _json(status: int, data: dict[str, Any]) -> Response:
 
 
 def _respond(status: int, body: bytes, content_type: str) -> Response:
-    headers = {"Content-Type": content_type, "Cache-Control": "no-store", "X-Content-Type-Options": "nosniff"}
-    return Response(body, status, headers)
+    return Response(body, status, [("Content-Type", content_type), answers.NO_STORE, answers.NOSNIFF])
 
 
 class RequestLog:

@@ -11,15 +11,12 @@ caller which sees it hang cuts its connection.
 """
 
 import logging
-import os
 import threading
 import time
-import weakref
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from queue import Empty, SimpleQueue
 from typing import Any
-from urllib.parse import parse_qs, unquote, urlsplit
 
 import redis
 from redis.backoff import NoBackoff
@@ -82,15 +79,9 @@ class Link:
     """
 
     def __init__(self, url: str, *, probe: Command, right: Any, regular: Callable[[], Sequence[Command]]) -> None:
-        self._url = url
         self._probe = probe
         self._right = right
         self._regular = regular
-        self._start()
-        ref = weakref.ref(self)
-        os.register_at_fork(after_in_child=lambda: _start_anew(ref()))
-
-    def _start(self) -> None:
         self._lock = threading.Lock()
         self._up: bool | None = None  # None: not known yet
         self._known = threading.Event()
@@ -98,7 +89,7 @@ class Link:
         self._tasks: SimpleQueue[_Task | None] = SimpleQueue()
         self._closed = False
         self._client = redis.Redis.from_url(
-            self._url,
+            url,
             protocol=2,
             socket_timeout=SOCKET_TIMEOUT,
             socket_connect_timeout=SOCKET_TIMEOUT,
@@ -152,9 +143,9 @@ class Link:
             if now >= probe_at:
                 self._try()
                 probe_at = time.monotonic() + PROBE_EVERY
-            regular = self._regular() if now >= tick_at else ()
+            regular: Sequence[Command] = ()
             if now >= tick_at:
-                tick_at = now + TICK
+                regular, tick_at = self._regular(), now + TICK
             self._serve([task for task in tasks if not task.is_off], regular)
 
     def _take(self, timeout: float) -> list[_Task]:
@@ -228,21 +219,10 @@ class Link:
 
     def _describe(self, reason: Exception | str) -> str:
         """Say what is wrong without the password, which a strange server may send back."""
-        text = str(reason)[:200]
+        text = str(reason)
         if isinstance(reason, Exception):
             text = f"{type(reason).__name__}: {text}"
-        for secret in _secrets(self._url):
-            text = text.replace(secret, "***")
-        return text
-
-
-def _start_anew(link: Link | None) -> None:
-    """Give the link a thread and a connection in a process that was forked: it has neither there."""
-    if link and not link._closed:
-        link._start()
-
-
-def _secrets(url: str) -> list[str]:
-    parts = urlsplit(url)
-    password = parts.password or ""
-    return [secret for secret in (unquote(password), password, *parse_qs(parts.query).get("password", [])) if secret]
+        if password := self._client.connection_pool.connection_kwargs.get("password"):
+            for spelling in (password, repr(password.encode())[2:-1]):  # redis-py shows what it can't read as bytes
+                text = text.replace(spelling, "***")
+        return text[:200]

@@ -1,7 +1,6 @@
 """Every `C42_…` variable, read and checked once, into one frozen object. Nothing else reads the environment."""
 
 import difflib
-import logging
 import math
 import re
 from collections.abc import Callable, Mapping
@@ -196,12 +195,6 @@ def read(environ: Mapping[str, str]) -> Settings:
             f"C42_WORKERS={values['workers']} needs C42_CACHE_URL: else each process would ask Calendar42 by itself"
         )
     return Settings(**values)
-
-
-def warn_of_unknown(environ: Mapping[str, str], log: logging.Logger) -> None:
-    """Log a warning for each `C42_…` variable that is no setting."""
-    for text in unknown(environ):
-        log.warning("%s", text)
 
 
 def unknown(environ: Mapping[str, str]) -> list[str]:

@@ -18,9 +18,11 @@ import contextlib
 import json
 import logging
 import math
+import os
 import secrets
 import threading
 import time
+import weakref
 from collections.abc import Callable, Mapping
 from hashlib import blake2b
 from typing import Any, NamedTuple
@@ -70,7 +72,10 @@ return left"""
 LoadMany = Callable[[list[str], float], Mapping[str, Loaded]]
 
 
-class _Lock(NamedTuple):
+class _Locks(NamedTuple):
+    """Of one look: those of the events that are now to be loaded here. They have one token."""
+
+    event_ids: list[str]
     token: str
     clock: float  # Redis's time is at least this much more than time.monotonic, in milliseconds
 
@@ -79,6 +84,7 @@ class SharedTier:
     """Shares answers through the Redis of `settings`; `pause` is the one of the client whose loads it wraps."""
 
     def __init__(self, settings: Settings, pause: Pause) -> None:
+        self._url = settings.cache_url
         self._timeout = settings.timeout
         self._lease = max(1, int(min(LEASE, settings.timeout) * 1000))
         self._pause = pause
@@ -86,13 +92,17 @@ class SharedTier:
         self._prefix = f"c42c:{FORMAT}:{scope}:"
         # Who keeps answers for another time can't take over these.
         self._answers = f"{self._prefix}{settings.expiry:g}/{settings.fault_expiry:g}:"
+        self._start()
+        _tiers.add(self)
+        self._link.wait_until_known(2 * BUDGET)
+
+    def _start(self) -> None:
         self._lock = threading.Lock()  # guards what follows
         self._held: dict[str, str] = {}  # the tokens of the locks that are to last, by event
         self._counts = dict.fromkeys(TierStats._fields[:-1], 0)
         token = secrets.token_hex(8)
         probe = ("EVAL", _HOLD, 1, f"{self._prefix}probe:{token}", token, self._lease)
-        self._link = Link(settings.cache_url, probe=probe, right=token.encode(), regular=self._hold)
-        self._link.wait_until_known(2 * BUDGET)
+        self._link = Link(self._url, probe=probe, right=token.encode(), regular=self._hold)
 
     @property
     def state(self) -> str:
@@ -106,6 +116,7 @@ class SharedTier:
 
     def close(self) -> None:
         """Let Redis go."""
+        _tiers.discard(self)
         self._link.close()
 
     def wrap(self, load: LoadMany) -> Callable[..., dict[str, Loaded]]:
@@ -115,11 +126,12 @@ class SharedTier:
         """
 
         def wrapped(event_ids: list[str], waited: float = 0.0) -> dict[str, Loaded]:
-            return self._load(event_ids, lambda wanted, more: load(wanted, waited + more))
+            patience = self._timeout - waited + BUDGET
+            return self._load(event_ids, lambda wanted, more: load(wanted, waited + more), patience)
 
         return wrapped
 
-    def _load(self, event_ids: list[str], load: LoadMany) -> dict[str, Loaded]:
+    def _load(self, event_ids: list[str], load: LoadMany, patience: float) -> dict[str, Loaded]:
         began = time.monotonic()
         loaded: dict[str, Loaded] = {}
         wanted, wait, budget = list(event_ids), 0.0, Budget(BUDGET)
@@ -127,7 +139,7 @@ class SharedTier:
             # Who waits for another's load does not wait for Redis, but at the very end.
             look = Budget(budget.left - wait) if wait else budget
             try:
-                if time.monotonic() - began > self._timeout + BUDGET:
+                if time.monotonic() - began > patience:
                     raise Lost  # whoever loads it should have ended
                 found, locks = self._look_up(wanted, began, look)
             except Lost:
@@ -135,8 +147,8 @@ class SharedTier:
                 return loaded | _ask(wanted, load, began)
             self._count("awaited" if wait else "found", len(found))
             loaded |= found
-            if locks:
-                self._count("loaded", len(locks))
+            if locks.event_ids:
+                self._count("loaded", len(locks.event_ids))
                 loaded |= self._load_for_all(locks, load, began, look)
             wanted = [event_id for event_id in wanted if event_id not in loaded]
             if wanted:
@@ -144,19 +156,16 @@ class SharedTier:
                 time.sleep(wait)
         return loaded
 
-    def _look_up(
-        self, event_ids: list[str], began: float, budget: Budget
-    ) -> tuple[dict[str, Loaded], dict[str, _Lock]]:
+    def _look_up(self, event_ids: list[str], began: float, budget: Budget) -> tuple[dict[str, Loaded], _Locks]:
         """Return what is there, and the locks of those that are now to be loaded here; the others are being loaded."""
-        tokens = {event_id: secrets.token_hex(8) for event_id in event_ids}
+        token = secrets.token_hex(8)
         commands: list[Command] = [("PTTL", f"{self._prefix}pause")]
-        commands += [
-            ("EVAL", _LOOK_UP, 2, *self._keys(event_id), tokens[event_id], self._lease) for event_id in event_ids
-        ]
+        commands += [("EVAL", _LOOK_UP, 2, *self._keys(event_id), token, self._lease) for event_id in event_ids]
         sent = time.monotonic()
         pause, *replies = self._link.ask(commands, budget)
         received = time.monotonic()
-        found, locks = {}, {}
+        found: dict[str, Loaded] = {}
+        missing, clock = [], 0.0
         try:
             if 0 < pause <= LONGEST * 1000:
                 self._pause.extend(sent + (pause - 1) / 1000)
@@ -164,49 +173,47 @@ class SharedTier:
                 if not reply:
                     continue
                 now, *answer = reply
-                locks[event_id] = _Lock(tokens[event_id], now - received * 1000)
-                if answer:
-                    try:
-                        value, kind, lifetime, left = decode(*answer)
-                    except ValueError as error:  # it will be replaced
-                        log.warning("Redis has something else than an answer of event %s: %s", event_id, error)
-                    else:
-                        found[event_id] = Loaded(value, kind, lifetime, lifetime - left - (sent - began))
-                        del locks[event_id]
+                clock = now - received * 1000
+                if not answer:
+                    missing.append(event_id)
+                    continue
+                try:
+                    value, kind, lifetime, left = decode(*answer)
+                except ValueError as error:  # it will be replaced
+                    log.warning("Redis has something else than an answer of event %s: %s", event_id, error)
+                    missing.append(event_id)
+                else:
+                    found[event_id] = Loaded(value, kind, lifetime, lifetime - left - (sent - began))
         except Exception as error:  # whatever comes of what is not as it should be
             self._link.lose(f"it answers nonsense: {error}")
             raise Lost from None
-        return found, locks
+        return found, _Locks(missing, token, clock)
 
-    def _load_for_all(
-        self, locks: dict[str, _Lock], load: LoadMany, began: float, budget: Budget
-    ) -> Mapping[str, Loaded]:
+    def _load_for_all(self, locks: _Locks, load: LoadMany, began: float, budget: Budget) -> Mapping[str, Loaded]:
         """Load the events whose locks are held, put the answers where all find them, and release the locks."""
         with self._lock:
-            self._held |= {event_id: lock.token for event_id, lock in locks.items()}
+            self._held |= dict.fromkeys(locks.event_ids, locks.token)
         loaded: Mapping[str, Loaded] = {}
         try:
-            loaded = _ask(list(locks), load, began)
+            loaded = _ask(locks.event_ids, load, began)
         finally:
             with self._lock:
-                for event_id in locks:
-                    del self._held[event_id]
+                for event_id in locks.event_ids:
+                    self._held.pop(event_id, None)  # forgotten in a fork
             self._put(loaded, locks, began, budget)
         return loaded
 
-    def _put(self, loaded: Mapping[str, Loaded], locks: dict[str, _Lock], began: float, budget: Budget) -> None:
+    def _put(self, loaded: Mapping[str, Loaded], locks: _Locks, began: float, budget: Budget) -> None:
         commands: list[Command] = []
         now = time.monotonic()
         if pause := self._pause.left:
-            clock = next(iter(locks.values())).clock
-            commands.append(("EVAL", _PAUSE, 1, f"{self._prefix}pause", *_until(now + pause, now, clock)))
-        for event_id, lock in locks.items():
+            commands.append(("EVAL", _PAUSE, 1, f"{self._prefix}pause", *_until(now + pause, now, locks.clock)))
+        for event_id in locks.event_ids:
             content, until = b"", now
             if answer := loaded.get(event_id):
                 content, until = encode(answer), began - answer.age + answer.lifetime
-            commands.append(
-                ("EVAL", _PUT, 2, *self._keys(event_id), lock.token, content, *_until(until, now, lock.clock))
-            )
+            times = _until(until, now, locks.clock)
+            commands.append(("EVAL", _PUT, 2, *self._keys(event_id), locks.token, content, *times))
         with contextlib.suppress(Lost):  # the answer is right all the same, and the lock ends by itself
             self._link.ask(commands, budget, keep=True)
 
@@ -223,6 +230,18 @@ class SharedTier:
     def _count(self, what: str, number: int) -> None:
         with self._lock:
             self._counts[what] += number
+
+
+# A fork copies the one thread that forks: loads and connection are the parent's. So tiers begin anew in a child.
+_tiers: "weakref.WeakSet[SharedTier]" = weakref.WeakSet()
+
+
+def _start_anew() -> None:
+    for tier in _tiers:
+        tier._start()
+
+
+os.register_at_fork(after_in_child=_start_anew)
 
 
 def _ask(event_ids: list[str], load: LoadMany, began: float) -> dict[str, Loaded]:

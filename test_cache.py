@@ -4,7 +4,6 @@ Time is a fake clock. What several threads do is ordered by gates and by the num
 never by sleeping. A cache's reaper is stopped at once, so that nothing but the test deletes entries, except
 where it is the reaper that is tested. What would hang if a promise were broken is waited for with a bound.
 """
-# random traffic is no secret
 
 import contextlib
 import functools

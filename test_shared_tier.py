@@ -7,6 +7,7 @@ stand at a gate; some start the service. A Redis that was lost is tried again ev
 import contextlib
 import logging
 import os
+import re
 import shutil
 import signal
 import socket
@@ -472,11 +473,15 @@ def test_a_load_that_raises_releases_its_lock(
     assert not first.tier._held
 
 
+@pytest.mark.parametrize(("timeout", "before"), [(0.5, 0.0), (2 * PATIENCE, 2 * PATIENCE)])
 def test_nobody_waits_longer_than_the_time_out(
-    shared_redis: Redis, machine: Callable[..., Machine], pool: ThreadPoolExecutor
+    timeout: float, before: float, shared_redis: Redis, machine: Callable[..., Machine], pool: ThreadPoolExecutor
 ) -> None:
-    """Who waits for another machine's load in vain asks by itself, with what is left of its own time-out: nothing."""
-    first, second = (machine(shared_redis.url, C42_TIMEOUT="0.5") for _ in range(2))
+    """Who waits for another machine's load in vain asks by itself, with what is left of its own time-out: nothing.
+
+    What it has waited before counts.
+    """
+    first, second = (machine(shared_redis.url, C42_TIMEOUT=str(timeout)) for _ in range(2))
     event_id, first.gate = new_id(), threading.Event()
     pool.submit(first.ask, event_id)
     assert first.entered.acquire(timeout=PATIENCE)
@@ -488,10 +493,11 @@ def test_nobody_waits_longer_than_the_time_out(
 
     with shared_redis.client() as client:  # one that never ends
         client.set(f"{first.key(event_id)}:lock", "another's", px=60000)
-        found = second.cache.get_or_load_many([event_id], second.tier.wrap(load))[event_id]
+        loading = second.tier.wrap(load)
+        found = second.cache.get_or_load_many([event_id], lambda event_ids: loading(event_ids, before))[event_id]
         client.delete(f"{first.key(event_id)}:lock")
     first.gate.set()
-    assert used.result(PATIENCE) >= 0.5
+    assert timeout <= used.result(PATIENCE) < timeout + PATIENCE
     assert found.result == "miss"
     assert found.age < 0.5  # it counts from its own load
     assert second.tier.snapshot().alone == 1
@@ -538,6 +544,18 @@ def test_a_server_that_is_no_redis(
     assert said("Redis is lost") == 1
     assert said("Redis is back") == 0
     assert not any(secret in caplog.text for secret in (PASSWORD, "se/cret", TOKEN))
+
+
+def test_a_password_that_comes_back(
+    proxy: Callable[..., Proxy], machine: Callable[..., Machine], said: Callable[[str], int], caplog: Any
+) -> None:
+    """However a password is given and comes back, cut or escaped, it is not in the log."""
+    password = "pässword"
+    for answer in ("x" * 170 + password, "-" + "x" * 170 + password):
+        between = proxy(0, nonsense(answer.encode() + b"\r\n"))
+        machine(f"redis://{between.url.partition('@')[2]}?password={password}")
+    assert said("Redis is lost") == 2
+    assert not re.search("p(ä|.xc3)", caplog.text)
 
 
 @pytest.mark.parametrize("answer", [b"+OK\r\n", b":1\r\n", b"*0\r\n", b"*1\r\n:1\r\n", b"*3\r\n:1\r\n+a\r\n+b\r\n"])
@@ -719,6 +737,22 @@ def test_a_fork_has_a_connection_of_its_own(shared_redis: Redis, machine: Callab
         os._exit(status)
     assert os.waitpid(child, 0)[1] == 0
     assert one.ask(event_id).result == "shared"
+
+
+@pytest.mark.filterwarnings("ignore:.*fork.*:DeprecationWarning")
+def test_a_fork_leaves_the_locks_to_its_parent(
+    shared_redis: Redis, machine: Callable[..., Machine], pool: ThreadPoolExecutor
+) -> None:
+    """A process that was forked in mid-load does not make that load's lock last: it would never let go of it."""
+    one = machine(shared_redis.url)
+    one.gate = threading.Event()
+    loading = pool.submit(one.ask, new_id())
+    assert one.entered.acquire(timeout=PATIENCE)
+    if not (child := os.fork()):
+        os._exit(bool(one.tier._held))
+    assert os.waitpid(child, 0)[1] == 0
+    one.gate.set()
+    assert loading.result(PATIENCE).value == VALUE
 
 
 # Addresses and settings
