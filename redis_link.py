@@ -19,7 +19,6 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from queue import Empty, SimpleQueue
 from typing import Any
-from urllib.parse import unquote, urlsplit
 
 import redis
 from redis.backoff import NoBackoff
@@ -228,20 +227,18 @@ class Link:
 
     def _describe(self, reason: Exception | str) -> str:
         """Say what is wrong without the password, which a strange server may send back."""
-        text = str(reason)[:200]
-        if isinstance(reason, Exception):
-            text = f"{type(reason).__name__}: {text}"
-        for secret in _secrets(self._url):
-            text = text.replace(secret, "***")
-        return text
+        name = type(reason).__name__
+        if isinstance(reason, str):
+            text = reason
+        elif isinstance(reason, redis.ResponseError | redis.ConnectionError | redis.TimeoutError):
+            text = f"{name}: {reason}"
+        else:
+            return name  # the text may hold what came, in another spelling
+        password = self._client.connection_pool.connection_kwargs.get("password")
+        return (text.replace(password, "***") if password else text)[:200]
 
 
 def _start_anew(link: Link | None) -> None:
     """Give the link a thread and a connection in a process that was forked: it has neither there."""
     if link and not link._closed:
         link._start()
-
-
-def _secrets(url: str) -> list[str]:
-    password = urlsplit(url).password or ""
-    return [secret for secret in (unquote(password), password) if secret]

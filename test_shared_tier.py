@@ -540,6 +540,20 @@ def test_a_server_that_is_no_redis(
     assert not any(secret in caplog.text for secret in (PASSWORD, "se/cret", TOKEN))
 
 
+@pytest.mark.parametrize("password", ["Zq%2FZq", "%27Zq%5CZq%22"])
+@pytest.mark.parametrize("before", [b"-ERR unknown command ", b"-ERR " + 183 * b"-", b"", b":"])
+def test_a_password_that_comes_back(
+    before: bytes, password: str, proxy: Callable[..., Proxy], machine: Callable[..., Machine], caplog: Any
+) -> None:
+    """No part of the password is in the log, wherever the URL has it, and however a server sends it back."""
+    url = proxy(0, lambda data, sink: sink.sendall(before + data.replace(b"\r\n", b" ") + b"\r\n")).url
+    bare = url.replace(f":{PASSWORD}@", "")
+    for each in (url.replace(PASSWORD, password), f"{bare}?password={password}"):
+        assert bounded(lambda each=each: machine(each).ask(new_id())).value == VALUE  # type: ignore[misc]
+    assert caplog.text.count("Redis is lost") == 2
+    assert "Zq" not in caplog.text
+
+
 @pytest.mark.parametrize("answer", [b"+OK\r\n", b":1\r\n", b"*0\r\n", b"*1\r\n:1\r\n", b"*3\r\n:1\r\n+a\r\n+b\r\n"])
 def test_a_redis_that_begins_to_talk_nonsense(
     answer: bytes,
