@@ -380,6 +380,17 @@ def test_the_pause_is_shared(shared_redis: Redis, machine: Callable[..., Machine
         client.delete(f"{second.tier._prefix}pause")
 
 
+def test_the_last_millisecond(shared_redis: Redis, machine: Callable[..., Machine]) -> None:
+    """An answer whose time is up but for less than a millisecond is not there, rather than something that is wrong."""
+    first = machine(shared_redis.url)
+    with shared_redis.client() as client:
+        for _ in range(30):
+            key = first.key(new_id())
+            client.set(key, b"answer", px=3)
+            while len(reply := client.eval(shared_tier._LOOK_UP, 2, key, f"{key}:lock", "token", 1000)) > 1:
+                assert reply[2] > 0
+
+
 def test_what_is_no_answer_is_replaced(
     shared_redis: Redis, machine: Callable[..., Machine], counts: Counter[str], said: Callable[[str], int]
 ) -> None:
