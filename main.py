@@ -11,7 +11,8 @@ from importlib.util import find_spec
 from typing import TYPE_CHECKING, Any
 
 from flask import Flask, Response, request, send_file
-from werkzeug.exceptions import HTTPException
+from werkzeug.exceptions import HTTPException, NotFound
+from werkzeug.routing import RequestRedirect
 
 import answers
 import check
@@ -55,7 +56,6 @@ def create_app(config: Settings, stopping: Callable[[], bool] = lambda: False) -
     if tier:
         load = tier.wrap(load)
     app = Flask(__name__, static_folder=None)  # the status page brings its own
-    app.url_map.merge_slashes = False  # a path with two slashes is not found, rather than redirected
     operations.register(app, metrics)
     status_page.register(app, metrics.status)
 
@@ -76,6 +76,11 @@ def create_app(config: Settings, stopping: Callable[[], bool] = lambda: False) -
     @app.get("/openapi.json")
     def contract() -> Response:
         return send_file("openapi.json")
+
+    @app.before_request
+    def redirect_nobody() -> None:
+        if isinstance(request.routing_exception, RequestRedirect):  # two slashes, or no path at all
+            raise NotFound  # rather than on to whatever Host the client named
 
     @app.after_request
     def allow_origins(response: Response) -> Response:

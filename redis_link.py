@@ -220,8 +220,10 @@ class Link:
     def _describe(self, reason: Exception | str) -> str:
         """Say what is wrong without the password, which a strange server may send back."""
         text = str(reason)
-        if isinstance(reason, Exception):
+        if isinstance(reason, redis.ResponseError | redis.ConnectionError | redis.TimeoutError):
             text = f"{type(reason).__name__}: {text}"
+        elif isinstance(reason, Exception):
+            return type(reason).__name__  # the text may hold what came, in another spelling
         if password := self._client.connection_pool.connection_kwargs.get("password"):
             for spelling in (password, repr(password.encode())[2:-1]):  # redis-py shows what it can't read as bytes
                 text = text.replace(spelling, "***")
