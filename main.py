@@ -124,7 +124,8 @@ def _tier(config: Settings, pause: Pause) -> "SharedTier | None":
 
 
 def _respond(answer: answers.Response) -> Response:
-    return Response(answer.body, answer.status, answer.headers)
+    status, headers, body = answer
+    return Response(body, status, headers)
 
 
 def main(arguments: list[str], environ: Mapping[str, str]) -> int:
