@@ -5,7 +5,7 @@ from collections.abc import Callable, Mapping
 
 import answers
 from c42client import Client, Merged
-from errors import C42Error
+from errors import C42Error, TimedOut
 from outcomes import FAULT, NEGATIVE, OK, Loaded
 from settings import Settings
 
@@ -27,7 +27,11 @@ def loader(client: Client, settings: Settings) -> Callable[..., dict[str, Loaded
         else:
             outcomes = client.fetch_many(event_ids, waited)
         elapsed = time.monotonic() - began
-        return {event_id: _loaded(outcome, elapsed, settings) for event_id, outcome in outcomes.items()}
+        loaded = {event_id: _loaded(outcome, elapsed, settings) for event_id, outcome in outcomes.items()}
+        for event_id, outcome in outcomes.items():
+            if waited >= settings.timeout and isinstance(outcome, TimedOut):  # it was not asked for: nobody else's 504
+                loaded[event_id] = loaded[event_id]._replace(lifetime=0.0)
+        return loaded
 
     return load
 

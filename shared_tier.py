@@ -43,8 +43,9 @@ _NOW = "local now = redis.call('time') now = now[1] * 1000 + math.floor(now[2] /
 
 # Returns time, answer and what is left of its lifetime; or the time alone, with the lock taken; or nothing.
 _LOOK_UP = f"""{_NOW}
-local answer = redis.call('get', KEYS[1])
-if answer then return {{now, answer, redis.call('pttl', KEYS[1])}} end
+local left = redis.call('pttl', KEYS[1])
+local answer = left ~= 0 and redis.call('get', KEYS[1])
+if answer then return {{now, answer, left}} end
 if redis.call('set', KEYS[2], ARGV[1], 'nx', 'px', ARGV[2]) then return {{now}} end
 return {{}}"""
 
