@@ -193,7 +193,7 @@ class Link:
     def _exchange(self, commands: Sequence[Command]) -> list[Any]:
         pipeline = self._client.pipeline(transaction=False)
         for command in commands:
-            pipeline.execute_command(*command)  # type: ignore[no-untyped-call]
+            pipeline.execute_command(*command)  # type: ignore[no-untyped-call]  # redis-py has no types here
         self._since = time.monotonic()
         try:
             replies = pipeline.execute(raise_on_error=False)

@@ -92,7 +92,8 @@ def _base_url(text: str) -> str:
         requests.Request("GET", text).prepare()  # it has its own rules for hosts, and a ValueError for each
     except ValueError:
         raise ValueError(right) from None
-    if url.scheme not in ("http", "https") or not url.hostname or "@" in url.netloc or re.search(r"[?#\s]", text):
+    odd = not text.isprintable() or re.search("[?# ]", text)  # not every urllib3 minds control characters
+    if odd or url.scheme not in ("http", "https") or not url.hostname or "@" in url.netloc:
         raise ValueError(right)
     return text.rstrip("/") + "/"
 

@@ -105,11 +105,6 @@ class SharedTier:
         probe = ("EVAL", _HOLD, 1, f"{self._prefix}probe:{token}", token, self._lease)
         self._link = Link(self._url, probe=probe, right=token.encode(), regular=self._hold)
 
-    @property
-    def state(self) -> str:
-        """`up`, or `down` where Redis is lost."""
-        return "up" if self._link.up else "down"
-
     def snapshot(self) -> TierStats:
         """Read all counters at one moment."""
         with self._lock:

@@ -153,6 +153,10 @@ class Machine:
     def ask_many(self, event_ids: list[str]) -> dict[str, Found]:
         return self.cache.get_or_load_many(event_ids, self.tier.wrap(self.load))
 
+    @property
+    def shares(self) -> bool:
+        return self.tier.snapshot().up
+
     def key(self, event_id: str) -> str:
         return self.tier._keys(event_id)[0]
 
@@ -411,7 +415,7 @@ def test_what_is_no_answer_is_replaced(
         client.set(first.key(event_id := new_id()), good)  # without an end
         assert first.ask(event_id).result == "miss"
         assert client.pttl(first.key(event_id)) > 0
-    assert first.tier.state == "up"
+    assert first.shares
 
 
 # Locks
@@ -435,7 +439,7 @@ def test_a_lock_lasts_as_long_as_its_load(
     own_redis.start()
     with own_redis.client() as client:
         until(lambda: client.exists(f"{first.key(event_id)}:lock"), "the lock to be there again")
-    until(lambda: second.tier.state == "up")
+    until(lambda: second.shares)
     waiting = pool.submit(second.ask, event_id)
     time.sleep(1.0)
     first.gate.set()
@@ -550,7 +554,7 @@ def test_a_server_that_is_no_redis(
     lonely = machine(proxy(0, WRONG[kind]).url)
     for _ in range(10):
         assert bounded(lambda: lonely.ask(new_id())).value == VALUE
-    assert lonely.tier.state == "down"
+    assert not lonely.shares
     assert lonely.tier.snapshot().alone == 10
     assert said("Redis is lost") == 1
     assert said("Redis is back") == 0
@@ -593,11 +597,11 @@ def test_a_redis_that_begins_to_talk_nonsense(
     """Answers of a wrong kind to the real questions are no answers; each caller then loads by itself."""
     between = proxy(shared_redis.port)
     one = machine(between.url.replace(f":{PASSWORD}@", ""), C42_TIMEOUT="0.5")
-    assert one.tier.state == "up"
+    assert one.shares
     between.answer = nonsense(answer)
     assert bounded(lambda: one.ask(new_id())).value == VALUE
     between.answer = None
-    until(lambda: one.tier.state == "up")
+    until(lambda: one.shares)
 
 
 def test_a_redis_that_is_not_there_at_first(
@@ -607,17 +611,17 @@ def test_a_redis_that_is_not_there_at_first(
     own_redis.kill()
     first, second = machine(own_redis.url), machine(own_redis.url)
     for each in (first, second):
-        assert each.tier.state == "down"
+        assert not each.shares
         assert bounded(lambda each=each: each.ask("alone")).value == VALUE  # type: ignore[misc]
     assert counts["alone"] == 2
     for _ in range(2):
         own_redis.start()
-        until(lambda: first.tier.state == second.tier.state == "up")
+        until(lambda: first.shares and second.shares)
         event_id = new_id()
         assert (first.ask(event_id).result, second.ask(event_id).result) == ("miss", "shared")
         own_redis.kill()
         assert bounded(lambda: first.ask(new_id())).value == VALUE
-        until(lambda: first.tier.state == second.tier.state == "down")
+        until(lambda: not (first.shares or second.shares))
     assert (said("Redis is lost"), said("Redis is back")) == (6, 4)
 
 
@@ -629,9 +633,9 @@ def test_a_redis_that_stands_still(
     own_redis.signal(signal.SIGSTOP)
     futures = [pool.submit(bounded, lambda: one.ask(new_id())) for _ in range(50)]
     assert {future.result(PATIENCE).value for future in futures} == {VALUE}
-    until(lambda: one.tier.state == "down")
+    until(lambda: not one.shares)
     own_redis.signal(signal.SIGCONT)
-    until(lambda: one.tier.state == "up")
+    until(lambda: one.shares)
     assert (said("Redis is lost"), said("Redis is back")) == (1, 1)
 
 
@@ -648,7 +652,7 @@ def test_what_is_written_late_lives_no_longer(own_redis: Redis, machine: Callabl
     one.ask(event_id)
     time.sleep(0.7)
     own_redis.signal(signal.SIGCONT)
-    until(lambda: one.tier.state == "up")
+    until(lambda: one.shares)
     with own_redis.client() as client:
         left = client.pttl(one.key(event_id)) / 1000
         here = one.cache.get(event_id)
@@ -679,7 +683,7 @@ def test_a_slow_redis(
     assert said("Redis is lost") in ([1] if delay > redis_link.SOCKET_TIMEOUT else [0, 1])
     assert said("Redis is back") == 0
     between.answer = None
-    until(lambda: one.tier.state == "up")
+    until(lambda: one.shares)
 
 
 def test_an_answer_that_breaks_off(
@@ -723,11 +727,11 @@ def test_a_full_redis(machine: Callable[..., Machine], said: Callable[[str], int
                     client.set(f"other:{number}", "x" * 10000)
             for _ in range(3):
                 assert one.ask(new_id()).value == VALUE
-            until(lambda: one.tier.state == "down")
+            until(lambda: not one.shares)
             time.sleep(0.5)  # it is tried again, in vain
             assert said("OutOfMemory") == said("Redis is lost") == 1
             client.flushall()
-            until(lambda: one.tier.state == "up")
+            until(lambda: one.shares)
     finally:
         full.kill()
 
@@ -757,7 +761,7 @@ def test_a_fork_has_a_connection_of_its_own(shared_redis: Redis, machine: Callab
     if not (child := os.fork()):
         status = 1
         with contextlib.suppress(BaseException):
-            until(lambda: one.tier.state == "up")
+            until(lambda: one.shares)
             status = one.ask(event_id).value != VALUE or one.tier.snapshot().loaded != 1
         os._exit(status)
     assert os.waitpid(child, 0)[1] == 0
@@ -804,13 +808,13 @@ def test_addresses(tmp_path: Path, machine: Callable[..., Machine], monkeypatch:
             1,
         ):
             one = machine(url)
-            assert one.tier.state == "up", url
+            assert one.shares, url
             one.ask(event_id := new_id())
             with redis.Redis(port=server.port, password="se/cret", db=number, protocol=2) as client:
                 assert client.exists(one.key(event_id))
-        assert machine(f"rediss://:{PASSWORD}@localhost:{tls}").tier.state == "down"  # a strange certificate
-        assert machine(f"redis://:wrong@127.0.0.1:{server.port}").tier.state == "down"
-        assert machine(f"redis://127.0.0.1:{server.port}").tier.state == "down"
+        assert not machine(f"rediss://:{PASSWORD}@localhost:{tls}").shares  # a strange certificate
+        assert not machine(f"redis://:wrong@127.0.0.1:{server.port}").shares
+        assert not machine(f"redis://127.0.0.1:{server.port}").shares
     finally:
         server.kill()
 

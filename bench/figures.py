@@ -161,7 +161,7 @@ def unknown(upstream: Standin, scale: Scale) -> Iterator[Row]:
 def expiring(upstream: Standin, scale: Scale) -> Iterator[Row]:
     """The longest that a reader waits while very many entries expire together."""
     command = ["taskset", "-c", str(machine.SERVER_CORE), sys.executable, "-m", "bench.expire", str(scale.many)]
-    said = subprocess.run(command, check=True, capture_output=True, text=True, cwd=ROOT, timeout=300).stdout  # noqa: S603
+    said = subprocess.run(command, check=True, capture_output=True, text=True, cwd=ROOT, timeout=300).stdout
     without, longest = (float(word) for word in said.split())
     what = f"{scale.many:,} entries expire together, in process: the longest that a reader waits, ms"
     yield Row(f"{what} (without that: {without:.2f})", "≤ 10", f"{longest:.2f}", longest <= 10)
@@ -240,7 +240,7 @@ def profile(upstream: Standin, seconds: int) -> str | None:
             str(into),
         ]
         try:
-            spy = subprocess.Popen(  # noqa: S603
+            spy = subprocess.Popen(
                 [*command, "--pid", str(worker)], stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL
             )
         except FileNotFoundError:

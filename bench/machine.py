@@ -79,7 +79,7 @@ def free_port() -> int:
 @contextlib.contextmanager
 def running(command: Sequence[str], environ: Mapping[str, str] = os.environ, cwd: Path = ROOT) -> Iterator[int]:
     """Run a server on its core, give its process id, and end it with all that it started."""
-    process = subprocess.Popen(  # noqa: S603 - commands of this directory
+    process = subprocess.Popen(
         ["taskset", "-c", str(SERVER_CORE), *command],  # noqa: S607 - from the PATH, as a user has it
         cwd=cwd,
         env=dict(environ),
@@ -150,7 +150,7 @@ def wrk(server: Server, path: str, seconds: int, *, connections: int = 32, scrip
     lua = ["-s", str(ROOT / "bench" / "ids.lua")] if script else []
     command = ["wrk", *arguments, *lua, f"http://127.0.0.1:{server.port}{path}", *(["--", *script] if script else [])]
     used, began = cpu(server.pid), time.monotonic()
-    said = subprocess.run(command, check=True, capture_output=True, text=True, timeout=seconds + 60).stdout  # noqa: S603
+    said = subprocess.run(command, check=True, capture_output=True, text=True, timeout=seconds + 60).stdout
     used, took = cpu(server.pid) - used, time.monotonic() - began
     p99 = _found(r"99%\s+([\d.]+)(us|ms|s)\b", said)
     broken = sum(int(count) for count in re.findall(r"(?:connect|read|write|timeout) (\d+)", said))
@@ -224,5 +224,5 @@ def cpu(pid: int) -> float:
 
 def version(command: Sequence[str]) -> str:
     """Return the first version number that a program names when it is asked."""
-    said = subprocess.run(command, check=False, capture_output=True, text=True)  # noqa: S603
+    said = subprocess.run(command, check=False, capture_output=True, text=True)
     return _found(r"\d+(?:\.\d+)+", said.stdout + said.stderr)[0]
