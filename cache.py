@@ -245,7 +245,7 @@ class Cache:
 
 def _found(entry: _Entry, result: str, now: float, kept: bool = True) -> Found:
     expiry, _, born, kind, value = entry
-    return Found(value, kind, result, now - born, expiry - now, kept)
+    return tuple.__new__(Found, (value, kind, result, now - born, expiry - now, kept))  # Found(…) in half the time
 
 
 # A fork copies the one thread that forks: who held a lock, loaded or reaped is gone. So caches begin anew in a child.
