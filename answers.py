@@ -75,10 +75,10 @@ def render(found: Found, environ: Mapping[str, Any]) -> Response:
     # Unpacked, and 200 as a number, since attributes of named tuples and enumerations cost a quarter of a hit.
     (status, content_type, body, etag, upstream_status, retry_after), kind, result, exact_age, ttl, kept = found
     lifetime, age = _lifetime_and_age(result, exact_age, ttl)
-    headers = [*_content(content_type, len(body))]
     if result == "hit":
-        headers += _hit(kind != FAULT and ttl > 0, lifetime, age)
+        headers = [*_content(content_type, len(body)), *_hit(kind != FAULT and ttl > 0, lifetime, age)]
     else:
+        headers = [*_content(content_type, len(body))]
         headers.append(("Cache-Control", f"max-age={lifetime}") if kind != FAULT and ttl > 0 else NO_STORE)
         if result != "miss":
             headers.append(("Age", str(age)))
@@ -88,7 +88,8 @@ def render(found: Found, environ: Mapping[str, Any]) -> Response:
         headers.append(("Retry-After", str(max(1, math.ceil(max(retry_after - exact_age, ttl))))))
     if status != 200:
         return f"{status} {_phrase(status)}", headers, body
-    return _conditional(etag, headers, body, environ)
+    headers.append(("ETag", etag))
+    return _conditional(etag, headers, body, environ) if "HTTP_IF_NONE_MATCH" in environ else ("200 OK", headers, body)
 
 
 def render_many(found: Mapping[str, Found], environ: Mapping[str, Any]) -> Response:
@@ -112,7 +113,9 @@ def render_many(found: Mapping[str, Found], environ: Mapping[str, Any]) -> Respo
     headers.append(("Cache-Control", f"max-age={min(left)}") if lasting else NO_STORE)
     kept = all(part.kept for part in found.values())
     headers.append(("Cache-Status", _cache_status(set(map(_source, found.values())), "", kept, min(left))))
-    return _conditional(_etag(body), headers, body, environ)
+    etag = _etag(body)
+    headers.append(("ETag", etag))
+    return _conditional(etag, headers, body, environ)
 
 
 def error(status: int, message: str, headers: Headers) -> Response:
@@ -141,7 +144,6 @@ def cors(origins: frozenset[str], environ: Mapping[str, Any]) -> Headers:
 
 def _conditional(etag: str, headers: Headers, body: bytes, environ: Mapping[str, Any]) -> Response:
     """Make a 200 of it, or a 304 where the client has it already (RFC 9110, 13.1.2 and 15.4.5)."""
-    headers.append(("ETag", etag))
     if (wanted := environ.get("HTTP_IF_NONE_MATCH")) and parse_etags(wanted).contains_weak(etag[1:-1]):
         return "304 Not Modified", headers[2:], b""  # without type and length, the first two: it has no body
     return "200 OK", headers, body

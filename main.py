@@ -16,6 +16,7 @@ from werkzeug.routing import RequestRedirect
 
 import answers
 import check
+import fastpath
 import ids
 import logs
 import operations
@@ -24,7 +25,7 @@ import settings
 import status_page
 from c42client import Client
 from cache import Cache, Refused
-from fastpath import FastPath
+from fastpath import App
 from loading import loader
 from metrics import Metrics
 from pause import Pause
@@ -109,9 +110,9 @@ def create_app(config: Settings, stopping: Callable[[], bool] = lambda: False) -
         log.error("a request failed", exc_info=error)
         return _respond(answers.error(500, "the service failed; its log says why", []))
 
-    fast = FastPath(app.wsgi_app, cache, config.cors_origins, metrics.served.add)
+    fast = fastpath.before(app.wsgi_app, cache, config.cors_origins, metrics.served)
     logged = operations.RequestLog(fast) if log.isEnabledFor(logging.DEBUG) else fast
-    app.wsgi_app = logged  # type: ignore[method-assign]  # as Flask's documentation has it
+    app.wsgi_app = logged  # type: ignore[method-assign, assignment]  # as Flask's documentation has it
     return app
 
 
@@ -161,13 +162,13 @@ def _serve(environ: Mapping[str, str], greeting: Callable[[str], str] = lambda u
     return server.serve(partial(_build, config), config, address)
 
 
-def _build(config: Settings, stopping: Any) -> Flask:
+def _build(config: Settings, stopping: Any) -> App:
     """Make the service in the process that will serve it, which may be a new one."""
     logs.configure(config.loglevel, config.logformat, config.token)
     server.depend_on_parent()
     os.environ.pop("C42_TOKEN", None)  # or Granian hands it on with every request
     log.info("serving on %s", server.url(config))
-    return create_app(config, lambda: bool(stopping.value))
+    return create_app(config, lambda: bool(stopping.value)).wsgi_app  # what the app itself would only hand on to
 
 
 def _greeting(url: str) -> str:
