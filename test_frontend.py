@@ -134,7 +134,7 @@ def test_fast_path_answers_as_the_route_does(inside: MakeInside, upstream: Stand
     ids = load_outcomes(service, upstream)
     etag = service.event(ids["ok"]).headers["ETag"]
     route = partial(Flask.wsgi_app, service.app)
-    calls, statuses = upstream.calls(), set()
+    calls, statuses = upstream.calls("events"), set()  # of the other, one that nobody waits for may come late
     for age in (0.0, 3.3):
         service.clock.now += age
         for environ in requests_of(ids, etag):
@@ -144,7 +144,7 @@ def test_fast_path_answers_as_the_route_does(inside: MakeInside, upstream: Stand
             assert not fast[2] or environ["REQUEST_METHOD"] != "HEAD"
             assert (fast[0][:3] == "304") <= (environ["PATH_INFO"].rstrip("/") == PREFIX + ids["ok"])
     assert statuses == {200, 204, 304, 400, 404, 405, 422, 429, 499, 500, 502, 599}
-    assert upstream.calls() == calls, "all of it came from the cache"
+    assert upstream.calls("events") == calls, "all of it came from the cache"
 
 
 def test_fast_path_loads_as_the_route_does(inside: MakeInside, upstream: Standin) -> None:
