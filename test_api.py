@@ -581,7 +581,7 @@ def test_stops_cleanly(start: Start, upstream: Standin, sig: signal.Signals) -> 
     socks = [service.connect() for _ in event_ids]
     for sock, event_id in zip(socks, event_ids, strict=True):
         sock.sendall(f"GET {PREFIX}{event_id} HTTP/1.1\r\nHost: c42c\r\n\r\n".encode())
-    gate.wait_for(2 * len(event_ids))
+    service.gather(gate, 2 * len(event_ids))
     os.killpg(service.process.pid, sig)  # as a terminal does it
     until(partial(free, service.port), "the port to be free")
     gate.open()

@@ -176,7 +176,7 @@ def test_everything_answers_in_a_jam(start: Start, upstream: Standin) -> None:
     waiting = [threading.Thread(target=service.event, args=(new_id(),)) for _ in range(4)]
     for thread in waiting:
         thread.start()
-    gate.wait_for(8)
+    service.gather(gate, 8)
     assert service.event(new_id()).status_code == 503
     for path in ENDPOINTS:
         answer = service.get(path)
@@ -254,7 +254,7 @@ def test_loses_none_of_fifty(start: Start, upstream: Standin, sig: signal.Signal
         for sock in kept:
             sock.sendall(b"GET /readyz HTTP/1.1\r\nHost: c42c\r\n\r\n")
             assert receive(sock).status == 200
-        gate.wait_for(100)
+        service.gather(gate, 100)
         os.kill(child, signal.SIGSTOP)  # so that what is sent now comes before it hears of the end
         service.process.send_signal(sig)
         until(lambda: "stopping" in service.log, "the parent to hear it")
