@@ -13,13 +13,12 @@ from collections.abc import Callable, Iterator, Mapping
 from concurrent.futures import Future, ThreadPoolExecutor
 from typing import Any, TypeVar
 
-import extract
-import ids
-import settings
-from errors import C42Error, TimedOut, Unknown, Unusable
+from calendar42 import ids, payload
+from calendar42.calls import Call, Job, Upstream
+from calendar42.errors import C42Error, TimedOut, Unknown, Unusable
+from calendar42.pause import Pause
+from operations import settings
 from outcomes import FAULT, OK
-from pause import Pause
-from upstream import Call, Job, Upstream
 
 PAGE = 100  # rows: the upstream's largest page
 PAGES_AT_ONCE = 16
@@ -66,7 +65,7 @@ class Client:
         page = self._pool.submit(self._page, [event_id], 0, job)
         endpoint = "events"
         try:
-            events = extract.events(self._result(event, job))
+            events = payload.events(self._result(event, job))
             if events and event_id not in events:
                 raise Unusable("sent another event", 200)
             answer = self._answer(event_id, events.get(event_id))
@@ -99,7 +98,7 @@ class Client:
         errors: dict[str, C42Error] = {}
         endpoint = "events"
         try:
-            events = extract.events(self._result(listed, job))
+            events = payload.events(self._result(listed, job))
             known = [event_id for event_id in event_ids if event_id in events]
             for event_id in event_ids:
                 try:
@@ -135,10 +134,10 @@ class Client:
             self._observe_fault(endpoint, error)
 
     def _answer(self, event_id: str, event: Any) -> Merged:
-        title = extract.title(event)
+        title = payload.title(event)
         return {"id": event_id, "title": title and self._upstream.blank(title), "names": []}
 
-    def _names(self, event_ids: list[str], first: Future[extract.Page], job: Job) -> list[tuple[str, str]]:
+    def _names(self, event_ids: list[str], first: Future[payload.Page], job: Job) -> list[tuple[str, str]]:
         """Return event id and name of all subscriptions: the first page's, then the others', some at a time."""
         total, seen, names = self._result(first, job)
         offsets = range(PAGE, total, PAGE)
@@ -155,9 +154,9 @@ class Client:
             raise Unusable("sent fewer subscriptions than it has", 200)
         return [(event_id, self._upstream.blank(name)) for event_id, name in names]
 
-    def _page(self, event_ids: list[str], offset: int, job: Job) -> extract.Page:
+    def _page(self, event_ids: list[str], offset: int, job: Job) -> payload.Page:
         rest = f"?event_ids=[{','.join(event_ids)}]&limit={PAGE}&offset={offset}"
-        return extract.page(self._upstream.call("event-subscriptions", rest, job), event_ids)
+        return payload.page(self._upstream.call("event-subscriptions", rest, job), event_ids)
 
     def _result(self, future: Future[T], job: Job) -> T:
         try:

@@ -23,9 +23,9 @@ from flask.testing import FlaskClient
 from selenium import webdriver
 
 import main
-import settings
 from c42client import Client
 from cache import Cache
+from operations import settings
 from standin import Gate, Standin
 
 ROOT = Path(__file__).parent

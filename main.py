@@ -14,26 +14,22 @@ from flask import Flask, Response, request, send_file
 from werkzeug.exceptions import HTTPException, NotFound
 from werkzeug.routing import RequestRedirect
 
-import answers
-import check
-import fastpath
-import ids
-import logs
-import operations
-import server
-import settings
-import status_page
+from answers import fastpath
+from answers import response as answers
+from answers.fastpath import App
+from answers.loading import loader
 from c42client import Client
 from cache import Cache, Refused
-from fastpath import App
-from loading import loader
-from metrics import Metrics
-from pause import Pause
-from settings import Settings
+from calendar42 import ids
+from calendar42.pause import Pause
+from operations import check, health, logs, settings, status_page
+from operations.metrics import Metrics
+from operations.settings import Settings
+from serving import server
 from standin import EVENTS, SHOWN, Standin
 
 if TYPE_CHECKING:
-    from shared_tier import SharedTier
+    from sharing.tier import SharedTier
 
 log = logging.getLogger("c42c")
 
@@ -57,7 +53,7 @@ def create_app(config: Settings, stopping: Callable[[], bool] = lambda: False) -
     if tier:
         load = tier.wrap(load)
     app = Flask(__name__, static_folder=None)  # the status page brings its own
-    operations.register(app, metrics)
+    health.register(app, metrics)
     status_page.register(app, metrics.status)
 
     @app.get("/events-with-subscriptions/<event_id>")
@@ -76,7 +72,7 @@ def create_app(config: Settings, stopping: Callable[[], bool] = lambda: False) -
 
     @app.get("/openapi.json")
     def contract() -> Response:
-        return send_file("openapi.json")
+        return send_file("operations/openapi.json")
 
     @app.before_request
     def redirect_nobody() -> None:
@@ -111,7 +107,7 @@ def create_app(config: Settings, stopping: Callable[[], bool] = lambda: False) -
         return _respond(answers.error(500, "the service failed; its log says why", []))
 
     fast = fastpath.before(app.wsgi_app, cache, config.cors_origins, metrics.served)
-    logged = operations.RequestLog(fast) if log.isEnabledFor(logging.DEBUG) else fast
+    logged = health.RequestLog(fast) if log.isEnabledFor(logging.DEBUG) else fast
     app.wsgi_app = logged  # type: ignore[method-assign, assignment]  # as Flask's documentation has it
     return app
 
@@ -119,7 +115,7 @@ def create_app(config: Settings, stopping: Callable[[], bool] = lambda: False) -
 def _tier(config: Settings, pause: Pause) -> "SharedTier | None":
     if not config.cache_url:
         return None
-    from shared_tier import SharedTier  # it needs redis, which is not installed everywhere
+    from sharing.tier import SharedTier  # it needs redis, which is not installed everywhere
 
     return SharedTier(config, pause)
 

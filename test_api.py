@@ -19,8 +19,6 @@ import pytest
 import requests
 
 import main
-import server
-import settings
 from conftest import (
     PATIENCE,
     ROOT,
@@ -36,6 +34,8 @@ from conftest import (
     started,
     until,
 )
+from operations import settings
+from serving import server
 from standin import EVENTS, Gate, Standin
 
 Start = Callable[..., Service]

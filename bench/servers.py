@@ -23,13 +23,13 @@ from flask import Flask, jsonify
 from flask import Response as FlaskResponse
 
 import main
-import server
-import settings
+from answers.loading import loader
 from bench.machine import PREFIX, TOKEN
 from c42client import Client
 from cache import Cache
-from errors import Rejected
-from loading import loader
+from calendar42.errors import Rejected
+from operations import settings
+from serving import server
 
 LIFETIME = 36000  # seconds: nothing expires in a run
 UNKNOWN = json.dumps({"error": {"status_code": 404, "message": "Event not found", "code": "NOT_FOUND"}}).encode()

@@ -12,9 +12,9 @@ from typing import Any
 from flask import Flask, Response, request
 from prometheus_client.exposition import CONTENT_TYPE_LATEST, generate_latest
 
-import answers
-from fastpath import App
-from metrics import NO_ROUTE, Metrics
+from answers import response as answers
+from answers.fastpath import App
+from operations.metrics import NO_ROUTE, Metrics
 
 log = logging.getLogger("c42c.requests")
 

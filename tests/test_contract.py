@@ -13,11 +13,11 @@ from typing import Any
 import requests
 import schemathesis
 
-import metrics
 from conftest import ROOT, Inside, Service, new_id, run_as_script
+from operations import metrics
 from standin import EVENTS, Gate, Standin
 
-DOCUMENT: dict[str, Any] = json.loads((ROOT / "openapi.json").read_text())
+DOCUMENT: dict[str, Any] = json.loads((ROOT / "operations/openapi.json").read_text())
 ONE, MANY = "/events-with-subscriptions/{event_id}", "/events-with-subscriptions/"
 OF_EVERY_RESPONSE = {"content-type", "content-length", "date", "server"}
 
@@ -65,7 +65,7 @@ def test_every_route_is_described(inside: Callable[..., Inside]) -> None:
     written = {rule.replace("<path:filename>", "{name}").replace("<", "{").replace(">", "}") for rule in rules}
     assert written == set(DOCUMENT["paths"])
     (name, _) = operation("/static/{name}")["parameters"]
-    assert set(name["schema"]["enum"]) == {file.name for file in (ROOT / "static").iterdir()}
+    assert set(name["schema"]["enum"]) == {file.name for file in (ROOT / "operations/static").iterdir()}
 
 
 def test_document_is_served(service: Service) -> None:

@@ -20,10 +20,10 @@ from urllib.parse import urlsplit
 import requests
 from requests.utils import DEFAULT_CA_BUNDLE_PATH, select_proxy
 
-import settings
-from settings import Settings, SettingsError
-from transport import Answer, Transport, reason
-from upstream import MAX_BODY, headers
+from calendar42.calls import MAX_BODY, headers
+from calendar42.transport import Answer, Transport, reason
+from operations import settings
+from operations.settings import Settings, SettingsError
 
 QUESTION = "events/?limit=1"
 MAX_SKEW = 60.0  # seconds between this clock and the upstream's, whose header tells whole seconds

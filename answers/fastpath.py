@@ -7,7 +7,7 @@ not a GET or HEAD of a fresh answer goes on to the app.
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from typing import Any
 
-import answers
+from answers import response as answers
 from cache import Cache
 
 PREFIX = "/events-with-subscriptions/"

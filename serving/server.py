@@ -24,7 +24,7 @@ from granian.http import HTTP1Settings
 from granian.log import LogLevels
 from granian.server import Server
 
-from settings import Settings
+from operations.settings import Settings
 
 BACKLOG = 1024
 CONNECTIONS = 65536  # at once; idle ones cost little, and none may keep another out

@@ -22,13 +22,13 @@ from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily
 from prometheus_client.metrics_core import Metric
 from prometheus_client.registry import Collector
 
+from answers.fastpath import ROUTE
 from cache import Cache
-from errors import C42Error, Paused
-from fastpath import ROUTE
+from calendar42.calls import Call
+from calendar42.errors import C42Error, Paused
+from calendar42.pause import Pause
+from operations.settings import Settings
 from outcomes import KINDS, TierStats
-from pause import Pause
-from settings import Settings
-from upstream import Call
 
 VERSION = "0.1.0"
 ENDPOINTS = ("events", "event-subscriptions")

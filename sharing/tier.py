@@ -27,10 +27,10 @@ from collections.abc import Callable, Mapping
 from hashlib import blake2b
 from typing import Any, NamedTuple
 
+from calendar42.pause import LONGEST, Pause
+from operations.settings import Settings
 from outcomes import KINDS, Loaded, TierStats
-from pause import LONGEST, Pause
-from redis_link import Budget, Command, Link, Lost
-from settings import Settings
+from sharing.link import Budget, Command, Link, Lost
 
 FORMAT = 1
 BUDGET = 0.25  # seconds that an answer may wait for Redis, in all

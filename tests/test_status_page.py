@@ -13,8 +13,8 @@ from selenium.webdriver import ActionChains, Chrome
 from selenium.webdriver.common.by import By
 from selenium.webdriver.common.keys import Keys
 
-import status_page
 from conftest import Service, new_id, run_as_script, until
+from operations import status_page
 from standin import EVENTS, Gate, Standin
 
 HITS = '[data-number="cache.hits"]'

@@ -25,15 +25,13 @@ import pytest
 from flask import Flask
 from prometheus_client.parser import text_string_to_metric_families
 
-import check
-import operations
-import settings
 from cache import Cache
+from calendar42.calls import Call
+from calendar42.pause import Pause
 from conftest import ROOT, TOKEN, Service, at_once, new_id, receive, run_as_script, serving, until
-from metrics import Metrics, Tally
-from pause import Pause
+from operations import check, health, settings
+from operations.metrics import Metrics, Tally
 from standin import Gate, Standin
-from upstream import Call
 
 PREFIX = "/events-with-subscriptions/"
 ENDPOINTS = ("/metrics", "/livez", "/readyz", "/healthz", "/status.json")
@@ -209,7 +207,7 @@ def test_not_ready(what: str) -> None:
     cache = Cache(max_entries=10, max_waiting=1)
     app = Flask(__name__)
     metrics = Metrics(settings.read({"C42_TOKEN": TOKEN}), cache, Pause(1), lambda: what == "stopping")
-    operations.register(app, metrics)
+    health.register(app, metrics)
     if what == "reaper_alive":
         cache.close()
     answer = app.test_client().get("/readyz")

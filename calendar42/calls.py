@@ -11,9 +11,9 @@ from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Any, NamedTuple
 
-from errors import Paused, Rejected, TimedOut, Unusable
-from pause import Pause
-from transport import Answer, Transport
+from calendar42.errors import Paused, Rejected, TimedOut, Unusable
+from calendar42.pause import Pause
+from calendar42.transport import Answer, Transport
 
 MAX_BODY = 8 * 2**20  # bytes of one answer
 MAX_ERROR_BODY = 64 * 2**10  # bytes that are passed through of an error

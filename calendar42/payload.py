@@ -10,7 +10,7 @@ from typing import Any, NamedTuple
 from jsonpath_ng.jsonpath import JSONPath
 from jsonpath_ng.parser import parse
 
-from errors import Deleted, Unusable
+from calendar42.errors import Deleted, Unusable
 
 MAX_ROWS = 100_000  # of one answer; the upstream claims more only when something is wrong
 

@@ -25,16 +25,16 @@ import pytest
 import redis
 import requests
 
-import answers
 import main
-import redis_link
-import settings
-import shared_tier
+from answers import response as answers
 from cache import Cache
+from calendar42.pause import Pause
 from conftest import PATIENCE, TOKEN, Service, new_id, run_as_script, until
+from operations import settings
 from outcomes import FAULT, OK, Found, Loaded
-from pause import Pause
-from shared_tier import SharedTier
+from sharing import link as redis_link
+from sharing import tier as shared_tier
+from sharing.tier import SharedTier
 from standin import Standin
 
 PASSWORD = "se%2Fcret"

@@ -21,13 +21,13 @@ import pytest
 
 import c42client
 from c42client import Client
+from calendar42.calls import Call
+from calendar42.errors import C42Error, Deleted, Paused, Rejected, TimedOut, Unusable
+from calendar42.pause import LONGEST, Pause
+from calendar42.transport import Transport
 from conftest import TOKEN, new_id, run_as_script, until
-from errors import C42Error, Deleted, Paused, Rejected, TimedOut, Unusable
 from outcomes import FAULT, NEGATIVE
-from pause import LONGEST, Pause
 from standin import EVENTS, Gate, Standin
-from transport import Transport
-from upstream import Call
 
 Make = Callable[..., Client]
 ENDPOINTS = ["events", "event-subscriptions"]

@@ -26,8 +26,8 @@ from flask import Flask
 from selenium import webdriver
 from werkzeug.test import EnvironBuilder
 
-import settings
 from conftest import PATIENCE, TOKEN, Inside, Service, at_once, new_id, run_as_script, started, until
+from operations import settings
 from standin import EVENTS, Gate, Standin
 
 PREFIX = "/events-with-subscriptions/"

@@ -3,11 +3,11 @@
 import time
 from collections.abc import Callable, Mapping
 
-import answers
+from answers import response as answers
 from c42client import Client, Merged
-from errors import C42Error, TimedOut
+from calendar42.errors import C42Error, TimedOut
+from operations.settings import Settings
 from outcomes import FAULT, NEGATIVE, OK, Loaded
-from settings import Settings
 
 
 def loader(client: Client, settings: Settings) -> Callable[..., dict[str, Loaded]]:

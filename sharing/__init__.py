@@ -1,0 +1,1 @@
+"""Answers shared with other instances through Redis."""

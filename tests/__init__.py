@@ -1,0 +1,1 @@
+"""Tests beyond the two scripts at the top level."""
