@@ -8,7 +8,6 @@ import logging
 import os
 import re
 import socket
-import sys
 import threading
 import time
 from collections.abc import Callable, Iterator
@@ -25,9 +24,9 @@ from calendar42.calls import Call
 from calendar42.errors import C42Error, Deleted, Paused, Rejected, TimedOut, Unusable
 from calendar42.pause import LONGEST, Pause
 from calendar42.transport import Transport
-from conftest import TOKEN, new_id, run_as_script, until
 from outcomes import FAULT, NEGATIVE
 from standin import EVENTS, Gate, Standin
+from tests.fixtures import TOKEN, new_id, until
 
 Make = Callable[..., Client]
 ENDPOINTS = ["events", "event-subscriptions"]
@@ -590,7 +589,3 @@ def test_program(capsys: pytest.CaptureFixture[str], upstream: Standin) -> None:
     assert run(capsys, EVENTS["plain"]) == (2, "", "C42_TOKEN is missing: token for Calendar42\n")
     for arguments in ((), ("a", "b")):
         assert run(capsys, *arguments, **right) == (2, "", "usage: python c42client.py EVENT_ID\n")
-
-
-if __name__ == "__main__":
-    sys.exit(run_as_script(__file__))

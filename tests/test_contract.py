@@ -13,9 +13,9 @@ from typing import Any
 import requests
 import schemathesis
 
-from conftest import ROOT, Inside, Service, new_id, run_as_script
 from operations import metrics
 from standin import EVENTS, Gate, Standin
+from tests.fixtures import ROOT, Inside, Service, new_id
 
 DOCUMENT: dict[str, Any] = json.loads((ROOT / "operations/openapi.json").read_text())
 ONE, MANY = "/events-with-subscriptions/{event_id}", "/events-with-subscriptions/"
@@ -149,7 +149,3 @@ def test_schemathesis_finds_nothing(service: Service, upstream: Standin, tmp_pat
     assert int(count) > 100
     assert "a request failed" not in service.log[before:]
     assert upstream.calls()
-
-
-if __name__ == "__main__":
-    sys.exit(run_as_script(__file__))

@@ -28,10 +28,10 @@ from prometheus_client.parser import text_string_to_metric_families
 from cache import Cache
 from calendar42.calls import Call
 from calendar42.pause import Pause
-from conftest import ROOT, TOKEN, Service, at_once, new_id, receive, run_as_script, serving, until
 from operations import check, health, settings
 from operations.metrics import Metrics, Tally
 from standin import Gate, Standin
+from tests.fixtures import ROOT, TOKEN, Service, at_once, new_id, receive, serving, until
 
 PREFIX = "/events-with-subscriptions/"
 ENDPOINTS = ("/metrics", "/livez", "/readyz", "/healthz", "/status.json")
@@ -599,7 +599,3 @@ def test_nginx_site(service: Service, upstream: Standin, certificate: Path, tmp_
     finally:
         nginx.terminate()
         nginx.wait(20)
-
-
-if __name__ == "__main__":
-    sys.exit(run_as_script(__file__))

@@ -29,13 +29,13 @@ import main
 from answers import response as answers
 from cache import Cache
 from calendar42.pause import Pause
-from conftest import PATIENCE, TOKEN, Service, new_id, run_as_script, until
 from operations import settings
 from outcomes import FAULT, OK, Found, Loaded
 from sharing import link as redis_link
 from sharing import tier as shared_tier
 from sharing.tier import SharedTier
 from standin import Standin
+from tests.fixtures import PATIENCE, TOKEN, Service, new_id, until
 
 PASSWORD = "se%2Fcret"
 VALUE = answers.success({"id": "1", "title": "Ein schöner Titel\n", "names": []})
@@ -1021,7 +1021,3 @@ def test_a_process_of_several_dies(
     upstream.add_event(event_id := new_id(), names=["Ada"])
     assert {response.status_code for response in ask_all([service], event_id, 20, pool)} == {200}
     until(lambda: len(serving(service) - before) == 1)
-
-
-if __name__ == "__main__":
-    sys.exit(run_as_script(__file__))

@@ -2,7 +2,6 @@
 
 import json
 import re
-import sys
 import time
 from collections.abc import Callable
 from typing import Any
@@ -13,9 +12,9 @@ from selenium.webdriver import ActionChains, Chrome
 from selenium.webdriver.common.by import By
 from selenium.webdriver.common.keys import Keys
 
-from conftest import Service, new_id, run_as_script, until
 from operations import status_page
 from standin import EVENTS, Gate, Standin
+from tests.fixtures import Service, new_id, until
 
 HITS = '[data-number="cache.hits"]'
 
@@ -316,7 +315,3 @@ def test_headers(service: Service) -> None:
             assert again.status_code == 304, path
     for path in ("/static/", "/static/../main.py", "/static/%2e%2e/main.py", "/static/nothing.js"):
         assert service.get(path).json()["error"]["status_code"] == 404
-
-
-if __name__ == "__main__":
-    sys.exit(run_as_script(__file__))

@@ -1,0 +1,55 @@
+"""The browser, for the tests that look at pages."""
+
+import tempfile
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+from selenium import webdriver
+
+from tests.fixtures import PATIENCE
+
+CHROMIUM = Path("/usr/bin/chromium")
+CHROMEDRIVER = Path("/usr/bin/chromedriver")
+BROWSER_FLAGS = (
+    "--headless=new",
+    "--no-sandbox",  # which root, in a container, can't have
+    "--disable-gpu",
+    "--disable-quic",
+    "--no-first-run",
+    "--disable-background-networking",
+    "--disable-component-update",
+    "--disable-sync",
+)
+
+
+@pytest.fixture(scope="session")
+def shared_browser() -> Iterator[webdriver.Chrome]:
+    """Start a headless Chromium, from Debian's packages, which keeps still towards the world outside."""
+    if not (CHROMIUM.exists() and CHROMEDRIVER.exists()):
+        pytest.skip("needs Debian's packages chromium and chromium-driver")
+    with tempfile.TemporaryDirectory(ignore_cleanup_errors=True) as profile:
+        options = webdriver.ChromeOptions()
+        options.binary_location = str(CHROMIUM)
+        for flag in (*BROWSER_FLAGS, f"--user-data-dir={profile}"):
+            options.add_argument(flag)
+        options.set_capability("goog:loggingPrefs", {"browser": "ALL"})
+        browser = webdriver.Chrome(options, webdriver.ChromeService(str(CHROMEDRIVER)))
+        browser.set_page_load_timeout(PATIENCE)
+        browser.set_script_timeout(PATIENCE)
+        try:
+            yield browser
+        finally:
+            browser.quit()
+
+
+@pytest.fixture
+def browser(shared_browser: webdriver.Chrome) -> Iterator[webdriver.Chrome]:
+    """Give a test the browser, 1280 pixels wide, light, and with nothing in its log."""
+    shared_browser.set_window_size(1280, 1000)
+    shared_browser.get_log("browser")  # type: ignore[no-untyped-call]
+    yield shared_browser
+    shared_browser.execute_cdp_cmd("Emulation.setEmulatedMedia", {"features": []})
+    shared_browser.execute_cdp_cmd("Emulation.clearDeviceMetricsOverride", {})
+    shared_browser.execute_cdp_cmd("Emulation.setScriptExecutionDisabled", {"value": False})
+    shared_browser.get("about:blank")  # or the page goes on asking the service

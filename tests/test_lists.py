@@ -1,0 +1,328 @@
+"""Many events in one GET."""
+
+import json
+import re
+import time
+from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
+from functools import partial
+from typing import Any
+from urllib.parse import quote
+
+import pytest
+
+from standin import EVENTS, Gate, Standin
+from tests.fixtures import PREFIX, Inside, Service, at_once, listed, new_events, new_id, until
+from tests.reading import cache_status, lifetime
+
+MakeInside = Callable[..., Inside]
+Start = Callable[..., Service]
+
+
+def answers_of(service: Inside, event_ids: list[str]) -> Any:
+    """GET a list of events, check what every such answer is, and return it."""
+    answer: Any = service.http.get(listed(event_ids))
+    assert (answer.status_code, answer.content_type) == (200, "application/json")
+    assert list(answer.json) == ["meta_data", "data", "errors"]
+    assert answer.json["meta_data"] == {"count": len(answer.json["data"])}
+    said = [*(one["id"] for one in answer.json["data"]), *answer.json["errors"]]
+    assert sorted(said) == sorted(set(event_ids))
+    order = [event_id for event_id in dict.fromkeys(event_ids) if event_id not in answer.json["errors"]]
+    assert [one["id"] for one in answer.json["data"]] == order
+    return answer
+
+
+def ids_asked(upstream: Standin, endpoint: str) -> list[set[str]]:
+    """Return the ids that each call to an endpoint named."""
+    targets = [target for called, target, _ in upstream.requests if called == endpoint]
+    return [set(re.findall("[0-9a-f]{32}_[0-9]{14}", target)) for target in targets]
+
+
+def test_cold_events_cost_two_calls(inside: MakeInside, upstream: Standin) -> None:
+    """Twenty cold events cost two calls; then each of them, and all at once, are hits."""
+    service, event_ids = inside(), new_events(upstream, 20)
+    answer = answers_of(service, event_ids)
+    assert (upstream.calls("events"), upstream.calls("event-subscriptions")) == (1, 1)
+    assert answer.json["data"] == [
+        {"id": event_id, "title": f"Title {event_id}", "names": [f"{event_id} 0", f"{event_id} 1"]}
+        for event_id in event_ids
+    ]
+    assert cache_status(answer) == {"fwd": "miss", "stored": True, "ttl": 252}
+    assert (lifetime(answer), answer.headers.get("Age")) == (252, None)
+    service.clock.now += 100.5
+    singles = [service.event(event_id) for event_id in event_ids]
+    assert {(single.status_code, single.headers["Age"]) for single in singles} == {(200, "101")}
+    again = answers_of(service, event_ids)
+    assert again.data == answer.data
+    assert (lifetime(again), cache_status(again)) == (151, {"hit": True, "ttl": 151})
+    assert upstream.calls() == 2
+    # Byte for byte what the route of one event says:
+    assert b'"data":[%b]' % b",".join(single.data for single in singles) in again.data
+
+
+def test_fresh_events_are_not_asked_for(inside: MakeInside, upstream: Standin) -> None:
+    """What the route of one event has loaded is taken from the cache, and only the others are asked for, together."""
+    service, event_ids = inside(), new_events(upstream, 6)
+    for event_id in event_ids[:3]:
+        service.event(event_id)
+    upstream.reset_counts()
+    answer = answers_of(service, event_ids)
+    assert ids_asked(upstream, "events") == ids_asked(upstream, "event-subscriptions") == [set(event_ids[3:])]
+    assert cache_status(answer) == {"fwd": "partial", "stored": True, "ttl": 252}
+
+
+def test_each_event_keeps_its_own_expiry(inside: MakeInside, upstream: Standin) -> None:
+    """The part that lives shortest decides how long others may keep the whole; then only that part is loaded."""
+    service, (old, new) = inside(), new_events(upstream, 2)
+    answers_of(service, [old])
+    service.clock.now += 100.25
+    answer = answers_of(service, [new, old])
+    assert (lifetime(answer), cache_status(answer)["ttl"]) == (151, 151)
+    service.clock.now += 151.75
+    upstream.reset_counts()
+    answer = answers_of(service, [new, old])
+    assert (upstream.calls("events", old), upstream.calls("events", new)) == (1, 0)
+    assert lifetime(answer) == 252 - 152
+
+
+def test_a_fault_among_many(inside: MakeInside, upstream: Standin) -> None:
+    """A list with a fault in it may be stored by nobody, and its good parts are good."""
+    service, (good, bad) = inside(), new_events(upstream, 2)
+    upstream.rule("events", bad, status=500)
+    service.event(bad)
+    answer = answers_of(service, [good, bad])
+    assert answer.json["errors"] == {
+        bad: {"status_code": 500, "message": "Internal Server Error", "code": "GENERAL_SYSTEM_ERROR"}
+    }
+    assert (lifetime(answer), [one["id"] for one in answer.json["data"]]) == (None, [good])
+
+
+def test_unknown_and_deleted_among_many(inside: MakeInside, upstream: Standin) -> None:
+    """What the list leaves out and what is deleted is a 404 for that id, as the route of one event says it later."""
+    service, event_ids = inside(), new_events(upstream, 2)
+    unknown, gone = new_id(), EVENTS["deleted"]
+    answer = answers_of(service, [unknown, event_ids[1], gone, event_ids[0], unknown])
+    assert answer.json["errors"] == {
+        unknown: {"status_code": 404, "message": f"Event {unknown} not found", "code": "NOT_FOUND"},
+        gone: {"status_code": 404, "message": "the event is deleted", "code": "NOT_FOUND"},
+    }
+    assert [one["names"] for one in answer.json["data"]] == [[f"{one} 0", f"{one} 1"] for one in reversed(event_ids)]
+    assert lifetime(answer) == 252
+    calls = upstream.calls()
+    for event_id in (unknown, gone):
+        single = service.event(event_id)
+        assert (single.status_code, single.json["error"]) == (404, answer.json["errors"][event_id])
+        assert (cache_status(single)["hit"], lifetime(single)) == (True, 252)
+    assert upstream.calls() == calls
+
+
+def test_another_request_loads_it_already(inside: MakeInside, upstream: Standin) -> None:
+    """An event that someone loads already is waited for, not loaded again, by lists and by single requests alike."""
+    service, (first, second, third) = inside(), new_events(upstream, 3)
+    gate = Gate()
+    upstream.rule("events", first, gate=gate)
+    upstream.rule("events", second, gate=gate)
+    get = service.app.test_client().get
+    with ThreadPoolExecutor() as pool:
+        single = pool.submit(get, PREFIX + first)
+        gate.wait_for(1)
+        many = pool.submit(get, listed([first, second]))
+        gate.wait_for(2)
+        waits = [pool.submit(get, path) for path in (PREFIX + second, listed([second, first]), listed([third, second]))]
+        until(lambda: service.cache.snapshot().waiting == 5)
+        until(lambda: service.cache.snapshot().loading == 2, "the third event")
+        gate.open()
+        one, both, later, all_waited, partly = (future.result() for future in (single, many, *waits))
+    assert [upstream.calls("events", event_id) for event_id in (first, second, third)] == [1, 1, 1]
+    assert cache_status(both) == {"fwd": "miss", "stored": True, "ttl": 252}
+    assert cache_status(later)["collapsed"]
+    assert cache_status(all_waited) == {"fwd": "miss", "collapsed": True, "stored": True, "ttl": 252}
+    assert cache_status(partly) == {"fwd": "miss", "stored": True, "ttl": 252}
+    assert b'"data":[%b,%b]' % (one.data, later.data) in both.data
+    assert b'"data":[%b,%b]' % (later.data, one.data) in all_waited.data
+
+
+@pytest.mark.parametrize("endpoint", ["events", "event-subscriptions"])
+@pytest.mark.parametrize(
+    ("fault", "status", "code"),
+    [
+        ({"status": 500}, 500, "GENERAL_SYSTEM_ERROR"),
+        ({"status": 400, "body": '{"error": {"message": "no", "code": "NO"}}'}, 400, "NO"),
+        ({"status": 404}, 404, "NOT_FOUND"),
+        ({"status": 414, "body": "<html>"}, 414, None),
+        ({"status": 401, "body": "[]"}, 401, "UNAUTHORIZED"),
+        ({"status": 429}, 429, "TOO_MANY_REQUESTS"),
+        ({"reset": True}, 502, "BAD_GATEWAY"),
+        ({"truncate": True}, 502, "BAD_GATEWAY"),
+        ({"body": '{"data": [1]}'}, 502, "BAD_GATEWAY"),
+    ],
+)
+def test_the_whole_fails(
+    inside: MakeInside, upstream: Standin, endpoint: str, fault: dict[str, Any], status: int, code: str | None
+) -> None:
+    """If the call fails as a whole, each id gets that fault, and none of them is kept as a definite no."""
+    service, event_ids = inside(), new_events(upstream, 3)
+    rule = upstream.rule(endpoint, **fault)
+    answer = answers_of(service, event_ids)
+    assert list(answer.json["errors"]) == event_ids
+    for error in answer.json["errors"].values():
+        assert (error["status_code"], error["code"]) == (status, code or error["code"])
+        assert re.fullmatch("[A-Z_]+", error["code"])
+    assert lifetime(answer) is None
+    single = service.event(event_ids[0])
+    assert (single.status_code, lifetime(single), cache_status(single)["hit"]) == (status, None, True)
+    rule.remove()
+    service.clock.now += 252 if status == 429 else 7
+    if status != 429:  # whose pause is over in real time only
+        assert len(answers_of(service, event_ids).json["data"]) == 3
+
+
+def test_a_filter_that_is_ignored(inside: MakeInside, upstream: Standin) -> None:
+    """An upstream that ignores the filter leaks no event and no name, and what it did not list is no definite no."""
+    service, (known, other) = inside(), new_events(upstream, 2)
+    foreign = new_events(upstream, 3)
+    everything = [upstream._catalogue.events[one] for one in (known, *foreign)]
+    rows = [row for one in (*foreign, known) for row in upstream._catalogue.rows[one]]
+    for endpoint, data in (("events", everything), ("event-subscriptions", rows)):
+        upstream.rule(endpoint, body=json.dumps({"meta_data": {"count": len(data)}, "data": data}))
+    answer = answers_of(service, [known, other])
+    assert answer.json["data"] == [{"id": known, "title": f"Title {known}", "names": [f"{known} 0", f"{known} 1"]}]
+    assert answer.json["errors"][other]["status_code"] == 502
+    assert not any(one.encode() in answer.data for one in foreign)
+    assert lifetime(answer) is None
+
+
+def test_a_hostile_id_poisons_nothing(inside: MakeInside, upstream: Standin) -> None:
+    """An id over which the upstream stumbles, and drops its filter, changes nothing for the others in the list."""
+    service, (victim, other) = inside(), new_events(upstream, 2)
+    hostile = "x" * 128
+    answer = answers_of(service, [hostile, victim, "-", other, "__proto__"])
+    assert [one["names"] for one in answer.json["data"]] == [[f"{one} 0", f"{one} 1"] for one in (victim, other)]
+    assert {error["status_code"] for error in answer.json["errors"].values()} == {404}
+    assert upstream.calls() <= 3
+
+
+def test_long_ids_do_not_make_urls_too_long(inside: MakeInside, upstream: Standin) -> None:
+    """A hundred of the longest ids are asked for in a few calls, none with an address longer than servers take."""
+    service = inside()
+    event_ids = [f"{number:0128d}" for number in range(100)]
+    for event_id in event_ids:
+        upstream.add_event(event_id, names=[event_id])
+    answer = answers_of(service, event_ids)
+    assert [one["names"] for one in answer.json["data"]] == [[event_id] for event_id in event_ids]
+    assert upstream.calls() == 2 * 3
+    assert max(len(target) for _, target, _ in upstream.requests) < 8000
+
+
+HOSTILE_LISTS = [
+    ("", "one list"), ("?event_ids", "in brackets"), ("?event_ids=", "in brackets"), ("?event_ids=[]", "in brackets"),
+    ("?event_ids=[,]", "entry 1"), ("?event_ids=[a", "in brackets"), ("?event_ids=a]", "in brackets"),
+    ("?event_ids=a,b", "in brackets"), ("?event_ids=[[a]]", "in brackets"), ("?event_ids=[a][b]", "in brackets"),
+    ("?event_ids=[a,]", "entry 2"), ("?event_ids=[a,,b]", "entry 2"), ("?event_ids=[a,%20b]", "entry 2"),
+    ("?event_ids=[a]&event_ids=[b]", "one list"), ("?event_ids=[a]&event_ids=", "one list"), ("?ids=[a]", "one list"),
+    ("?event_ids=[%22a%22]", "entry 1"), ("?event_ids=[a%0A]", "entry 1"), ("?event_ids=[a%00]", "entry 1"),
+    ("?event_ids=[a]%0A", "in brackets"), ("?event_ids=[%ff]", "entry 1"), ("?event_ids=%5B%5D", "in brackets"),
+    (f"?event_ids=[{','.join('a' * 99)},a%2Fb]", "entry 100"), (f"?event_ids=[{','.join('a' * 101)}]", "101 entries"),
+    (f"?event_ids=[{'a' * 129}]", "entry 1"), (f"?event_ids=[{'a' * 100_000}]", "entry 1"),
+    (f"?event_ids=[{',' * 100_000}]", "100001 entries"), ("?event_ids=[%C3%A9]", "entry 1"),
+    ("?event_ids[]=a", "one list"),
+]  # fmt: skip
+
+
+@pytest.mark.parametrize("slash", ["", "/"])
+def test_hostile_lists(inside: MakeInside, upstream: Standin, slash: str) -> None:
+    """A list that is no list of 1 to 100 ids is a 400 that says what is wrong, and asks the upstream nothing."""
+    service = inside()
+    for query, complaint in HOSTILE_LISTS:
+        answer: Any = service.http.get(PREFIX.removesuffix("/") + slash + query)
+        assert (answer.status_code, answer.headers["Cache-Control"]) == (400, "no-store"), query[:50]
+        assert complaint in answer.json["error"]["message"]
+        assert len(answer.data) < 300
+    assert (upstream.calls(), len(service.cache)) == (0, 0)
+
+
+def test_forms_of_a_sound_list(inside: MakeInside, upstream: Standin) -> None:
+    """Brackets and commas may be percent-encoded, ids may come again, and other parameters do no harm."""
+    service, (one, two) = inside(), new_events(upstream, 2)
+    plain = answers_of(service, [one, two, one, one])
+    for path in (PREFIX, PREFIX.removesuffix("/")):
+        for text in (f"[{one},{two}]", quote(f"[{one},{two}]"), f"%5b{one},{two}%5d"):
+            assert service.http.get(f"{path}?x=1&event_ids={text}&event_id=z").data == plain.data
+    assert upstream.calls() == 2
+    answers_of(service, [one] * 100)
+    assert service.http.get(listed([two, one])).headers["ETag"] != plain.headers["ETag"]
+
+
+def test_a_list_waits_as_one(inside: MakeInside, upstream: Standin) -> None:
+    """A list takes one place in the waiting room, and where that is full a list is refused at once, as all are."""
+    service, event_ids, gate = inside(C42_THREADS="18"), new_events(upstream, 20), Gate()
+    upstream.rule("events", gate=gate)
+    get = service.app.test_client().get
+    with ThreadPoolExecutor() as pool:
+        many = pool.submit(get, listed(event_ids))
+        gate.wait_for(1)
+        assert service.cache.snapshot().waiting == 1
+        one = pool.submit(get, PREFIX + new_id())
+        gate.wait_for(2)
+        for path in (listed([new_id(), event_ids[0]]), listed(event_ids), PREFIX + new_id()):
+            refused = service.http.get(path)
+            assert (refused.status_code, refused.headers["Retry-After"], lifetime(refused)) == (503, "1", None)
+        gate.open()
+        assert (many.result().status_code, one.result().status_code) == (200, 404)
+    assert service.cache.snapshot().waiting == 0
+
+
+def test_a_list_has_one_time_out(inside: MakeInside, upstream: Standin) -> None:
+    """Where a fresh answer expires while the rest of its list times out, it gets no time-out of its own, and nobody
+    else gets that 504: the event was not asked for."""
+    service, (one, two), gate = inside(C42_TIMEOUT="0.5"), new_events(upstream, 2), Gate()
+    service.event(one)
+    upstream.rule(event_id=two, gate=gate)
+    with ThreadPoolExecutor() as pool:
+        many = pool.submit(service.app.test_client().get, listed([one, two]))
+        gate.wait_for(2)
+        upstream.reset_counts()
+        service.clock.now += 252
+        errors = many.result().get_json()["errors"]
+    gate.open()
+    assert {event_id: error["status_code"] for event_id, error in errors.items()} == {one: 504, two: 504}
+    assert upstream.calls(event_id=one) == 0
+    assert service.event(one).status_code == 200
+
+
+def test_head_of_many(inside: MakeInside) -> None:
+    """HEAD of a list has the headers of GET and no body."""
+    service = inside()
+    path = listed([EVENTS["plain"], EVENTS["unknown"]])
+    service.http.get(path)
+    get, head = service.http.get(path), service.http.head(path)
+    assert (head.data, list(head.headers)) == (b"", list(get.headers))
+
+
+def test_a_hundred_big_events(start: Start, upstream: Standin) -> None:
+    """A hundred cold events with 300 people each get the right names, in 301 calls, within the time-out."""
+    event_ids = new_events(upstream, 100, people=300)
+    answer = start(C42_TIMEOUT="60").get(listed(event_ids)).json()
+    assert answer["errors"] == {}
+    assert [one["id"] for one in answer["data"]] == event_ids
+    for one in answer["data"]:
+        assert one["names"] == [f"{one['id']} {at}" for at in range(300)]
+    assert (upstream.calls("events"), upstream.calls("event-subscriptions")) == (1, 300)
+
+
+def test_slow_lists(service: Service, upstream: Standin) -> None:
+    """Where the upstream is too slow, each id is a 504 within half a second of the time-out."""
+    faults: list[dict[str, Any]] = [{"hang": True}, {"trickle": 0.3}, {"offset": 100, "delay": 3.0}]
+    lists = [new_events(upstream, 3, people=50) for _ in faults]
+    for event_ids, fault in zip(lists, faults, strict=True):
+        upstream.rule("event-subscriptions", event_ids[0], **fault)
+
+    def timed(event_ids: list[str]) -> tuple[Any, float]:
+        asked = time.monotonic()
+        return service.get(listed(event_ids)), time.monotonic() - asked
+
+    for event_ids, (answer, seconds) in zip(lists, at_once(*(partial(timed, one) for one in lists)), strict=True):
+        assert 2 <= seconds < 2.5
+        said = {event_id: error["status_code"] for event_id, error in answer.json()["errors"].items()}
+        assert (answer.status_code, said) == (200, dict.fromkeys(event_ids, 504))
+        assert (answer.headers["Cache-Control"], answer.json()["data"]) == ("no-store", [])
