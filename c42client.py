@@ -13,12 +13,12 @@ from collections.abc import Callable, Iterator, Mapping
 from concurrent.futures import Future, ThreadPoolExecutor
 from typing import Any, TypeVar
 
+from cache import FAULT, NEGATIVE, OK
 from calendar42 import ids, payload
 from calendar42.calls import Call, Job, Upstream
 from calendar42.errors import C42Error, TimedOut, Unknown, Unusable
 from calendar42.pause import Pause
 from operations import settings
-from outcomes import FAULT, OK
 
 PAGE = 100  # rows: the upstream's largest page
 PAGES_AT_ONCE = 16
@@ -116,7 +116,7 @@ class Client:
                 if event_id in answers:
                     answers[event_id]["names"].append(name)
         except C42Error as error:
-            error.kind = FAULT  # it is the list that was refused, which says nothing definite of any one event
+            error.definite = False  # it is the list that was refused, which says nothing definite of any one event
             self._found(endpoint, error)
             return {**dict.fromkeys(event_ids, error), **errors}
         finally:
@@ -130,7 +130,7 @@ class Client:
         self._upstream.close()
 
     def _found(self, endpoint: str, error: C42Error) -> None:
-        if error.kind == FAULT:
+        if not error.definite:
             self._observe_fault(endpoint, error)
 
     def _answer(self, event_id: str, event: Any) -> Merged:
@@ -180,7 +180,7 @@ def _parts(event_ids: list[str]) -> Iterator[list[str]]:
 def _log(event_id: str, outcome: Merged | C42Error, job: Job) -> None:
     names = None
     if isinstance(outcome, C42Error):
-        kind, status, remark = outcome.kind, outcome.status, str(outcome)
+        kind, status, remark = NEGATIVE if outcome.definite else FAULT, outcome.status, str(outcome)
     else:
         names = len(outcome["names"])
         kind, status, remark = OK, 200, f"{names} names"

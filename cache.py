@@ -16,11 +16,12 @@ import time
 import weakref
 from collections.abc import Callable, Hashable, Iterable, Mapping
 from dataclasses import dataclass, field
-from typing import Final
+from typing import Any, Final, NamedTuple
 
-from outcomes import FAULT, KINDS, NEGATIVE, OK, Found, Loaded, LoadFailed, Refused, Stats
-
-__all__ = ["FAULT", "NEGATIVE", "OK", "Cache", "Found", "LoadFailed", "Loaded", "Refused", "Stats"]
+OK: Final = "ok"  # a good answer
+NEGATIVE: Final = "negative"  # a definite no
+FAULT: Final = "fault"  # something is out of order: worth asking again soon
+KINDS: Final = (OK, NEGATIVE, FAULT)
 
 _REAP_BATCH = 256  # entries deleted per hold of the lock: a few tenths of a millisecond
 _REAP_PAUSE = 0.0001  # seconds between two batches; without it the reaper takes the lock again before any reader
@@ -28,10 +29,67 @@ _REAP_PAUSE = 0.0001  # seconds between two batches; without it the reaper takes
 # Stands in the dict and, ordered by expiry, in a heap. The garbage collector stops tracking exact tuples of plain
 # values, so that a million of them do not make each full collection slow.
 _Entry = tuple[float, str, float, str, Hashable]  # expiry, key, born, kind, value
-_LoadMany = Callable[[list[str]], Mapping[str, Loaded]]
 _EXPIRY: Final = 0
 _KEY: Final = 1
 _KIND: Final = 3
+
+
+class Loaded(NamedTuple):
+    """What a load returns for a key.
+
+    Every caller gets the same `value`, so it must be immutable all the way down: hashable. `lifetime` is in seconds
+    from when the value began to be; where it is over when the load ends, those who waited get the value and none is
+    kept. A value begins to be when its load begins, or `age` seconds before: it may come from a cache further on.
+    """
+
+    value: Hashable
+    kind: str
+    lifetime: float
+    age: float = 0.0  # less than 0 where the value began to be only later, after waiting
+
+
+class Found(NamedTuple):
+    """What a caller gets: the value, and where it came from. `age` and `ttl` are in seconds, at that moment."""
+
+    value: Any
+    kind: str
+    # "hit", "miss" (this caller loaded it), "shared" (this caller's load found it in a cache further on) or "collapsed"
+    # (it waited for another caller's load)
+    result: str
+    age: float
+    ttl: float
+    kept: bool
+
+
+class Stats(NamedTuple):
+    """One consistent reading. A key asked for is one of the first four; a miss is a load, ended or under way."""
+
+    hits: int
+    misses: int
+    collapsed: int
+    refused: int
+    loads_ok: int
+    loads_negative: int
+    loads_fault: int
+    loads_failed: int  # raised
+    evicted_expired: int
+    evicted_bound: int
+    entries_ok: int
+    entries_negative: int
+    entries_fault: int
+    waiting: int  # callers that run a load or wait for one
+    loading: int  # keys that are being loaded
+
+
+class Refused(Exception):
+    """Too many callers wait for a load already; nothing was loaded."""
+
+
+class LoadFailed(Exception):
+    """The load that this caller waited for raised; what it raised is the cause."""
+
+
+_LoadMany = Callable[[list[str]], Mapping[str, Loaded]]
 
 
 @dataclass(slots=True, eq=False)

@@ -2,15 +2,27 @@
 
 import time
 from collections.abc import Callable, Mapping
+from typing import Any, Protocol
 
-from answers import response as answers
-from c42client import Client, Merged
+from answers import value
+from cache import FAULT, NEGATIVE, OK, Loaded
 from calendar42.errors import C42Error, TimedOut
 from operations.settings import Settings
-from outcomes import FAULT, NEGATIVE, OK, Loaded
+
+Merged = Mapping[str, Any]
 
 
-def loader(client: Client, settings: Settings) -> Callable[..., dict[str, Loaded]]:
+class Source(Protocol):
+    """Whom the loader asks: `c42client.Client`, or whatever stands in for it."""
+
+    def fetch(self, event_id: str, waited: float) -> Merged:
+        """Return the merged answer of one event, or raise `C42Error`."""
+
+    def fetch_many(self, event_ids: list[str], waited: float) -> Mapping[str, Merged | C42Error]:
+        """Return the merged answer of each event, or its error."""
+
+
+def loader(client: Source, settings: Settings) -> Callable[..., dict[str, Loaded]]:
     """Return the load function of the cache: it asks `client`, and makes an answer of whatever comes of it.
 
     `waited` are the seconds of the time-out that are over when the load begins.
@@ -40,15 +52,15 @@ def _loaded(outcome: Merged | C42Error, elapsed: float, settings: Settings) -> L
     """A definite no lasts as long as a good answer. A fault lasts from when it was found, which may be long after
     the load began; one that comes with a pause lasts until the end of that, within reason."""
     if not isinstance(outcome, C42Error):
-        return Loaded(answers.success(outcome), OK, settings.expiry)
+        return Loaded(value.success(outcome), OK, settings.expiry)
     retry_after = elapsed + outcome.retry_after if outcome.retry_after else 0.0
-    value = answers.failure(
+    failure = value.failure(
         outcome.status,
         str(outcome),
         body=outcome.body,
         upstream_status=outcome.upstream_status,
         retry_after=retry_after,
     )
-    if outcome.kind == NEGATIVE:
-        return Loaded(value, NEGATIVE, settings.expiry)
-    return Loaded(value, FAULT, elapsed + min(max(outcome.retry_after, settings.fault_expiry), settings.expiry))
+    if outcome.definite:
+        return Loaded(failure, NEGATIVE, settings.expiry)
+    return Loaded(failure, FAULT, elapsed + min(max(outcome.retry_after, settings.fault_expiry), settings.expiry))

@@ -1,27 +1,21 @@
 """What one answer looks like as HTTP: its bytes, its headers, conditional requests, CORS and errors.
 
-An answer is kept as an exact tuple of plain values, made once per load, with the bytes that will be sent:
-
-    status, content type, body, ETag, upstream's status (0: none), Retry-After in seconds from the load's beginning
-
 `render` makes a response of it, for the route and for the fast path alike. Sources: RFC 9110 (conditional requests,
 Retry-After), RFC 9111 (Cache-Control, Age), RFC 9211 (Cache-Status), RFC 8259 (JSON), the Fetch standard (CORS).
 """
 
 import json
 import math
-import re
 from collections.abc import Mapping
 from functools import lru_cache
-from hashlib import blake2b
 from http import HTTPStatus
 from typing import Any
 
 from werkzeug.http import parse_etags
 
-from outcomes import FAULT, Found
+from answers.value import JSON, encode, envelope, error_code, make_etag, phrase
+from cache import FAULT, Found
 
-JSON = "application/json"
 NOSNIFF = ("X-Content-Type-Options", "nosniff")
 NO_STORE = ("Cache-Control", "no-store")
 _EXPOSED = ("Access-Control-Expose-Headers", "Age, Cache-Status, ETag, Retry-After")
@@ -30,40 +24,13 @@ _PREFLIGHT = [
     ("Access-Control-Allow-Headers", "*"),
     ("Access-Control-Max-Age", "600"),
 ]
-_PHRASES = {status.value: status.phrase for status in HTTPStatus}
 
 Headers = list[tuple[str, str]]
-Value = tuple[int, str, bytes, str, int, float]
 
 
 # One response, as WSGI wants it: status line, complete headers, and the body, which is whole also where HEAD will not
 # send it. A plain tuple, as a named one costs a tenth of a hit.
 Response = tuple[str, Headers, bytes]
-
-
-def success(answer: Mapping[str, Any]) -> Value:
-    """Make the value of a merged answer."""
-    return _value(200, JSON, encode(answer), 200, 0.0)
-
-
-def failure(
-    status: int, message: str, *, body: bytes = b"", upstream_status: int = 0, retry_after: float = 0.0
-) -> Value:
-    """Make the value of an error: the upstream's `body` to be passed through, or without one the envelope."""
-    if not body:
-        return _value(status, JSON, envelope(status, message), upstream_status, retry_after)
-    return _value(status, _content_type(body), body, upstream_status, retry_after)
-
-
-def envelope(status: int, message: str) -> bytes:
-    """Return the upstream's own form of an error, in which this service reports its own as well."""
-    return encode({"error": {"status_code": status, "message": message, "code": _code(status)}})
-
-
-def encode(data: Any) -> bytes:
-    """Return compact JSON in UTF-8; half a surrogate pair, which JSON can hold and UTF-8 can't, becomes U+FFFD."""
-    text = json.dumps(data, ensure_ascii=False, separators=(",", ":"))
-    return re.sub("[\ud800-\udfff]", "\ufffd", text).encode()
 
 
 def render(found: Found, environ: Mapping[str, Any]) -> Response:
@@ -87,7 +54,7 @@ def render(found: Found, environ: Mapping[str, Any]) -> Response:
     if retry_after:
         headers.append(("Retry-After", str(max(1, math.ceil(max(retry_after - exact_age, ttl))))))
     if status != 200:
-        return f"{status} {_phrase(status)}", headers, body
+        return f"{status} {phrase(status)}", headers, body
     headers.append(("ETag", etag))
     return _conditional(etag, headers, body, environ) if "HTTP_IF_NONE_MATCH" in environ else ("200 OK", headers, body)
 
@@ -113,7 +80,7 @@ def render_many(found: Mapping[str, Found], environ: Mapping[str, Any]) -> Respo
     headers.append(("Cache-Control", f"max-age={min(left)}") if lasting else NO_STORE)
     kept = all(part.kept for part in found.values())
     headers.append(("Cache-Status", _cache_status(set(map(_source, found.values())), "", kept, min(left))))
-    etag = _etag(body)
+    etag = make_etag(body)
     headers.append(("ETag", etag))
     return _conditional(etag, headers, body, environ)
 
@@ -122,7 +89,7 @@ def error(status: int, message: str, headers: Headers) -> Response:
     """Make the response of an error that no load has to do with; `headers` come on top."""
     body = envelope(status, message)
     fixed = [*_content(JSON, len(body)), NO_STORE]
-    return f"{status} {_phrase(status)}", fixed + headers, body
+    return f"{status} {phrase(status)}", fixed + headers, body
 
 
 def cors(origins: frozenset[str], environ: Mapping[str, Any]) -> Headers:
@@ -180,15 +147,7 @@ def _error_of(status: int, body: bytes) -> dict[str, Any]:
         said = json.loads(body)["error"]
         return {"status_code": status, "message": str(said["message"]), "code": str(said["code"])}
     except (ValueError, RecursionError, LookupError, TypeError):
-        return {"status_code": status, "message": f"Calendar42 answered {status}", "code": _code(status)}
-
-
-def _value(status: int, content_type: str, body: bytes, upstream_status: int, retry_after: float) -> Value:
-    return (status, content_type, body, _etag(body), upstream_status, retry_after)
-
-
-def _etag(body: bytes) -> str:
-    return f'"{blake2b(body, digest_size=12).hexdigest()}"'
+        return {"status_code": status, "message": f"Calendar42 answered {status}", "code": error_code(status)}
 
 
 def _source(found: Found) -> str:
@@ -209,26 +168,3 @@ def _cache_status(sources: set[str], forwarded: str, kept: bool, ttl: int) -> st
     if "miss" not in sources:
         forwarded = "; detail=shared" if "shared" in sources else f"; collapsed{forwarded}"
     return f"c42c; fwd={how}{forwarded}" + (f"; stored{freshness}" if kept else "")
-
-
-def _content_type(body: bytes) -> str:
-    """Say what a passed-through body is: JSON, or text, whatever it was called; nothing that a browser would run."""
-    try:
-        json.loads(body.decode(), parse_constant=_no_constant)
-    except UnicodeDecodeError:
-        return "text/plain"
-    except (ValueError, RecursionError):
-        return "text/plain; charset=utf-8"
-    return JSON
-
-
-def _no_constant(name: str) -> None:
-    raise ValueError(f"{name} is no JSON, though Python reads it")
-
-
-def _phrase(status: int) -> str:
-    return _PHRASES.get(status, "Unknown")
-
-
-def _code(status: int) -> str:
-    return re.sub("[^A-Z]", "_", _phrase(status).upper().replace("'", ""))

@@ -9,8 +9,6 @@ C42Error         there is no answer; says what the client is told
 └── Unusable     no answer, or one that can't be understood
 """
 
-from outcomes import FAULT, NEGATIVE
-
 # Refusals that asking again soon would not change.
 _DEFINITE = frozenset(range(400, 500)) - {401, 403, 408, 429}
 
@@ -18,8 +16,8 @@ _DEFINITE = frozenset(range(400, 500)) - {401, 403, 408, 429}
 class C42Error(Exception):
     """There is no answer. The client is told `status`, and `body` where there is one, or else the message.
 
-    `upstream_status` is the status that the upstream answered with, 0 where it gave no whole answer. `kind` says
-    whether it is a definite no (NEGATIVE) or worth asking again soon (FAULT).
+    `upstream_status` is the status that the upstream answered with, 0 where it gave no whole answer. `definite`
+    says that asking again soon would not change it; otherwise it is a fault.
     """
 
     def __init__(self, status: int, message: str, upstream_status: int = 0) -> None:
@@ -28,7 +26,7 @@ class C42Error(Exception):
         self.upstream_status = upstream_status
         self.body = b""
         self.retry_after = 0.0  # seconds
-        self.kind = NEGATIVE if status in _DEFINITE else FAULT
+        self.definite = status in _DEFINITE
 
 
 class Rejected(C42Error):

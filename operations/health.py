@@ -14,6 +14,7 @@ from prometheus_client.exposition import CONTENT_TYPE_LATEST, generate_latest
 
 from answers import response as answers
 from answers.fastpath import App
+from answers.value import JSON
 from operations.metrics import NO_ROUTE, Metrics
 
 log = logging.getLogger("c42c.requests")
@@ -61,7 +62,7 @@ def register(app: Flask, metrics: Metrics) -> None:
 
 
 def _json(status: int, data: dict[str, Any]) -> Response:
-    return _respond(status, json.dumps(data).encode(), answers.JSON)
+    return _respond(status, json.dumps(data).encode(), JSON)
 
 
 def _respond(status: int, body: bytes, content_type: str) -> Response:

@@ -23,12 +23,11 @@ from prometheus_client.metrics_core import Metric
 from prometheus_client.registry import Collector
 
 from answers.fastpath import ROUTE
-from cache import Cache
+from cache import KINDS, Cache
 from calendar42.calls import Call
 from calendar42.errors import C42Error, Paused
 from calendar42.pause import Pause
 from operations.settings import Settings
-from outcomes import KINDS, TierStats
 
 VERSION = "0.1.0"
 ENDPOINTS = ("events", "event-subscriptions")
@@ -74,7 +73,7 @@ class Metrics(Collector):
         cache: Cache,
         pause: Pause,
         stopping: Callable[[], bool],
-        tier: Callable[[], TierStats] | None = None,
+        tier: Callable[[], Any] | None = None,
     ) -> None:
         self._config = config
         self._cache = cache

@@ -27,9 +27,9 @@ from collections.abc import Callable, Mapping
 from hashlib import blake2b
 from typing import Any, NamedTuple
 
+from cache import KINDS, Loaded
 from calendar42.pause import LONGEST, Pause
 from operations.settings import Settings
-from outcomes import KINDS, Loaded, TierStats
 from sharing.link import Budget, Command, Link, Lost
 
 FORMAT = 1
@@ -79,6 +79,16 @@ class _Locks(NamedTuple):
     event_ids: list[str]
     token: str
     clock: float  # Redis's time is at least this much more than time.monotonic, in milliseconds
+
+
+class TierStats(NamedTuple):
+    """One consistent reading of the shared tier. An event that was to be loaded, by how that ended: the first four."""
+
+    found: int  # in Redis, at once
+    awaited: int  # in Redis, after another process had loaded it
+    loaded: int  # here, for all
+    alone: int  # here, without Redis
+    up: bool
 
 
 class SharedTier:

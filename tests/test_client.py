@@ -24,7 +24,6 @@ from calendar42.calls import Call
 from calendar42.errors import C42Error, Deleted, Paused, Rejected, TimedOut, Unusable
 from calendar42.pause import LONGEST, Pause
 from calendar42.transport import Transport
-from outcomes import FAULT, NEGATIVE
 from standin import EVENTS, Gate, Standin
 from tests.fixtures import TOKEN, new_id, until
 
@@ -121,7 +120,7 @@ def test_redirects_are_not_followed(make: Make, upstream: Standin, endpoint: str
     with Standin(token=TOKEN) as other:
         upstream.rule(endpoint, status=status, headers={"Location": f"{other.base_url}events/{EVENTS['plain']}/"})
         error = failure(make(), EVENTS["plain"])
-        assert (error.status, error.upstream_status, error.kind) == (502, status, FAULT)
+        assert (error.status, error.upstream_status, error.definite) == (502, status, False)
         assert other.calls() == 0
 
 
@@ -134,7 +133,7 @@ def test_definite_refusals(make: Make, upstream: Standin, status: int) -> None:
     upstream.rule("events", status=status, body=b"  because\n")
     error = failure(make(), EVENTS["plain"])
     assert isinstance(error, Rejected)
-    assert (error.status, error.upstream_status, error.kind, error.body) == (status, status, NEGATIVE, b"  because\n")
+    assert (error.status, error.upstream_status, error.definite, error.body) == (status, status, True, b"  because\n")
 
 
 @pytest.mark.parametrize("status", [401, 403, 408, 500, 501, 502, 503, 504, 507, 521, 599])
@@ -143,7 +142,7 @@ def test_faults_are_passed_through(make: Make, upstream: Standin, endpoint: str,
     """Trouble with the token or inside the upstream is passed through, from either call, and is a fault."""
     upstream.rule(endpoint, status=status, body='{"why": "\u00e9"}')
     error = failure(make(), EVENTS["plain"])
-    assert (error.status, error.upstream_status, error.kind) == (status, status, FAULT)
+    assert (error.status, error.upstream_status, error.definite) == (status, status, False)
     assert error.body == '{"why": "\u00e9"}'.encode()
 
 
@@ -186,7 +185,7 @@ def test_unusable_answers(make: Make, upstream: Standin, endpoint: str, fault: d
     upstream.rule(endpoint, **fault)
     error = failure(make(), EVENTS["plain"])
     assert isinstance(error, Unusable)
-    assert (error.status, error.kind, error.body) == (502, FAULT, b"")
+    assert (error.status, error.definite, error.body) == (502, False, b"")
 
 
 def rows(event_id: str, count: Any, *rows: Any) -> bytes:
@@ -238,7 +237,7 @@ def test_deleted(make: Make, event: str) -> None:
     """A removed event, and one whose data is empty, is a definite 404."""
     error = failure(make(), EVENTS[event])
     assert isinstance(error, Deleted)
-    assert (error.status, error.kind, error.upstream_status) == (404, NEGATIVE, 200)
+    assert (error.status, error.definite, error.upstream_status) == (404, True, 200)
 
 
 def test_what_is_read_leniently(make: Make, upstream: Standin) -> None:
@@ -322,7 +321,7 @@ def test_not_found_does_not_wait(make: Make, upstream: Standin) -> None:
     gate = Gate()
     upstream.rule("event-subscriptions", gate=gate)
     error = failure(make(timeout=60), EVENTS["unknown"])
-    assert (error.status, error.kind) == (404, NEGATIVE)
+    assert (error.status, error.definite) == (404, True)
     gate.open()
 
 
@@ -345,7 +344,7 @@ def test_time_out(make: Make, upstream: Standin, endpoint: str, fault: dict[str,
     error = failure(make(timeout=0.2), EVENTS["plain"])
     assert time.monotonic() - asked < 0.2 + 0.5
     assert isinstance(error, TimedOut)
-    assert (error.status, error.kind, error.upstream_status) == (504, FAULT, 0)
+    assert (error.status, error.definite, error.upstream_status) == (504, False, 0)
 
 
 @pytest.mark.parametrize(
@@ -402,11 +401,11 @@ def test_pause(make: Make, upstream: Standin, endpoint: str) -> None:
     upstream.rule(endpoint, status=429, body="slow down")
     error = failure(client, EVENTS["plain"])
     assert isinstance(error, Paused)
-    assert (error.status, error.kind, error.upstream_status, error.body) == (429, FAULT, 429, b"slow down")
+    assert (error.status, error.definite, error.upstream_status, error.body) == (429, False, 429, b"slow down")
     assert 5 < error.retry_after <= 6
     upstream.clear_rules()
     error = failure(client, EVENTS["empty"])
-    assert (error.status, error.kind, error.upstream_status, error.body) == (429, FAULT, 0, b"")
+    assert (error.status, error.definite, error.upstream_status, error.body) == (429, False, 0, b"")
     assert upstream.calls(event_id=EVENTS["empty"]) == 0
 
 

@@ -26,11 +26,11 @@ import redis
 import requests
 
 import main
-from answers import response as answers
-from cache import Cache
+from answers import response
+from answers import value as values
+from cache import FAULT, OK, Cache, Found, Loaded
 from calendar42.pause import Pause
 from operations import settings
-from outcomes import FAULT, OK, Found, Loaded
 from sharing import link as redis_link
 from sharing import tier as shared_tier
 from sharing.tier import SharedTier
@@ -38,7 +38,7 @@ from standin import Standin
 from tests.fixtures import PATIENCE, TOKEN, Service, new_id, until
 
 PASSWORD = "se%2Fcret"
-VALUE = answers.success({"id": "1", "title": "Ein schöner Titel\n", "names": []})
+VALUE = values.success({"id": "1", "title": "Ein schöner Titel\n", "names": []})
 
 if not shutil.which("redis-server"):
     pytest.skip("there is no redis-server; Debian's package of that name has it", allow_module_level=True)
@@ -274,7 +274,7 @@ def test_an_answer_ages_from_its_load_wherever_it_is_served(
     assert taken.ttl == pytest.approx(loaded.ttl, abs=0.5)
     assert taken.age >= loaded.age >= 0.3
     assert taken.age + taken.ttl == pytest.approx(first.config.expiry)
-    _, headers, _ = answers.render(second.ask(event_id)._replace(result="shared"), {})
+    _, headers, _ = response.render(second.ask(event_id)._replace(result="shared"), {})
     assert ("Age", "1") in headers
     assert ("Cache-Control", "max-age=252") in headers
 
@@ -303,7 +303,7 @@ def test_what_was_waited_for_is_no_older_than_its_load(
 def test_errors_are_shared(shared_redis: Redis, machine: Callable[..., Machine], counts: Counter[str]) -> None:
     """A fault is shared for its own lifetime, with all that its answer says."""
     first, second = machine(shared_redis.url), machine(shared_redis.url)
-    value = answers.failure(503, "", body="<p>Störung".encode(), upstream_status=503, retry_after=7.5)
+    value = values.failure(503, "", body="<p>Störung".encode(), upstream_status=503, retry_after=7.5)
     first.answer = lambda: Loaded(value, FAULT, 6.0)
     event_id = new_id()
     first.ask(event_id)
@@ -364,7 +364,7 @@ def test_the_pause_is_shared(shared_redis: Redis, machine: Callable[..., Machine
     """A pause that the upstream asks one machine for holds for all, and for none longer, however often it is told."""
     first, second = machine(shared_redis.url), machine(shared_redis.url)
 
-    value = answers.failure(429, "", upstream_status=429, retry_after=30.0)
+    value = values.failure(429, "", upstream_status=429, retry_after=30.0)
 
     def answer() -> Loaded:
         first.pause.begin("30")
@@ -378,7 +378,7 @@ def test_the_pause_is_shared(shared_redis: Redis, machine: Callable[..., Machine
         first.ask(new_id())
     asked, told = first.pause.left, second.pause.left
     assert 25 < told <= asked <= 30
-    _, headers, _ = answers.render(second.ask(event_id), {})
+    _, headers, _ = response.render(second.ask(event_id), {})
     assert ("Retry-After", "30") in headers
     assert counts[event_id] == 1
     with shared_redis.client() as client:

@@ -1,0 +1,74 @@
+"""The value that is kept of an answer: the bytes that will be sent, and what the response says of them.
+
+An exact tuple of plain values, made once per load:
+
+    status, content type, body, ETag, upstream's status (0: none), Retry-After in seconds from the load's beginning
+"""
+
+import json
+import re
+from collections.abc import Mapping
+from hashlib import blake2b
+from http import HTTPStatus
+from typing import Any
+
+JSON = "application/json"
+_PHRASES = {status.value: status.phrase for status in HTTPStatus}
+
+Value = tuple[int, str, bytes, str, int, float]
+
+
+def success(answer: Mapping[str, Any]) -> Value:
+    """Make the value of a merged answer."""
+    return _value(200, JSON, encode(answer), 200, 0.0)
+
+
+def failure(
+    status: int, message: str, *, body: bytes = b"", upstream_status: int = 0, retry_after: float = 0.0
+) -> Value:
+    """Make the value of an error: the upstream's `body` to be passed through, or without one the envelope."""
+    if not body:
+        return _value(status, JSON, envelope(status, message), upstream_status, retry_after)
+    return _value(status, _content_type(body), body, upstream_status, retry_after)
+
+
+def envelope(status: int, message: str) -> bytes:
+    """Return the upstream's own form of an error, in which this service reports its own as well."""
+    return encode({"error": {"status_code": status, "message": message, "code": error_code(status)}})
+
+
+def encode(data: Any) -> bytes:
+    """Return compact JSON in UTF-8; half a surrogate pair, which JSON can hold and UTF-8 can't, becomes U+FFFD."""
+    text = json.dumps(data, ensure_ascii=False, separators=(",", ":"))
+    return re.sub("[\ud800-\udfff]", "\ufffd", text).encode()
+
+
+def _value(status: int, content_type: str, body: bytes, upstream_status: int, retry_after: float) -> Value:
+    return (status, content_type, body, make_etag(body), upstream_status, retry_after)
+
+
+def make_etag(body: bytes) -> str:
+    return f'"{blake2b(body, digest_size=12).hexdigest()}"'
+
+
+def _content_type(body: bytes) -> str:
+    """Say what a passed-through body is: JSON, or text, whatever it was called; nothing that a browser would run."""
+    try:
+        json.loads(body.decode(), parse_constant=_no_constant)
+    except UnicodeDecodeError:
+        return "text/plain"
+    except (ValueError, RecursionError):
+        return "text/plain; charset=utf-8"
+    return JSON
+
+
+def _no_constant(name: str) -> None:
+    raise ValueError(f"{name} is no JSON, though Python reads it")
+
+
+def phrase(status: int) -> str:
+    return _PHRASES.get(status, "Unknown")
+
+
+def error_code(status: int) -> str:
+    return re.sub("[^A-Z]", "_", phrase(status).upper().replace("'", ""))
