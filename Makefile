@@ -1,14 +1,18 @@
 # Every target makes the virtualenv c42c/ and installs what it needs by itself; the next time, that takes no time.
 PYTHON ?= python3
-BIN := c42c/bin
-RUN_ENV := c42c/.run
-DEV_ENV := c42c/.dev
-BENCH_ENV := c42c/.bench
+VENV ?= c42c
+BIN := $(VENV)/bin
+RUN_ENV := $(VENV)/.run
+DEV_ENV := $(VENV)/.dev
+DEPLOY_ENV := $(VENV)/.deploy
+BENCH_ENV := $(VENV)/.bench
+VERSIONS := 3.11 3.12 3.13 3.14 3.15
+PIP_INSTALL = $(BIN)/pip install --quiet --disable-pip-version-check
 
-.PHONY: help demo run test check bench clean
+.PHONY: help demo run check-service test test-deploy test-all check lock bench clean
 
 help:  ## show this list
-	@grep -hE '^[a-z]+: .*##' $(MAKEFILE_LIST) | sed -E 's/^([a-z]+):.*## /  make \1\t/' | expand -t 16
+	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/^([a-z-]+):.*## /  make \1\t/' | expand -t 24
 
 demo: $(RUN_ENV)  ## serve made-up events on http://127.0.0.1:5000; needs no token
 	@exec $(BIN)/python main.py --demo
@@ -16,13 +20,34 @@ demo: $(RUN_ENV)  ## serve made-up events on http://127.0.0.1:5000; needs no tok
 run: $(RUN_ENV)  ## serve Calendar42's events; needs C42_TOKEN
 	@exec $(BIN)/python main.py
 
-test: $(DEV_ENV)  ## run all tests
+check-service: $(RUN_ENV)  ## check the settings, and Calendar42 with the token in C42_TOKEN
+	@$(BIN)/python main.py --check
+
+test: $(DEV_ENV)  ## run the tests
 	@$(BIN)/python -m pytest
+
+test-deploy: $(DEPLOY_ENV)  ## run the slow tests of deployment: image, nginx, systemd, Prometheus, TypeScript, README
+	@$(BIN)/python -m pytest tests/deploy
+
+test-all:  ## run the tests under each supported Python that is installed
+	@for version in $(VERSIONS); do \
+		if python$$version -c '' 2>/dev/null; then \
+			echo "Python $$version"; \
+			$(MAKE) --no-print-directory PYTHON=python$$version VENV=c42c/$$version test || exit 1; \
+		else \
+			echo "Python $$version: skipped, python$$version is not installed"; \
+		fi; \
+	done
 
 check: $(DEV_ENV)  ## lint, check the format and the types
 	@$(BIN)/ruff check .
 	@$(BIN)/ruff format --check .
 	@$(BIN)/mypy .
+
+lock: $(DEPLOY_ENV)  ## pin the newest versions of what deployment installs in requirements.lock
+	@grep -hvE '^(#|pytest)' requirements.txt requirements-redis.txt | $(BIN)/uv pip compile --quiet --upgrade \
+		--universal --python-version 3.11 --generate-hashes --no-annotate --custom-compile-command "make lock" \
+		--output-file requirements.lock -
 
 bench: $(BENCH_ENV)  ## measure it beside nginx, Varnish and others, 10 minutes; QUICK=1: one minute, writes nothing
 	@$(BIN)/python -m bench $(if $(QUICK),--quick)
@@ -33,14 +58,18 @@ clean:  ## delete the virtualenv and all that tools left behind
 
 $(RUN_ENV): requirements.txt
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11) and "c42c needs Python 3.11 or newer; name one with: make PYTHON=...")'
-	$(PYTHON) -m venv c42c
-	$(BIN)/pip install --quiet --disable-pip-version-check -r requirements.txt
+	$(PYTHON) -m venv $(VENV)
+	$(PIP_INSTALL) -r requirements.txt
 	@touch $@
 
 $(DEV_ENV): $(RUN_ENV) requirements-redis.txt requirements-dev.txt
-	$(BIN)/pip install --quiet --disable-pip-version-check -r requirements-dev.txt
+	$(PIP_INSTALL) -r requirements-dev.txt
+	@touch $@
+
+$(DEPLOY_ENV): $(DEV_ENV) tests/deploy/requirements.txt
+	$(PIP_INSTALL) -r tests/deploy/requirements.txt
 	@touch $@
 
 $(BENCH_ENV): $(RUN_ENV) bench/requirements.txt
-	$(BIN)/pip install --quiet --disable-pip-version-check -r bench/requirements.txt
+	$(PIP_INSTALL) -r bench/requirements.txt
 	@touch $@

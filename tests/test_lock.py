@@ -1,0 +1,31 @@
+"""requirements.lock: what deployment installs."""
+
+import re
+
+from packaging.requirements import Requirement
+
+from conftest import ROOT
+
+
+def requirements(name: str) -> list[Requirement]:
+    """Read a requirements file: each requirement without its comment and its hashes."""
+    text = re.sub(r"\s*\\\n\s*--hash=\S+", "", (ROOT / name).read_text())
+    lines = [line.split(" #")[0].strip() for line in text.splitlines()]
+    return [Requirement(line) for line in lines if line and not line.startswith("#")]
+
+
+def test_lock_satisfies_requirements() -> None:
+    """The lock has a version that fits for each requirement of the service and of Redis, and nothing for tests."""
+    pinned = {one.name: next(iter(one.specifier)).version for one in requirements("requirements.lock")}
+    wanted = requirements("requirements.txt") + requirements("requirements-redis.txt")
+    unmet = [one for one in wanted if one.name != "pytest" and not one.specifier.contains(pinned.get(one.name, "0"))]
+    assert unmet == []
+    assert not pinned.keys() & {"pytest", "pluggy", "iniconfig"}
+
+
+def test_lock_pins_everything() -> None:
+    """Each entry of the lock is one exact version with hashes, and the lock names no package index."""
+    text = (ROOT / "requirements.lock").read_text()
+    for entry in re.split(r"\n(?=[a-z])", text)[1:]:
+        assert re.match(r"[a-z0-9-]+==[0-9.]+ (; .+ )?\\\n(    --hash=sha256:[0-9a-f]{64}( \\)?\n?)+$", entry), entry
+    assert not re.search("://|index|find-links", text)
