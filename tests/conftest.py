@@ -1,5 +1,7 @@
-"""The browser, for the tests that look at pages."""
+"""The browser, for the tests that look at pages, and a certificate, for those that speak TLS."""
 
+import shutil
+import subprocess
 import tempfile
 from collections.abc import Iterator
 from pathlib import Path
@@ -53,3 +55,15 @@ def browser(shared_browser: webdriver.Chrome) -> Iterator[webdriver.Chrome]:
     shared_browser.execute_cdp_cmd("Emulation.clearDeviceMetricsOverride", {})
     shared_browser.execute_cdp_cmd("Emulation.setScriptExecutionDisabled", {"value": False})
     shared_browser.get("about:blank")  # or the page goes on asking the service
+
+
+@pytest.fixture(scope="session")
+def certificate(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Make a self-signed certificate for localhost; return the folder with fullchain.pem and privkey.pem."""
+    if shutil.which("openssl") is None:
+        pytest.skip("needs openssl, as Debian has it")
+    folder = tmp_path_factory.mktemp("certificate")
+    command = "openssl req -x509 -newkey ec -pkeyopt ec_paramgen_curve:P-256 -nodes -days 2 -subj /CN=localhost"
+    command += " -addext subjectAltName=DNS:localhost -keyout privkey.pem -out fullchain.pem"
+    subprocess.run(command.split(), cwd=folder, check=True, capture_output=True)
+    return folder

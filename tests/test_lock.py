@@ -4,7 +4,7 @@ import re
 
 from packaging.requirements import Requirement
 
-from conftest import ROOT
+from tests.fixtures import ROOT
 
 
 def requirements(name: str) -> list[Requirement]:

@@ -8,7 +8,6 @@ import signal
 import socket
 import ssl
 import subprocess
-import sys
 import threading
 from collections import Counter
 from collections.abc import Callable, Iterator, Mapping
@@ -16,10 +15,9 @@ from contextlib import contextmanager
 from datetime import UTC, datetime, timedelta
 from email.utils import format_datetime
 from functools import partial
-from http.client import HTTPConnection, HTTPMessage, HTTPSConnection, RemoteDisconnected
+from http.client import RemoteDisconnected
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
-from urllib.parse import urlsplit
 
 import pytest
 from flask import Flask
@@ -433,18 +431,6 @@ def test_check_typing_error(capsys: pytest.CaptureFixture[str], upstream: Standi
     assert "warn  settings: C42_EXPIRI is not a setting; did you mean C42_EXPIRY?" in said
 
 
-@pytest.fixture(scope="module")
-def certificate(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Make a self-signed certificate for localhost; return the folder with fullchain.pem and privkey.pem."""
-    if shutil.which("openssl") is None:
-        pytest.skip("needs openssl, as Debian has it")
-    folder = tmp_path_factory.mktemp("certificate")
-    command = "openssl req -x509 -newkey ec -pkeyopt ec_paramgen_curve:P-256 -nodes -days 2 -subj /CN=localhost"
-    command += " -addext subjectAltName=DNS:localhost -keyout privkey.pem -out fullchain.pem"
-    subprocess.run(command.split(), cwd=folder, check=True, capture_output=True)
-    return folder
-
-
 class _List(BaseHTTPRequestHandler):
     def log_message(self, *_: object) -> None:
         """Stay quiet."""
@@ -506,23 +492,6 @@ def ran(*command: str) -> str:
     return ended.stdout + ended.stderr
 
 
-@needs("systemd-analyze")
-def test_systemd_unit(tmp_path: Path) -> None:
-    """systemd finds nothing wrong with the unit, and rates its exposure below 1.5 of 10."""
-    unit = tmp_path / "c42c.service"
-    text = (ROOT / "deploy/c42c.service").read_text()
-    unit.write_text(text.replace("/opt/c42c/c42c/bin/python", sys.executable))  # it wants to see the program
-    assert "c42c" not in ran("systemd-analyze", "verify", "--man=no", str(unit))
-    score = re.search(
-        r"exposure level for c42c.service: ([\d.]+)", ran("systemd-analyze", "security", "--offline=true", str(unit))
-    )
-    assert score is not None
-    assert float(score[1]) < 1.5
-    stop = re.search(r"TimeoutStopSec=(\d+)", text)
-    assert stop is not None
-    assert int(stop[1]) > settings.read({"C42_TOKEN": TOKEN}).timeout + 1
-
-
 @needs("promtool")
 def test_prometheus_rules() -> None:
     """Prometheus takes the configuration; no alert fires while all is well, and each one when nothing is."""
@@ -545,57 +514,3 @@ def test_alerts_are_about_what_is_there(service: Service) -> None:
 
 def _mentioned(name: str, page: str) -> bool:
     return re.sub("_(bucket|count|sum|created)$", "", name) in page
-
-
-@needs("nginx")
-def test_nginx_site(service: Service, upstream: Standin, certificate: Path, tmp_path: Path) -> None:
-    """nginx takes the site, serves events over TLS, and shows the operators' pages to operators alone."""
-    with socket.socket() as one, socket.socket() as other:
-        one.bind(("127.0.0.1", 0))
-        other.bind(("127.0.0.1", 0))
-        plain, tls = (sock.getsockname()[1] for sock in (one, other))
-    site = (ROOT / "deploy/c42c.nginx.conf").read_text()
-    site = re.sub(r"listen \[::\].*", "", site).replace("/etc/nginx/c42c", str(certificate))
-    site = site.replace("listen 80", f"listen 127.0.0.1:{plain}").replace("listen 443", f"listen {tls}")
-    site = site.replace("127.0.0.1:5000", f"127.0.0.1:{service.port}")
-    folders = "".join(
-        f"{kind}_temp_path {tmp_path}/{kind};\n" for kind in ("client_body", "proxy", "fastcgi", "uwsgi", "scgi")
-    )
-    config = tmp_path / "nginx.conf"
-    config.write_text(f"daemon off;\npid {tmp_path}/pid;\nevents {{}}\nhttp {{\naccess_log off;\n{folders}{site}\n}}\n")
-    command = ["nginx", "-p", str(tmp_path), "-c", str(config), "-e", "stderr"]
-    ran(*command, "-t")
-    nginx = subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
-    try:
-        until(lambda: not _refused(tls) and not _refused(plain), "nginx to listen")
-        event_id = new_id()
-        upstream.add_event(event_id, title="Dîner", names=["Ella"])
-        trust = ssl.create_default_context(cafile=certificate / "fullchain.pem")
-
-        def get(path: str, source: str = "127.0.0.1") -> tuple[int, HTTPMessage, bytes]:
-            connection = HTTPSConnection("localhost", tls, context=trust, source_address=(source, 0), timeout=20)
-            connection.request("GET", path)
-            answer = connection.getresponse()
-            with answer:
-                found = answer.status, answer.headers, answer.read()
-            connection.close()
-            return found
-
-        status, headers, body = get(PREFIX + event_id)
-        assert (status, json.loads(body)["names"]) == (200, ["Ella"])
-        assert headers["Cache-Status"].startswith("c42c; fwd=miss")
-        assert headers["Strict-Transport-Security"]
-        for path in ("/metrics", "/status.json", "/"):
-            assert get(path)[0] == 200
-            assert get(path, "127.0.0.2")[0] == 404
-        for path in ("/readyz", PREFIX + event_id):
-            assert get(path, "127.0.0.2")[0] == 200
-        ids = ",".join(new_id() for _ in range(100))
-        assert get(f"/events-with-subscriptions?event_ids=[{ids}]")[0] == 200
-        redirect = HTTPConnection("127.0.0.1", plain, timeout=20)
-        redirect.request("GET", "/readyz", headers={"Host": "localhost"})
-        assert urlsplit(redirect.getresponse().headers["Location"]).scheme == "https"
-        redirect.close()
-    finally:
-        nginx.terminate()
-        nginx.wait(20)

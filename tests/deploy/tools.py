@@ -1,0 +1,77 @@
+"""What the tests of deployment share: programs that are run to their end, free ports, nginx."""
+
+import shutil
+import socket
+import ssl
+import subprocess
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+import pytest
+
+from tests.fixtures import PATIENCE, ROOT, until
+
+
+def needs(*programs: str) -> pytest.MarkDecorator:
+    """Skip a test where one of Debian's `programs` is not installed."""
+    missing = [program for program in programs if shutil.which(program) is None]
+    return pytest.mark.skipif(bool(missing), reason=f"needs {', '.join(missing)}, as Debian has it")
+
+
+def ran(*command: str | Path, cwd: Path = ROOT, timeout: float = 30, **environ: str) -> str:
+    """Run a program to its end, and return all that it printed; fail where its exit status is not 0."""
+    ended = subprocess.run(
+        command,
+        check=False,
+        cwd=cwd,
+        env=environ or None,
+        stdin=subprocess.DEVNULL,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        text=True,
+        timeout=timeout,
+    )
+    assert ended.returncode == 0, f"{command}\n{ended.stdout}"
+    return ended.stdout
+
+
+def free_ports(count: int) -> list[int]:
+    """Return ports on which nothing listens."""
+    socks = [socket.socket() for _ in range(count)]
+    for sock in socks:
+        sock.bind(("127.0.0.1", 0))
+    ports = [int(sock.getsockname()[1]) for sock in socks]
+    for sock in socks:
+        sock.close()
+    return ports
+
+
+def listens(port: int) -> bool:
+    """Say whether somebody listens on a port of this machine."""
+    with socket.socket() as sock:
+        return sock.connect_ex(("127.0.0.1", port)) == 0
+
+
+@contextmanager
+def nginx(folder: Path, site: str, *ports: int) -> Iterator[None]:
+    """Run nginx with a site in its http block until the end of the block; it listens on `ports` by then."""
+    kinds = ("client_body", "proxy", "fastcgi", "uwsgi", "scgi")
+    temporary = "".join(f"{kind}_temp_path {folder}/{kind};\n" for kind in kinds)
+    config = folder / "nginx.conf"
+    http = f"access_log off;\n{temporary}{site}"
+    config.write_text(f"daemon off;\npid {folder}/pid;\nevents {{ worker_connections 1024; }}\nhttp {{\n{http}\n}}\n")
+    command = ["nginx", "-p", str(folder), "-c", str(config), "-e", str(folder / "error.log")]
+    ran(*command, "-t")
+    process = subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+    try:
+        until(lambda: all(map(listens, ports)), "nginx to listen")
+        yield
+    finally:
+        process.terminate()
+        process.wait(PATIENCE)
+
+
+def trust(certificate: Path) -> ssl.SSLContext:
+    """Make a context for clients that trust the `certificate`."""
+    return ssl.create_default_context(cafile=certificate / "fullchain.pem")
