@@ -1,0 +1,1 @@
+"""A soak test: traffic, faults and outages for minutes on end, with every answer checked. `python -m tests.soak`."""

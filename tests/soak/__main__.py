@@ -1,0 +1,222 @@
+"""`python -m tests.soak`: minutes of traffic, faults and outages, with every answer checked.
+
+Half the time one instance of the service, then three that share a Redis. Prints a line of figures now and then, and a
+verdict. Exit status 1 if the service broke a promise, 2 if a program is missing.
+"""
+
+import argparse
+import asyncio
+import contextlib
+import random
+import shutil
+import signal
+import sys
+import time
+from collections import deque
+from collections.abc import AsyncIterator, Coroutine
+from typing import Any
+
+from tests.soak.checker import Checker, Rules
+from tests.soak.outages import Instance, Outages, Redis, Resources
+from tests.soak.traffic import Client
+from tests.soak.upstream import Upstream
+
+RULES = Rules(expiry=3.0, fault_expiry=0.6, timeout=2.0)
+TOKEN = "soak-0123456789abcdef"
+CLIENTS = 30
+PAUSE = 0.12  # seconds between two requests of a client: some 200 a second in all
+# What an instance may hold more at the end than after the first quarter, or minute. Threads and connections upstream
+# are kept once they are there, so both follow the busiest moment; memory is given back in large pieces only.
+GROWTH = Resources(threads=40, descriptors=40, kilobytes=16 * 1024)
+
+
+class Pulse:
+    """Knows how late this process's event loop was."""
+
+    def __init__(self) -> None:
+        self._delays = deque[tuple[float, float]](maxlen=4000)  # when one was noticed, and how long it was
+
+    async def run(self) -> None:
+        """Go on until cancelled."""
+        while True:
+            due = time.monotonic() + 0.01
+            await asyncio.sleep(0.01)
+            now = time.monotonic()
+            self._delays.append((now, now - due))
+
+    def lag(self, since: float) -> float:
+        """Return the longest delay since then, in seconds."""
+        longest = time.monotonic() - self._delays[-1][0] - 0.01 if self._delays else 0.0
+        for noticed, delay in reversed(self._delays):
+            if noticed < since:
+                break
+            longest = max(longest, delay)
+        return max(0.0, longest)
+
+
+class Soak:
+    """One soak test, with one instance or with three that share a Redis."""
+
+    def __init__(self, seconds: float, seed: int, shared: bool) -> None:
+        self._seconds = seconds
+        self._seed = seed
+        self._redis = Redis() if shared else None
+        self._instances: list[Instance] = []
+        self._pulse = Pulse()
+        self._upstream = Upstream(seed, lambda call: self._checker.called(call))  # noqa: PLW0108 - made below
+        self._checker = Checker(RULES, self._upstream.calls, self._upstream.by_event, self._pulse.lag)
+        self._outages: Outages | None = None
+        self._held: dict[int, Resources] = {}  # by process id, once it has been at work for a while
+
+    async def run(self) -> bool:
+        """Return whether the service kept its promises."""
+        try:
+            await self._start()
+            async with _in_background(self._pulse.run(), self._upstream.change()):
+                async with _in_background(self._report(), *self._load()):
+                    await asyncio.sleep(self._seconds)
+                await asyncio.sleep(RULES.timeout + RULES.expiry + 1)  # all work ends, all answers expire
+                self._compare()
+                await asyncio.to_thread(self._stop)
+        finally:
+            for process in (*self._instances, *filter(None, [self._redis])):
+                process.kill()
+            self._upstream.close()
+        return self._verdict()
+
+    async def _start(self) -> None:
+        settings = {
+            "C42_TOKEN": TOKEN,
+            "C42_EXPIRY": str(RULES.expiry / 60),
+            "C42_FAULT_EXPIRY": str(RULES.fault_expiry / 60),
+            "C42_TIMEOUT": str(RULES.timeout),
+        }
+        if self._redis:
+            self._redis.start()
+            settings["C42_CACHE_URL"] = f"redis://127.0.0.1:{self._redis.port}"
+        for number in range(3 if self._redis else 1):
+            port = await self._upstream.listen(number)
+            own = {"C42_BASE_URL": f"http://127.0.0.1:{port}/api/v2/"}
+            if self._redis:  # who shares answers has the same base URL; the proxies tell the instances apart
+                own = {"C42_BASE_URL": "http://upstream.test/api/v2/", "http_proxy": f"http://127.0.0.1:{port}"}
+            self._instances.append(Instance(**settings, **own))
+            self._instances[-1].start()
+        for instance in self._instances:
+            await instance.ready()
+
+    def _load(self) -> list[Coroutine[Any, Any, None]]:
+        ports = [instance.port for instance in self._instances]
+        rng = random.Random(self._seed)
+        clients = [
+            Client(ports, self._checker, number, random.Random(rng.random()), PAUSE) for number in range(CLIENTS)
+        ]
+        load = [client.run() for client in clients]
+        if self._redis:
+            self._outages = Outages(self._redis, self._instances, self._checker, rng)
+            load.append(self._outages.run())
+        return load
+
+    async def _report(self) -> None:
+        """Print a line of figures every minute, or every ten seconds of a short run."""
+        began, every = time.monotonic(), 60.0 if self._seconds >= 300 else 10.0
+        first = min(60.0, self._seconds / 4)
+        due, answers = began + every, 0
+        while True:
+            await asyncio.sleep(0.5)
+            now = time.monotonic()
+            for instance in self._instances:
+                if now > instance.started + first:
+                    self._held.setdefault(instance.pid, instance.resources())
+            if now > due:
+                due += every
+                counts, held = self._checker.counts, [tuple(instance.resources()) for instance in self._instances]
+                shown = " ".join(f"{status}:{many}" for status, many in sorted(counts.items()))
+                print(
+                    f"{now - began:4.0f} s  {(counts.total() - answers) / every:.0f}/s  {shown}"
+                    f"  calls:{self._upstream.played.total()} faults:{self._upstream.faults}"
+                    f"  outages:{len(self._outages.happened) if self._outages else 0}"
+                    f"  lag:{self._pulse.lag(now - every) * 1000:.0f} ms  threads/files/KB:{held}"
+                    f"  violations:{self._checker.found.total()}",
+                    flush=True,
+                )
+                answers = counts.total()
+
+    def _compare(self) -> None:
+        """Check that nothing has grown since the first readings."""
+        for number, instance in enumerate(self._instances):
+            before, now = self._held.get(instance.pid, instance.resources()), instance.resources()
+            if any(more > most for more, most in zip(_difference(now, before), GROWTH, strict=True)):
+                self._checker.violation("grown", f"instance {number}: {before}, at the end {now}")
+
+    def _stop(self) -> None:
+        """Check that each instance ends when told to, and that its log tells no failure and no token."""
+        for number, instance in enumerate(self._instances):
+            instance.send(signal.SIGTERM)
+            if (status := instance.wait()) != 0:
+                self._checker.violation("wrong end", f"instance {number}: exit status {status}")
+            log = instance.log
+            for wrong in ("Traceback", TOKEN):
+                if wrong in log:
+                    around = log[max(0, log.index(wrong) - 500) :][:3000]
+                    self._checker.violation("wrong log", f"instance {number}: {wrong}\n{around}")
+
+    def _verdict(self) -> bool:
+        found = self._checker.found
+        for text in self._checker.shown:
+            print(f"violation: {text}")
+        kinds = "".join(f"; {kind}: {many}" for kind, many in found.most_common())
+        print(
+            f"{'FAILED' if found else 'ok'}: {len(self._instances)} instance(s), {self._seconds:.0f} s,"
+            f" --seed {self._seed}: {self._checker.counts.total()} answers,"
+            f" {self._upstream.faults} upstream faults,"
+            f" {len(self._outages.happened) if self._outages else 0} outages, {found.total()} violations{kinds}",
+            flush=True,
+        )
+        return not found
+
+
+def _difference(now: Resources, before: Resources) -> list[int]:
+    return [after - earlier for after, earlier in zip(now, before, strict=True)]
+
+
+@contextlib.asynccontextmanager
+async def _in_background(*work: Coroutine[Any, Any, None]) -> AsyncIterator[None]:
+    """Do some work until the block ends; a failure of it ends the block."""
+    async with asyncio.TaskGroup() as group:
+        tasks = [group.create_task(one) for one in work]
+        yield
+        for task in tasks:
+            task.cancel()
+
+
+async def _main(seconds: float, seed: int, parts: list[bool]) -> int:
+    task = asyncio.current_task()
+    assert task
+    for what in (signal.SIGTERM, signal.SIGINT):
+        asyncio.get_running_loop().add_signal_handler(what, task.cancel)
+    results = [await Soak(seconds / len(parts), seed, shared).run() for shared in parts]
+    return 0 if all(results) else 1
+
+
+def main() -> int:
+    """Run the soak test as the command line says; return the exit status."""
+    parser = argparse.ArgumentParser(prog="python -m tests.soak", description=__doc__.partition("\n\n")[2])
+    parser.add_argument("--seconds", type=float, default=600, help="how long, in all (default: %(default)s)")
+    parser.add_argument("--seed", type=int, default=None, help="repeats a run's choices, though not its timing")
+    parser.add_argument("--alone", action="store_true", help="one instance only")
+    parser.add_argument("--redis", action="store_true", help="three instances that share a Redis only")
+    options = parser.parse_args()
+    parts = [shared for shared, chosen in ((False, options.alone), (True, options.redis)) if chosen] or [False, True]
+    if True in parts and not shutil.which("redis-server"):
+        print("redis-server is not installed; --alone needs none", file=sys.stderr)
+        return 2
+    try:
+        seed = random.randrange(10**6) if options.seed is None else options.seed
+        return asyncio.run(_main(options.seconds, seed, parts))
+    except asyncio.CancelledError:
+        print("stopped", file=sys.stderr)
+        return 130
+
+
+if __name__ == "__main__":
+    sys.exit(main())

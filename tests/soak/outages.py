@@ -1,0 +1,237 @@
+"""The processes of a soak test, the instances of the service and a Redis, and what befalls them."""
+
+import asyncio
+import ctypes
+import os
+import random
+import re
+import signal
+import socket
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import NamedTuple
+
+from tests.soak.checker import Checker
+
+ROOT = Path(__file__).parents[2]
+PATIENCE = 20.0  # seconds until something that should happen counts as failed
+_DIE_WITH_PARENT = 1  # PR_SET_PDEATHSIG of prctl(2)
+
+_libc = ctypes.CDLL(None)
+
+
+def _die_with_parent() -> None:
+    _libc.prctl(_DIE_WITH_PARENT, signal.SIGKILL)
+
+
+def free_port() -> int:
+    """Return a port that was free a moment ago."""
+    with socket.socket() as sock:
+        sock.bind(("127.0.0.1", 0))
+        port: int = sock.getsockname()[1]
+        return port
+
+
+class Resources(NamedTuple):
+    """What a process holds."""
+
+    threads: int
+    descriptors: int
+    kilobytes: int  # resident
+
+
+class Process:
+    """A program that can be started again. It never outlives this one."""
+
+    def __init__(self, command: Sequence[str], environ: Mapping[str, str] | None = None) -> None:
+        self._command = command
+        self._environ = environ
+        self._log = tempfile.TemporaryFile()  # noqa: SIM115 - lives as long as this object
+        self._process: subprocess.Popen[bytes] | None = None
+        self.started = 0.0
+
+    def start(self) -> None:
+        """Start it; its output goes to the log."""
+        self.started = time.monotonic()
+        self._process = subprocess.Popen(
+            self._command,
+            cwd=ROOT,
+            env=self._environ,
+            stdin=subprocess.DEVNULL,
+            stdout=self._log,
+            stderr=self._log,
+            start_new_session=True,  # Ctrl-C is ours
+            preexec_fn=_die_with_parent,  # noqa: PLW1509 - it takes no lock and allocates nothing
+        )
+
+    @property
+    def pid(self) -> int:
+        """Its process id."""
+        assert self._process
+        return self._process.pid
+
+    @property
+    def log(self) -> str:
+        """All that it has printed, through all its lives."""
+        return os.pread(self._log.fileno(), 2**26, 0).decode(errors="replace")
+
+    def send(self, what: signal.Signals) -> None:
+        """Send it a signal."""
+        assert self._process
+        self._process.send_signal(what)
+
+    def wait(self) -> int | None:
+        """Wait for its end, and return its exit status; None if it does not come."""
+        assert self._process
+        try:
+            return self._process.wait(PATIENCE)
+        except subprocess.TimeoutExpired:
+            return None
+
+    def kill(self) -> None:
+        """End it at once, even if it is suspended or was never started."""
+        if self._process:
+            self._process.kill()
+            self._process.wait()
+
+    def resources(self) -> Resources:
+        """Read what it holds now."""
+        status = Path(f"/proc/{self.pid}/status").read_text()
+        threads, resident = (int(re.findall(rf"^{name}:\s+(\d+)", status, re.M)[0]) for name in ("Threads", "VmRSS"))
+        return Resources(threads, len(os.listdir(f"/proc/{self.pid}/fd")), resident)
+
+
+class Instance(Process):
+    """An instance of the service."""
+
+    def __init__(self, **settings: str) -> None:
+        self.port = free_port()
+        environ = {name: value for name, value in os.environ.items() if not re.match(r"C42_|.*_PROXY$", name, re.I)}
+        super().__init__([sys.executable, "main.py"], {**environ, **settings, "C42_PORT": str(self.port)})
+
+    async def ready(self) -> None:
+        """Return once it answers."""
+        until = time.monotonic() + PATIENCE
+        while not await self.numbers("/readyz"):
+            if time.monotonic() > until:
+                raise TimeoutError(f"an instance does not start:\n{self.log[-2000:]}")
+            await asyncio.sleep(0.05)
+
+    async def numbers(self, path: str = "/metrics") -> str:
+        """Return one of its pages for operators; nothing if it can't be had."""
+        try:
+            async with asyncio.timeout(5):
+                reader, writer = await asyncio.open_connection("127.0.0.1", self.port)
+                writer.write(f"GET {path} HTTP/1.1\r\nHost: soak\r\nConnection: close\r\n\r\n".encode())
+                text = (await reader.read(-1)).decode()
+                writer.close()
+        except (OSError, TimeoutError):
+            return ""
+        return text if text.startswith("HTTP/1.1 200") else ""
+
+
+class Redis(Process):
+    """A Redis that keeps nothing on disk."""
+
+    def __init__(self) -> None:
+        self.port = free_port()
+        options = ["--bind", "127.0.0.1", "--port", str(self.port), "--save", "", "--appendonly", "no"]
+        super().__init__(["redis-server", *options, "--dir", tempfile.gettempdir()])
+
+    async def tell(self, *words: str) -> None:
+        """Give it a command."""
+        reader, writer = await asyncio.open_connection("127.0.0.1", self.port)
+        writer.write(" ".join(words).encode() + b"\r\n")
+        async with asyncio.timeout(PATIENCE):
+            if not (reply := await reader.readline()).startswith(b"+OK"):
+                raise RuntimeError(f"Redis says {reply!r} to {words}")
+        writer.close()
+
+
+class Outages:
+    """Lets something happen, waits until all is well again, leaves it well for a while, and so on."""
+
+    def __init__(self, redis: Redis, instances: Sequence[Instance], checker: Checker, rng: random.Random) -> None:
+        self._redis = redis
+        self._instances = instances
+        self._checker = checker
+        self._rng = rng
+        self.happened: list[str] = []
+
+    async def run(self) -> None:
+        """Go on until cancelled."""
+        acts = [
+            self.redis_hangs,
+            self.redis_is_killed,
+            self.redis_is_full,
+            self.redis_is_flushed,
+            self.an_instance_hangs,
+            self.an_instance_is_killed,
+        ]
+        while True:
+            for act in self._rng.sample(acts, len(acts)):
+                self._checker.calm_since = time.monotonic()
+                alone = await self._alone()
+                await asyncio.sleep(self._rng.uniform(4, 6))
+                if self._checker.doubled_elsewhere > await self._alone() - alone:
+                    self._checker.violation("loaded by two instances", f"{self._checker.doubled_elsewhere} times")
+                self._checker.calm_since, self._checker.doubled_elsewhere = None, 0
+                self.happened.append(act.__name__)
+                await act()
+                await self._all_share()
+
+    async def redis_hangs(self) -> None:
+        self._redis.send(signal.SIGSTOP)
+        await asyncio.sleep(self._rng.uniform(0.1, 3))
+        self._redis.send(signal.SIGCONT)
+
+    async def redis_is_killed(self) -> None:
+        self._redis.kill()
+        await asyncio.sleep(self._rng.uniform(0, 2))
+        self._redis.start()
+
+    async def redis_is_full(self) -> None:
+        await self._redis.tell("CONFIG", "SET", "maxmemory", "1")
+        await asyncio.sleep(self._rng.uniform(1, 3))
+        await self._redis.tell("CONFIG", "SET", "maxmemory", "0")
+
+    async def redis_is_flushed(self) -> None:
+        await self._redis.tell("FLUSHALL")
+
+    async def an_instance_hangs(self) -> None:
+        number = self._rng.randrange(len(self._instances))
+        began, seconds = time.monotonic(), self._rng.uniform(0.5, 4)
+        self._checker.suspended(number, began, began + seconds)
+        self._instances[number].send(signal.SIGSTOP)
+        await asyncio.sleep(seconds)
+        self._instances[number].send(signal.SIGCONT)
+        self._checker.suspended(number, began, time.monotonic())
+
+    async def an_instance_is_killed(self) -> None:
+        number = self._rng.randrange(len(self._instances))
+        began = time.monotonic()
+        self._checker.suspended(number, began, began + PATIENCE)
+        self._instances[number].kill()
+        self._instances[number].start()
+        await self._instances[number].ready()
+        self._checker.suspended(number, began, time.monotonic())
+
+    async def _all_share(self) -> None:
+        """Return once all instances have found Redis again."""
+        until = time.monotonic() + PATIENCE
+        for instance in self._instances:
+            while not re.search(r"^c42_shared_tier_up 1", await instance.numbers(), re.M):
+                if time.monotonic() > until:
+                    self._checker.violation("Redis not found again", f"{PATIENCE} s after {self.happened[-1]}")
+                    return
+                await asyncio.sleep(0.1)
+
+    async def _alone(self) -> int:
+        """How many loads all instances have made without Redis."""
+        texts = [await instance.numbers() for instance in self._instances]
+        found = [re.search(r'^c42_shared_tier_loads_total\{result="alone"\} (\d+)', text, re.M) for text in texts]
+        return sum(int(match[1]) for match in found if match)
