@@ -4,7 +4,7 @@ import shutil
 import socket
 import ssl
 import subprocess
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 
@@ -13,19 +13,23 @@ import pytest
 from tests.fixtures import PATIENCE, ROOT, until
 
 
+def missing(*programs: str) -> str:
+    """Return the names of those `programs` that are not installed."""
+    return " and ".join(program for program in programs if shutil.which(program) is None)
+
+
 def needs(*programs: str) -> pytest.MarkDecorator:
     """Skip a test where one of Debian's `programs` is not installed."""
-    missing = [program for program in programs if shutil.which(program) is None]
-    return pytest.mark.skipif(bool(missing), reason=f"needs {', '.join(missing)}, as Debian has it")
+    return pytest.mark.skipif(bool(missing(*programs)), reason=f"needs {missing(*programs)}, as Debian has it")
 
 
-def ran(*command: str | Path, cwd: Path = ROOT, timeout: float = 30, **environ: str) -> str:
+def ran(*command: str | Path, cwd: Path = ROOT, timeout: float = 30, environ: Mapping[str, str] | None = None) -> str:
     """Run a program to its end, and return all that it printed; fail where its exit status is not 0."""
     ended = subprocess.run(
         command,
         check=False,
         cwd=cwd,
-        env=environ or None,
+        env=environ,
         stdin=subprocess.DEVNULL,
         stdout=subprocess.PIPE,
         stderr=subprocess.STDOUT,
