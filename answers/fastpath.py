@@ -7,11 +7,11 @@ not a GET or HEAD of a fresh answer goes on to the app.
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from typing import Any
 
+from answers import EVENTS
 from answers import response as answers
 from cache import Cache
 
-PREFIX = "/events-with-subscriptions/"
-ROUTE = PREFIX + "<event_id>"  # as Flask writes it
+PREFIX = EVENTS + "/"
 
 App = Callable[[dict[str, Any], Callable[..., Any]], Iterable[bytes]]
 

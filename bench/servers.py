@@ -16,17 +16,14 @@ from functools import partial
 from pathlib import Path
 from threading import Lock
 from typing import Any
-from unittest.mock import patch
 
 import requests
 from flask import Flask, jsonify
 from flask import Response as FlaskResponse
 
 import main
-from answers.loading import loader
 from bench.machine import PREFIX, TOKEN
 from c42client import Client
-from cache import Cache
 from calendar42.errors import Rejected
 from operations import settings
 from serving import server
@@ -99,7 +96,7 @@ def requests_cache(base_url: str) -> Flask:
 class _Stub(Client):
     """Stands where the service's upstream client does: knows all events below a number, each of 300 bytes."""
 
-    def __init__(self, held: int, **_: Any) -> None:
+    def __init__(self, held: int) -> None:
         self.held = held
 
     def fetch(self, event_id: str, waited: float = 0.0) -> dict[str, Any]:
@@ -115,17 +112,10 @@ class _Stub(Client):
 def filled(argument: str, config: settings.Settings) -> Any:
     """Make the service with a stub for its upstream, and load so many events and unknown ids into its cache."""
     held, unknown = (int(count) for count in f"{argument},0".split(",")[:2])
-    caches: list[Cache] = []
-
-    def remembered(**options: Any) -> Cache:
-        caches.append(Cache(**options))
-        return caches[-1]
-
-    with patch.object(main, "Cache", remembered), patch.object(main, "Client", partial(_Stub, held)):
-        app = main.create_app(config)
-    load = loader(_Stub(held), config)
+    app = main.create_app(config, client=_Stub(held))
+    parts: main.Parts = app.extensions["c42c"]
     for number in range(held + unknown):
-        caches[0].get_or_load_many([f"{number:032x}_14602021609581"], load)
+        parts.cache.get_or_load_many([f"{number:032x}_14602021609581"], parts.load)
     return app
 
 

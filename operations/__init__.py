@@ -1,1 +1,7 @@
 """What operators set and see: settings, logs, the check, metrics, health and the status page."""
+
+import json
+from pathlib import Path
+
+# It stands in the OpenAPI document, which has to be complete as a file.
+VERSION: str = json.loads((Path(__file__).parent / "openapi.json").read_bytes())["info"]["version"]

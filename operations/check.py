@@ -50,10 +50,10 @@ def _findings(environ: Mapping[str, str]) -> Iterator[Finding]:
     try:
         config = settings.read(environ)
     except SettingsError as error:
-        yield FAIL, f"settings: {error}"
+        yield from ((FAIL, f"settings: {line}") for line in error.lines)
         return
     yield OK, "settings: none is missing, and all make sense"
-    for text in settings.unknown(environ):
+    for text in settings.warnings(environ):
         yield WARN, f"settings: {text}"
     try:
         yield from _way(config)

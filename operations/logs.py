@@ -7,6 +7,7 @@ are, the text has what its message says.
 import json
 import logging
 import sys
+from collections.abc import Iterable
 from datetime import UTC, datetime
 
 _TEXT = "%(asctime)s %(levelname)s %(name)s %(message)s"
@@ -20,7 +21,7 @@ class _Text(logging.Formatter):
         self._secret = secret
 
     def format(self, record: logging.LogRecord) -> str:
-        line = super().format(record).replace(self._secret, "***")
+        line = _blank(super().format(record), self._secret)
         return "".join(char if char.isprintable() else repr(char)[1:-1] for char in line)
 
 
@@ -40,8 +41,12 @@ class _Json(logging.Formatter):
         }
         if record.exc_info:
             line["exception"] = self.formatException(record.exc_info)
-        blank = {key: text.replace(self._secret, "***") for key, text in line.items() if isinstance(text, str)}
+        blank = {key: _blank(text, self._secret) for key, text in line.items() if isinstance(text, str)}
         return json.dumps(line | blank, default=str)
+
+
+def _blank(text: str, secret: str) -> str:
+    return text.replace(secret, "***") if secret else text
 
 
 def configure(level: str, form: str, secret: str) -> None:
@@ -49,3 +54,10 @@ def configure(level: str, form: str, secret: str) -> None:
     handler = logging.StreamHandler(sys.stderr)
     handler.setFormatter(_Json(secret) if form == "json" else _Text(secret))
     logging.basicConfig(level=level, handlers=[handler], force=True)
+
+
+def complain(lines: Iterable[str], form: str) -> None:
+    """Print why the service does not start: as log lines if `form` is "json", otherwise as they are."""
+    for line in lines:
+        record = logging.LogRecord("c42c", logging.ERROR, "", 0, line, None, None)
+        print(_Json("").format(record) if form == "json" else line, file=sys.stderr)

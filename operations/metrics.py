@@ -22,14 +22,13 @@ from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily
 from prometheus_client.metrics_core import Metric
 from prometheus_client.registry import Collector
 
-from answers.fastpath import ROUTE
+from answers import EVENT
 from cache import KINDS, Cache
 from calendar42.calls import Call
 from calendar42.errors import C42Error, Paused
 from calendar42.pause import Pause
-from operations.settings import Settings
+from operations import VERSION
 
-VERSION = "0.1.0"
 ENDPOINTS = ("events", "event-subscriptions")
 CALLS_KEPT = 500  # of each endpoint, for the median and the 99th percentile
 FAULTS_KEPT = 20
@@ -69,13 +68,17 @@ class Metrics(Collector):
 
     def __init__(
         self,
-        config: Settings,
         cache: Cache,
         pause: Pause,
-        stopping: Callable[[], bool],
+        *,
+        expiry: float,
+        max_entries: int,
+        max_waiting: int,
+        stopping: Callable[[], bool] = lambda: False,
         tier: Callable[[], Any] | None = None,
     ) -> None:
-        self._config = config
+        self._expiry = expiry
+        self._limits = {"max_entries": max_entries, "max_waiting": max_waiting}
         self._cache = cache
         self._pause = pause
         self._tier = tier
@@ -140,9 +143,8 @@ class Metrics(Collector):
             "pid": os.getpid(),
             "uptime_seconds": round(time.monotonic() - self._began, 1),
             "now": _iso(datetime.now(UTC)),
-            "cache": stats._asdict()
-            | {"max_entries": self._config.max_entries, "max_waiting": self._config.max_waiting},
-            "expiry_seconds": self._config.expiry,
+            "cache": stats._asdict() | self._limits,
+            "expiry_seconds": self._expiry,
             "upstream": {
                 "pause_seconds": round(self._pause.left, 1),
                 "requests": calls.total(),
@@ -169,7 +171,7 @@ class Metrics(Collector):
             calls = dict(self._calls)
             responses = self._responses.copy()
         for line, served in self.served.read().items():
-            responses[ROUTE, line[:3]] += served
+            responses[EVENT, line[:3]] += served
         yield _counter(
             "c42_cache_requests",
             "Keys asked for, by what the cache made of them.",
@@ -208,9 +210,9 @@ class Metrics(Collector):
 
     def _gauges(self, stats: Any) -> Sequence[tuple[str, str, float]]:
         return (
-            ("c42_cache_entries_limit", "C42_MAX_ENTRIES: entries that may be held.", self._config.max_entries),
+            ("c42_cache_entries_limit", "C42_MAX_ENTRIES: entries that may be held.", self._limits["max_entries"]),
             ("c42_waiting_requests", "Requests that wait for the upstream.", stats.waiting),
-            ("c42_waiting_requests_limit", "Requests that may wait; more are refused.", self._config.max_waiting),
+            ("c42_waiting_requests_limit", "Requests that may wait; more are refused.", self._limits["max_waiting"]),
             ("c42_cache_loading", "Loads under way.", stats.loading),
             ("c42_upstream_pause_seconds", "Time until the upstream may be asked again (429).", self._pause.left),
             ("c42_reaper_alive", "1 where expired entries are deleted.", self.reaper_alive),

@@ -4,60 +4,50 @@ import difflib
 import math
 import re
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field
-from typing import Any, NamedTuple
+from dataclasses import dataclass, field, fields
+from importlib.util import find_spec
+from pathlib import Path
+from typing import Any
 from urllib.parse import parse_qs, urlsplit
 
 import requests
 
-# What may stand behind the question mark of C42_CACHE_URL; redis-py knows more, which would get in the way.
+# What may follow the question mark of C42_CACHE_URL; redis-py has more options, which would get in the way.
 _CACHE_OPTIONS = {"db", "username", "password", "ssl_ca_certs", "ssl_certfile", "ssl_keyfile", "ssl_cert_reqs"}
-RESERVED_THREADS = 16  # worker threads that never wait for the upstream, so that hits are always served
+_YEAR = 525600  # minutes
+# Logs show *** instead of the token: a short one would make them unreadable.
+_PRINTABLE = re.compile(r"[!-~]{8,}")
+_EXPECTED = "at least 8 printable ASCII characters without spaces"
+RESERVED_THREADS = 16  # worker threads that never wait for the upstream
+_GONE = {"C42_WORKERS": "run several instances instead, which share answers through C42_CACHE_URL: see docs/scaling.md"}
 
 
 class SettingsError(Exception):
-    """A variable is missing or senseless; the text is one line that names it and says what would be right."""
+    """Settings are missing or invalid; `lines` has one sentence for each, which names it and what is expected."""
+
+    def __init__(self, lines: list[str]) -> None:
+        super().__init__("\n".join(lines))
+        self.lines = lines
 
 
-@dataclass(frozen=True, kw_only=True)
-class Settings:
-    """The configuration of one service. All times are in seconds."""
-
-    token: str = field(repr=False)
-    expiry: float
-    loglevel: str
-    logformat: str
-    base_url: str
-    host: str
-    port: int
-    timeout: float
-    fault_expiry: float
-    max_entries: int
-    threads: int
-    cors_origins: frozenset[str]
-    cache_url: str = field(repr=False)
-    workers: int
-
-    @property
-    def max_waiting(self) -> int:
-        """How many requests may wait for the upstream at once."""
-        return self.threads - RESERVED_THREADS
+# The parsers raise ValueError, whose text completes "expected …".
 
 
 def _token(text: str) -> str:
-    if not re.fullmatch(r"[!-~]+", text):
-        raise ValueError("printable ASCII without spaces")
+    if text and not _PRINTABLE.fullmatch(text):
+        raise ValueError(_EXPECTED)
     return text
 
 
-def _number(low: float, high: float, unit: str, factor: float = 1) -> Callable[[str], float]:
+def _number(high: float, unit: str, factor: float = 1, *, zero: bool = False) -> Callable[[str], float]:
     def parse(text: str) -> float:
         try:
             value = float(text)
         except ValueError:
             value = math.nan
-        if not low < value <= high:
-            raise ValueError(f"a number of {unit} above {low:g}, and {high:g} at most")
+        if not (0 < value <= high or (zero and value == 0)):
+            bounds = f"from 0 to {high:g}" if zero else f"greater than 0, at most {high:g}"
+            raise ValueError(f"a number of {unit} {bounds}")
         return value * factor
 
     return parse
@@ -86,15 +76,15 @@ def _logformat(text: str) -> str:
 
 
 def _base_url(text: str) -> str:
-    right = "an http:// or https:// address without user, query and fragment"
+    expected = "an http:// or https:// address without user, query and fragment"
     try:
         url = urlsplit(text)
         requests.Request("GET", text).prepare()  # it has its own rules for hosts, and a ValueError for each
     except ValueError:
-        raise ValueError(right) from None
+        raise ValueError(expected) from None
     odd = not text.isprintable() or re.search("[?# ]", text)  # not every urllib3 minds control characters
     if odd or url.scheme not in ("http", "https") or not url.hostname or "@" in url.netloc:
-        raise ValueError(right)
+        raise ValueError(expected)
     return text.rstrip("/") + "/"
 
 
@@ -118,14 +108,14 @@ def _origins(text: str) -> frozenset[str]:
 
 
 def _cache_url(text: str) -> str:
-    right = "redis://, rediss:// or unix:// with an address, and a password and a database where it needs them"
+    expected = "redis://, rediss:// or unix:// with an address, and a password and a database where it needs them"
     if not text:
         return text
     try:
         url = urlsplit(text)
         options = parse_qs(url.query, strict_parsing=True) if url.query else {}
         database = options.get("db", [""])[0] or (url.path.strip("/") if url.scheme != "unix" else "")
-        senseless = (
+        wrong = (
             url.scheme not in ("redis", "rediss", "unix")
             or not (url.path if url.scheme == "unix" else url.hostname)
             or url.port == 0
@@ -134,76 +124,115 @@ def _cache_url(text: str) -> str:
             or re.search(r"[#\s]", text)
         )
     except ValueError:
-        senseless = True
-    if senseless:
-        raise ValueError(right)
+        wrong = True
+    if wrong:
+        raise ValueError(expected)
     return text
 
 
-class _Variable(NamedTuple):
-    default: str | None  # None: mandatory
-    meaning: str
-    parse: Callable[[str], Any]  # raises ValueError, saying what would be right
-    secret: bool = False
+def _setting(parse: Callable[[str], Any], meaning: str, default: str = "", *, secret: bool = False) -> Any:
+    """Declare a setting; `default` is written as in the environment, and empty if there is none."""
+    return field(repr=not secret, metadata={"parse": parse, "meaning": meaning, "default": default, "secret": secret})
 
 
-_YEAR = 525600  # minutes
-VARIABLES: Mapping[str, _Variable] = {
-    "C42_TOKEN": _Variable(None, "token for Calendar42", _token, secret=True),
-    "C42_EXPIRY": _Variable("4.2", "minutes an answer is kept", _number(0, _YEAR, "minutes", 60)),
-    "C42_LOGLEVEL": _Variable("INFO", "a level name of Python's logging", _loglevel),
-    "C42_LOGFORMAT": _Variable("text", "how a log line looks: text or json", _logformat),
-    "C42_BASE_URL": _Variable("https://demo.calendar42.com/api/v2/", "the upstream", _base_url),
-    "C42_HOST": _Variable("127.0.0.1", "address where the service listens", _host),
-    "C42_PORT": _Variable("5000", "port where the service listens", _integer(1, 65535)),
-    "C42_TIMEOUT": _Variable("10", "seconds for all upstream work of one answer", _number(0, 3600, "seconds")),
-    "C42_FAULT_EXPIRY": _Variable(
-        "0.1", "minutes a fault is kept, at most C42_EXPIRY", _number(0, _YEAR, "minutes", 60)
-    ),
-    "C42_MAX_ENTRIES": _Variable("100000", "bound of the cache", _integer(1, 100_000_000)),
-    "C42_THREADS": _Variable(
-        "256",
-        f"worker threads; all but {RESERVED_THREADS} of them may wait for the upstream",
+@dataclass(frozen=True, kw_only=True)
+class Settings:
+    """The configuration of one service: `C42_TOKEN` is `token` here. All times are in seconds."""
+
+    token: str = _setting(_token, "token for Calendar42: mandatory, unless C42_TOKEN_FILE is set", secret=True)
+    token_file: str = _setting(str, "file that holds the token")
+    expiry: float = _setting(_number(_YEAR, "minutes", 60), "minutes an answer is kept", "4.2")
+    loglevel: str = _setting(_loglevel, "a level name of Python's logging", "INFO")
+    logformat: str = _setting(_logformat, "format of log lines: text or json", "text")
+    base_url: str = _setting(_base_url, "the upstream", "https://demo.calendar42.com/api/v2/")
+    host: str = _setting(_host, "address where the service listens", "127.0.0.1")
+    port: int = _setting(_integer(1, 65535), "port where the service listens", "5000")
+    timeout: float = _setting(_number(3600, "seconds"), "seconds for all upstream work of one answer", "10")
+    fault_expiry: float = _setting(_number(_YEAR, "minutes", 60), "minutes a fault is kept, at most C42_EXPIRY", "0.1")
+    max_entries: int = _setting(_integer(1, 100_000_000), "how many answers are kept at most", "100000")
+    threads: int = _setting(
         _integer(RESERVED_THREADS + 1, 10_000),
-    ),
-    "C42_CORS_ORIGINS": _Variable("", "origins whose pages may read answers, separated by commas; or *", _origins),
-    "C42_CACHE_URL": _Variable("", "redis://...: share answers with other processes", _cache_url, secret=True),
-    "C42_WORKERS": _Variable("1", "processes; more than one needs C42_CACHE_URL", _integer(1, 256)),
-}
+        f"worker threads; all but {RESERVED_THREADS} of them may wait for the upstream",
+        "256",
+    )
+    drain: float = _setting(
+        _number(3600, "seconds", zero=True), "seconds for which requests are still taken after SIGTERM", "0"
+    )
+    cors_origins: frozenset[str] = _setting(_origins, "origins whose pages may read answers, separated by commas; or *")
+    cache_url: str = _setting(_cache_url, "redis://...: share answers with other instances", secret=True)
+
+    @property
+    def max_waiting(self) -> int:
+        """How many requests may wait for the upstream at once."""
+        return self.threads - RESERVED_THREADS
+
+
+_VARIABLES = {f"C42_{one.name.upper()}": one for one in fields(Settings)}
+
+
+def usage() -> str:
+    """Return a line about each variable, for `--help`."""
+    lines = []
+    for name, one in _VARIABLES.items():
+        default = f" ({one.metadata['default']})" if one.metadata["default"] else ""
+        lines.append(f"  {name:<17} {one.metadata['meaning']}{default}")
+    return "\n".join(lines)
 
 
 def read(environ: Mapping[str, str]) -> Settings:
-    """Read all settings out of `environ`; raise `SettingsError` at the first that is missing or senseless."""
+    """Read all settings out of `environ`; raise `SettingsError` if any is missing or invalid."""
     values: dict[str, Any] = {}
-    for name, variable in VARIABLES.items():
-        text = environ.get(name, variable.default)
-        if not text and variable.default is None:
-            raise SettingsError(f"{name} is missing: {variable.meaning}")
-        assert text is not None
+    mistakes: list[str] = []
+    for name, one in _VARIABLES.items():
+        text = environ.get(name, one.metadata["default"])
         try:
-            values[name.removeprefix("C42_").lower()] = variable.parse(text)
+            values[one.name] = one.metadata["parse"](text)
         except ValueError as error:
-            shown = "" if variable.secret or "@" in text else f"={_one_line(text)}"
-            raise SettingsError(f"{name}{shown} makes no sense: it takes {error}") from None
-    if values["fault_expiry"] > values["expiry"]:
-        if "C42_FAULT_EXPIRY" in environ:
-            raise SettingsError(
-                f"C42_FAULT_EXPIRY={_one_line(environ['C42_FAULT_EXPIRY'])} makes no sense: it takes C42_EXPIRY at most"
-            )
-        values["fault_expiry"] = values["expiry"]
-    if values["workers"] > 1 and not values["cache_url"]:
-        raise SettingsError(
-            f"C42_WORKERS={values['workers']} needs C42_CACHE_URL: else each process would ask Calendar42 by itself"
-        )
+            shown = "" if one.metadata["secret"] or "@" in text else f"={_one_line(text)}"
+            mistakes.append(f"{name}{shown} is invalid: expected {error}")
+    if "token" in values:
+        try:
+            values["token"] = _find_token(values["token"], values["token_file"])
+        except ValueError as error:
+            mistakes.append(str(error))
+    if values.get("fault_expiry", 0) > values.get("expiry", math.inf):
+        if text := environ.get("C42_FAULT_EXPIRY"):
+            mistakes.append(f"C42_FAULT_EXPIRY={_one_line(text)} is invalid: expected at most C42_EXPIRY")
+        else:
+            values["fault_expiry"] = values["expiry"]
+    if values.get("cache_url") and not find_spec("redis"):
+        mistakes.append("C42_CACHE_URL needs the redis package: pip install -r requirements-redis.txt")
+    if mistakes:
+        raise SettingsError(mistakes)
     return Settings(**values)
 
 
-def unknown(environ: Mapping[str, str]) -> list[str]:
-    """Return a line for each `C42_…` variable that is no setting: it is usually a typing error."""
+def _find_token(token: str, path: str) -> str:
+    """Return the token, out of the file at `path` if there is one; raise ValueError with a whole sentence."""
+    if token and path:
+        raise ValueError("C42_TOKEN and C42_TOKEN_FILE are both set: expected only one of them")
+    if token:
+        return token
+    if not path:
+        raise ValueError("C42_TOKEN is missing: the token for Calendar42, or C42_TOKEN_FILE, a file that holds it")
+    shown = f"C42_TOKEN_FILE={_one_line(path)}"
+    try:
+        token = Path(path).read_bytes().decode("ascii", "replace").rstrip("\r\n")
+    except OSError as error:
+        raise ValueError(f"{shown} can't be read: {error.strerror}") from None
+    if not _PRINTABLE.fullmatch(token):
+        raise ValueError(f"{shown} is invalid: expected a file that holds {_EXPECTED}")
+    return token
+
+
+def warnings(environ: Mapping[str, str]) -> list[str]:
+    """Return a line for each `C42_…` variable that is no setting: usually a typing error."""
     lines = []
     for name in sorted(environ):
-        if name.startswith("C42_") and name not in VARIABLES:
-            close = difflib.get_close_matches(name, VARIABLES, n=1)
+        if name in _GONE:
+            lines.append(f"{name} is gone: {_GONE[name]}")
+        elif name.startswith("C42_") and name not in _VARIABLES:
+            close = difflib.get_close_matches(name, _VARIABLES, n=1)
             hint = f"; did you mean {close[0]}?" if close else ""
             lines.append(f"{_one_line(name)} is not a setting{hint}")
     return lines

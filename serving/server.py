@@ -1,6 +1,6 @@
 """Granian, as this service wants it: one address, one kind of log, and an end that comes.
 
-A parent process looks after those that serve, `C42_WORKERS` of them on one port, and starts another where one has died.
+A parent process looks after the process that serves, and starts another one if it dies.
 Told to stop, by SIGTERM or Ctrl-C, they take no new connections and finish what is under way; what is not done after
 `C42_TIMEOUT` and a second is killed, and the second signal kills at once. A byte that all processes share says so from
 the signal on, before anything else happens.
@@ -117,7 +117,7 @@ def serve(build: Callable[[Any], Any], config: Settings, address: str) -> int:
         http=HTTPModes.http1,
         http1_settings=HTTP1Settings(header_read_timeout=HEADER_TIMEOUT),
         websockets=False,
-        workers=config.workers,
+        workers=1,
         blocking_threads=config.threads,
         backlog=BACKLOG,
         backpressure=CONNECTIONS,

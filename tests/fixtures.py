@@ -14,7 +14,6 @@ import tempfile
 import time
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
-from functools import partial
 from pathlib import Path
 from typing import Any, NamedTuple, TypeVar
 
@@ -23,8 +22,6 @@ import requests
 from flask.testing import FlaskClient
 
 import main
-from c42client import Client
-from cache import Cache
 from operations import settings
 from standin import EVENTS, Gate, Standin
 
@@ -187,18 +184,12 @@ class Clock:
 class Inside:
     """The service in this process, without a server, under a clock of its own."""
 
-    def __init__(self, upstream: Standin, monkeypatch: pytest.MonkeyPatch, **environ: str) -> None:
+    def __init__(self, upstream: Standin, **environ: str) -> None:
         self.clock = Clock()
-        made: list[Any] = []
-
-        def remember(what: Callable[..., Any], **options: Any) -> Any:
-            made.append(what(**options))
-            return made[-1]
-
-        monkeypatch.setattr(main, "Cache", partial(remember, Cache, clock=self.clock))
-        monkeypatch.setattr(main, "Client", partial(remember, Client))
-        self.app = main.create_app(settings.read({"C42_TOKEN": TOKEN, "C42_BASE_URL": upstream.base_url, **environ}))
-        self.cache, self.upstream_client = made
+        config = settings.read({"C42_TOKEN": TOKEN, "C42_BASE_URL": upstream.base_url, **environ})
+        self.app = main.create_app(config, clock=self.clock)
+        self.parts: main.Parts = self.app.extensions["c42c"]
+        self.cache = self.parts.cache
         self.http: FlaskClient = self.app.test_client()
 
     def event(self, event_id: str, **options: Any) -> Any:
@@ -208,7 +199,11 @@ class Inside:
     def close(self) -> None:
         """Stop its threads."""
         self.cache.close()
-        self.upstream_client.close()
+        self.parts.client.close()
+
+
+Start = Callable[..., Service]  # what the fixture `start` gives
+MakeInside = Callable[..., Inside]  # what the fixture `inside` gives
 
 
 @contextlib.contextmanager
@@ -300,12 +295,12 @@ def start(upstream: Standin) -> Iterator[Callable[..., Service]]:
 
 
 @pytest.fixture
-def inside(upstream: Standin, monkeypatch: pytest.MonkeyPatch) -> Iterator[Callable[..., Inside]]:
+def inside(upstream: Standin) -> Iterator[Callable[..., Inside]]:
     """Give a test a way to make services in this process: `inside(C42_EXPIRY="0.05")`."""
     made: list[Inside] = []
 
     def make(**environ: str) -> Inside:
-        made.append(Inside(upstream, monkeypatch, **environ))
+        made.append(Inside(upstream, **environ))
         return made[-1]
 
     yield make

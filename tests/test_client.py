@@ -581,10 +581,11 @@ def test_program(capsys: pytest.CaptureFixture[str], upstream: Standin) -> None:
     status, said, complaint = run(capsys, EVENTS["untitled"], **right)
     assert (status, json.loads(said), complaint) == (0, answer, "")
     assert run(capsys, EVENTS["unknown"], **right) == (1, "", "Calendar42 answered 404\n")
-    wrong = right | {"C42_TOKEN": "wrong"}
+    wrong = right | {"C42_TOKEN": "wrong-token"}
     assert run(capsys, EVENTS["plain"], **wrong) == (1, "", "Calendar42 answered 401\n")
     status, said, complaint = run(capsys, EVENTS["plain"], **right, C42_TIMEOUT="soon")
     assert (status, said, complaint.count("\n"), complaint[:16]) == (2, "", 1, "C42_TIMEOUT=soon")
-    assert run(capsys, EVENTS["plain"]) == (2, "", "C42_TOKEN is missing: token for Calendar42\n")
+    status, said, complaint = run(capsys, EVENTS["plain"])
+    assert (status, said, complaint[:20]) == (2, "", "C42_TOKEN is missing")
     for arguments in ((), ("a", "b")):
         assert run(capsys, *arguments, **right) == (2, "", "usage: python c42client.py EVENT_ID\n")

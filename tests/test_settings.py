@@ -1,23 +1,23 @@
-"""Settings: what is taken, what is refused, and with which words."""
+"""Settings: what is accepted, what is rejected, and with which words."""
 
-from collections.abc import Callable
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
 
 import pytest
 
 import main
-from operations import settings
-from tests.fixtures import (
-    TOKEN,
-    Service,
-)
-
-Start = Callable[..., Service]
-
+from operations import VERSION, settings
+from standin import EVENTS
+from tests.fixtures import ROOT, TOKEN, Service, Start
 
 WRONG = {
-    "C42_TOKEN": ["a b", "a\nb", "caf\u00e9", "a\x00", "\udcff"],
+    "C42_TOKEN": ["a b c d e", "abcdefg", "abcdefg\nh", "caf\u00e9caf\u00e9", "12345678\x00", "\udcff"],
     "C42_EXPIRY": ["soon", "-1", "0", "nan", "inf", "-inf", "", "1e9", "4,2", "0x1", "\n", "1\n2"],
     "C42_LOGLEVEL": ["LOUD", "", "10", "INFO\n"],
+    "C42_LOGFORMAT": ["xml", "", "JSON", "json\n"],
     "C42_BASE_URL": [
         "ftp://x", "", "x", "http://", "http:///api", "http://x:99999/", "http://x:y/", "http://x?a", "http://x/#b",
         "http://x y/", "http://x/\n", "http://*.x/", "http://.../", "http://[zz]/", "http://a@x/", "http://\x00/",
@@ -28,44 +28,132 @@ WRONG = {
     "C42_FAULT_EXPIRY": ["0", "-1", "nan", "", "5", "5\n"],
     "C42_MAX_ENTRIES": ["0", "-1", "many", "", "1e5"],
     "C42_THREADS": ["0", "16", "-1", "", "99999"],
+    "C42_DRAIN": ["-1", "nan", "", "3601", "soon"],
 }  # fmt: skip
+
+
+def complaints(capsys: pytest.CaptureFixture[str], **environ: str) -> list[str]:
+    """Start the service with settings that it must reject; return what it says."""
+    assert main.main([], environ) == 2
+    said, complained = capsys.readouterr()
+    assert said == ""
+    return complained.splitlines()
 
 
 @pytest.mark.parametrize(("name", "value"), [(name, value) for name, values in WRONG.items() for value in values])
 def test_wrong_setting(capsys: pytest.CaptureFixture[str], name: str, value: str) -> None:
-    """A senseless value is exit status 2 and one printable line, which names the variable and the value."""
-    assert main.main([], {"C42_TOKEN": TOKEN, name: value}) == 2
-    said, complaint = capsys.readouterr()
-    assert (said, complaint.count("\n"), complaint[:-1].isprintable()) == ("", 1, True)
-    assert len(complaint) < 400
+    """An invalid value is exit status 2 and one printable line, which names the variable and the value."""
+    (line,) = complaints(capsys, **{"C42_TOKEN": TOKEN, name: value})
+    assert line.isprintable()
+    assert len(line) < 400
     if name == "C42_TOKEN":
-        assert complaint == "C42_TOKEN makes no sense: it takes printable ASCII without spaces\n"
+        assert line == "C42_TOKEN is invalid: expected at least 8 printable ASCII characters without spaces"
     elif "@" in value:
-        assert complaint.startswith(f"{name} makes no sense: it takes ")
+        assert line.startswith(f"{name} is invalid: expected ")
     else:
-        assert complaint.startswith(f"{name}={value.encode('unicode_escape').decode()[:80]}")
-        assert " makes no sense: it takes " in complaint
+        assert line.startswith(f"{name}={value.encode('unicode_escape').decode()[:80]}")
+        assert " is invalid: expected " in line
 
 
-@pytest.mark.parametrize("environ", [{}, {"C42_TOKEN": ""}])
-def test_no_token(capsys: pytest.CaptureFixture[str], environ: dict[str, str]) -> None:
-    """A missing token is exit status 2 and one line that names it."""
-    assert main.main([], environ) == 2
-    assert capsys.readouterr() == ("", "C42_TOKEN is missing: token for Calendar42\n")
+def test_words(capsys: pytest.CaptureFixture[str]) -> None:
+    """All invalid settings are reported at once, each with what was expected."""
+    wrong = {"C42_EXPIRY": "soon", "C42_PORT": "0", "C42_DRAIN": "-1", "C42_LOGFORMAT": "xml", "C42_THREADS": "16"}
+    assert complaints(capsys, **wrong) == [
+        "C42_EXPIRY=soon is invalid: expected a number of minutes greater than 0, at most 525600",
+        "C42_LOGFORMAT=xml is invalid: expected text or json",
+        "C42_PORT=0 is invalid: expected a whole number from 1 to 65535",
+        "C42_THREADS=16 is invalid: expected a whole number from 17 to 10000",
+        "C42_DRAIN=-1 is invalid: expected a number of seconds from 0 to 3600",
+        "C42_TOKEN is missing: the token for Calendar42, or C42_TOKEN_FILE, a file that holds it",
+    ]
+
+
+def test_words_as_json(capsys: pytest.CaptureFixture[str]) -> None:
+    """With C42_LOGFORMAT=json, what keeps the service from starting is logged as JSON."""
+    lines = complaints(capsys, C42_PORT="0", C42_LOGFORMAT="json")
+    records = [json.loads(line) for line in lines]
+    assert [record["message"][:9] for record in records] == ["C42_PORT=", "C42_TOKEN"]
+    assert {(record["level"], record["logger"]) for record in records} == {("ERROR", "c42c")}
 
 
 def test_right_settings() -> None:
-    """Settings have the documented defaults, times in seconds, and take the values at their bounds."""
+    """Settings have the documented defaults, times in seconds, and accept the values at their bounds."""
     config = settings.read({"C42_TOKEN": TOKEN})
     assert config.expiry == pytest.approx(252)
-    assert (config.fault_expiry, config.timeout) == (6, 10)
-    assert (config.host, config.port, config.loglevel) == ("127.0.0.1", 5000, "INFO")
+    assert (config.fault_expiry, config.timeout, config.drain) == (6, 10, 0)
+    assert (config.host, config.port, config.loglevel, config.logformat) == ("127.0.0.1", 5000, "INFO", "text")
     assert (config.max_entries, config.threads, config.max_waiting) == (100_000, 256, 240)
     assert config.base_url == "https://demo.calendar42.com/api/v2/"
     assert settings.read({"C42_TOKEN": TOKEN, "C42_EXPIRY": "0.05"}).expiry == 3.0
     assert settings.read({"C42_TOKEN": TOKEN, "C42_EXPIRY": "0.05"}).fault_expiry == 3.0
     edges = {"C42_PORT": "65535", "C42_THREADS": "17", "C42_MAX_ENTRIES": "1", "C42_LOGLEVEL": "debug"}
-    config = settings.read({"C42_TOKEN": TOKEN, "C42_BASE_URL": "HTTP://[::1]:80/a//", **edges})
+    config = settings.read(
+        {"C42_TOKEN": "8letters", "C42_BASE_URL": "HTTP://[::1]:80/a//", "C42_DRAIN": "3600", **edges}
+    )
     assert (config.port, config.max_waiting, config.max_entries, config.loglevel) == (65535, 1, 1, "DEBUG")
-    assert config.base_url == "HTTP://[::1]:80/a/"
-    assert TOKEN not in repr(config)
+    assert (config.base_url, config.drain) == ("HTTP://[::1]:80/a/", 3600)
+    assert "8letters" not in repr(config)
+
+
+def test_token_file(tmp_path: Path, start: Start) -> None:
+    """The token is read from C42_TOKEN_FILE, without its line break, and never gets into the environment."""
+    path = tmp_path / "token"
+    path.write_text(f"{TOKEN}\r\n")
+    service = start(C42_TOKEN="", C42_TOKEN_FILE=str(path))
+    assert service.event(EVENTS["plain"]).status_code == 200
+    assert TOKEN.encode() not in Path(f"/proc/{service.process.pid}/environ").read_bytes()
+    assert TOKEN not in repr(settings.read({"C42_TOKEN_FILE": str(path)}))
+
+
+def test_wrong_token_file(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """A token file that is missing, empty or holds something else is named, and nothing of it is shown."""
+    shown = f"C42_TOKEN_FILE={tmp_path}"
+    wrong = "is invalid: expected a file that holds at least 8 printable ASCII characters without spaces"
+    contents = {"empty": b"", "short": b"hush\n", "two": b"hush-hush\nhush-hush\n", "odd": b"hush-hush\xff"}
+    for name, content in contents.items():
+        (tmp_path / name).write_bytes(content)
+        assert complaints(capsys, C42_TOKEN_FILE=f"{tmp_path}/{name}") == [f"{shown}/{name} {wrong}"]
+    assert complaints(capsys, C42_TOKEN_FILE=f"{tmp_path}/none") == [
+        f"{shown}/none can't be read: No such file or directory"
+    ]
+    assert complaints(capsys, C42_TOKEN_FILE=str(tmp_path)) == [f"{shown} can't be read: Is a directory"]
+    both = "C42_TOKEN and C42_TOKEN_FILE are both set: expected only one of them"
+    assert complaints(capsys, C42_TOKEN=TOKEN, C42_TOKEN_FILE=f"{tmp_path}/none") == [both]
+
+
+def test_warnings(start: Start) -> None:
+    """A variable that is no setting, or no longer one, is warned about, and changes nothing else."""
+    service = start(C42_EXPIRE="1", C42_="2", C42_WORKERS="4")
+    assert "WARNING c42c C42_EXPIRE is not a setting; did you mean C42_EXPIRY?\n" in service.log
+    assert "WARNING c42c C42_ is not a setting" in service.log
+    assert "WARNING c42c C42_WORKERS is gone: run several instances instead" in service.log
+    assert service.event(EVENTS["plain"]).status_code == 200
+
+
+def test_help_and_version(capsys: pytest.CaptureFixture[str]) -> None:
+    """`--help` has a line for each setting with its default, and `--version` prints the version."""
+    with pytest.raises(SystemExit):
+        main.main(["--help"], {})
+    said = capsys.readouterr().out
+    assert [name for name in WRONG if f"\n  {name} " not in said] == []
+    assert "minutes an answer is kept (4.2)\n" in said
+    with pytest.raises(SystemExit):
+        main.main(["--version"], {})
+    assert capsys.readouterr().out == f"c42c {VERSION}\n"
+
+
+@pytest.mark.parametrize("app", ["main", "main:app_from_environment"])
+def test_flask_finds_the_app(app: str) -> None:
+    """`flask --app main routes` works, with and without the name of the factory."""
+    command = [sys.executable, "-m", "flask", "--app", app, "routes"]
+    ran = subprocess.run(
+        command, cwd=ROOT, env=os.environ | {"C42_TOKEN": TOKEN}, capture_output=True, text=True, timeout=20, check=True
+    )
+    assert "/events-with-subscriptions/<event_id>" in ran.stdout
+
+
+def test_one_version(service: Service) -> None:
+    """The contract, the metrics and the status page have the same version."""
+    assert service.get("/openapi.json").json()["info"]["version"] == VERSION
+    assert service.get("/status.json").json()["version"] == VERSION
+    assert f'version="{VERSION}"' in service.get("/metrics").text

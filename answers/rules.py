@@ -1,0 +1,55 @@
+"""What holds for every response of the app: errors in the envelope, no redirects, CORS."""
+
+import logging
+
+from flask import Flask, Response, request
+from werkzeug.exceptions import HTTPException, NotFound
+from werkzeug.routing import RequestRedirect
+
+from answers import response as answers
+from cache import Refused
+from calendar42 import ids
+
+log = logging.getLogger("c42c")
+
+
+def register(app: Flask, *, origins: frozenset[str]) -> None:
+    """Give `app` its error handlers, and let pages of `origins` read its responses."""
+    app.before_request(_redirect_nobody)
+    app.register_error_handler(Refused, _refused)
+    app.register_error_handler(ids.BadIds, lambda error: _answer(400, str(error)))
+    app.register_error_handler(HTTPException, _failed)
+    app.register_error_handler(Exception, _broken)
+
+    @app.after_request
+    def allow(response: Response) -> Response:
+        if request.method == "OPTIONS" and response.status_code == 200:
+            response.status_code = 204
+            del response.headers["Content-Type"]
+        response.headers.extend(answers.cors(origins, request.environ))
+        return response
+
+
+def _redirect_nobody() -> None:
+    if isinstance(request.routing_exception, RequestRedirect):  # for two slashes, or no path at all
+        raise NotFound  # a redirect would lead to whatever Host the client named
+
+
+def _refused(_: Refused) -> Response:
+    headers = [("Retry-After", "1"), ("Cache-Status", "c42c; detail=refused")]
+    return _answer(503, "too many requests wait for Calendar42", headers)
+
+
+def _failed(error: HTTPException) -> Response:
+    kept = [(name, value) for name, value in error.get_headers() if name == "Allow"]
+    return _answer(error.code or 500, error.description or "", kept)
+
+
+def _broken(error: Exception) -> Response:
+    log.error("a request failed", exc_info=error)
+    return _answer(500, "the service failed; its log says why")
+
+
+def _answer(status: int, message: str, headers: answers.Headers | None = None) -> Response:
+    line, complete, body = answers.error(status, message, headers or [])
+    return Response(body, line, complete)
