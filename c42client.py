@@ -9,6 +9,7 @@ import json
 import logging
 import os
 import sys
+import time
 from collections.abc import Callable, Iterator, Mapping
 from concurrent.futures import Future, ThreadPoolExecutor
 from typing import Any, TypeVar
@@ -16,7 +17,7 @@ from typing import Any, TypeVar
 from cache import FAULT, NEGATIVE, OK
 from calendar42 import ids, payload
 from calendar42.calls import Call, Job, Upstream
-from calendar42.errors import C42Error, TimedOut, Unknown, Unusable
+from calendar42.errors import C42Error, Paused, TimedOut, Unknown, Unusable
 from calendar42.pause import Pause
 from operations import settings
 
@@ -55,12 +56,12 @@ class Client:
         self._upstream = Upstream(base_url=base_url, token=token, pause=pause, at_once=at_once, observe=observe)
         self._pool = ThreadPoolExecutor(at_once, thread_name_prefix="c42c-upstream")
 
-    def fetch(self, event_id: str, waited: float = 0.0) -> Merged:
-        """Return `{"id": …, "title": …, "names": […]}` of one event, or raise `C42Error`, within the time-out.
+    def fetch(self, event_id: str, deadline: float) -> Merged:
+        """Return `{"id": …, "title": …, "names": […]}` of one event, or raise `C42Error`, by `deadline`.
 
-        The event's own failure is the answer, at once. `waited` are the seconds of the time-out that are used up.
+        The event's own failure is the answer, at once. `deadline` is a moment of `time.monotonic`.
         """
-        job = Job(self._timeout, waited)
+        job = Job(self._timeout, deadline)
         event = self._pool.submit(self._upstream.call, "events", f"{event_id}/", job)
         page = self._pool.submit(self._page, [event_id], 0, job)
         endpoint = "events"
@@ -81,15 +82,13 @@ class Client:
         _log(event_id, answer, job)
         return answer
 
-    def fetch_many(self, event_ids: list[str], waited: float = 0.0) -> dict[str, Merged | C42Error]:
-        """Return, for each of many events, what `fetch` would return or raise, with as few calls as there can be."""
-        job = Job(self._timeout, waited)
-        outcomes: dict[str, Merged | C42Error] = {}
+    def fetch_many(self, event_ids: list[str], deadline: float) -> Iterator[tuple[str, Merged | C42Error]]:
+        """Yield, for each of many events, what `fetch` would return or raise, with as few calls as there can be."""
+        job = Job(self._timeout, deadline)
         for part in _parts(event_ids):
-            outcomes |= self._fetch_part(part, job)
-        for event_id, outcome in outcomes.items():
-            _log(event_id, outcome, job)
-        return outcomes
+            for event_id, outcome in self._fetch_part(part, job).items():
+                _log(event_id, outcome, job)
+                yield event_id, outcome
 
     def _fetch_part(self, event_ids: list[str], job: Job) -> dict[str, Merged | C42Error]:
         listed = self._pool.submit(self._upstream.call, "events", f"?ids=[{','.join(event_ids)}]&limit={PAGE}", job)
@@ -117,6 +116,7 @@ class Client:
                     answers[event_id]["names"].append(name)
         except C42Error as error:
             error.definite = False  # it is the list that was refused, which says nothing definite of any one event
+            error.of_list = not isinstance(error, Paused)  # a pause holds for every event
             self._found(endpoint, error)
             return {**dict.fromkeys(event_ids, error), **errors}
         finally:
@@ -206,7 +206,7 @@ def main(arguments: list[str], environ: Mapping[str, str] = os.environ) -> int:
     pause = Pause(config.fault_expiry)
     client = Client(base_url=config.base_url, token=config.token, timeout=config.timeout, pause=pause)
     try:
-        print(json.dumps(client.fetch(event_id), ensure_ascii=False))
+        print(json.dumps(client.fetch(event_id, time.monotonic() + config.timeout), ensure_ascii=False))
     except C42Error as error:
         print(error, file=sys.stderr)
         return 1

@@ -1,51 +1,62 @@
 """Answers kept for a lifetime, each loaded once.
 
-A `Cache` is a dict under one lock. A key that is not there, or whose time is up, is loaded by the first caller that
-asks for it; whoever asks meanwhile shares the outcome. Keys never wait for each other, and the lock is never held in a
-load. Nothing is served at or past its expiry. A thread, the reaper, deletes what has expired: it sleeps until the next
-expiry and works in small batches, so that its cost follows what expires, and no reader waits for long.
+A `Cache` is a dict under one lock. A key that is absent or expired is loaded by the first caller that asks for it;
+callers that ask meanwhile share the outcome. Keys never wait for each other, and the lock is never held during a load.
+Nothing is served at or past its expiry. A thread, the reaper, deletes expired entries: it sleeps until the next
+expiry and works in small batches, so that its cost follows what expires and no reader waits for long.
 
-`Cache._lock` guards all that changes in a cache. A `_Load` is written before its `done` is set, and only read after.
+`Cache._lock` guards everything in a cache that changes. A `_Load` is written once, before its `done` is set.
 """
 
 import heapq
 import math
-import os
 import threading
 import time
-import weakref
-from collections.abc import Callable, Hashable, Iterable, Mapping
+from collections.abc import Callable, Hashable, Iterable
 from dataclasses import dataclass, field
+from functools import partial
 from typing import Any, Final, NamedTuple
 
 OK: Final = "ok"  # a good answer
-NEGATIVE: Final = "negative"  # a definite no
-FAULT: Final = "fault"  # something is out of order: worth asking again soon
-KINDS: Final = (OK, NEGATIVE, FAULT)
+NEGATIVE: Final = "negative"  # a definite refusal
+FAULT: Final = "fault"  # something is broken: worth asking again soon
+PAUSED: Final = "paused"  # the upstream asked for a pause
+KINDS: Final = (OK, NEGATIVE, FAULT, PAUSED)
 
 _REAP_BATCH = 256  # entries deleted per hold of the lock: a few tenths of a millisecond
 _REAP_PAUSE = 0.0001  # seconds between two batches; without it the reaper takes the lock again before any reader
+_GRACE = 0.5  # seconds after a deadline: a load that ends by the same deadline has ended by then
+
+# Monotonic seconds that include the time for which the machine was suspended, where the system counts them.
+clock: Callable[[], float] = (
+    partial(time.clock_gettime, time.CLOCK_BOOTTIME) if hasattr(time, "CLOCK_BOOTTIME") else time.monotonic
+)
 
 # Stands in the dict and, ordered by expiry, in a heap. The garbage collector stops tracking exact tuples of plain
-# values, so that a million of them do not make each full collection slow.
+# values, so that a million of them do not slow down each full collection.
 _Entry = tuple[float, str, float, str, Hashable]  # expiry, key, born, kind, value
 _EXPIRY: Final = 0
 _KEY: Final = 1
 _KIND: Final = 3
 
+# A hit: value, kind, age and ttl, as in `Found`. A plain tuple, because a named one doubles the cost of a hit.
+Hit = tuple[Any, str, float, float]
+
 
 class Loaded(NamedTuple):
     """What a load returns for a key.
 
-    Every caller gets the same `value`, so it must be immutable all the way down: hashable. `lifetime` is in seconds
-    from when the value began to be; where it is over when the load ends, those who waited get the value and none is
-    kept. A value begins to be when its load begins, or `age` seconds before: it may come from a cache further on.
+    Every caller gets the same `value`, so it must be immutable all the way down: hashable. `lifetime` and `age` are in
+    seconds: the value was born `age` before the load began (negative: after), and expires `lifetime` after its birth.
+    A value that has expired when its load ends is handed to those who waited, and not kept. A `lifetime` of 0 says
+    that the outcome is only for the caller that loaded it: others who waited load for themselves.
     """
 
     value: Hashable
     kind: str
     lifetime: float
-    age: float = 0.0  # less than 0 where the value began to be only later, after waiting
+    age: float = 0.0
+    source: str = "load"  # or, from a cache further on: "shared" (it was there) or "awaited" (another loaded it)
 
 
 class Found(NamedTuple):
@@ -53,32 +64,42 @@ class Found(NamedTuple):
 
     value: Any
     kind: str
-    # "hit", "miss" (this caller loaded it), "shared" (this caller's load found it in a cache further on) or "collapsed"
-    # (it waited for another caller's load)
-    result: str
     age: float
     ttl: float
+    # "hit", "miss" (this caller loaded it), "collapsed" (it waited for another caller's load), or the source that this
+    # caller's load named: "shared" or "awaited"
+    result: str
     kept: bool
 
 
 class Stats(NamedTuple):
-    """One consistent reading. A key asked for is one of the first four; a miss is a load, ended or under way."""
+    """One consistent reading. A miss is a load, ended or under way; `refused` counts keys."""
 
-    hits: int
+    hits_ok: int
+    hits_negative: int
+    hits_fault: int
+    hits_paused: int
     misses: int
     collapsed: int
     refused: int
     loads_ok: int
     loads_negative: int
     loads_fault: int
+    loads_paused: int
     loads_failed: int  # raised
     evicted_expired: int
     evicted_bound: int
     entries_ok: int
     entries_negative: int
     entries_fault: int
+    entries_paused: int
     waiting: int  # callers that run a load or wait for one
     loading: int  # keys that are being loaded
+
+    @property
+    def hits(self) -> int:
+        """Hits of all kinds."""
+        return self.hits_ok + self.hits_negative + self.hits_fault + self.hits_paused
 
 
 class Refused(Exception):
@@ -89,158 +110,195 @@ class LoadFailed(Exception):
     """The load that this caller waited for raised; what it raised is the cause."""
 
 
-_LoadMany = Callable[[list[str]], Mapping[str, Loaded]]
+LoadMany = Callable[[list[str]], Iterable[tuple[str, Loaded]]]
+
+
+class _Outcome(NamedTuple):
+    """What came of one key for one caller."""
+
+    entry: _Entry
+    result: str
+    fresh: bool  # when it was settled; then it must not be served once it has expired
+    kept: bool
 
 
 @dataclass(slots=True, eq=False)
 class _Load:
+    """A load of one key, under way."""
+
     done: threading.Event = field(default_factory=threading.Event)
-    entry: _Entry | None = None
-    kept: bool = False
-    result: str = "miss"
+    outcome: _Outcome | None = None  # None: there is nothing for those who wait
     error: BaseException | None = None
 
 
 class Cache:
     """Keeps what loads return for the lifetime that each says. All methods may be called from any thread.
 
-    At most `max_entries` are held. Negatives and faults hold at most a tenth of that and make room among themselves
-    only, so that no flood of unknown keys evicts a good entry; of its peers, the one that expires first goes. At
-    most `max_waiting` callers may be in a load or wait for one. `clock` gives monotonic seconds.
+    At most `max_entries` are held. Everything but good answers holds at most a tenth of that and makes room among
+    itself only, so that no flood of unknown keys evicts a good entry; of its peers, the one that expires first goes.
+    At most `max_waiting` callers may be in a load or wait for one. `clock` gives monotonic seconds.
     """
 
-    def __init__(self, *, max_entries: int, max_waiting: int, clock: Callable[[], float] = time.monotonic) -> None:
+    def __init__(self, *, max_entries: int, max_waiting: int, clock: Callable[[], float] = clock) -> None:
         self._max_entries = max_entries
         self._max_poor = max(1, max_entries // 10)
         self._max_waiting = max_waiting
         self._clock = clock
-        self._closed = False
-        self._start()
-        _caches.add(self)
-
-    def _start(self) -> None:
         self._lock = threading.Lock()
         self._entries: dict[str, _Entry] = {}
         self._good: list[_Entry] = []  # heaps; an entry in them that is no longer the dict's is passed over
-        self._poor: list[_Entry] = []  # negatives and faults
+        self._poor: list[_Entry] = []  # all but good answers
         self._loads: dict[str, _Load] = {}
+        self._hits = dict.fromkeys(KINDS, 0)
+        self._loaded = dict.fromkeys(KINDS, 0)
+        self._held = dict.fromkeys(KINDS, 0)
+        self._misses = self._collapsed = self._refused = self._failed = self._expired = self._displaced = 0
         self._waiting = 0
-        self._counts = dict.fromkeys(Stats._fields[:-2], 0)
+        self._closed = False
         self._wake = threading.Condition(self._lock)  # for the reaper: an earlier expiry, or the end
         self._wake_at = math.inf  # when the reaper wakes by itself
         self._reaper = threading.Thread(target=self._reap_forever, name="c42c-reaper", daemon=True)
-        if not self._closed:
-            self._reaper.start()
+        self._reaper.start()
 
     def __len__(self) -> int:
-        """The number of entries held, with those that have expired and wait for the reaper."""
+        """The number of entries held, including expired ones that the reaper has not deleted yet."""
         return len(self._entries)
 
     def snapshot(self) -> Stats:
         """Read all counters at one moment."""
         with self._lock:
-            return Stats(**self._counts, waiting=self._waiting, loading=len(self._loads))
+            loading = self._misses - sum(self._loaded.values()) - self._failed
+            requests = (*self._hits.values(), self._misses, self._collapsed, self._refused)
+            loads = (*self._loaded.values(), self._failed)
+            entries = (self._expired, self._displaced, *self._held.values())
+            return Stats._make((*requests, *loads, *entries, self._waiting, loading))
 
-    def get(self, key: str) -> Found | None:
-        """Return what is fresh under `key` and count a hit; where there is nothing, return None and count nothing."""
+    def get(self, key: str) -> Hit | None:
+        """Return what is fresh under `key` and count a hit; if there is nothing, return None and count nothing."""
         with self._lock:
             entry = self._entries.get(key)
-            now = self._clock()
-            if entry is None or entry[_EXPIRY] <= now:
+            if entry is None:
                 return None
-            self._counts["hits"] += 1
-        return _found(entry, "hit", now)
+            expiry, _, born, kind, value = entry
+            now = self._clock()
+            if expiry <= now:
+                return None
+            self._hits[kind] += 1
+        return value, kind, now - born, expiry - now
 
-    def get_or_load(self, key: str, load: Callable[[str], Loaded]) -> Found:
+    def get_or_load(self, key: str, load: Callable[[str], Loaded], deadline: float = math.inf) -> Found:
         """Return what is fresh under `key`, or else what `load` returns; as `get_or_load_many` with one key."""
-        return self.get_or_load_many((key,), lambda keys: {key: load(key)})[key]
+        return self.get_or_load_many((key,), lambda keys: ((key, load(key)) for key in keys), deadline)[key]
 
-    def get_or_load_many(self, keys: Iterable[str], load: _LoadMany) -> dict[str, Found]:
-        """Return what is fresh under `keys`, in their order; load together those that nobody loads already.
+    def get_or_load_many(self, keys: Iterable[str], load: LoadMany, deadline: float = math.inf) -> dict[str, Found]:
+        """Return what is fresh under `keys`, in their order; load together those that nobody else is loading.
 
-        What others load is waited for after the own load, so that no two callers wait for each other. Raises what
-        `load` raises, KeyError where it leaves a key out, TypeError where a value can be changed, `LoadFailed` where
-        another caller's load raised, and `Refused` at once where too many wait already.
+        `load` yields each key with its outcome, which is kept, and handed to those who wait for it, as it comes. This
+        caller's own loads run before it waits for others', so that two callers can't deadlock. What expires while
+        the rest is waited for is loaded again. `deadline` is a moment of `time.monotonic`: from then on nothing is
+        waited for, and `load`, which knows it as well, should say so at once.
+
+        Raises what `load` raises, KeyError if it leaves a key out, TypeError if a value is mutable, ValueError if there
+        is no such kind, `LoadFailed` if another caller's load raised, and `Refused` at once if too many wait already.
         """
-        return self._find(list(dict.fromkeys(keys)), load, admitted=False)
+        wanted = keys = list(dict.fromkeys(keys))
+        got: dict[str, _Outcome] = {}
+        give_up = deadline + _GRACE
+        waits = False
+        try:
+            while wanted:
+                held, theirs, mine = self._claim(wanted, waits, late=time.monotonic() >= give_up)
+                waits = waits or bool(theirs or mine)
+                got |= held
+                got |= self._run(mine, load)
+                got |= _wait(theirs, give_up)
+                now = self._clock()
+                wanted = [key for key in keys if key not in got or (got[key].fresh and got[key].entry[_EXPIRY] <= now)]
+        finally:
+            with self._lock:
+                self._waiting -= waits
+        found = {key: _found(got[key], now) for key in keys}
+        with self._lock:
+            for each in found.values():
+                if each.result == "hit":
+                    self._hits[each.kind] += 1
+        return found
 
-    def _find(self, keys: list[str], load: _LoadMany, *, admitted: bool) -> dict[str, Found]:
-        held, loads, mine, hits = dict[str, _Entry](), dict[str, _Load](), dict[str, _Load](), 0
+    def _claim(
+        self, keys: list[str], waits: bool, *, late: bool
+    ) -> tuple[dict[str, _Outcome], dict[str, _Load], dict[str, _Load]]:
+        """Return what is held, what others are loading, and what this caller is now to load: late, all the rest."""
+        held, theirs, mine = dict[str, _Outcome](), dict[str, _Load](), dict[str, _Load]()
         with self._lock:
             now = self._clock()
             for key in keys:
                 entry = self._entries.get(key)
                 if entry and entry[_EXPIRY] > now:
-                    held[key] = entry
-                elif key in self._loads:
-                    loads[key] = self._loads[key]
+                    held[key] = _Outcome(entry, "hit", fresh=True, kept=True)
+                elif key in self._loads and not late:
+                    theirs[key] = self._loads[key]
                 else:
-                    loads[key] = mine[key] = _Load()
-            enters = bool(loads) and not admitted
-            if enters and self._waiting >= self._max_waiting:
-                self._counts["refused"] += len(keys)
-                raise Refused
-            self._waiting += enters
-            self._counts["misses"] += len(mine)
-            self._counts["collapsed"] += len(loads) - len(mine)
-            self._loads |= mine
-        try:
-            if mine:
-                self._run(mine, load)
-            for running in loads.values():
-                running.done.wait()
-                if running.error is not None:
-                    raise LoadFailed from running.error
-            now = self._clock() if loads else now
-            found = {key: _found(entry, "hit", now) for key, entry in held.items()}
-            for key, running in loads.items():
-                assert running.entry
-                found[key] = _found(running.entry, running.result if key in mine else "collapsed", now, running.kept)
-            if late := [key for key, entry in held.items() if entry[_EXPIRY] <= now]:  # while others were loaded
-                found |= self._find(late, load, admitted=True)
-            hits = len(held) - len(late)
-            return {key: found[key] for key in keys}
-        finally:
-            with self._lock:
-                self._waiting -= enters
-                self._counts["hits"] += hits
+                    mine[key] = _Load()
+            if (theirs or mine) and not waits:
+                if self._waiting >= self._max_waiting:
+                    self._refused += len(keys)
+                    raise Refused
+                self._waiting += 1
+            self._misses += len(mine)
+            self._collapsed += len(theirs)
+            self._loads = mine | self._loads  # a late caller takes no place away
+        return held, theirs, mine
 
-    def _run(self, mine: dict[str, _Load], load: _LoadMany) -> None:
-        """Load the keys of `mine`, keep what came and release whoever waits, whatever happens."""
-        entries: dict[str, _Entry] = {}
+    def _run(self, mine: dict[str, _Load], load: LoadMany) -> dict[str, _Outcome]:
+        """Load the keys of `mine`, settle each as it comes, and release those who wait, whatever happens."""
+        outcomes: dict[str, _Outcome] = {}
+        left = dict(mine)
         try:
             began = self._clock()
-            loaded = load(list(mine))
-            for key, running in mine.items():
-                value, kind, lifetime, age = loaded[key]
-                hash(value)  # TypeError: it can be changed
-                KINDS.index(kind)  # ValueError: there is no such kind
-                running.result = "shared" if age > 0 else "miss"
-                entries[key] = (began - age + lifetime, key, began - age, kind, value)
+            for key, loaded in load(list(mine)) if mine else ():
+                outcomes[key] = self._settle(key, left[key], loaded, began)
+                del left[key]
+            if left:
+                raise KeyError(*left)
         except BaseException as error:
-            entries.clear()
-            for running in mine.values():
-                running.error = error
-            raise
-        finally:
             with self._lock:
-                for key, running in mine.items():
-                    if self._loads.get(key) is running:  # not forgotten in a fork
-                        del self._loads[key]
-                    running.entry = entries.get(key)
-                    running.kept = running.entry is not None and self._keep(running.entry)
-                    self._counts["loads_" + (running.entry[_KIND] if running.entry else "failed")] += 1
+                for key, running in left.items():
+                    self._release(key, running)
+                    self._failed += 1
+                    running.error = error
                     running.done.set()
+            raise
+        return outcomes
+
+    def _settle(self, key: str, running: _Load, loaded: Loaded, began: float) -> _Outcome:
+        """Keep what came of a load, and hand it to those who wait for it."""
+        value, kind, lifetime, age, source = loaded
+        hash(value)  # TypeError: it is mutable
+        if kind not in KINDS:
+            raise ValueError(f"there is no kind {kind!r}")
+        entry = (began - age + lifetime, key, began - age, kind, value)
+        with self._lock:
+            fresh = lifetime > 0 and entry[_EXPIRY] > self._clock()
+            kept = self._release(key, running) and fresh and self._keep(entry)
+            self._loaded[kind] += 1
+            outcome = _Outcome(entry, "miss" if source == "load" else source, fresh, kept)
+            running.outcome = outcome if lifetime > 0 else None
+            running.done.set()
+        return outcome
+
+    def _release(self, key: str, running: _Load) -> bool:
+        """Take a load off the list, and say whether it was there: a late caller's is not. The lock is held."""
+        if registered := self._loads.get(key) is running:
+            del self._loads[key]
+        return registered
 
     def _keep(self, entry: _Entry) -> bool:
         """Put `entry` in, after making room for it, and say whether it is kept. The lock is held."""
         now = self._clock()
-        if not entry[_EXPIRY] > now:
-            return False
         if old := self._entries.get(entry[_KEY]):  # expired, and the reaper did not come by yet
             self._delete(old, now)
         heap = self._good if entry[_KIND] == OK else self._poor
-        while heap is self._poor and self._counts["entries_negative"] + self._counts["entries_fault"] >= self._max_poor:
+        while heap is self._poor and sum(self._held.values()) - self._held[OK] >= self._max_poor:
             self._delete(heapq.heappop(self._poor), now)
         while len(self._entries) >= self._max_entries:
             if not self._poor and heap is self._poor:
@@ -248,7 +306,7 @@ class Cache:
             self._delete(heapq.heappop(self._poor or self._good), now)
         self._entries[entry[_KEY]] = entry
         heapq.heappush(heap, entry)
-        self._counts["entries_" + entry[_KIND]] += 1
+        self._held[entry[_KIND]] += 1
         if entry[_EXPIRY] < self._wake_at:
             self._wake.notify()
         return True
@@ -257,8 +315,11 @@ class Cache:
         """Delete `entry`, which left its heap or is stale there; False where the dict has it no more."""
         if held := self._entries.get(entry[_KEY]) is entry:
             del self._entries[entry[_KEY]]
-            self._counts["entries_" + entry[_KIND]] -= 1
-            self._counts["evicted_expired" if entry[_EXPIRY] <= now else "evicted_bound"] += 1
+            self._held[entry[_KIND]] -= 1
+            if entry[_EXPIRY] <= now:
+                self._expired += 1
+            else:
+                self._displaced += 1
         return held
 
     def reap(self, stopped: Callable[[], bool] = lambda: False) -> int:
@@ -293,26 +354,25 @@ class Cache:
         return self._reaper.is_alive()
 
     def close(self) -> None:
-        """Stop the reaper and wait for its end, a matter of milliseconds. The cache goes on answering."""
+        """Stop the reaper. The cache remains usable."""
         with self._wake:
             self._closed = True
             self._wake.notify()
-        if self._reaper.ident:  # a fork of a closed cache has none
-            self._reaper.join()
+        self._reaper.join()
 
 
-def _found(entry: _Entry, result: str, now: float, kept: bool = True) -> Found:
-    expiry, _, born, kind, value = entry
-    return tuple.__new__(Found, (value, kind, result, now - born, expiry - now, kept))  # Found(…) in half the time
+def _wait(loads: dict[str, _Load], give_up: float) -> dict[str, _Outcome]:
+    """Return what came of others' loads, without those that had nothing for others, or did not end in time."""
+    outcomes: dict[str, _Outcome] = {}
+    for key, running in loads.items():
+        running.done.wait(min(give_up - time.monotonic(), threading.TIMEOUT_MAX))
+        if running.error is not None:
+            raise LoadFailed from running.error
+        if running.outcome is not None:
+            outcomes[key] = running.outcome._replace(result="collapsed")
+    return outcomes
 
 
-# A fork copies the one thread that forks: who held a lock, loaded or reaped is gone. So caches begin anew in a child.
-_caches: "weakref.WeakSet[Cache]" = weakref.WeakSet()
-
-
-def _start_anew() -> None:
-    for cache in _caches:
-        cache._start()
-
-
-os.register_at_fork(after_in_child=_start_anew)
+def _found(outcome: _Outcome, now: float) -> Found:
+    expiry, _, born, kind, value = outcome.entry
+    return Found(value, kind, now - born, expiry - now, outcome.result, outcome.kept)

@@ -14,9 +14,10 @@ from flask import Flask, Response, request, send_file
 from answers import EVENT, EVENTS, fastpath, rules
 from answers import response as answers
 from answers.fastpath import App
-from answers.loading import loader
+from answers.loading import Load, loader
 from c42client import Client
-from cache import Cache, Loaded
+from cache import Cache, Found
+from cache import clock as default_clock
 from calendar42 import ids
 from calendar42.pause import Pause
 from operations import VERSION, check, health, logs, settings, status_page
@@ -34,7 +35,7 @@ class Parts(NamedTuple):
 
     cache: Cache
     client: Client
-    load: Callable[..., dict[str, Loaded]]
+    load: Load
     metrics: Metrics
 
 
@@ -42,7 +43,7 @@ def create_app(
     config: Settings | None = None,
     *,
     client: Client | None = None,
-    clock: Callable[[], float] = time.monotonic,
+    clock: Callable[[], float] = default_clock,
     stopping: Callable[[], bool] = lambda: False,
 ) -> Flask:
     """Make the service, configured by the environment unless there is a `config`.
@@ -59,19 +60,21 @@ def create_app(
     status_page.register(app, parts.metrics.status)
     rules.register(app, origins=config.cors_origins)
 
+    def find(event_ids: list[str]) -> dict[str, Found]:
+        deadline = time.monotonic() + config.timeout  # of all loads together, where a second one follows the first
+        return cache.get_or_load_many(event_ids, lambda event_ids: load(event_ids, deadline), deadline)
+
     @app.get(EVENT)
     @app.get(f"{EVENT}/")
     def event(event_id: str) -> Response:
-        found = cache.get_or_load(ids.check(event_id), lambda event_id: load([event_id])[event_id])
+        found = find([ids.check(event_id)])[event_id]
         return _respond(answers.render(found, request.environ))
 
     @app.get(EVENTS)
     @app.get(f"{EVENTS}/")
     def events() -> Response:
-        began = time.monotonic()  # one time-out for all of it, though a second load may follow the first
         wanted = ids.read_list(request.args.getlist("event_ids"))
-        found = cache.get_or_load_many(wanted, lambda event_ids: load(event_ids, time.monotonic() - began))
-        return _respond(answers.render_many(found, request.environ))
+        return _respond(answers.render_many(find(wanted), request.environ))
 
     @app.get("/openapi.json")
     def contract() -> Response:
@@ -114,7 +117,7 @@ def _parts(config: Settings, client: Client | None, clock: Callable[[], float], 
         observe=metrics.called,
         observe_fault=metrics.faulted,
     )
-    load = loader(client, config)
+    load = loader(client, expiry=config.expiry, fault_expiry=config.fault_expiry)
     return Parts(cache, client, tier.wrap(load) if tier else load, metrics)
 
 

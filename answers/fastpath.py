@@ -9,7 +9,7 @@ from typing import Any
 
 from answers import EVENTS
 from answers import response as answers
-from cache import Cache
+from cache import Cache, Found
 
 PREFIX = EVENTS + "/"
 
@@ -27,9 +27,9 @@ def before(app: App, cache: Cache, origins: frozenset[str], served: Mapping[str,
         path = environ["PATH_INFO"]
         method = environ["REQUEST_METHOD"]
         if path.startswith(PREFIX) and method in ("GET", "HEAD"):
-            found = cache.get(path[skip:].removesuffix("/"))
-            if found is not None:
-                status, headers, body = answers.render(found, environ)
+            hit = cache.get(path[skip:].removesuffix("/"))
+            if hit is not None:
+                status, headers, body = answers.render(Found(*hit, "hit", True), environ)
                 if origins:
                     headers += answers.cors(origins, environ)
                 next(served[status])

@@ -1,66 +1,68 @@
 """What is kept of a load, and for how long: the step from the upstream's outcome to the cache."""
 
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from typing import Any, Protocol
 
 from answers import value
-from cache import FAULT, NEGATIVE, OK, Loaded
-from calendar42.errors import C42Error, TimedOut
-from operations.settings import Settings
+from cache import FAULT, NEGATIVE, OK, PAUSED, Loaded
+from calendar42.errors import C42Error, Paused, TimedOut
 
 Merged = Mapping[str, Any]
+Load = Callable[[list[str], float], Iterator[tuple[str, Loaded]]]
 
 
 class Source(Protocol):
-    """Whom the loader asks: `c42client.Client`, or whatever stands in for it."""
+    """What the loader asks: `c42client.Client`, or a stand-in for it. Deadlines are moments of `time.monotonic`."""
 
-    def fetch(self, event_id: str, waited: float) -> Merged:
+    def fetch(self, event_id: str, deadline: float) -> Merged:
         """Return the merged answer of one event, or raise `C42Error`."""
 
-    def fetch_many(self, event_ids: list[str], waited: float) -> Mapping[str, Merged | C42Error]:
-        """Return the merged answer of each event, or its error."""
+    def fetch_many(self, event_ids: list[str], deadline: float) -> Iterator[tuple[str, Merged | C42Error]]:
+        """Yield each event with its merged answer, or its error."""
 
 
-def loader(client: Source, settings: Settings) -> Callable[..., dict[str, Loaded]]:
-    """Return the load function of the cache: it asks `client`, and makes an answer of whatever comes of it.
+def loader(client: Source, *, expiry: float, fault_expiry: float) -> Load:
+    """Return a function that loads events for the cache: it asks `client` and yields what is to be kept of each.
 
-    `waited` are the seconds of the time-out that are over when the load begins.
+    `expiry` and `fault_expiry` are in seconds.
     """
 
-    def load(event_ids: list[str], waited: float = 0.0) -> dict[str, Loaded]:
+    def load(event_ids: list[str], deadline: float) -> Iterator[tuple[str, Loaded]]:
         began = time.monotonic()
-        outcomes: Mapping[str, Merged | C42Error]
-        if len(event_ids) == 1:
-            try:
-                outcomes = {event_ids[0]: client.fetch(event_ids[0], waited)}
-            except C42Error as error:
-                outcomes = {event_ids[0]: error}
-        else:
-            outcomes = client.fetch_many(event_ids, waited)
-        elapsed = time.monotonic() - began
-        loaded = {event_id: _loaded(outcome, elapsed, settings) for event_id, outcome in outcomes.items()}
-        for event_id, outcome in outcomes.items():
-            if waited >= settings.timeout and isinstance(outcome, TimedOut):  # it was not asked for: nobody else's 504
-                loaded[event_id] = loaded[event_id]._replace(lifetime=0.0)
-        return loaded
+        for event_id, outcome in _fetch(client, event_ids, deadline):
+            unasked = deadline <= began and isinstance(outcome, TimedOut)
+            if not isinstance(outcome, C42Error):
+                loaded = Loaded(value.success(outcome), OK, expiry)
+            elif outcome.definite:
+                loaded = Loaded(_failure(outcome), NEGATIVE, expiry)
+            elif isinstance(outcome, Paused):
+                lifetime = min(max(outcome.retry_after, fault_expiry), expiry)
+                loaded = Loaded(_failure(outcome), PAUSED, lifetime, began - time.monotonic())
+            else:  # a fault ages from when it was found, which may be long after the load began
+                lifetime = 0.0 if outcome.of_list or unasked else fault_expiry
+                loaded = Loaded(_failure(outcome), FAULT, lifetime, began - time.monotonic())
+            yield event_id, loaded
 
     return load
 
 
-def _loaded(outcome: Merged | C42Error, elapsed: float, settings: Settings) -> Loaded:
-    """A definite no lasts as long as a good answer. A fault lasts from when it was found, which may be long after
-    the load began; one that comes with a pause lasts until the end of that, within reason."""
-    if not isinstance(outcome, C42Error):
-        return Loaded(value.success(outcome), OK, settings.expiry)
-    retry_after = elapsed + outcome.retry_after if outcome.retry_after else 0.0
-    failure = value.failure(
-        outcome.status,
-        str(outcome),
-        body=outcome.body,
-        upstream_status=outcome.upstream_status,
-        retry_after=retry_after,
+def _fetch(client: Source, event_ids: list[str], deadline: float) -> Iterator[tuple[str, Merged | C42Error]]:
+    if len(event_ids) > 1:
+        yield from client.fetch_many(event_ids, deadline)
+        return
+    (event_id,) = event_ids
+    try:
+        yield event_id, client.fetch(event_id, deadline)
+    except C42Error as error:
+        yield event_id, error
+
+
+def _failure(error: C42Error) -> value.Value:
+    return value.failure(
+        error.status,
+        str(error),
+        body=error.body,
+        upstream_status=error.upstream_status,
+        retry_after=error.retry_after,
     )
-    if outcome.definite:
-        return Loaded(failure, NEGATIVE, settings.expiry)
-    return Loaded(failure, FAULT, elapsed + min(max(outcome.retry_after, settings.fault_expiry), settings.expiry))

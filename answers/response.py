@@ -14,7 +14,7 @@ from typing import Any
 from werkzeug.http import parse_etags
 
 from answers.value import JSON, encode, envelope, error_code, make_etag, phrase
-from cache import FAULT, Found
+from cache import NEGATIVE, OK, Found
 
 NOSNIFF = ("X-Content-Type-Options", "nosniff")
 NO_STORE = ("Cache-Control", "no-store")
@@ -40,16 +40,16 @@ def render(found: Found, environ: Mapping[str, Any]) -> Response:
     time that it waited for an answer off `max-age` by itself, and `Age` is for who did not wait for the whole load.
     """
     # Unpacked, and 200 as a number, since attributes of named tuples and enumerations cost a quarter of a hit.
-    (status, content_type, body, etag, upstream_status, retry_after), kind, result, exact_age, ttl, kept = found
+    (status, content_type, body, etag, upstream_status, retry_after), kind, exact_age, ttl, result, kept = found
     lifetime, age = _lifetime_and_age(result, exact_age, ttl)
     if result == "hit":
-        headers = [*_content(content_type, len(body)), *_hit(kind != FAULT and ttl > 0, lifetime, age)]
+        headers = [*_content(content_type, len(body)), *_hit(kind in (OK, NEGATIVE) and ttl > 0, lifetime, age)]
     else:
         headers = [*_content(content_type, len(body))]
-        headers.append(("Cache-Control", f"max-age={lifetime}") if kind != FAULT and ttl > 0 else NO_STORE)
+        headers.append(("Cache-Control", f"max-age={lifetime}") if kind in (OK, NEGATIVE) and ttl > 0 else NO_STORE)
         if result != "miss":
             headers.append(("Age", str(age)))
-        forwarded = f"; fwd-status={upstream_status}" if upstream_status and result != "shared" else ""
+        forwarded = f"; fwd-status={upstream_status}" if upstream_status and result not in ("shared", "awaited") else ""
         headers.append(("Cache-Status", _cache_status({_source(found)}, forwarded, kept, lifetime - age)))
     if retry_after:
         headers.append(("Retry-After", str(max(1, math.ceil(max(retry_after - exact_age, ttl))))))
@@ -76,7 +76,7 @@ def render_many(found: Mapping[str, Found], environ: Mapping[str, Any]) -> Respo
     count = encode({"count": len(data)})
     body = b'{"meta_data":%b,"data":[%b],"errors":%b}' % (count, b",".join(data), encode(errors))
     headers = [*_content(JSON, len(body))]
-    lasting = min(left) > 0 and all(part.kind != FAULT for part in found.values())
+    lasting = min(left) > 0 and all(part.kind in (OK, NEGATIVE) for part in found.values())
     headers.append(("Cache-Control", f"max-age={min(left)}") if lasting else NO_STORE)
     kept = all(part.kept for part in found.values())
     headers.append(("Cache-Status", _cache_status(set(map(_source, found.values())), "", kept, min(left))))
@@ -166,5 +166,5 @@ def _cache_status(sources: set[str], forwarded: str, kept: bool, ttl: int) -> st
         return f"c42c; detail=paused{freshness}"
     how = "partial" if "hit" in sources else "miss"
     if "miss" not in sources:
-        forwarded = "; detail=shared" if "shared" in sources else f"; collapsed{forwarded}"
+        forwarded = "; detail=shared" if sources & {"shared", "awaited"} else f"; collapsed{forwarded}"
     return f"c42c; fwd={how}{forwarded}" + (f"; stored{freshness}" if kept else "")

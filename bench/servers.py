@@ -10,6 +10,7 @@ filled          the service, but for its upstream: a stub answers at once, and A
 
 import importlib
 import json
+import math
 import sys
 from collections.abc import Callable, Iterable
 from functools import partial
@@ -99,7 +100,7 @@ class _Stub(Client):
     def __init__(self, held: int) -> None:
         self.held = held
 
-    def fetch(self, event_id: str, waited: float = 0.0) -> dict[str, Any]:
+    def fetch(self, event_id: str, deadline: float) -> dict[str, Any]:
         if int(event_id[:32], 16) >= self.held:
             raise Rejected(404, UNKNOWN)
         return {
@@ -115,7 +116,7 @@ def filled(argument: str, config: settings.Settings) -> Any:
     app = main.create_app(config, client=_Stub(held))
     parts: main.Parts = app.extensions["c42c"]
     for number in range(held + unknown):
-        parts.cache.get_or_load_many([f"{number:032x}_14602021609581"], parts.load)
+        parts.cache.get_or_load_many([f"{number:032x}_14602021609581"], lambda keys: parts.load(keys, math.inf))
     return app
 
 

@@ -31,15 +31,11 @@ class Call(NamedTuple):
 
 @dataclass(slots=True)
 class Job:
-    """All upstream work for one answer, to be done within `timeout` seconds, of which `waited` are over."""
+    """All upstream work for one answer, to be done by `deadline` (of `time.monotonic`), after `timeout` seconds."""
 
     timeout: float
-    waited: float = 0.0
-    deadline: float = field(init=False)
+    deadline: float
     calls: list[Call] = field(default_factory=list)
-
-    def __post_init__(self) -> None:
-        self.deadline = time.monotonic() + self.timeout - self.waited
 
     @property
     def left(self) -> float:

@@ -17,7 +17,8 @@ class C42Error(Exception):
     """There is no answer. The client is told `status`, and `body` where there is one, or else the message.
 
     `upstream_status` is the status that the upstream answered with, 0 where it gave no whole answer. `definite`
-    says that asking again soon would not change it; otherwise it is a fault.
+    says that asking again soon would not change it; otherwise it is a fault. `of_list` says that a list of events
+    failed as a whole, which says nothing about this event.
     """
 
     def __init__(self, status: int, message: str, upstream_status: int = 0) -> None:
@@ -27,6 +28,7 @@ class C42Error(Exception):
         self.body = b""
         self.retry_after = 0.0  # seconds
         self.definite = status in _DEFINITE
+        self.of_list = False
 
 
 class Rejected(C42Error):

@@ -143,7 +143,7 @@ class Metrics(Collector):
             "pid": os.getpid(),
             "uptime_seconds": round(time.monotonic() - self._began, 1),
             "now": _iso(datetime.now(UTC)),
-            "cache": stats._asdict() | self._limits,
+            "cache": stats._asdict() | {"hits": stats.hits} | self._limits,
             "expiry_seconds": self._expiry,
             "upstream": {
                 "pause_seconds": round(self._pause.left, 1),

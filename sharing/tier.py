@@ -23,7 +23,7 @@ import secrets
 import threading
 import time
 import weakref
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from hashlib import blake2b
 from typing import Any, NamedTuple
 
@@ -70,7 +70,7 @@ local left = math.min(tonumber(ARGV[1]), ARGV[2] - now - 1)
 if left > redis.call('pttl', KEYS[1]) then redis.call('set', KEYS[1], '', 'px', left) end
 return left"""
 
-LoadMany = Callable[[list[str], float], Mapping[str, Loaded]]
+LoadMany = Callable[[list[str], float], Iterator[tuple[str, Loaded]]]  # until a moment of `time.monotonic`
 
 
 class _Locks(NamedTuple):
@@ -125,42 +125,41 @@ class SharedTier:
         _tiers.discard(self)
         self._link.close()
 
-    def wrap(self, load: LoadMany) -> Callable[..., dict[str, Loaded]]:
+    def wrap(self, load: LoadMany) -> LoadMany:
         """Return a load function for the cache that looks in Redis first, and asks `load` for the rest.
 
-        Both get the events, and how many seconds of their time-out are used up already.
+        Both get the events and a deadline, and yield each event as it comes.
         """
 
-        def wrapped(event_ids: list[str], waited: float = 0.0) -> dict[str, Loaded]:
-            patience = self._timeout - waited + BUDGET
-            return self._load(event_ids, lambda wanted, more: load(wanted, waited + more), patience)
+        def wrapped(event_ids: list[str], deadline: float) -> Iterator[tuple[str, Loaded]]:
+            return self._load(event_ids, load, deadline)
 
         return wrapped
 
-    def _load(self, event_ids: list[str], load: LoadMany, patience: float) -> dict[str, Loaded]:
+    def _load(self, event_ids: list[str], load: LoadMany, deadline: float) -> Iterator[tuple[str, Loaded]]:
         began = time.monotonic()
-        loaded: dict[str, Loaded] = {}
         wanted, wait, budget = list(event_ids), 0.0, Budget(BUDGET)
         while wanted:
             # Who waits for another's load does not wait for Redis, but at the very end.
             look = Budget(budget.left - wait) if wait else budget
             try:
-                if time.monotonic() - began > patience:
+                if time.monotonic() > deadline + BUDGET:
                     raise Lost  # whoever loads it should have ended
                 found, locks = self._look_up(wanted, began, look)
             except Lost:
                 self._count("alone", len(wanted))
-                return loaded | _ask(wanted, load, began)
+                yield from _ask(wanted, load, deadline, began)
+                return
             self._count("awaited" if wait else "found", len(found))
-            loaded |= found
+            for event_id, loaded in found.items():
+                yield event_id, loaded._replace(source="awaited" if wait else "shared")
             if locks.event_ids:
                 self._count("loaded", len(locks.event_ids))
-                loaded |= self._load_for_all(locks, load, began, look)
-            wanted = [event_id for event_id in wanted if event_id not in loaded]
+                yield from self._load_for_all(locks, load, deadline, began, look).items()
+            wanted = [event_id for event_id in wanted if event_id not in found and event_id not in locks.event_ids]
             if wanted:
                 wait = min(max((time.monotonic() - began) / 5, SHORTEST_WAIT), LONGEST_WAIT)
                 time.sleep(wait)
-        return loaded
 
     def _look_up(self, event_ids: list[str], began: float, budget: Budget) -> tuple[dict[str, Loaded], _Locks]:
         """Return what is there, and the locks of those that are now to be loaded here; the others are being loaded."""
@@ -195,13 +194,15 @@ class SharedTier:
             raise Lost from None
         return found, _Locks(missing, token, clock)
 
-    def _load_for_all(self, locks: _Locks, load: LoadMany, began: float, budget: Budget) -> Mapping[str, Loaded]:
+    def _load_for_all(
+        self, locks: _Locks, load: LoadMany, deadline: float, began: float, budget: Budget
+    ) -> Mapping[str, Loaded]:
         """Load the events whose locks are held, put the answers where all find them, and release the locks."""
         with self._lock:
             self._held |= dict.fromkeys(locks.event_ids, locks.token)
         loaded: Mapping[str, Loaded] = {}
         try:
-            loaded = _ask(locks.event_ids, load, began)
+            loaded = dict(_ask(locks.event_ids, load, deadline, began))
         finally:
             with self._lock:
                 for event_id in locks.event_ids:
@@ -250,11 +251,11 @@ def _start_anew() -> None:
 os.register_at_fork(after_in_child=_start_anew)
 
 
-def _ask(event_ids: list[str], load: LoadMany, began: float) -> dict[str, Loaded]:
+def _ask(event_ids: list[str], load: LoadMany, deadline: float, began: float) -> Iterator[tuple[str, Loaded]]:
     """Load, and date the answers back to `began`."""
     waited = time.monotonic() - began
-    loaded = load(event_ids, waited)
-    return {event_id: loaded[event_id]._replace(age=loaded[event_id].age - waited) for event_id in event_ids}
+    for event_id, loaded in load(event_ids, deadline):
+        yield event_id, loaded._replace(age=loaded.age - waited)
 
 
 def _until(until: float, now: float, clock: float) -> tuple[int, int]:

@@ -43,10 +43,15 @@ def make(upstream: Standin) -> Iterator[Make]:
         yield client
 
 
-def failure(client: Client, event_id: str) -> C42Error:
+def fetch(client: Client, event_id: str, seconds: float = 10.0) -> dict[str, Any]:
+    """Return the answer, for which there are so many seconds."""
+    return client.fetch(event_id, time.monotonic() + seconds)
+
+
+def failure(client: Client, event_id: str, seconds: float = 10.0) -> C42Error:
     """Return why there is no answer."""
     with pytest.raises(C42Error) as raised:
-        client.fetch(event_id)
+        fetch(client, event_id, seconds)
     return raised.value
 
 
@@ -57,9 +62,9 @@ def test_headers(make: Make, upstream: Standin) -> None:
     """Both calls carry the documented headers and the token, and nothing that an earlier answer set."""
     client = make()
     upstream.rule(headers={"Set-Cookie": "session=1; Path=/"})
-    client.fetch(EVENTS["plain"])
+    fetch(client, EVENTS["plain"])
     upstream.reset_counts()
-    client.fetch(EVENTS["empty"])
+    fetch(client, EVENTS["empty"])
     assert sorted(endpoint for endpoint, _, _ in upstream.requests) == sorted(ENDPOINTS)
     for _, target, headers in upstream.requests:
         assert headers["Accept"] == headers["Content-Type"] == "application/json"
@@ -73,7 +78,7 @@ def test_connections_are_kept(make: Make) -> None:
     with Standin(token=TOKEN) as upstream:
         client = make(base_url=upstream.base_url)
         for name in ("plain", "empty", "mixed", "duplicates"):
-            client.fetch(EVENTS[name])
+            fetch(client, EVENTS[name])
         assert 1 <= len(upstream._server.connections) <= 2
         assert upstream.calls() == 8
         client.close()
@@ -88,7 +93,7 @@ def test_netrc_does_not_replace_the_token(
     netrc.chmod(0o600)
     monkeypatch.setenv("HOME", str(tmp_path))
     monkeypatch.setenv("NETRC", str(netrc))
-    assert make().fetch(EVENTS["empty"])["names"] == []
+    assert fetch(make(), EVENTS["empty"])["names"] == []
     assert {headers["Authorization"] for _, _, headers in upstream.requests} == {f"Token {TOKEN}"}
 
 
@@ -109,7 +114,7 @@ def test_proxy(make: Make, upstream: Standin, monkeypatch: pytest.MonkeyPatch) -
         assert (upstream.calls(), len(proxy.requests)) == (0, proxy.calls())
         monkeypatch.setenv("NO_PROXY", "127.0.0.1")
         seen = proxy.calls()
-        assert make().fetch(EVENTS["plain"])["names"]
+        assert fetch(make(), EVENTS["plain"])["names"]
         assert proxy.calls() <= seen + 1  # the second call of the first client may be late
 
 
@@ -254,10 +259,10 @@ def test_what_is_read_leniently(make: Make, upstream: Standin) -> None:
         coding = {"Content-Encoding": "gzip"} if change is gzip.compress else {}
         upstream.rule("events", body=change(body), headers=coding, content_type="text/plain")
         upstream.rule("event-subscriptions", body=change(page), headers=coding)
-        assert make().fetch(event_id) == {"id": event_id, "title": "", "names": ["A"]}
+        assert fetch(make(), event_id) == {"id": event_id, "title": "", "names": ["A"]}
     upstream.clear_rules()
     upstream.rule(body=7)
-    assert make().fetch(EVENTS["plain"])["names"] == ["API", "Arthur", "Ella"]
+    assert fetch(make(), EVENTS["plain"])["names"] == ["API", "Arthur", "Ella"]
 
 
 @pytest.mark.parametrize(
@@ -274,7 +279,7 @@ def test_what_is_read_leniently(make: Make, upstream: Standin) -> None:
 def test_a_page_fails(make: Make, upstream: Standin, fault: dict[str, Any], status: int, offset: int) -> None:
     """Where one of many pages fails, that failure is the answer."""
     upstream.rule("event-subscriptions", offset=offset, **fault)
-    assert failure(make(timeout=0.3), EVENTS["big"]).status == status
+    assert failure(make(timeout=0.3), EVENTS["big"], 0.3).status == status
 
 
 def test_fewer_rows_than_promised(make: Make, upstream: Standin) -> None:
@@ -290,7 +295,7 @@ def test_many_pages_at_once(make: Make, upstream: Standin) -> None:
     for number in range(1, 25):
         upstream.rule("event-subscriptions", event_id, offset=100 * number, gate=gate)
     client, answers = make(), list[Any]()
-    thread = threading.Thread(target=lambda: answers.append(client.fetch(event_id)))
+    thread = threading.Thread(target=lambda: answers.append(fetch(client, event_id)))
     thread.start()
     gate.wait_for(16)
     assert upstream.calls("event-subscriptions", event_id) == 17
@@ -320,7 +325,7 @@ def test_not_found_does_not_wait(make: Make, upstream: Standin) -> None:
     """An event that is not found is answered while the other call hangs."""
     gate = Gate()
     upstream.rule("event-subscriptions", gate=gate)
-    error = failure(make(timeout=60), EVENTS["unknown"])
+    error = failure(make(timeout=60), EVENTS["unknown"], 60)
     assert (error.status, error.definite) == (404, True)
     gate.open()
 
@@ -341,7 +346,7 @@ def test_time_out(make: Make, upstream: Standin, endpoint: str, fault: dict[str,
     """Nothing that the upstream does holds a call beyond the deadline."""
     upstream.rule(endpoint, **fault)
     asked = time.monotonic()
-    error = failure(make(timeout=0.2), EVENTS["plain"])
+    error = failure(make(timeout=0.2), EVENTS["plain"], 0.2)
     assert time.monotonic() - asked < 0.2 + 0.5
     assert isinstance(error, TimedOut)
     assert (error.status, error.definite, error.upstream_status) == (504, False, 0)
@@ -416,7 +421,7 @@ def test_pause_ends(make: Make, upstream: Standin) -> None:
     upstream.rule("events", times=1, status=429)
     assert isinstance(failure(client, EVENTS["plain"]), Paused)
     until(lambda: not pause.left)
-    assert client.fetch(EVENTS["mixed"])["names"] == ["API", "Tess", "Bram"]
+    assert fetch(client, EVENTS["mixed"])["names"] == ["API", "Tess", "Bram"]
 
 
 # Sockets
@@ -560,7 +565,7 @@ def test_token_in_titles_and_names(make: Make, upstream: Standin, caplog: pytest
     event_id = new_id()
     upstream.add_event(event_id, title=f"<{TOKEN}>", names=[TOKEN, f"A{TOKEN}B{TOKEN}"])
     with caplog.at_level(logging.DEBUG):
-        answer = make().fetch(event_id)
+        answer = fetch(make(), event_id)
     assert answer == {"id": event_id, "title": "<***>", "names": ["***", "A***B***"]}
     assert TOKEN not in caplog.text
 
