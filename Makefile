@@ -9,7 +9,7 @@ BENCH_ENV := $(VENV)/.bench
 VERSIONS := 3.11 3.12 3.13 3.14 3.15
 PIP_INSTALL = $(BIN)/pip install --quiet --disable-pip-version-check
 
-.PHONY: help demo run check-service test test-deploy test-all check soak lock bench clean
+.PHONY: help demo run check-service test test-deploy test-all check soak mutants lock bench clean
 
 help:  ## show this list
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/^([a-z-]+):.*## /  make \1\t/' | expand -t 24
@@ -46,6 +46,9 @@ check: $(DEV_ENV)  ## lint, check the format and the types
 
 soak: $(DEV_ENV)  ## traffic, faults and outages for ten minutes, every answer checked; SOAK=60: for that many seconds
 	@$(BIN)/python -m tests.soak --seconds $(or $(SOAK),600)
+
+mutants: $(DEV_ENV)  ## change the code in small ways and count what no test notices; FILE=cache.py: only there
+	@$(BIN)/python -m tests.mutants $(FILE)
 
 lock: $(DEPLOY_ENV)  ## pin the newest versions of what deployment installs in requirements.lock
 	@grep -hvE '^(#|pytest)' requirements.txt requirements-redis.txt | $(BIN)/uv pip compile --quiet --upgrade \
