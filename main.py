@@ -6,14 +6,12 @@ import os
 import sys
 import time
 from collections.abc import Callable, Mapping
-from functools import partial
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 from flask import Flask, Response, request, send_file
 
-from answers import EVENT, EVENTS, fastpath, rules
+from answers import EVENT, EVENTS, hits, rules
 from answers import response as answers
-from answers.fastpath import App
 from answers.loading import Load, loader
 from c42client import Client
 from cache import Cache, Found
@@ -21,9 +19,9 @@ from cache import clock as default_clock
 from calendar42 import ids
 from calendar42.pause import Pause
 from operations import VERSION, check, health, logs, settings, status_page
-from operations.metrics import Metrics
+from operations.metrics import NO_ROUTE, Metrics
 from operations.settings import Settings, SettingsError
-from serving import server
+from serving.server import Server
 from standin import EVENTS as MADE_UP
 from standin import SHOWN, Standin
 
@@ -37,6 +35,8 @@ class Parts(NamedTuple):
     client: Client
     load: Load
     metrics: Metrics
+    immediate: Callable[[hits.Request], hits.Answer | None]  # answers hits in the event loop, without the app
+    refusal: Callable[[int, str], hits.Answer]  # answers what the server refuses, by status and message
 
 
 def create_app(
@@ -68,21 +68,20 @@ def create_app(
     @app.get(f"{EVENT}/")
     def event(event_id: str) -> Response:
         found = find([ids.check(event_id)])[event_id]
-        return _respond(answers.render(found, request.environ))
+        return _respond(answers.render(found, request.headers.get("If-None-Match")))
 
     @app.get(EVENTS)
     @app.get(f"{EVENTS}/")
     def events() -> Response:
         wanted = ids.read_list(request.args.getlist("event_ids"))
-        return _respond(answers.render_many(find(wanted), request.environ))
+        return _respond(answers.render_many(find(wanted), request.headers.get("If-None-Match")))
 
     @app.get("/openapi.json")
     def contract() -> Response:
         return send_file("operations/openapi.json")
 
-    fast = fastpath.before(app.wsgi_app, cache, config.cors_origins, parts.metrics.served)
-    logged = health.RequestLog(fast) if log.isEnabledFor(logging.DEBUG) else fast
-    app.wsgi_app = logged  # type: ignore[method-assign, assignment]  # as Flask's documentation has it
+    if log.isEnabledFor(logging.DEBUG):
+        app.wsgi_app = health.log_requests(app.wsgi_app)  # type: ignore[method-assign, assignment]  # as Flask says
     return app
 
 
@@ -118,7 +117,16 @@ def _parts(config: Settings, client: Client | None, clock: Callable[[], float], 
         observe_fault=metrics.faulted,
     )
     load = loader(client, expiry=config.expiry, fault_expiry=config.fault_expiry)
-    return Parts(cache, client, tier.wrap(load) if tier else load, metrics)
+
+    def refusal(status: int, message: str) -> hits.Answer:
+        metrics.responded(NO_ROUTE, str(status))
+        line, headers, body = answers.error(status, message, [])
+        return answers.serialize(line, headers), body
+
+    immediate = hits.immediate(cache, config.cors_origins, metrics.served)
+    if log.isEnabledFor(logging.DEBUG):
+        immediate = health.log_hits(immediate)
+    return Parts(cache, client, tier.wrap(load) if tier else load, metrics, immediate, refusal)
 
 
 def _respond(answer: answers.Response) -> Response:
@@ -154,22 +162,25 @@ def _serve(environ: Mapping[str, str], greeting: Callable[[str], str] = lambda u
     except SettingsError as error:
         logs.complain(error.lines, form)
         return 2
+    url = f"http://{f'[{config.host}]' if ':' in config.host else config.host}:{config.port}"
     try:
-        address = server.find_address(config.host, config.port)
+        server = Server(config.host, config.port)
     except OSError as error:
-        logs.complain([f"cannot listen on {server.url(config)}: {error.strerror}; see C42_HOST and C42_PORT"], form)
+        logs.complain([f"cannot listen on {url}: {error.strerror}; see C42_HOST and C42_PORT"], form)
         return 1
-    print(greeting(server.url(config)), end="", flush=True)
-    return server.serve(partial(_build, config), config, address)
-
-
-def _build(config: Settings, stopping: Any) -> App:
-    """Make the service in the process that will serve it, which may be a new one."""
-    logs.configure(config.loglevel, config.logformat, config.token)
-    server.depend_on_parent()
-    os.environ.pop("C42_TOKEN", None)  # or Granian hands it on with every request
-    log.info("serving on %s", server.url(config))
-    return create_app(config, stopping=lambda: bool(stopping.value)).wsgi_app
+    app = create_app(config, stopping=lambda: server.stopping)
+    parts: Parts = app.extensions["c42c"]
+    log.info("serving on %s", url)
+    print(greeting(url), end="", flush=True)
+    server.serve(
+        app.wsgi_app,
+        immediate=parts.immediate,
+        refusal=parts.refusal,
+        threads=config.threads,
+        drain=config.drain,
+        patience=config.timeout + 1,
+    )
+    return 0
 
 
 def _greeting(url: str) -> str:
@@ -192,4 +203,7 @@ def _parser() -> argparse.ArgumentParser:
 
 
 if __name__ == "__main__":
-    sys.exit(main(sys.argv[1:], os.environ))
+    status = main(sys.argv[1:], os.environ)
+    logging.shutdown()
+    sys.stdout.flush()
+    os._exit(status)  # rather than wait for threads that wait for Calendar42

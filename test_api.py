@@ -104,9 +104,7 @@ def quiet() -> Iterator[tuple[Service, Standin]]:
         yield service, upstream
 
 
-@pytest.mark.parametrize(
-    "path", ["/nothing", f"{PREFIX}a/b", f"{PREFIX}/a", f"{PREFIX}a//", "/static/a", "/..", "nothing"]
-)
+@pytest.mark.parametrize("path", ["/nothing", f"{PREFIX}a/b", f"{PREFIX}/a", f"{PREFIX}a//", "/static/a", "/.."])
 def test_unknown_path(quiet: tuple[Service, Standin], path: str) -> None:
     """A path that is not there is a 404 in the envelope, and no redirect."""
     service, upstream = quiet

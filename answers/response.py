@@ -33,8 +33,8 @@ Headers = list[tuple[str, str]]
 Response = tuple[str, Headers, bytes]
 
 
-def render(found: Found, environ: Mapping[str, Any]) -> Response:
-    """Make the response of what the cache gave, to the request of `environ`.
+def render(found: Found, condition: str | None) -> Response:
+    """Make the response of what the cache gave; `condition` is the request's If-None-Match.
 
     What is kept for the full expiry may be kept by others until then, counted from the load: a browser takes the
     time that it waited for an answer off `max-age` by itself, and `Age` is for who did not wait for the whole load.
@@ -56,10 +56,10 @@ def render(found: Found, environ: Mapping[str, Any]) -> Response:
     if status != 200:
         return f"{status} {phrase(status)}", headers, body
     headers.append(("ETag", etag))
-    return _conditional(etag, headers, body, environ) if "HTTP_IF_NONE_MATCH" in environ else ("200 OK", headers, body)
+    return _conditional(etag, headers, body, condition)
 
 
-def render_many(found: Mapping[str, Found], environ: Mapping[str, Any]) -> Response:
+def render_many(found: Mapping[str, Found], condition: str | None) -> Response:
     """Make the response of what the cache gave for a list of events, which others may keep as long as all of it.
 
     Each element is byte for byte what the route of one event answers.
@@ -82,7 +82,7 @@ def render_many(found: Mapping[str, Found], environ: Mapping[str, Any]) -> Respo
     headers.append(("Cache-Status", _cache_status(set(map(_source, found.values())), "", kept, min(left))))
     etag = make_etag(body)
     headers.append(("ETag", etag))
-    return _conditional(etag, headers, body, environ)
+    return _conditional(etag, headers, body, condition)
 
 
 def error(status: int, message: str, headers: Headers) -> Response:
@@ -92,7 +92,12 @@ def error(status: int, message: str, headers: Headers) -> Response:
     return f"{status} {phrase(status)}", fixed + headers, body
 
 
-def cors(origins: frozenset[str], environ: Mapping[str, Any]) -> Headers:
+def serialize(status: str, headers: Headers) -> bytes:
+    """Return status line and header lines as they go over the wire, each with its CRLF."""
+    return "\r\n".join([f"HTTP/1.1 {status}", *(f"{name}: {text}" for name, text in headers), ""]).encode("latin-1")
+
+
+def cors(origins: frozenset[str], origin: str, method: str) -> Headers:
     """Return the headers that let a browser hand an answer to a page of one of `origins` (`*`: of any).
 
     Source: the Fetch standard. No credentials are ever asked for, so the star may stand for everybody.
@@ -100,18 +105,18 @@ def cors(origins: frozenset[str], environ: Mapping[str, Any]) -> Headers:
     if not origins:
         return []
     anybody = "*" in origins
-    origin = "*" if anybody else environ.get("HTTP_ORIGIN", "")
+    origin = "*" if anybody else origin
     headers = [] if anybody else [("Vary", "Origin")]
     if origin in origins:
         headers += [("Access-Control-Allow-Origin", origin), _EXPOSED]
-        if environ["REQUEST_METHOD"] == "OPTIONS":
+        if method == "OPTIONS":
             headers += _PREFLIGHT
     return headers
 
 
-def _conditional(etag: str, headers: Headers, body: bytes, environ: Mapping[str, Any]) -> Response:
+def _conditional(etag: str, headers: Headers, body: bytes, condition: str | None) -> Response:
     """Make a 200 of it, or a 304 where the client has it already (RFC 9110, 13.1.2 and 15.4.5)."""
-    if (wanted := environ.get("HTTP_IF_NONE_MATCH")) and parse_etags(wanted).contains_weak(etag[1:-1]):
+    if condition and parse_etags(condition).contains_weak(etag[1:-1]):
         return "304 Not Modified", headers[2:], b""  # without type and length, the first two: it has no body
     return "200 OK", headers, body
 

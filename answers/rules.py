@@ -26,7 +26,7 @@ def register(app: Flask, *, origins: frozenset[str]) -> None:
         if request.method == "OPTIONS" and response.status_code == 200:
             response.status_code = 204
             del response.headers["Content-Type"]
-        response.headers.extend(answers.cors(origins, request.environ))
+        response.headers.extend(answers.cors(origins, request.headers.get("Origin", ""), request.method))
         return response
 
 

@@ -13,7 +13,6 @@ import json
 import math
 import sys
 from collections.abc import Callable, Iterable
-from functools import partial
 from pathlib import Path
 from threading import Lock
 from typing import Any
@@ -27,7 +26,7 @@ from bench.machine import PREFIX, TOKEN
 from c42client import Client
 from calendar42.errors import Rejected
 from operations import settings
-from serving import server
+from serving.server import Server
 
 LIFETIME = 36000  # seconds: nothing expires in a run
 UNKNOWN = json.dumps({"error": {"status_code": 404, "message": "Event not found", "code": "NOT_FOUND"}}).encode()
@@ -120,14 +119,6 @@ def filled(argument: str, config: settings.Settings) -> Any:
     return app
 
 
-def build(kind: str, argument: str, config: settings.Settings, _stopping: Any) -> Any:
-    """Make the app in the process that serves it."""
-    server.depend_on_parent()
-    if kind == "filled":
-        return filled(argument, config)
-    return {"constant": constant, "flask-caching": flask_caching, "requests-cache": requests_cache}[kind](argument)
-
-
 def run(kind: str, port: str, argument: str) -> int:
     """Serve until told to stop."""
     if kind == "plain":
@@ -137,7 +128,16 @@ def run(kind: str, port: str, argument: str) -> int:
     config = settings.read(
         {"C42_TOKEN": TOKEN, "C42_PORT": port, "C42_EXPIRY": str(LIFETIME / 60), "C42_MAX_ENTRIES": most}
     )
-    return server.serve(partial(build, kind, argument, config), config, config.host)
+    server = Server(config.host, config.port)
+    app: Any
+    if kind == "filled":
+        app = filled(argument, config)
+        on_loop = app.extensions["c42c"]._asdict()
+    else:
+        app = {"constant": constant, "flask-caching": flask_caching, "requests-cache": requests_cache}[kind](argument)
+        on_loop = {"immediate": lambda _: None, "refusal": lambda *_: (b"HTTP/1.1 400 Bad Request\r\n", b"")}
+    server.serve(app, **on_loop, threads=config.threads, drain=0, patience=config.timeout)
+    return 0
 
 
 if __name__ == "__main__":

@@ -13,7 +13,7 @@ from flask import Flask, Response, request
 from prometheus_client.exposition import CONTENT_TYPE_LATEST, generate_latest
 
 from answers import response as answers
-from answers.fastpath import App
+from answers.hits import Answer, Request
 from answers.value import JSON
 from operations.metrics import NO_ROUTE, Metrics
 
@@ -69,19 +69,39 @@ def _respond(status: int, body: bytes, content_type: str) -> Response:
     return Response(body, status, [("Content-Type", content_type), answers.NO_STORE, answers.NOSNIFF])
 
 
-class RequestLog:
-    """WSGI middleware that logs every request, for the level DEBUG; at any other it is not there at all."""
+App = Callable[[dict[str, Any], Callable[..., Any]], Iterable[bytes]]
+Immediate = Callable[[Request], Answer | None]
 
-    def __init__(self, app: App) -> None:
-        self._app = app
 
-    def __call__(self, environ: dict[str, Any], start_response: Callable[..., Any]) -> Iterable[bytes]:
+def log_requests(app: App) -> App:
+    """Return WSGI middleware that logs every request to `app`, for the level DEBUG."""
+
+    def serve(environ: dict[str, Any], start_response: Callable[..., Any]) -> Iterable[bytes]:
         began = time.monotonic()
 
         def start(status: str, headers: answers.Headers, *exc_info: Any) -> Any:
-            method, path, seconds = environ["REQUEST_METHOD"], environ["PATH_INFO"], time.monotonic() - began
-            fields = {"method": method, "path": path, "status": int(status[:3]), "seconds": round(seconds, 4)}
-            log.debug("request %s %r %s %.1f ms", method, path, status[:3], seconds * 1000, extra={"fields": fields})
+            _log_request(environ["REQUEST_METHOD"], environ["PATH_INFO"], status[:3], began)
             return start_response(status, headers, *exc_info)
 
-        return self._app(environ, start)
+        return app(environ, start)
+
+    return serve
+
+
+def log_hits(immediate: Immediate) -> Immediate:
+    """Return `immediate`, which also logs the requests that it answers, for the level DEBUG."""
+
+    def answer(request: Request) -> Answer | None:
+        began = time.monotonic()
+        answered = immediate(request)
+        if answered:
+            _log_request(request.method, request.path, answered[0][9:12].decode(), began)
+        return answered
+
+    return answer
+
+
+def _log_request(method: str, path: str, status: str, began: float) -> None:
+    seconds = time.monotonic() - began
+    fields = {"method": method, "path": path, "status": int(status), "seconds": round(seconds, 4)}
+    log.debug("request %s %r %s %.1f ms", method, path, status, seconds * 1000, extra={"fields": fields})

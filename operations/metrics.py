@@ -14,7 +14,6 @@ import time
 from collections import Counter, deque
 from collections.abc import Callable, Iterator, Sequence
 from datetime import UTC, datetime
-from itertools import count
 from typing import Any
 
 from prometheus_client import CollectorRegistry, Histogram, ProcessCollector
@@ -35,32 +34,6 @@ FAULTS_KEPT = 20
 CALLS_PER_LOAD = 2  # at least
 BUCKETS = (0.025, 0.05, 0.1, 0.2, 0.3, 0.5, 0.75, 1, 1.5, 2, 3, 5, 10, 30)  # seconds
 NO_ROUTE = "other"
-
-
-class Tally(dict[str, "count[int]"]):
-    """Counts by name, for the hit path: `next(tally[name])` counts one, and takes no lock, which would cost far more.
-
-    One step of an `itertools.count` can't be torn apart; reading takes a step as well, and leaves those out.
-    """
-
-    def __init__(self) -> None:
-        super().__init__()
-        self._lock = threading.Lock()  # guards _reads, and making a count
-        self._reads: dict[str, int] = {}
-
-    def __missing__(self, name: str) -> "count[int]":
-        with self._lock:
-            return self.setdefault(name, count())
-
-    def read(self) -> dict[str, int]:
-        """Return how many were counted of each."""
-        values = {}
-        with self._lock:
-            for name, steps in self.items():
-                reads = self._reads.get(name, 0)
-                self._reads[name] = reads + 1
-                values[name] = next(steps) - reads
-        return values
 
 
 class Metrics(Collector):
@@ -84,7 +57,7 @@ class Metrics(Collector):
         self._tier = tier
         self.stopping = stopping
         self._began = time.monotonic()
-        self.served = Tally()  # answers of the fast path, by status line
+        self.served: Counter[str] = Counter()  # hits answered in the event loop, by status; only its thread writes
         self._lock = threading.Lock()
         self._responses: Counter[tuple[str, str]] = Counter()  # route and status
         self._calls: Counter[tuple[str, int]] = Counter()  # endpoint and status
@@ -170,8 +143,8 @@ class Metrics(Collector):
         with self._lock:
             calls = dict(self._calls)
             responses = self._responses.copy()
-        for line, served in self.served.read().items():
-            responses[EVENT, line[:3]] += served
+        for code, served in self.served.copy().items():
+            responses[EVENT, code] += served
         yield _counter(
             "c42_cache_requests",
             "Keys asked for, by what the cache made of them.",

@@ -1,1 +1,1 @@
-"""The server."""
+"""HTTP/1.1 on sockets, with a WSGI app behind it. Knows nothing of what is served."""

@@ -23,7 +23,7 @@ from flask.testing import FlaskClient
 
 import main
 from operations import settings
-from standin import EVENTS, Gate, Standin
+from standin import EVENTS, Standin
 
 ROOT = Path(__file__).parent.parent
 TOKEN = "0123456789abcdef-a-token-for-tests"
@@ -52,12 +52,6 @@ def at_once(*actions: Callable[[], T]) -> list[T]:
     """Do all `actions` at once, each in a thread of its own, and return what each of them did, in their order."""
     with ThreadPoolExecutor(len(actions)) as pool:
         return [future.result() for future in [pool.submit(action) for action in actions]]
-
-
-def serving(service: "Service") -> list[int]:
-    """Return the ids of the processes that `service` has started."""
-    pid = service.process.pid
-    return [int(child) for child in Path(f"/proc/{pid}/task/{pid}/children").read_text().split()]
 
 
 class Raw(NamedTuple):
@@ -128,19 +122,6 @@ class Service:
     def connect(self) -> socket.socket:
         """Open a connection."""
         return socket.create_connection(("127.0.0.1", self.port), timeout=PATIENCE)
-
-    def gather(self, gate: Gate, count: int) -> None:
-        """Wait until `count` calls for requests of this service stand at `gate`.
-
-        About once in 200 starts Granian's pool counts one thread too many: of a burst, the last request is begun only
-        when another one comes (see the README's limits). So one more comes, where that happens.
-        """
-        try:
-            gate.wait_for(count, timeout=3)
-        except TimeoutError:
-            with self.connect() as sock:
-                sock.sendall(b"GET /livez HTTP/1.1\r\nHost: c42c\r\nConnection: close\r\n\r\n")
-                gate.wait_for(count)
 
     def raw(self, target: bytes, method: bytes = b"GET", *headers: bytes) -> Raw:
         """Send a request line as it is, without any client's view of what an address may be."""

@@ -5,40 +5,37 @@ import random
 import re
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
-from functools import partial
 from typing import Any
 
 import pytest
-from flask import Flask
-from werkzeug.test import EnvironBuilder
 
+from serving.connection import Answer
+from serving.request import parse
+from serving.wsgi import call, make_environ
 from standin import EVENTS, Gate, Standin
 from tests.fixtures import PREFIX, Inside, Service, listed, load_outcomes, new_events, new_id, until
 from tests.reading import cache_status, lifetime
 
 PAGE = "https://app.example.com"
 MakeInside = Callable[..., Inside]
-Answer = tuple[str, list[tuple[str, str]], bytes]
 
-# Fast path and route
-
-
-def ask(app: Callable[..., Any], environ: dict[str, Any]) -> Answer:
-    """Call a WSGI app, and return status line, headers in their order and body."""
-    began: list[tuple[str, list[tuple[str, str]]]] = []
-    chunks = app(dict(environ), lambda status, headers, *_: began.append((status, list(headers))))
-    body = b"".join(chunks)
-    if hasattr(chunks, "close"):
-        chunks.close()
-    ((status, headers),) = began
-    return status, headers, body
+# Hits and the route
 
 
-def requests_of(ids: dict[str, str], etag: str) -> Iterator[dict[str, Any]]:
+def ask(service: Inside, raw: bytes) -> tuple[Answer | None, Answer]:
+    """Return the immediate answer to a request, None where there is none, and the route's."""
+    request = parse(raw)
+    immediate = service.app.extensions["c42c"].immediate(request)
+    if immediate and request.method == "HEAD":
+        immediate = immediate[0], b""  # the connection sends no body
+    return immediate, call(service.app.wsgi_app, make_environ(request, b"", "127.0.0.1", ("127.0.0.1", 80)))
+
+
+def requests_of(ids: dict[str, str], etag: str) -> Iterator[bytes]:
     """Make requests of every kind."""
     paths = [f"{PREFIX}{event_id}{slash}" for event_id, slash in zip(ids.values(), itertools.cycle(["", "/"]))]
-    paths += [f"{PREFIX}{ids[name]}{slash}" for name in ("ok", "negative") for slash in ("", "/")]
-    paths += [f"{PREFIX}{ids['ok']}//", f"{PREFIX}not%20an%20id", f"{PREFIX}{ids['ok']}%2F", f"{PREFIX}{ids['ok']}?x=1"]
+    paths += [f"{PREFIX}{ids[name]}{slash}" for name in ("ok", "negative") for slash in ("", "/", "//", "%2F", "?x=1")]
+    paths += [f"{PREFIX}not%20an%20id", f"{PREFIX}%61", PREFIX, PREFIX[:-1], "/", "/livez"]
     conditions = [
         None,
         etag,
@@ -54,50 +51,40 @@ def requests_of(ids: dict[str, str], etag: str) -> Iterator[dict[str, Any]]:
     for method, path in itertools.product(["GET", "HEAD", "OPTIONS", "POST", "BREW"], paths):
         for condition, origin in itertools.product(conditions if method in ("GET", "HEAD") else ("*",), origins):
             headers = {"If-None-Match": condition, "Origin": origin, "Accept": "text/html", "Range": "bytes=0-1"}
-            path_only, _, query = path.partition("?")
-            builder = EnvironBuilder(
-                path_only,
-                query_string=query,
-                method=method,
-                headers=[(name, value) for name, value in headers.items() if value is not None],
-            )
-            yield builder.get_environ()
+            lines = [f"{name}: {value}" for name, value in headers.items() if value is not None]
+            yield "\r\n".join([f"{method} {path} HTTP/1.1", "Host: c42c", *lines, "", ""]).encode()
 
 
 @pytest.mark.parametrize("origins", ["", PAGE, "*"])
-def test_fast_path_answers_as_the_route_does(inside: MakeInside, upstream: Standin, origins: str) -> None:
-    """Whatever is asked for, the fast path's answer is the route's, byte for byte and header for header."""
+def test_immediate_answers_are_the_routes(inside: MakeInside, upstream: Standin, origins: str) -> None:
+    """Whatever is asked for: an immediate answer is the route's, byte for byte, and every hit has one."""
     service = inside(C42_CORS_ORIGINS=origins)
     ids = load_outcomes(service, upstream)
     etag = service.event(ids["ok"]).headers["ETag"]
-    route = partial(Flask.wsgi_app, service.app)
     calls, statuses = upstream.calls("events"), set()  # of the other, one that nobody waits for may come late
     for age in (0.0, 3.3):
         service.clock.now += age
-        for environ in requests_of(ids, etag):
-            fast = ask(service.app.wsgi_app, environ)
-            assert fast == ask(route, environ), (environ["REQUEST_METHOD"], environ["PATH_INFO"], environ)
-            statuses.add(int(fast[0][:3]))
-            assert not fast[2] or environ["REQUEST_METHOD"] != "HEAD"
-            assert (fast[0][:3] == "304") <= (environ["PATH_INFO"].rstrip("/") == PREFIX + ids["ok"])
+        for raw in requests_of(ids, etag):
+            immediate, route = ask(service, raw)
+            assert immediate in (None, route), raw
+            is_hit = b"Cache-Status: c42c; hit" in route[0]
+            assert bool(immediate) == is_hit, raw
+            statuses.add(int(route[0][9:12]))
+            assert (b" 304 " in route[0]) <= is_hit
     assert statuses == {200, 204, 304, 400, 404, 405, 422, 429, 499, 500, 502, 599}
     assert upstream.calls("events") == calls, "all of it came from the cache"
 
 
-def test_fast_path_loads_as_the_route_does(inside: MakeInside, upstream: Standin) -> None:
-    """What is cold, and what has expired at this very instant, is loaded and answered alike by fast path and route."""
-    services = [inside(C42_CORS_ORIGINS=PAGE) for _ in range(2)]
-    event_id = new_events(upstream, 1)[0]
-    for seconds in (0.0, 252.0, 251.0, 1.0):  # cold, expired, fresh, expired
-        for method, condition in (("GET", ""), ("HEAD", ""), ("GET", "*")):
-            headers = [("Origin", PAGE), ("If-None-Match", condition)]
-            builder = EnvironBuilder(PREFIX + event_id, method=method, headers=headers)
-            for service in services:
-                service.clock.now += seconds if method == "GET" and not condition else 0.0
-            fast, slow = services
-            answer = ask(fast.app.wsgi_app, builder.get_environ())
-            assert answer == ask(partial(Flask.wsgi_app, slow.app), builder.get_environ())
-    assert upstream.calls("events") == 2 * 3
+def test_only_hits_are_answered_at_once(inside: MakeInside, upstream: Standin) -> None:
+    """What is cold, and what has expired at this very instant, is left to the route."""
+    service, event_id = inside(), new_events(upstream, 1)[0]
+    get = f"GET {PREFIX}{event_id} HTTP/1.1\r\nHost: c42c\r\n\r\n".encode()
+    immediate = service.app.extensions["c42c"].immediate
+    for seconds, fresh in ((0.0, False), (0.0, True), (251.999999, True), (0.000001, False)):
+        service.clock.now += seconds
+        assert bool(immediate(parse(get))) == fresh
+        service.event(event_id)
+    assert upstream.calls("events") == 2
 
 
 # Lifetimes
@@ -306,7 +293,7 @@ def test_head_and_options_on_the_wire(service: Service, path: str) -> None:
     same = {"ETag", "Content-Type", "Content-Length", "Cache-Control", "X-Content-Type-Options"}
     assert [head.headers[name] for name in same] == [get.headers[name] for name in same]
     assert set(head.headers) == set(get.headers)
-    assert {"date", "cache-status"} <= set(get.headers)
+    assert {"Date", "Cache-Status"} <= set(get.headers)
     options = service.raw(target, b"OPTIONS")
     assert (options.status, options.body, options.headers["Content-Length"]) == (204, b"", None)
     allowed = {"GET", "HEAD", "OPTIONS"}

@@ -1,10 +1,8 @@
 """What operators see and run: metrics, health, logs, stopping, `--check` and what is in deploy/."""
 
 import json
-import os
 import re
 import shutil
-import signal
 import socket
 import ssl
 import subprocess
@@ -15,7 +13,6 @@ from contextlib import contextmanager
 from datetime import UTC, datetime, timedelta
 from email.utils import format_datetime
 from functools import partial
-from http.client import RemoteDisconnected
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 
@@ -27,9 +24,9 @@ from cache import Cache
 from calendar42.calls import Call
 from calendar42.pause import Pause
 from operations import check, health
-from operations.metrics import Metrics, Tally
+from operations.metrics import Metrics
 from standin import Gate, Standin
-from tests.fixtures import ROOT, TOKEN, Service, at_once, new_id, receive, serving, until
+from tests.fixtures import ROOT, TOKEN, Service, at_once, new_id, until
 
 PREFIX = "/events-with-subscriptions/"
 ENDPOINTS = ("/metrics", "/livez", "/readyz", "/healthz", "/status.json")
@@ -118,24 +115,6 @@ def test_numbers_add_up(start: Start, upstream: Standin) -> None:
     assert faults == [("events", 503)]
 
 
-def test_tally_loses_nothing() -> None:
-    """Counts taken without a lock are exact, while others read them."""
-    tally, begin = Tally(), threading.Barrier(9)
-
-    def count() -> None:
-        begin.wait()
-        for _ in range(5000):
-            next(tally["200 OK"])
-
-    def read() -> None:
-        begin.wait()
-        seen = [tally.read().get("200 OK", 0) for _ in range(500)]
-        assert seen == sorted(seen)
-
-    at_once(*[count] * 8, read)
-    assert tally.read() == {"200 OK": 40_000}
-
-
 def test_labels_are_bounded(service: Service) -> None:
     """No client can make a new series: paths that are not there, odd methods and queries all count as one."""
     service.get("/no-such-path")
@@ -173,7 +152,7 @@ def test_everything_answers_in_a_jam(start: Start, upstream: Standin) -> None:
     waiting = [threading.Thread(target=service.event, args=(new_id(),)) for _ in range(4)]
     for thread in waiting:
         thread.start()
-    service.gather(gate, 8)
+    gate.wait_for(8)
     assert service.event(new_id()).status_code == 503
     for path in ENDPOINTS:
         answer = service.get(path)
@@ -229,67 +208,6 @@ def test_endpoints_keep_secrets(service: Service, upstream: Standin) -> None:
         answer = service.get(path)
         told = [secret for secret in secrets if secret in answer.text + str(answer.headers)]
         assert (path, told) == (path, [])
-
-
-# Stopping
-
-
-@pytest.mark.parametrize("sig", [signal.SIGTERM, signal.SIGINT])
-def test_loses_none_of_fifty(start: Start, upstream: Standin, sig: signal.Signals) -> None:
-    """Told to stop with 50 requests under way, the service is no longer ready, takes no more, and answers all 50."""
-    service, gate = start(C42_TIMEOUT="10"), Gate()
-    event_ids = [new_id() for _ in range(50)]
-    for event_id in event_ids:
-        upstream.add_event(event_id, title=event_id)
-    upstream.rule(gate=gate)
-    (child,) = serving(service)
-    socks = [service.connect() for _ in event_ids]
-    kept = [service.connect() for _ in range(20)]
-    try:
-        for sock, event_id in zip(socks, event_ids, strict=True):
-            sock.sendall(f"GET {PREFIX}{event_id} HTTP/1.1\r\nHost: c42c\r\n\r\n".encode())
-        for sock in kept:
-            sock.sendall(b"GET /readyz HTTP/1.1\r\nHost: c42c\r\n\r\n")
-            assert receive(sock).status == 200
-        service.gather(gate, 100)
-        os.kill(child, signal.SIGSTOP)  # so that what is sent now comes before it hears of the end
-        service.process.send_signal(sig)
-        until(lambda: "stopping" in service.log, "the parent to hear it")
-        for sock in kept:
-            sock.sendall(b"GET /readyz HTTP/1.1\r\nHost: c42c\r\n\r\n")
-        os.kill(child, signal.SIGCONT)
-        assert {_status_or_end(sock) for sock in kept} <= {503, None}
-        until(lambda: _refused(service.port), "new connections to be refused")
-        gate.open()
-        answers = [receive(sock) for sock in socks]
-        assert [answer.status for answer in answers] == [200] * 50
-        assert [json.loads(answer.body)["title"] for answer in answers] == event_ids
-    finally:
-        for sock in socks + kept:
-            sock.close()
-    assert service.process.wait(20) == 0
-    assert [service.log.count(word) for word in ("serving on", "c42c stopping", "c42c stopped")] == [1, 1, 1]
-
-
-def _status_or_end(sock: socket.socket) -> int | None:
-    try:
-        return receive(sock).status
-    except (RemoteDisconnected, ConnectionResetError):
-        return None
-
-
-def _refused(port: int) -> bool:
-    with socket.socket() as sock:
-        return sock.connect_ex(("127.0.0.1", port)) != 0
-
-
-def test_what_does_not_finish_is_killed(start: Start) -> None:
-    """A serving process that does not end within C42_TIMEOUT and a second is killed."""
-    service = start(C42_TIMEOUT="0.1")
-    (child,) = serving(service)
-    os.kill(child, signal.SIGSTOP)
-    assert service.stop() == 0
-    assert not Path(f"/proc/{child}").exists()
 
 
 # Logs

@@ -11,7 +11,6 @@ import sys
 import time
 from collections.abc import Callable
 from functools import partial
-from pathlib import Path
 
 import pytest
 import requests
@@ -27,7 +26,6 @@ from tests.fixtures import (
     at_once,
     new_id,
     receive,
-    serving,
     until,
 )
 
@@ -94,7 +92,7 @@ def test_cannot_listen(service: Service) -> None:
 def test_no_host_of_ours(host: str) -> None:
     """A host that can't be found, or is another machine's, is an OSError with a reason to print."""
     with pytest.raises(OSError, match=r".") as raised:
-        server.find_address(host, 5000)
+        server.listen(host, 5000)
     assert raised.value.strerror
 
 
@@ -143,7 +141,7 @@ def test_stops_cleanly(start: Start, upstream: Standin, sig: signal.Signals) -> 
     socks = [service.connect() for _ in event_ids]
     for sock, event_id in zip(socks, event_ids, strict=True):
         sock.sendall(f"GET {PREFIX}{event_id} HTTP/1.1\r\nHost: c42c\r\n\r\n".encode())
-    service.gather(gate, 2 * len(event_ids))
+    gate.wait_for(2 * len(event_ids))
     os.killpg(service.process.pid, sig)  # as a terminal does it
     until(partial(free, service.port), "the port to be free")
     gate.open()
@@ -196,27 +194,52 @@ def test_second_interrupt_ends_at_once(start: Start, upstream: Standin) -> None:
     gate.open()
 
 
-@pytest.mark.skipif(not Path("/proc/self/task").exists(), reason="needs /proc to see processes")
-def test_ends_with_its_parent(start: Start) -> None:
-    """The serving process ends too, and lets the port go, when the process that looks after it is killed."""
-    service = start()
-    (child,) = serving(service)
-    service.process.kill()
-    assert service.process.wait(PATIENCE) == -signal.SIGKILL
-    until(partial(free, service.port), "the port to be free")
-    until(lambda: not Path(f"/proc/{child}").exists(), "the serving process to end")
+@pytest.mark.parametrize("sig", [signal.SIGTERM, signal.SIGINT])
+def test_loses_none_of_fifty(start: Start, upstream: Standin, sig: signal.Signals) -> None:
+    """Told to stop with 50 requests under way, the service takes no more, and answers all 50, and what came before."""
+    service, gate = start(C42_TIMEOUT="10"), Gate()
+    event_ids = [new_id() for _ in range(50)]
+    for event_id in event_ids:
+        upstream.add_event(event_id, title=event_id)
+    upstream.rule(gate=gate)
+    socks = [service.connect() for _ in event_ids]
+    kept = [service.connect() for _ in range(20)]
+    try:
+        for sock, event_id in zip(socks, event_ids, strict=True):
+            sock.sendall(f"GET {PREFIX}{event_id} HTTP/1.1\r\nHost: c42c\r\n\r\n".encode())
+        for sock in kept:
+            sock.sendall(b"GET /readyz HTTP/1.1\r\nHost: c42c\r\n\r\n")
+            assert receive(sock).status == 200
+        gate.wait_for(100)
+        service.process.send_signal(signal.SIGSTOP)  # so that what is sent now comes before it hears of the end
+        service.process.send_signal(sig)
+        for sock in kept:
+            sock.sendall(b"GET /readyz HTTP/1.1\r\nHost: c42c\r\n\r\n")
+        service.process.send_signal(signal.SIGCONT)
+        assert {receive(sock).status for sock in kept} <= {200, 503}
+        until(partial(free, service.port), "new connections to be refused")
+        gate.open()
+        answers = [receive(sock) for sock in socks]
+        assert [answer.status for answer in answers] == [200] * 50
+        assert [json.loads(answer.body)["title"] for answer in answers] == event_ids
+        assert {answer.headers["Connection"] for answer in answers} == {"close"}
+    finally:
+        for sock in socks + kept:
+            sock.close()
+    assert service.process.wait(PATIENCE) == 0
+    assert [service.log.count(word) for word in ("serving on", "c42c stopping", "c42c stopped")] == [1, 1, 1]
 
 
-@pytest.mark.skipif(not Path("/proc/self/task").exists(), reason="needs /proc to see processes")
-def test_serving_process_is_replaced(start: Start) -> None:
-    """A serving process that dies is replaced."""
-    service = start()
-    (child,) = serving(service)
-    os.kill(child, signal.SIGKILL)
-    until(lambda: serving(service) not in ([child], []), "another process")
-    service.wait_until_ready()
-    assert service.event(EVENTS["plain"]).status_code == 200
-    assert service.stop() == 0
+def test_what_does_not_finish_is_cut(start: Start, upstream: Standin) -> None:
+    """What has not finished after C42_TIMEOUT and a second is cut off: a client that never takes its answer."""
+    service, gate = start(C42_TIMEOUT="0.1"), Gate()
+    event_id = new_id()
+    upstream.add_event(event_id, names=["x" * 1000] * 3000)
+    with service.connect() as sock:
+        sock.sendall(f"GET {PREFIX}{event_id} HTTP/1.1\r\nHost: c42c\r\n\r\n".encode() * 20)
+        until(lambda: service.log.count("load event=") == 1)
+        assert service.stop() == 0
+    gate.open()
 
 
 def test_idle_connections(service: Service) -> None:
