@@ -54,10 +54,13 @@ class Rule:
     status: int | None = None  # alone: with the documented envelope
     body: str | bytes | int | None = None  # an int: the answer, chunked, behind so many MiB of blanks
     content_type: str = "application/json"
-    headers: dict[str, str] | None = None
+    headers: dict[str, str | None] | None = None  # None: leave it out
+    informational: int | None = None  # status of a 1xx response before the answer
     trickle_headers: float | None = None  # seconds after each byte, from the status line on
     trickle: float | None = None  # seconds after each byte of the body
     truncate: bool = False  # half the body under the right Content-Length, then the end
+    hang_halfway: bool = False  # half the body, then nothing
+    reset_halfway: bool = False  # half the body, then RST
     removed: bool = field(default=False, init=False)
 
     def remove(self) -> None:
@@ -75,12 +78,11 @@ class Rule:
         )
 
     def change(self, answer: Answer, call: Call) -> Answer:
-        """Return the right answer with whatever the rule replaces in it."""
+        """Return the right answer with the status and the body that the rule replaces."""
         if self.status is not None:
             is_missing = self.status == HTTPStatus.NOT_FOUND and call.named_ids
             answer = error(self.status, f"Event {call.named_ids[0]} not found" if is_missing else "")
         body = self.body.encode() if isinstance(self.body, str) else self.body
         if answer.status in (204, 304):  # these have none, and a client would take it for the next answer
             body = b""
-        headers = {**answer.headers, **(self.headers or {})}
-        return Answer(answer.status, body if isinstance(body, bytes) else answer.body, headers)
+        return Answer(answer.status, body if isinstance(body, bytes) else answer.body, answer.headers)

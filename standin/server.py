@@ -213,9 +213,11 @@ class _Handler(BaseHTTPRequestHandler):
         answer = rule.change(self.server.standin.right_answer(call), call)
         body, mebibytes = answer.body, rule.body if isinstance(rule.body, int) else 0
         framing = {"Transfer-Encoding": "chunked"} if mebibytes else {"Content-Length": str(len(body))}
-        headers = {"Content-Type": rule.content_type, **framing, **answer.headers}
+        headers = {"Content-Type": rule.content_type, **framing, **answer.headers, **(rule.headers or {})}
+        if rule.informational:
+            yield f"HTTP/1.1 {rule.informational} {responses.get(rule.informational, 'Unknown')}\r\n\r\n".encode()
         head = f"HTTP/1.1 {answer.status} {responses.get(answer.status, 'Unknown')}\r\n"
-        head += "".join(f"{name}: {value}\r\n" for name, value in headers.items())
+        head += "".join(f"{name}: {value}\r\n" for name, value in headers.items() if value is not None)
         yield from self._paced(f"{head}\r\n".encode(), rule.trickle_headers)
         if call.method == "HEAD":
             return
@@ -223,9 +225,14 @@ class _Handler(BaseHTTPRequestHandler):
             yield _MIB_OF_BLANKS
         if mebibytes:
             body = b"%x\r\n%b\r\n0\r\n\r\n" % (len(body), body)
+        half = body[: len(body) // 2]
+        if rule.hang_halfway or rule.reset_halfway:
+            yield from (half, b"")  # the second has the first one sent
+            self._wait(None) if rule.hang_halfway else self._reset()
+            return
         if rule.truncate:
             self.close_connection = True
-            body = body[: len(body) // 2]
+            body = half
         yield from self._paced(body, rule.trickle_headers if rule.trickle is None else rule.trickle)
 
     def _paced(self, data: bytes, pause: float | None) -> Iterator[bytes]:

@@ -1,0 +1,267 @@
+"""What comes out of each thing that can go wrong with a call to Calendar42: the design's table, row by row.
+
+Each row is tried at each of the two calls, for a single event and for a list, all four at once, each in a service of
+its own. Moving pages are in `test_client.py`.
+"""
+
+import gzip
+import json
+import ssl
+import threading
+import time
+from collections.abc import Iterator
+from contextlib import closing, contextmanager, suppress
+from datetime import UTC, datetime, timedelta
+from email.utils import format_datetime
+from functools import partial
+from http import HTTPStatus
+from pathlib import Path
+from socket import create_server
+from typing import Any
+
+import pytest
+
+from standin import Standin
+from tests.fixtures import Inside, MakeInside, at_once, listed, new_events
+from tests.reading import lifetime
+
+ENDPOINTS = ("events", "event-subscriptions")
+EXPIRY, FAULT_EXPIRY = 252.0, 6.0  # seconds: the defaults
+BAD_GATEWAY, GATEWAY_TIMEOUT = 502, 504
+
+FAULTS: dict[str, dict[str, Any]] = {
+    "reset before the headers": {"reset": True},
+    "reset in the body": {"reset_halfway": True},
+    "cut short": {"truncate": True},
+    "less than its length": {"headers": {"Content-Length": "9"}},
+    "chunked garbage": {"body": "garbage\r\n", "headers": {"Transfer-Encoding": "chunked", "Content-Length": None}},
+    "not gzip": {"headers": {"Content-Encoding": "gzip"}},
+    "gzip bomb": {"body": gzip.compress(b" " * 2**26), "headers": {"Content-Encoding": "gzip"}},
+    "8 MiB and more": {"body": 8},
+    "switching protocols": {"informational": 101},
+    "HTML": {"body": "<html></html>", "content_type": "text/html"},
+    "empty": {"body": ""},
+    "no UTF-8": {"body": b'{"data": ["\xff"]}'},
+    "nested": {"body": "[" * 100_000},
+    **{f"status {status}": {"status": status} for status in (201, 202, 206, 300, 301, 302, 303, 304, 307, 308)},
+    **{
+        f"shape {shape}": {"body": shape}
+        for shape in (
+            "null", "true", "42", '"data"', "[]", "{}", '{"data": null}', '{"data": {}}', '{"data": "events"}',
+            '{"data": [null]}', '{"data": [1]}', '{"data": [[]]}',
+        )
+    },
+}  # fmt: skip
+FAULTS_OF_EVENTS: dict[str, dict[str, Any]] = {
+    "another event": {"body": '{"data": [{"id": "another", "title": "Not asked for"}]}'},
+    "no id": {"body": '{"data": [{"title": "Whose?"}]}'},
+    "a title that is no text": {"body": '{"data": [{"id": "%s", "title": {"en": "Dinner"}}]}'},
+}
+FAULTS_OF_SUBSCRIPTIONS: dict[str, dict[str, Any]] = {
+    "no count": {"body": '{"meta_data": {}, "data": []}'},
+    "a count that is no number": {"body": '{"meta_data": {"count": "2"}, "data": []}'},
+    "a negative count": {"body": '{"meta_data": {"count": -1}, "data": []}'},
+    "more than 100,000": {"body": '{"meta_data": {"count": 100001}, "data": []}'},
+    "fewer than counted": {"body": '{"meta_data": {"count": 3}, "data": []}'},
+    "a name that is no text": {
+        "body": '{"meta_data": {"count": 1}, "data": [{"event_id": "%s", "subscriber": {"first_name": 1}}]}'
+    },
+}
+HANGS: dict[str, dict[str, Any]] = {
+    "hang before the headers": {"hang": True},
+    "hang in the body": {"hang_halfway": True},
+    "too late": {"delay": 1.0},
+    "trickle of headers": {"trickle_headers": 0.05},
+    "trickle of the body": {"trickle": 0.05},
+    "no number as its length": {"headers": {"Content-Length": "nine"}},
+    "more than it sends": {"headers": {"Content-Length": "99999"}},
+    "a chunk without an end": {"body": "ff\r\n{", "headers": {"Transfer-Encoding": "chunked", "Content-Length": None}},
+}
+STATUSES = sorted({*(status.value for status in HTTPStatus if status >= 400), 419, 499, 520, 599} - {429})
+DEFINITE = set(range(400, 500)) - {401, 403, 408, 429}
+
+
+def is_right(part: Any, event_id: str) -> bool:
+    """Say whether this is the right answer for an event of `new_events`."""
+    return bool(part == {"id": event_id, "title": f"Title {event_id}", "names": [f"{event_id} 0", f"{event_id} 1"]})
+
+
+def single(service: Inside, upstream: Standin, fault: dict[str, Any], status: int, kept: float, endpoint: str) -> None:
+    """One event: the error comes out, is kept as long as it should be, and then the service is right again."""
+    (event_id,) = new_events(upstream, 1)
+    rule = upstream.rule(endpoint, event_id, **named(fault, event_id))
+    began = time.monotonic()
+    answer: Any = service.event(event_id)
+    took = time.monotonic() - began
+    assert (answer.status_code, answer.json["error"]["status_code"]) == (status, status)
+    assert lifetime(answer) == (None if kept == FAULT_EXPIRY else pytest.approx(kept, abs=1))
+    assert upstream.calls(endpoint, event_id) == 1
+    assert upstream.calls(event_id=event_id) <= 2
+    rule.remove()
+    service.clock.now += kept - 0.01
+    assert service.event(event_id).data == answer.data
+    assert upstream.calls(endpoint, event_id) == 1
+    service.clock.now += 0.02 + took  # a fault is kept from when it was found
+    assert is_right(service.event(event_id).json, event_id)
+    assert upstream.calls(endpoint, event_id) == 2
+
+
+def in_list(service: Inside, upstream: Standin, fault: dict[str, Any], status: int, endpoint: str) -> None:
+    """A list: all its events have the error, nobody keeps it, and the service is right at once."""
+    event_ids = new_events(upstream, 2)
+    rules = [upstream.rule(endpoint, event_id, **named(fault, event_id)) for event_id in event_ids]
+    answer: Any = service.http.get(listed(event_ids))
+    assert {event_id: error["status_code"] for event_id, error in answer.json["errors"].items()} == dict.fromkeys(
+        event_ids, status
+    )
+    assert (answer.status_code, answer.json["data"], lifetime(answer)) == (200, [], None)
+    assert upstream.calls(endpoint, event_ids[0]) == 1
+    for rule in rules:
+        rule.remove()
+    assert is_right(service.event(event_ids[0]).json, event_ids[0])
+    again: Any = service.http.get(listed(event_ids))
+    assert [is_right(part, event_id) for part, event_id in zip(again.json["data"], event_ids, strict=True)]
+
+
+def named(fault: dict[str, Any], event_id: str) -> dict[str, Any]:
+    """Return a fault with the event's id where its body needs one."""
+    body = fault.get("body")
+    return fault | {"body": body.replace("%s", event_id)} if isinstance(body, str) else fault
+
+
+def everywhere(
+    inside: MakeInside,
+    upstream: Standin,
+    fault: dict[str, Any],
+    status: int,
+    kept: float,
+    endpoints: tuple[str, ...] = ENDPOINTS,
+    timeout: str = "10",
+) -> None:
+    """Try a fault at these calls, for a single event and for a list, all at once."""
+    services = [inside(C42_TIMEOUT=timeout) for _ in range(2 * len(endpoints))]
+    at_once(
+        *(partial(single, services.pop(), upstream, fault, status, kept, endpoint) for endpoint in endpoints),
+        *(partial(in_list, services.pop(), upstream, fault, status, endpoint) for endpoint in endpoints),
+    )
+
+
+@pytest.mark.parametrize("fault", FAULTS.values(), ids=FAULTS)
+def test_bad_gateway(inside: MakeInside, upstream: Standin, fault: dict[str, Any]) -> None:
+    """What is broken off, too large, redirected or undocumented is a 502, kept for C42_FAULT_EXPIRY."""
+    everywhere(inside, upstream, fault, BAD_GATEWAY, FAULT_EXPIRY)
+
+
+@pytest.mark.parametrize("fault", FAULTS_OF_EVENTS.values(), ids=FAULTS_OF_EVENTS)
+def test_wrong_events(inside: MakeInside, upstream: Standin, fault: dict[str, Any]) -> None:
+    """An event that is not the one asked for, or has no readable title, is a 502."""
+    single(inside(), upstream, fault, BAD_GATEWAY, FAULT_EXPIRY, "events")
+
+
+@pytest.mark.parametrize("fault", FAULTS_OF_SUBSCRIPTIONS.values(), ids=FAULTS_OF_SUBSCRIPTIONS)
+def test_wrong_subscriptions(inside: MakeInside, upstream: Standin, fault: dict[str, Any]) -> None:
+    """Subscriptions that can't be counted, are missing, or have no readable names are a 502, never half an answer."""
+    everywhere(inside, upstream, fault, BAD_GATEWAY, FAULT_EXPIRY, ("event-subscriptions",))
+
+
+@pytest.mark.parametrize("fault", HANGS.values(), ids=HANGS)
+def test_gateway_timeout(inside: MakeInside, upstream: Standin, fault: dict[str, Any]) -> None:
+    """No full answer within C42_TIMEOUT is a 504, kept for C42_FAULT_EXPIRY."""
+    everywhere(inside, upstream, fault, GATEWAY_TIMEOUT, FAULT_EXPIRY, timeout="0.3")
+
+
+@pytest.mark.parametrize("status", STATUSES)
+def test_passed_through(inside: MakeInside, upstream: Standin, status: int) -> None:
+    """Every 4xx and 5xx is passed through: definite refusals are kept for C42_EXPIRY, the others as faults."""
+    everywhere(inside, upstream, {"status": status}, status, EXPIRY if status in DEFINITE else FAULT_EXPIRY)
+
+
+def http_date(seconds: float) -> str:
+    """Return the date so many seconds from now, as HTTP writes it."""
+    return format_datetime(datetime.now(UTC) + timedelta(seconds=seconds), usegmt=True)
+
+
+@pytest.mark.parametrize(
+    ("retry_after", "kept"),
+    [
+        (lambda: None, FAULT_EXPIRY),
+        (lambda: "soon", FAULT_EXPIRY),
+        (lambda: "0", FAULT_EXPIRY),
+        (lambda: "60", 60.0),
+        (lambda: "86400", EXPIRY),
+        (lambda: http_date(60), 60.0),
+        (lambda: http_date(-60), FAULT_EXPIRY),
+    ],
+    ids=["none", "nonsense", "zero", "seconds", "a day", "a date", "a past date"],
+)
+def test_pause(inside: MakeInside, upstream: Standin, retry_after: Any, kept: float) -> None:
+    """A 429 is kept until its Retry-After, between the two expiries, and no event is asked for until then."""
+
+    def check(service: Inside, endpoint: str, is_list: bool) -> None:
+        first, second, other = new_events(upstream, 3)
+        upstream.rule(endpoint, first, status=429, headers={"Retry-After": retry_after()})
+        if is_list:
+            listing: Any = service.http.get(listed([first, second]))
+            errors = listing.json["errors"]
+            assert {error["status_code"] for error in errors.values()} == {429}
+        answer = service.event(first)
+        assert (answer.status_code, lifetime(answer)) == (429, None)
+        assert 1 <= int(answer.headers["Retry-After"]) <= max(kept, 3601)
+        calls = upstream.calls(endpoint, first)
+        if kept > FAULT_EXPIRY:
+            assert service.event(other).status_code == 429
+            assert upstream.calls(event_id=other) == 0
+        service.clock.now += kept - 2  # a date has whole seconds
+        assert service.event(first).headers["Cache-Status"].startswith("c42c; hit")
+        assert upstream.calls(endpoint, first) == calls
+        service.clock.now += 3
+        assert not service.event(first).headers["Cache-Status"].startswith("c42c; hit")
+
+    at_once(*(partial(check, inside(), endpoint, is_list) for endpoint in ENDPOINTS for is_list in (False, True)))
+
+
+@contextmanager
+def untrusted(certificate: Path) -> Iterator[str]:
+    """Serve TLS with a certificate that nobody vouches for; give the base URL."""
+    context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
+    context.load_cert_chain(certificate / "fullchain.pem", certificate / "privkey.pem")
+    with create_server(("127.0.0.1", 0)) as listener:
+
+        def shake_hands() -> None:
+            while True:
+                try:
+                    connection, _ = listener.accept()
+                except OSError:
+                    return  # the end
+                with closing(connection), suppress(OSError):  # the service refuses
+                    context.wrap_socket(connection, server_side=True).close()
+
+        thread = threading.Thread(target=shake_hands)
+        thread.start()
+        try:
+            yield f"https://localhost:{listener.getsockname()[1]}/api/v2/"
+        finally:
+            listener.shutdown(2)
+            thread.join()
+
+
+@pytest.mark.parametrize("how", ["refused", "DNS failure", "not TLS", "wrong certificate"])
+def test_unreachable(inside: MakeInside, upstream: Standin, certificate: Path, how: str) -> None:
+    """An upstream that can't be reached is a 502, for a single event and for a list, kept for C42_FAULT_EXPIRY."""
+    with create_server(("127.0.0.1", 0)) as listener, untrusted(certificate) as tls:
+        base_url = {
+            "refused": f"http://127.0.0.1:{listener.getsockname()[1]}/",
+            "DNS failure": "http://no-such-host.invalid/",
+            "not TLS": upstream.base_url.replace("http:", "https:"),
+            "wrong certificate": tls,
+        }[how]
+        listener.close()
+        service, event_ids = inside(C42_BASE_URL=base_url), new_events(upstream, 2)
+        answer = service.event(event_ids[0])
+        assert (answer.status_code, lifetime(answer)) == (BAD_GATEWAY, None)
+        listing = service.http.get(listed(event_ids))
+        errors = {error["status_code"] for error in json.loads(listing.data)["errors"].values()}
+        assert (errors, lifetime(listing)) == ({BAD_GATEWAY}, None)
+        service.clock.now += FAULT_EXPIRY - 1
+        assert service.event(event_ids[0]).headers["Cache-Status"].startswith("c42c; hit")
+        assert upstream.calls() == 0
