@@ -17,12 +17,11 @@ from collections.abc import AsyncIterator, Coroutine
 from typing import Any
 
 from tests.soak.checker import Checker, Rules
-from tests.soak.outages import Instance, Outages, Redis, Resources
+from tests.soak.outages import TOKEN, Instance, Outages, Redis, Resources, start
 from tests.soak.traffic import Client
 from tests.soak.upstream import Upstream
 
 RULES = Rules(expiry=3.0, fault_expiry=0.6, timeout=2.0)
-TOKEN = "soak-0123456789abcdef"
 CLIENTS = 30
 PAUSE = 0.12  # seconds between two requests of a client: some 200 a second in all
 # What an instance may hold more at the end than after the first quarter, or minute. Threads and connections upstream
@@ -61,7 +60,7 @@ class Soak:
         self._seconds = seconds
         self._seed = seed
         self._redis = Redis() if shared else None
-        self._instances: list[Instance] = []
+        self._instances: list[Instance] = [Instance() for _ in range(3 if shared else 1)]
         self._pulse = Pulse()
         self._upstream = Upstream(seed, lambda call: self._checker.called(call))  # noqa: PLW0108 - made below
         self._checker = Checker(RULES, self._upstream.calls, self._upstream.by_event, self._pulse.lag)
@@ -71,7 +70,9 @@ class Soak:
     async def run(self) -> bool:
         """Return whether the service kept its promises."""
         try:
-            await self._start()
+            if self._redis:
+                self._redis.start()
+            await start(self._instances, self._upstream, RULES, self._redis)
             async with _in_background(self._pulse.run(), self._upstream.change()):
                 async with _in_background(self._report(), *self._load()):
                     await asyncio.sleep(self._seconds)
@@ -83,26 +84,6 @@ class Soak:
                 process.kill()
             self._upstream.close()
         return self._verdict()
-
-    async def _start(self) -> None:
-        settings = {
-            "C42_TOKEN": TOKEN,
-            "C42_EXPIRY": str(RULES.expiry / 60),
-            "C42_FAULT_EXPIRY": str(RULES.fault_expiry / 60),
-            "C42_TIMEOUT": str(RULES.timeout),
-        }
-        if self._redis:
-            self._redis.start()
-            settings["C42_CACHE_URL"] = f"redis://127.0.0.1:{self._redis.port}"
-        for number in range(3 if self._redis else 1):
-            port = await self._upstream.listen(number)
-            own = {"C42_BASE_URL": f"http://127.0.0.1:{port}/api/v2/"}
-            if self._redis:  # who shares answers has the same base URL; the proxies tell the instances apart
-                own = {"C42_BASE_URL": "http://upstream.test/api/v2/", "http_proxy": f"http://127.0.0.1:{port}"}
-            self._instances.append(Instance(**settings, **own))
-            self._instances[-1].start()
-        for instance in self._instances:
-            await instance.ready()
 
     def _load(self) -> list[Coroutine[Any, Any, None]]:
         ports = [instance.port for instance in self._instances]

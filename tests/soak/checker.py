@@ -199,7 +199,7 @@ class Checker:
         if status in DEFINITE and (call is None or call.single):
             self._check_age(answer, event_id, stamp.asked, self.rules.expiry)
             return
-        found = stamp.asked if call is None else call.ended or answer.received
+        found = self._load_ended(call, event_id, answer.received) if call else stamp.asked
         kept = self.rules.fault_expiry if status != 429 else max(PAUSE, self.rules.fault_expiry)
         self._check_age(answer, event_id, found, kept)
         is_kept = not answer.is_list and status != 429  # a pause is for all events
@@ -216,7 +216,7 @@ class Checker:
             calls = self.by_event.get(event_id, ())
         is_hit = not answer.is_list and "; hit" in answer.headers.get("cache-status", "")
         for call in calls:
-            ended = min(call.ended or answer.received, call.asked + self.rules.timeout)
+            ended = self._load_ended(call, event_id, answer.received)
             explains = status in call.statuses and (call.single or not is_hit or status == 429)
             if explains and call.asked <= answer.received and ended >= answer.sent - reach:
                 return
@@ -225,6 +225,13 @@ class Checker:
         self._complain(
             "unexplained", answer, f"{event_id}: {status}; calls: {list(calls)[-3:] if status != 429 else ''}"
         )
+
+    def _load_ended(self, call: Call, event_id: str, now: float) -> float:
+        """Return when a load ended at the latest, given one of its calls: a fault is as old as that."""
+        end = call.ended or now
+        others = [one for one in self.by_event.get(event_id, ()) if one.instance == call.instance]
+        of_load = [call, *(one for one in others if one.asked <= end and call.asked <= (one.ended or now))]
+        return max(min(one.ended or now, one.asked + self.rules.timeout) for one in of_load)
 
     def _check_age(self, answer: Answer, event_id: str, since: float, lifetime: float) -> None:
         if self._was_away(answer.instance, answer.sent, answer.received):

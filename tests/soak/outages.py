@@ -15,9 +15,11 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import NamedTuple
 
-from tests.soak.checker import Checker
+from tests.soak.checker import Checker, Rules
+from tests.soak.upstream import Upstream
 
 ROOT = Path(__file__).parents[2]
+TOKEN = "soak-0123456789abcdef"
 PATIENCE = 20.0  # seconds until something that should happen counts as failed
 _DIE_WITH_PARENT = 1  # PR_SET_PDEATHSIG of prctl(2)
 
@@ -47,9 +49,9 @@ class Resources(NamedTuple):
 class Process:
     """A program that can be started again. It never outlives this one."""
 
-    def __init__(self, command: Sequence[str], environ: Mapping[str, str] | None = None) -> None:
+    def __init__(self, command: Sequence[str], environ: Mapping[str, str] = os.environ) -> None:
         self._command = command
-        self._environ = environ
+        self.environ = dict(environ)
         self._log = tempfile.TemporaryFile()  # noqa: SIM115 - lives as long as this object
         self._process: subprocess.Popen[bytes] | None = None
         self.started = 0.0
@@ -60,7 +62,7 @@ class Process:
         self._process = subprocess.Popen(
             self._command,
             cwd=ROOT,
-            env=self._environ,
+            env=self.environ,
             stdin=subprocess.DEVNULL,
             stdout=self._log,
             stderr=self._log,
@@ -108,10 +110,10 @@ class Process:
 class Instance(Process):
     """An instance of the service."""
 
-    def __init__(self, **settings: str) -> None:
+    def __init__(self) -> None:
         self.port = free_port()
         environ = {name: value for name, value in os.environ.items() if not re.match(r"C42_|.*_PROXY$", name, re.I)}
-        super().__init__([sys.executable, "main.py"], {**environ, **settings, "C42_PORT": str(self.port)})
+        super().__init__([sys.executable, "main.py"], environ | {"C42_PORT": str(self.port), "C42_TOKEN": TOKEN})
 
     async def ready(self) -> None:
         """Return once it answers."""
@@ -150,6 +152,27 @@ class Redis(Process):
             if not (reply := await reader.readline()).startswith(b"+OK"):
                 raise RuntimeError(f"Redis says {reply!r} to {words}")
         writer.close()
+
+
+async def start(instances: Sequence[Instance], upstream: Upstream, rules: Rules, redis: Redis | None) -> None:
+    """Start all instances and return once they answer."""
+    for number, instance in enumerate(instances):
+        port = await upstream.listen(number)
+        instance.environ |= {
+            "C42_BASE_URL": f"http://127.0.0.1:{port}/api/v2/",
+            "C42_EXPIRY": str(rules.expiry / 60),
+            "C42_FAULT_EXPIRY": str(rules.fault_expiry / 60),
+            "C42_TIMEOUT": str(rules.timeout),
+        }
+        if redis:  # those that share answers have one base URL; proxies let the upstream tell them apart
+            instance.environ["C42_CACHE_URL"] = f"redis://127.0.0.1:{redis.port}"
+            instance.environ |= {
+                "C42_BASE_URL": "http://upstream.test/api/v2/",
+                "http_proxy": f"http://127.0.0.1:{port}",
+            }
+        instance.start()
+    for instance in instances:
+        await instance.ready()
 
 
 class Outages:

@@ -99,6 +99,7 @@ class Upstream:
         self.by_event: defaultdict[str, deque[Call]] = defaultdict(deque)
         self.played: Counter[str] = Counter()
         self.trouble = 0.0  # the share of calls that go wrong
+        self.delay = 0.0  # seconds until a right answer
         self._random = random.Random(seed)
         self._observe = observe
         self._serials = itertools.count(1)
@@ -259,6 +260,7 @@ class Upstream:
         """Answer a call, or don't; return whether the connection stays open."""
         whole = self._respond(call)
         sent = 0
+        await asyncio.sleep(self.delay)
         if call.fault == "slow":
             await asyncio.sleep(self._random.uniform(0.02, 0.3))
         elif call.fault == "trickle":
