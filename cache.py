@@ -5,7 +5,7 @@ callers that ask meanwhile share the outcome. Keys never wait for each other, an
 Nothing is served at or past its expiry. A thread, the reaper, deletes expired entries: it sleeps until the next
 expiry and works in small batches, so that its cost follows what expires and no reader waits for long.
 
-`Cache._lock` guards everything in a cache that changes. A `_Load` is written once, before its `done` is set.
+`Cache._lock` guards everything in a cache that changes. A `_Load` changes once, before its `done` is set.
 """
 
 import heapq
@@ -25,12 +25,10 @@ KINDS: Final = (OK, NEGATIVE, FAULT, PAUSED)
 
 _REAP_BATCH = 256  # entries deleted per hold of the lock: a few tenths of a millisecond
 _REAP_PAUSE = 0.0001  # seconds between two batches; without it the reaper takes the lock again before any reader
-_GRACE = 0.5  # seconds after a deadline: a load that ends by the same deadline has ended by then
+_GRACE = 0.5  # seconds after its deadline by which any load has ended
 
 # Monotonic seconds that include the time for which the machine was suspended, where the system counts them.
-clock: Callable[[], float] = (
-    partial(time.clock_gettime, time.CLOCK_BOOTTIME) if hasattr(time, "CLOCK_BOOTTIME") else time.monotonic
-)
+clock = partial(time.clock_gettime, time.CLOCK_BOOTTIME) if hasattr(time, "CLOCK_BOOTTIME") else time.monotonic
 
 # Stands in the dict and, ordered by expiry, in a heap. The garbage collector stops tracking exact tuples of plain
 # values, so that a million of them do not slow down each full collection.
@@ -39,8 +37,7 @@ _EXPIRY: Final = 0
 _KEY: Final = 1
 _KIND: Final = 3
 
-# A hit: value, kind, age and ttl, as in `Found`. A plain tuple, because a named one doubles the cost of a hit.
-Hit = tuple[Any, str, float, float]
+Hit = tuple[Any, str, float, float]  # value, kind, age, ttl; a plain tuple, since a named one costs half a hit more
 
 
 class Loaded(NamedTuple):
@@ -59,6 +56,9 @@ class Loaded(NamedTuple):
     source: str = "load"  # or, from a cache further on: "shared" (it was there) or "awaited" (another loaded it)
 
 
+LoadMany = Callable[[list[str]], Iterable[tuple[str, Loaded]]]
+
+
 class Found(NamedTuple):
     """What a caller gets: the value, and where it came from. `age` and `ttl` are in seconds, at that moment."""
 
@@ -66,40 +66,22 @@ class Found(NamedTuple):
     kind: str
     age: float
     ttl: float
-    # "hit", "miss" (this caller loaded it), "collapsed" (it waited for another caller's load), or the source that this
-    # caller's load named: "shared" or "awaited"
-    result: str
+    result: str  # "hit", "miss" (loaded by this caller), "collapsed" (by another), or the source: "shared", "awaited"
     kept: bool
 
 
 class Stats(NamedTuple):
-    """One consistent reading. A miss is a load, ended or under way; `refused` counts keys."""
+    """One consistent reading of the counters; hits, loads and entries by kind. A miss is a load, ended or under way."""
 
-    hits_ok: int
-    hits_negative: int
-    hits_fault: int
-    hits_paused: int
+    hits: dict[str, int]
     misses: int
     collapsed: int
-    refused: int
-    loads_ok: int
-    loads_negative: int
-    loads_fault: int
-    loads_paused: int
-    loads_failed: int  # raised
-    evicted_expired: int
-    evicted_bound: int
-    entries_ok: int
-    entries_negative: int
-    entries_fault: int
-    entries_paused: int
+    refused: int  # keys
+    loads: dict[str, int]  # and "failed": those that raised
+    evicted: dict[str, int]  # "expired", or "bound": to make room
+    entries: dict[str, int]
     waiting: int  # callers that run a load or wait for one
     loading: int  # keys that are being loaded
-
-    @property
-    def hits(self) -> int:
-        """Hits of all kinds."""
-        return self.hits_ok + self.hits_negative + self.hits_fault + self.hits_paused
 
 
 class Refused(Exception):
@@ -110,25 +92,25 @@ class LoadFailed(Exception):
     """The load that this caller waited for raised; what it raised is the cause."""
 
 
-LoadMany = Callable[[list[str]], Iterable[tuple[str, Loaded]]]
-
-
 class _Outcome(NamedTuple):
-    """What came of one key for one caller."""
+    """What came of a key for one caller. If it was `fresh` when it came, it is not served once it has expired."""
 
     entry: _Entry
     result: str
-    fresh: bool  # when it was settled; then it must not be served once it has expired
+    fresh: bool
     kept: bool
 
 
 @dataclass(slots=True, eq=False)
 class _Load:
-    """A load of one key, under way."""
+    """A load of one key. It is `done` with an outcome, with an error, or with nothing for those who wait for it."""
 
     done: threading.Event = field(default_factory=threading.Event)
-    outcome: _Outcome | None = None  # None: there is nothing for those who wait
+    outcome: _Outcome | None = None
     error: BaseException | None = None
+
+
+_Loads = dict[str, _Load]
 
 
 class Cache:
@@ -149,14 +131,12 @@ class Cache:
         self._good: list[_Entry] = []  # heaps; an entry in them that is no longer the dict's is passed over
         self._poor: list[_Entry] = []  # all but good answers
         self._loads: dict[str, _Load] = {}
-        self._hits = dict.fromkeys(KINDS, 0)
-        self._loaded = dict.fromkeys(KINDS, 0)
-        self._held = dict.fromkeys(KINDS, 0)
-        self._misses = self._collapsed = self._refused = self._failed = self._expired = self._displaced = 0
-        self._waiting = 0
+        self._hits, self._loaded, self._held = (dict.fromkeys(KINDS, 0) for _ in range(3))
+        self._evicted = {"expired": 0, "bound": 0}
+        self._misses = self._collapsed = self._refused = self._failed = self._waiting = 0
         self._closed = False
         self._wake = threading.Condition(self._lock)  # for the reaper: an earlier expiry, or the end
-        self._wake_at = math.inf  # when the reaper wakes by itself
+        self._wake_at = math.inf  # when the reaper wakes by itself; once it is awake, the past
         self._reaper = threading.Thread(target=self._reap_forever, name="c42c-reaper", daemon=True)
         self._reaper.start()
 
@@ -167,22 +147,18 @@ class Cache:
     def snapshot(self) -> Stats:
         """Read all counters at one moment."""
         with self._lock:
-            loading = self._misses - sum(self._loaded.values()) - self._failed
-            requests = (*self._hits.values(), self._misses, self._collapsed, self._refused)
-            loads = (*self._loaded.values(), self._failed)
-            entries = (self._expired, self._displaced, *self._held.values())
-            return Stats._make((*requests, *loads, *entries, self._waiting, loading))
+            loads = {**self._loaded, "failed": self._failed}
+            requests = self._hits.copy(), self._misses, self._collapsed, self._refused
+            entries = self._evicted.copy(), self._held.copy()
+            return Stats(*requests, loads, *entries, self._waiting, self._misses - sum(loads.values()))
 
     def get(self, key: str) -> Hit | None:
         """Return what is fresh under `key` and count a hit; if there is nothing, return None and count nothing."""
         with self._lock:
             entry = self._entries.get(key)
-            if entry is None:
+            if entry is None or entry[_EXPIRY] <= (now := self._clock()):
                 return None
             expiry, _, born, kind, value = entry
-            now = self._clock()
-            if expiry <= now:
-                return None
             self._hits[kind] += 1
         return value, kind, now - born, expiry - now
 
@@ -193,47 +169,47 @@ class Cache:
     def get_or_load_many(self, keys: Iterable[str], load: LoadMany, deadline: float = math.inf) -> dict[str, Found]:
         """Return what is fresh under `keys`, in their order; load together those that nobody else is loading.
 
-        `load` yields each key with its outcome, which is kept, and handed to those who wait for it, as it comes. This
-        caller's own loads run before it waits for others', so that two callers can't deadlock. What expires while
-        the rest is waited for is loaded again. `deadline` is a moment of `time.monotonic`: from then on nothing is
-        waited for, and `load`, which knows it as well, should say so at once.
+        `load` yields each key with what came of it, which is kept and handed to those who wait for it at once. This
+        caller runs its own loads before it waits for others', so that two callers can't deadlock. What expires while
+        it waits is loaded again. From `deadline` on, a moment of `time.monotonic`, it waits for nobody: it asks `load`,
+        which should know the deadline too and say at once that there is no time.
 
-        Raises what `load` raises, KeyError if it leaves a key out, TypeError if a value is mutable, ValueError if there
-        is no such kind, `LoadFailed` if another caller's load raised, and `Refused` at once if too many wait already.
+        Raises what `load` raises, KeyError if it leaves a key out or there is no such kind, TypeError if a value is
+        mutable, `LoadFailed` if another caller's load raised, and `Refused` at once if too many wait already.
         """
         wanted = keys = list(dict.fromkeys(keys))
         got: dict[str, _Outcome] = {}
+        found: dict[str, Found] = {}
         give_up = deadline + _GRACE
         waits = False
         try:
             while wanted:
                 held, theirs, mine = self._claim(wanted, waits, late=time.monotonic() >= give_up)
                 waits = waits or bool(theirs or mine)
-                got |= held
-                got |= self._run(mine, load)
-                got |= _wait(theirs, give_up)
+                got |= held | self._run(mine, load)
+                for key, running in theirs.items():
+                    running.done.wait(min(give_up - time.monotonic(), threading.TIMEOUT_MAX))
+                    if running.error is not None:
+                        raise LoadFailed from running.error
+                    if running.outcome is not None:
+                        got[key] = running.outcome._replace(result="collapsed")
                 now = self._clock()
                 wanted = [key for key in keys if key not in got or (got[key].fresh and got[key].entry[_EXPIRY] <= now)]
+            found = {key: _found(got[key], now) for key in keys}
+            return found
         finally:
             with self._lock:
                 self._waiting -= waits
-        found = {key: _found(got[key], now) for key in keys}
-        with self._lock:
-            for each in found.values():
-                if each.result == "hit":
-                    self._hits[each.kind] += 1
-        return found
+                for each in found.values():
+                    self._hits[each.kind] += each.result == "hit"
 
-    def _claim(
-        self, keys: list[str], waits: bool, *, late: bool
-    ) -> tuple[dict[str, _Outcome], dict[str, _Load], dict[str, _Load]]:
-        """Return what is held, what others are loading, and what this caller is now to load: late, all the rest."""
-        held, theirs, mine = dict[str, _Outcome](), dict[str, _Load](), dict[str, _Load]()
+    def _claim(self, keys: list[str], waits: bool, *, late: bool) -> tuple[dict[str, _Outcome], _Loads, _Loads]:
+        """Return what is held, what others are loading, and what is left to load; nothing is others' if it is late."""
+        held, theirs, mine = dict[str, _Outcome](), _Loads(), _Loads()
         with self._lock:
             now = self._clock()
             for key in keys:
-                entry = self._entries.get(key)
-                if entry and entry[_EXPIRY] > now:
+                if (entry := self._entries.get(key)) and entry[_EXPIRY] > now:
                     held[key] = _Outcome(entry, "hit", fresh=True, kept=True)
                 elif key in self._loads and not late:
                     theirs[key] = self._loads[key]
@@ -246,25 +222,25 @@ class Cache:
                 self._waiting += 1
             self._misses += len(mine)
             self._collapsed += len(theirs)
-            self._loads = mine | self._loads  # a late caller takes no place away
+            self._loads = mine | self._loads  # a late caller takes nobody's place
         return held, theirs, mine
 
-    def _run(self, mine: dict[str, _Load], load: LoadMany) -> dict[str, _Outcome]:
+    def _run(self, mine: _Loads, load: LoadMany) -> dict[str, _Outcome]:
         """Load the keys of `mine`, settle each as it comes, and release those who wait, whatever happens."""
         outcomes: dict[str, _Outcome] = {}
-        left = dict(mine)
         try:
             began = self._clock()
             for key, loaded in load(list(mine)) if mine else ():
-                outcomes[key] = self._settle(key, left[key], loaded, began)
-                del left[key]
-            if left:
-                raise KeyError(*left)
+                outcomes[key] = self._settle(key, mine[key], loaded, began)
+                del mine[key]
+            if mine:
+                raise KeyError(*mine)
         except BaseException as error:
             with self._lock:
-                for key, running in left.items():
-                    self._release(key, running)
-                    self._failed += 1
+                self._failed += len(mine)
+                for key, running in mine.items():
+                    if self._loads.get(key) is running:
+                        del self._loads[key]
                     running.error = error
                     running.done.set()
             raise
@@ -274,31 +250,25 @@ class Cache:
         """Keep what came of a load, and hand it to those who wait for it."""
         value, kind, lifetime, age, source = loaded
         hash(value)  # TypeError: it is mutable
-        if kind not in KINDS:
-            raise ValueError(f"there is no kind {kind!r}")
         entry = (began - age + lifetime, key, began - age, kind, value)
         with self._lock:
+            self._loaded[kind] += 1  # KeyError: there is no such kind
             fresh = lifetime > 0 and entry[_EXPIRY] > self._clock()
-            kept = self._release(key, running) and fresh and self._keep(entry)
-            self._loaded[kind] += 1
+            if kept := self._loads.get(key) is running:  # a late caller's is not listed
+                del self._loads[key]
+                kept = fresh and self._keep(entry)
             outcome = _Outcome(entry, "miss" if source == "load" else source, fresh, kept)
             running.outcome = outcome if lifetime > 0 else None
             running.done.set()
         return outcome
 
-    def _release(self, key: str, running: _Load) -> bool:
-        """Take a load off the list, and say whether it was there: a late caller's is not. The lock is held."""
-        if registered := self._loads.get(key) is running:
-            del self._loads[key]
-        return registered
-
     def _keep(self, entry: _Entry) -> bool:
         """Put `entry` in, after making room for it, and say whether it is kept. The lock is held."""
         now = self._clock()
-        if old := self._entries.get(entry[_KEY]):  # expired, and the reaper did not come by yet
+        if old := self._entries.get(entry[_KEY]):  # expired, and the reaper has not deleted it yet
             self._delete(old, now)
         heap = self._good if entry[_KIND] == OK else self._poor
-        while heap is self._poor and sum(self._held.values()) - self._held[OK] >= self._max_poor:
+        while heap is self._poor and len(self._entries) - self._held[OK] >= self._max_poor:
             self._delete(heapq.heappop(self._poor), now)
         while len(self._entries) >= self._max_entries:
             if not self._poor and heap is self._poor:
@@ -311,42 +281,40 @@ class Cache:
             self._wake.notify()
         return True
 
-    def _delete(self, entry: _Entry, now: float) -> bool:
-        """Delete `entry`, which left its heap or is stale there; False where the dict has it no more."""
-        if held := self._entries.get(entry[_KEY]) is entry:
+    def _delete(self, entry: _Entry, now: float) -> None:
+        """Delete `entry`, unless the dict has it no more. The lock is held."""
+        if self._entries.get(entry[_KEY]) is entry:
             del self._entries[entry[_KEY]]
             self._held[entry[_KIND]] -= 1
-            if entry[_EXPIRY] <= now:
-                self._expired += 1
-            else:
-                self._displaced += 1
-        return held
+            self._evicted["expired" if entry[_EXPIRY] <= now else "bound"] += 1
 
-    def reap(self, stopped: Callable[[], bool] = lambda: False) -> int:
-        """Delete all that has expired, unless `stopped`, and return how many entries that were: the reaper's work."""
-        deleted = 0
-        for heap in (self._good, self._poor):
-            due = True
-            while due and not stopped():
-                with self._lock:
-                    now = self._clock()
-                    for _ in range(_REAP_BATCH):
-                        if not (due := bool(heap) and heap[0][_EXPIRY] <= now):
-                            break
-                        deleted += self._delete(heapq.heappop(heap), now)
-                if due:
-                    time.sleep(_REAP_PAUSE)
-        return deleted
+    def reap(self) -> None:
+        """Delete everything that has expired: the reaper's work."""
+        while self._reap_batch():
+            time.sleep(_REAP_PAUSE)
+
+    def _reap_batch(self) -> bool:
+        """Delete a batch of what has expired; return False if there was nothing."""
+        with self._lock:
+            now = self._clock()
+            due = [heap for heap in (self._good, self._poor) if heap and heap[0][_EXPIRY] <= now]
+            for heap in due:
+                for _ in range(_REAP_BATCH):
+                    if heap and heap[0][_EXPIRY] <= now:
+                        self._delete(heapq.heappop(heap), now)
+        return bool(due)
 
     def _reap_forever(self) -> None:
         while not self._closed:
+            if self._reap_batch():
+                time.sleep(_REAP_PAUSE)
+                continue
             with self._wake:
                 self._wake_at = min((heap[0][_EXPIRY] for heap in (self._good, self._poor) if heap), default=math.inf)
                 delay = min(self._wake_at - self._clock(), threading.TIMEOUT_MAX)
                 if delay > 0 and not self._closed:
                     self._wake.wait(delay)
-                self._wake_at = -math.inf  # it is awake
-            self.reap(lambda: self._closed)
+                self._wake_at = -math.inf
 
     @property
     def reaper_alive(self) -> bool:
@@ -359,18 +327,6 @@ class Cache:
             self._closed = True
             self._wake.notify()
         self._reaper.join()
-
-
-def _wait(loads: dict[str, _Load], give_up: float) -> dict[str, _Outcome]:
-    """Return what came of others' loads, without those that had nothing for others, or did not end in time."""
-    outcomes: dict[str, _Outcome] = {}
-    for key, running in loads.items():
-        running.done.wait(min(give_up - time.monotonic(), threading.TIMEOUT_MAX))
-        if running.error is not None:
-            raise LoadFailed from running.error
-        if running.outcome is not None:
-            outcomes[key] = running.outcome._replace(result="collapsed")
-    return outcomes
 
 
 def _found(outcome: _Outcome, now: float) -> Found:

@@ -22,7 +22,7 @@ from prometheus_client.metrics_core import Metric
 from prometheus_client.registry import Collector
 
 from answers import EVENT
-from cache import KINDS, Cache
+from cache import Cache
 from calendar42.calls import Call
 from calendar42.errors import C42Error, Paused
 from calendar42.pause import Pause
@@ -105,6 +105,7 @@ class Metrics(Collector):
     def status(self) -> dict[str, Any]:
         """Return what the status page shows, as JSON has it."""
         stats = self._cache.snapshot()
+        hits = sum(stats.hits.values())
         with self._lock:
             calls = Counter[str]()
             for (endpoint, _), made in self._calls.items():
@@ -116,7 +117,7 @@ class Metrics(Collector):
             "pid": os.getpid(),
             "uptime_seconds": round(time.monotonic() - self._began, 1),
             "now": _iso(datetime.now(UTC)),
-            "cache": stats._asdict() | {"hits": stats.hits} | self._limits,
+            "cache": _flat(stats._asdict()) | {"hits": hits} | self._limits,
             "expiry_seconds": self._expiry,
             "upstream": {
                 "pause_seconds": round(self._pause.left, 1),
@@ -132,7 +133,7 @@ class Metrics(Collector):
                 "faults": faults,
             },
             "shared_tier": self._tier()._asdict() if self._tier else None,
-            "saved_calls": CALLS_PER_LOAD * (stats.hits + stats.collapsed),
+            "saved_calls": CALLS_PER_LOAD * (hits + stats.collapsed),
             "stopping": self.stopping(),
             "reaper_alive": self.reaper_alive,
         }
@@ -149,15 +150,18 @@ class Metrics(Collector):
             "c42_cache_requests",
             "Keys asked for, by what the cache made of them.",
             "result",
-            {"hit": stats.hits, "miss": stats.misses, "collapsed": stats.collapsed, "refused": stats.refused},
+            {
+                "hit": sum(stats.hits.values()),
+                "miss": stats.misses,
+                "collapsed": stats.collapsed,
+                "refused": stats.refused,
+            },
         )
-        loads = {kind: getattr(stats, f"loads_{kind}") for kind in (*KINDS, "failed")}
-        yield _counter("c42_cache_loads", "Loads that have ended, by outcome.", "outcome", loads)
-        evicted = {"expired": stats.evicted_expired, "bound": stats.evicted_bound}
-        yield _counter("c42_cache_evictions", "Entries that were deleted, by reason.", "reason", evicted)
+        yield _counter("c42_cache_loads", "Loads that have ended, by outcome.", "outcome", stats.loads)
+        yield _counter("c42_cache_evictions", "Entries that were deleted, by reason.", "reason", stats.evicted)
         entries = GaugeMetricFamily("c42_cache_entries", "Entries held.", labels=["kind"])
-        for kind in KINDS:
-            entries.add_metric([kind], getattr(stats, f"entries_{kind}"))
+        for kind, held in stats.entries.items():
+            entries.add_metric([kind], held)
         yield entries
         upstream = CounterMetricFamily(
             "c42_upstream_requests",
@@ -199,6 +203,14 @@ def _counter(name: str, text: str, label: str, values: dict[str, int]) -> Counte
     for value, counted in values.items():
         family.add_metric([value], counted)
     return family
+
+
+def _flat(numbers: dict[str, Any]) -> dict[str, int]:
+    """Return the numbers by name: {"loads": {"ok": 1}} is {"loads_ok": 1}."""
+    flat: dict[str, int] = {}
+    for name, value in numbers.items():
+        flat |= {f"{name}_{kind}": count for kind, count in value.items()} if isinstance(value, dict) else {name: value}
+    return flat
 
 
 def _quantile(ordered: Sequence[float], share: float) -> float | None:
