@@ -5,10 +5,11 @@ What is answered here is the same, byte for byte, as what the route would answer
 
 from collections import Counter
 from collections.abc import Callable, Mapping
+from functools import lru_cache
 from typing import Protocol
 
 from answers import EVENTS, response
-from cache import Cache, Found
+from cache import Cache
 
 PREFIX = EVENTS + "/"
 
@@ -26,22 +27,28 @@ class Request(Protocol):
     def headers(self) -> Mapping[str, str]: ...
 
 
-def immediate(cache: Cache, origins: frozenset[str], served: Counter[str]) -> Callable[[Request], Answer | None]:
+def immediate(cache: Cache, origins: frozenset[str], served: Counter[bytes]) -> Callable[[Request], Answer | None]:
     """Return a function that answers a request if it is a hit, and returns None for any other.
 
     `origins` are those of `response.cors`; `served` counts the answers by status, in the event loop's thread.
     """
     skip = len(PREFIX)
 
+    @lru_cache(1024)
+    def cors(origin: str) -> bytes:
+        return response.serialize_headers(response.cors(origins, origin, "GET"))
+
     def answer(request: Request) -> Answer | None:
-        if not request.path.startswith(PREFIX) or request.method not in ("GET", "HEAD"):
+        path, headers = request.path, request.headers
+        if not path.startswith(PREFIX) or request.method not in ("GET", "HEAD"):
             return None
-        hit = cache.get(request.path[skip:].removesuffix("/"))
+        hit = cache.get(path[skip:].removesuffix("/"))
         if hit is None:
             return None
-        status, headers, body = response.render(Found(*hit, "hit", True), request.headers.get("if-none-match"))
-        headers += response.cors(origins, request.headers.get("origin", ""), request.method)
-        served[status[:3]] += 1
-        return response.serialize(status, headers), body
+        head, body = response.render_hit(hit, headers.get("if-none-match"))
+        if origins:
+            head += cors(headers.get("origin", ""))
+        served[head[9:12]] += 1
+        return head, body
 
     return answer

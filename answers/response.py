@@ -1,7 +1,11 @@
 """What one answer looks like as HTTP: its bytes, its headers, conditional requests, CORS and errors.
 
-`render` makes a response of it, for the route and for the fast path alike. Sources: RFC 9110 (conditional requests,
-Retry-After), RFC 9111 (Cache-Control, Age), RFC 9211 (Cache-Status), RFC 8259 (JSON), the Fetch standard (CORS).
+`render` makes a response for the route, `render_hit` the same as bytes for the event loop. Sources: RFC 9110
+(conditional requests, Retry-After), RFC 9111 (Cache-Control), RFC 9211 (Cache-Status), RFC 8259 (JSON), the Fetch
+standard (CORS).
+
+`max-age` is what is left of an answer's life, and there is no `Age`: c42c is the origin of its answers, and too many
+clients take no `Age` off `max-age`.
 """
 
 import json
@@ -13,12 +17,12 @@ from typing import Any
 
 from werkzeug.http import parse_etags
 
-from answers.value import JSON, encode, envelope, error_code, make_etag, phrase
-from cache import NEGATIVE, OK, Found
+from answers.value import JSON, Parts, encode, envelope, error_code, for_hit, make_etag, phrase
+from cache import NEGATIVE, OK, Found, Hit
 
 NOSNIFF = ("X-Content-Type-Options", "nosniff")
 NO_STORE = ("Cache-Control", "no-store")
-_EXPOSED = ("Access-Control-Expose-Headers", "Age, Cache-Status, ETag, Retry-After")
+_EXPOSED = ("Access-Control-Expose-Headers", "Cache-Status, ETag, Retry-After")
 _PREFLIGHT = [
     ("Access-Control-Allow-Methods", "GET, HEAD"),
     ("Access-Control-Allow-Headers", "*"),
@@ -26,37 +30,34 @@ _PREFLIGHT = [
 ]
 
 Headers = list[tuple[str, str]]
-
-
-# One response, as WSGI wants it: status line, complete headers, and the body, which is whole also where HEAD will not
-# send it. A plain tuple, as a named one costs a tenth of a hit.
-Response = tuple[str, Headers, bytes]
+Response = tuple[str, Headers, bytes]  # status line, headers, and the body, also if HEAD will not send it
 
 
 def render(found: Found, condition: str | None) -> Response:
-    """Make the response of what the cache gave; `condition` is the request's If-None-Match.
+    """Make the response of what the cache gave; `condition` is the request's If-None-Match."""
+    value = Parts._make(found.value)
+    asked = value.upstream_status and found.result not in ("shared", "awaited")
+    forwarded = f"; fwd-status={value.upstream_status}" if asked else ""
+    headers = _freshness({_source(found)}, forwarded, found.kind in (OK, NEGATIVE), found.kept, found.ttl)
+    if value.retry_after:
+        headers.append(("Retry-After", str(max(1, math.ceil(max(value.retry_after - found.age, found.ttl))))))
+    etag = value.etag if value.status == HTTPStatus.OK else ""
+    return _complete(value.status, value.content_type, value.body, headers, etag, condition)
 
-    What is kept for the full expiry may be kept by others until then, counted from the load: a browser takes the
-    time that it waited for an answer off `max-age` by itself, and `Age` is for who did not wait for the whole load.
+
+def render_hit(hit: Hit, condition: str | None) -> tuple[bytes, bytes]:
+    """Make the same of a hit as `render` does, as status line and header lines, and the body.
+
+    What answers of one kind have in common is made once: status line and content headers for each length, what counts
+    down for each second.
     """
-    # Unpacked, and 200 as a number, since attributes of named tuples and enumerations cost a quarter of a hit.
-    (status, content_type, body, etag, upstream_status, retry_after), kind, exact_age, ttl, result, kept = found
-    lifetime, age = _lifetime_and_age(result, exact_age, ttl)
-    if result == "hit":
-        headers = [*_content(content_type, len(body)), *_hit(kind in (OK, NEGATIVE) and ttl > 0, lifetime, age)]
-    else:
-        headers = [*_content(content_type, len(body))]
-        headers.append(("Cache-Control", f"max-age={lifetime}") if kind in (OK, NEGATIVE) and ttl > 0 else NO_STORE)
-        if result != "miss":
-            headers.append(("Age", str(age)))
-        forwarded = f"; fwd-status={upstream_status}" if upstream_status and result not in ("shared", "awaited") else ""
-        headers.append(("Cache-Status", _cache_status({_source(found)}, forwarded, kept, lifetime - age)))
-    if retry_after:
-        headers.append(("Retry-After", str(max(1, math.ceil(max(retry_after - exact_age, ttl))))))
-    if status != 200:
-        return f"{status} {phrase(status)}", headers, body
-    headers.append(("ETag", etag))
-    return _conditional(etag, headers, body, condition)
+    value, kind, _, ttl = hit
+    status, content_type, body, etag, retry_after = for_hit(value)
+    if condition is not None or retry_after:
+        line, headers, body = render(Found(*hit, "hit", True), condition)
+        return serialize(line, headers), body
+    head = _opening(status, content_type, len(body)) + _hit(kind, int(ttl + 1e-6))
+    return (head + f"ETag: {etag}\r\n".encode() if status == 200 else head), body  # HTTPStatus.OK would take longer
 
 
 def render_many(found: Mapping[str, Found], condition: str | None) -> Response:
@@ -64,37 +65,35 @@ def render_many(found: Mapping[str, Found], condition: str | None) -> Response:
 
     Each element is byte for byte what the route of one event answers.
     """
-    data, errors, left = [], {}, []
+    data, errors = [], {}
     for event_id, part in found.items():
-        status, _, body, *_ = part.value
-        if status == HTTPStatus.OK:
-            data.append(body)
+        value = Parts._make(part.value)
+        if value.status == HTTPStatus.OK:
+            data.append(value.body)
         else:
-            errors[event_id] = _error_of(status, body)
-        lifetime, age = _lifetime_and_age(part.result, part.age, part.ttl)
-        left.append(lifetime - age)
+            errors[event_id] = _error_of(value.status, value.body)
     count = encode({"count": len(data)})
     body = b'{"meta_data":%b,"data":[%b],"errors":%b}' % (count, b",".join(data), encode(errors))
-    headers = [*_content(JSON, len(body))]
-    lasting = min(left) > 0 and all(part.kind in (OK, NEGATIVE) for part in found.values())
-    headers.append(("Cache-Control", f"max-age={min(left)}") if lasting else NO_STORE)
+    lasting = all(part.kind in (OK, NEGATIVE) for part in found.values())
     kept = all(part.kept for part in found.values())
-    headers.append(("Cache-Status", _cache_status(set(map(_source, found.values())), "", kept, min(left))))
-    etag = make_etag(body)
-    headers.append(("ETag", etag))
-    return _conditional(etag, headers, body, condition)
+    ttl = min(part.ttl for part in found.values())
+    headers = _freshness(set(map(_source, found.values())), "", lasting, kept, ttl)
+    return _complete(HTTPStatus.OK, JSON, body, headers, make_etag(body), condition)
 
 
 def error(status: int, message: str, headers: Headers) -> Response:
     """Make the response of an error that no load has to do with; `headers` come on top."""
-    body = envelope(status, message)
-    fixed = [*_content(JSON, len(body)), NO_STORE]
-    return f"{status} {phrase(status)}", fixed + headers, body
+    return _complete(status, JSON, envelope(status, message), [NOSNIFF, NO_STORE, *headers], "", None)
 
 
 def serialize(status: str, headers: Headers) -> bytes:
     """Return status line and header lines as they go over the wire, each with its CRLF."""
-    return "\r\n".join([f"HTTP/1.1 {status}", *(f"{name}: {text}" for name, text in headers), ""]).encode("latin-1")
+    return f"HTTP/1.1 {status}\r\n".encode() + serialize_headers(headers)
+
+
+def serialize_headers(headers: Headers) -> bytes:
+    """Return header lines as they go over the wire, each with its CRLF."""
+    return "".join(f"{name}: {text}\r\n" for name, text in headers).encode("latin-1")
 
 
 def cors(origins: frozenset[str], origin: str, method: str) -> Headers:
@@ -114,36 +113,37 @@ def cors(origins: frozenset[str], origin: str, method: str) -> Headers:
     return headers
 
 
-def _conditional(etag: str, headers: Headers, body: bytes, condition: str | None) -> Response:
-    """Make a 200 of it, or a 304 where the client has it already (RFC 9110, 13.1.2 and 15.4.5)."""
-    if condition and parse_etags(condition).contains_weak(etag[1:-1]):
-        return "304 Not Modified", headers[2:], b""  # without type and length, the first two: it has no body
-    return "200 OK", headers, body
+def _complete(
+    status: int, content_type: str, body: bytes, headers: Headers, etag: str, condition: str | None
+) -> Response:
+    """Add what depends on the body; make a 304 of it if the client has it already (RFC 9110, 13.1.2 and 15.4.5)."""
+    if etag:
+        headers.append(("ETag", etag))
+        if condition and parse_etags(condition).contains_weak(etag[1:-1]):
+            return "304 Not Modified", headers, b""
+    return f"{status} {phrase(status)}", [*_content(content_type, len(body)), *headers], body
+
+
+def _content(content_type: str, length: int) -> Headers:
+    return [("Content-Type", content_type), ("Content-Length", str(length))]
+
+
+def _freshness(sources: set[str], forwarded: str, lasting: bool, kept: bool, ttl: float) -> Headers:
+    """Say how an answer came about and how long it may be kept: in whole seconds, rounded down."""
+    left = max(0, int(ttl + 1e-6))
+    cache_control = ("Cache-Control", f"max-age={left}") if lasting and ttl > 0 else NO_STORE
+    return [NOSNIFF, cache_control, ("Cache-Status", _cache_status(sources, forwarded, kept, left))]
 
 
 @lru_cache(4096)
-def _content(content_type: str, length: int) -> tuple[tuple[str, str], ...]:
-    """Return what says of a body what it is: the same for all of one length, so made once."""
-    return ("Content-Type", content_type), ("Content-Length", str(length)), NOSNIFF
+def _opening(status: int, content_type: str, length: int) -> bytes:
+    return serialize(f"{status} {phrase(status)}", _content(content_type, length))
 
 
 @lru_cache(4096)
-def _hit(lasting: bool, lifetime: int, age: int) -> tuple[tuple[str, str], ...]:
-    """Return what says of a hit how long it lasts: the same for all answers of one second's age, so made once."""
-    return (
-        ("Cache-Control", f"max-age={lifetime}") if lasting else NO_STORE,
-        ("Age", str(age)),
-        ("Cache-Status", _cache_status({"hit"}, "", True, lifetime - age)),
-    )
-
-
-def _lifetime_and_age(result: str, age: float, ttl: float) -> tuple[int, int]:
-    """Return in whole seconds how long an answer is kept in all, and how old it is, on the side of caution.
-
-    Who waited for the whole load knows how long that took, and counts it (RFC 9111, 4.2.3).
-    """
-    lifetime = int(age + ttl + 1e-6)
-    return lifetime, int(age) if result == "miss" else math.ceil(age)
+def _hit(kind: str, left: int) -> bytes:
+    ttl = left + 0.5  # any that leaves so many whole seconds
+    return serialize_headers(_freshness({"hit"}, "", kind in (OK, NEGATIVE), True, ttl))
 
 
 def _error_of(status: int, body: bytes) -> dict[str, Any]:
@@ -157,14 +157,14 @@ def _error_of(status: int, body: bytes) -> dict[str, Any]:
 
 def _source(found: Found) -> str:
     """Return the result, or "paused" where no call was made, which a 429 of our own tells."""
-    status, _, _, _, upstream_status, _ = found.value
-    asked = found.result == "hit" or status != HTTPStatus.TOO_MANY_REQUESTS or upstream_status
+    value = Parts._make(found.value)
+    asked = found.result == "hit" or value.status != HTTPStatus.TOO_MANY_REQUESTS or value.upstream_status
     return found.result if asked else "paused"
 
 
-def _cache_status(sources: set[str], forwarded: str, kept: bool, ttl: int) -> str:
+def _cache_status(sources: set[str], forwarded: str, kept: bool, left: int) -> str:
     """Say how the cache came by an answer (RFC 9211, 2); `fwd` is only for what went on to the upstream."""
-    freshness = f"; ttl={max(0, ttl)}"
+    freshness = f"; ttl={left}"
     if sources == {"hit"}:
         return f"c42c; hit{freshness}"
     if sources <= {"hit", "paused"}:

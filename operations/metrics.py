@@ -57,7 +57,7 @@ class Metrics(Collector):
         self._tier = tier
         self.stopping = stopping
         self._began = time.monotonic()
-        self.served: Counter[str] = Counter()  # hits answered in the event loop, by status; only its thread writes
+        self.served: Counter[bytes] = Counter()  # hits answered in the event loop, by status; only its thread writes
         self._lock = threading.Lock()
         self._responses: Counter[tuple[str, str]] = Counter()  # route and status
         self._calls: Counter[tuple[str, int]] = Counter()  # endpoint and status
@@ -145,7 +145,7 @@ class Metrics(Collector):
             calls = dict(self._calls)
             responses = self._responses.copy()
         for code, served in self.served.copy().items():
-            responses[EVENT, code] += served
+            responses[EVENT, code.decode()] += served
         yield _counter(
             "c42_cache_requests",
             "Keys asked for, by what the cache made of them.",

@@ -11,17 +11,18 @@ import asyncio
 import logging
 from collections.abc import Callable
 from contextlib import suppress
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from email.utils import formatdate
 from functools import partial
 from typing import cast
 
-from serving.request import BadRequest, Request, check_beginning, parse
+from serving.request import BadRequest, Request, parse, read_line
 
 log = logging.getLogger("c42c")
 
 Answer = tuple[bytes, bytes]  # status line and header lines, each with its CRLF; and the body
-Work = Callable[[Request, bytes, str, Callable[[Answer], None]], None]
+Refusal = Callable[[int, str], Answer]  # of status and message
+Immediate = Callable[[Request], Answer | None]
 
 _HEAD, _BODY, _WORKING, _ENDING, _LOST = range(5)
 _KNOWN_REQUESTS = 4096
@@ -42,33 +43,26 @@ class Limits:
     tick_seconds: float = 1.0  # between two looks at all of these
 
 
+@dataclass(kw_only=True)
 class Hub:
     """What the connections of one server share.
 
-    `immediate` answers a request if it can do so without waiting. `refusal` makes the answer of a refused one from
-    status and message. `work` has any other request answered: it gets the request, its body, the client's address and
-    what to call with the answer.
+    `immediate` answers a request if it can do so without waiting. `work` has any other answered: it gets the request,
+    its body, the client's address, and what to call with the answer.
     """
 
-    def __init__(
-        self,
-        *,
-        loop: asyncio.AbstractEventLoop,
-        immediate: Callable[[Request], Answer | None],
-        refusal: Callable[[int, str], Answer],
-        work: Work,
-        limits: Limits,
-    ) -> None:
-        self.loop = loop
-        self.immediate = immediate
-        self.refusal = refusal
-        self.work = work
-        self.limits = limits
-        self.closing = False  # each answer is the last of its connection
-        self.connections: set[Connection] = set()
-        self.buffer = memoryview(bytearray(limits.turn))  # one for all: what was read is taken out at once
-        self.known: dict[bytes, Request] = {}
-        self.tails: dict[str, bytes] = {}
+    loop: asyncio.AbstractEventLoop
+    immediate: Immediate
+    refusal: Refusal
+    work: Callable[[Request, bytes, str, Callable[[Answer], None]], None]
+    limits: Limits
+    closing: bool = False  # each answer is the last of its connection
+    connections: "set[Connection]" = field(default_factory=set)
+    known: dict[bytes, Request] = field(default_factory=dict)
+    tails: dict[str, bytes] = field(default_factory=dict)  # the end of an answer's header, by its Connection
+
+    def __post_init__(self) -> None:
+        self.buffer = memoryview(bytearray(self.limits.turn))  # one for all: what was read is taken out at once
         self.tick()
 
     def tick(self) -> None:
@@ -96,24 +90,21 @@ class Hub:
 class Connection(asyncio.BufferedProtocol):
     """One client."""
 
-    _transport: asyncio.Transport
-
     def __init__(self, hub: Hub, client: str) -> None:
         self._hub = hub
         self._client = client
+        self._transport = cast(asyncio.Transport, None)
         self._state = _HEAD
         self._unread = bytearray()
-        self._checked = 0  # bytes of an incomplete head that were looked at
         self._request: Request | None = None  # whose body is incomplete
         self._blocked = False  # the client takes nothing at the moment
         self._half_closed = False  # the client sends nothing more
-        self._since = 0.0  # when it began to idle, to send a head or a body, or to linger
+        self._since = hub.loop.time()  # it is idle, sends a head or a body, or lingers
         self._unsent = 0
         self._unsent_since = 0.0
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
         self._transport = cast(asyncio.Transport, transport)
-        self._since = self._hub.loop.time()
         self._hub.connections.add(self)
 
     def connection_lost(self, _: Exception | None) -> None:
@@ -131,7 +122,7 @@ class Connection(asyncio.BufferedProtocol):
                 return
             self._since = self._hub.loop.time()
         if self._state == _ENDING:
-            return  # it may still be sending, and would not read the last answer if nobody took that
+            return  # what is sent after the last answer has to be read, or the client could not read that
         self._unread += data
         if self._state == _WORKING:
             self._transport.pause_reading()
@@ -159,13 +150,9 @@ class Connection(asyncio.BufferedProtocol):
         busy = self._state != _HEAD or self._unread or self._transport.get_write_buffer_size()
         return None if busy else self._since
 
-    def close(self) -> None:
-        """Close the connection once what was written is sent."""
-        self._transport.close()
-
-    def abort(self) -> None:
-        """Close the connection now."""
-        self._transport.abort()
+    def close(self, *, now: bool = False) -> None:
+        """Close the connection, once what was written is sent or else `now`."""
+        self._transport.abort() if now else self._transport.close()
 
     def check(self, now: float) -> None:
         """Let go of the client if it takes too long."""
@@ -174,16 +161,15 @@ class Connection(asyncio.BufferedProtocol):
         if unsent != self._unsent:
             self._unsent, self._unsent_since = unsent, now
         if unsent:
+            self._since = now
             if now - self._unsent_since >= limits.stuck_seconds:
                 self._transport.abort()
-            elif self._state == _ENDING:
-                self._since = now  # it lingers from when it got everything
         elif self._state == _ENDING:
             if waited >= limits.linger_seconds:
                 self._transport.abort()
         elif self._state == _BODY or (self._state == _HEAD and self._unread):
             if waited >= limits.request_seconds:
-                self._refuse(408, "the request did not arrive in time")
+                self._refuse(BadRequest(408, "the request did not arrive in time"))
         elif self._state == _HEAD and waited >= limits.idle_seconds:
             self._transport.close()
 
@@ -193,7 +179,7 @@ class Connection(asyncio.BufferedProtocol):
             while self._state < _WORKING and not self._blocked and (complete := self._take()):
                 self._answer(*complete)
         except BadRequest as error:
-            self._refuse(error.status, str(error))
+            self._refuse(error)
         if self._state >= _WORKING or self._blocked:
             return
         if self._half_closed:
@@ -203,38 +189,35 @@ class Connection(asyncio.BufferedProtocol):
 
     def _take(self) -> tuple[Request, bytes] | None:
         """Return the next request and its body if all of it has arrived."""
-        if self._state == _HEAD and not self._take_head():
-            return None
-        request = self._request
-        assert request
-        if len(self._unread) < request.length:
+        request = self._request or self._take_head()
+        if not request or len(self._unread) < request.length:
+            self._request = request
             return None
         body = bytes(self._unread[: request.length])
         del self._unread[: request.length]
         self._state, self._request = _HEAD, None
         return request, body
 
-    def _take_head(self) -> bool:
-        """Go on to the next request's body, if its head has arrived."""
+    def _take_head(self) -> Request | None:
         limits, unread = self._hub.limits, self._unread
-        while not self._checked and unread.startswith(b"\r\n"):
+        while unread.startswith(b"\r\n"):
             del unread[:2]  # RFC 9112, 2.2
-        end = unread.find(b"\r\n\r\n", max(0, self._checked - 3), limits.head) + 4
+        end = unread.find(b"\r\n\r\n", 0, limits.head) + 4
         if end < 4:
-            check_beginning(unread, self._checked)
+            if b"\n" in unread:
+                read_line(unread)
             if len(unread) >= limits.head:
                 raise BadRequest(431 if b"\n" in unread else 414, "request line and headers are too large")
-            self._checked = len(unread)
-            return False
-        self._request = self._hub.parse(bytes(unread[:end]))
+            return None
+        request = self._hub.parse(bytes(unread[:end]))
         del unread[:end]
-        self._checked, self._state, self._since = 0, _BODY, self._hub.loop.time()
-        if self._request.length > limits.body:
+        if request.length > limits.body:
             raise BadRequest(413, "the body is too large")
-        expects = self._request.headers.get("expect", "").lower() == "100-continue"
-        if expects and len(unread) < self._request.length and self._request.protocol == "HTTP/1.1":
-            self._transport.write(b"HTTP/1.1 100 Continue\r\n\r\n")
-        return True
+        if len(unread) < request.length:
+            self._state, self._since = _BODY, self._hub.loop.time()
+            if request.protocol == "HTTP/1.1" and request.headers.get("expect", "").lower() == "100-continue":
+                self._transport.write(b"HTTP/1.1 100 Continue\r\n\r\n")
+        return request
 
     def _answer(self, request: Request, body: bytes) -> None:
         try:
@@ -264,8 +247,8 @@ class Connection(asyncio.BufferedProtocol):
         if connection == "close":
             self._end()
 
-    def _refuse(self, status: int, message: str) -> None:
-        head, body = self._hub.refusal(status, message)
+    def _refuse(self, error: BadRequest) -> None:
+        head, body = self._hub.refusal(error.status, str(error))
         self._transport.write(head + self._hub.tails["close"] + body)
         self._end()
 

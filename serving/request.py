@@ -1,7 +1,7 @@
 """The head of a request, from bytes to an immutable `Request`, no more leniently than RFC 9112 allows.
 
 llhttp (through httptools) reads the header fields. The request line is read here: llhttp would take several spaces and
-HTTP/2.0 there, and no method that it doesn't know. Both agree on where a head ends, at the first empty line, since
+HTTP/2.0 there, and no method that it doesn't know. Both agree on where a head ends, at the first empty line, because
 neither takes a line that ends in a bare LF.
 
 A body needs a Content-Length. A chunked one is refused with 411, as RFC 9112, 6.3 allows: nothing here takes a body,
@@ -9,6 +9,7 @@ and so there is only one way to say where a request ends.
 """
 
 import re
+from collections import defaultdict
 from collections.abc import Mapping
 from contextlib import suppress
 from dataclasses import dataclass
@@ -17,12 +18,11 @@ from urllib.parse import unquote_to_bytes
 from httptools import HttpParserError, HttpParserUpgrade, HttpRequestParser
 
 _LINE = re.compile(rb"([!#$%&'*+.^_`|~0-9A-Za-z-]+) ([!-~]+) HTTP/([0-9]\.[0-9])\r\n")
-_NEVER_IN_A_LINE = re.compile(rb"[^ -~\r]")
 _BARE_LF = re.compile(rb"(?<!\r)\n")
 _ABSOLUTE = re.compile("(?i:https?)://([^/?]+)([^?]*)(.*)")
-# Labels of at most 63 characters, or an IPv6 address, and a port; all of it at most 255 characters.
+# Labels of at most 63 characters, or an IPv6 address, and a port; at most 255 characters in all.
 _HOST = re.compile(
-    r"(?=.{0,255}$)(?:(?:[a-z0-9_~!$&'()*+,;=%-]{1,63}(?:\.|(?=:|$)))*|\[[0-9a-f:.]+\])(?::[0-9]{0,5})?", re.I | re.A
+    r"(?=.{0,255}$)(([a-z0-9_~!$&'()*+,;=%-]{1,63}(\.|(?=:|$)))*|\[[0-9a-f:.]+\])(:[0-9]{0,5})?", re.I | re.A
 )
 
 
@@ -44,27 +44,31 @@ class Request:
     protocol: str  # HTTP/1.0 or HTTP/1.1
     headers: Mapping[str, str]  # by name in lower case; what came under one name several times is joined by commas
     length: int  # of the body, in bytes
-    connection: str  # what the Connection header of the answer says: nothing, "close" or "keep-alive"
+    connection: str  # what the answer's Connection header says: nothing, "close" or "keep-alive"
 
 
-class _Fields(dict[str, list[str]]):
+class _Fields(defaultdict[str, list[str]]):
     def on_header(self, name: bytes, value: bytes) -> None:
-        self.setdefault(name.decode().lower(), []).append(value.strip(b" \t").decode("latin-1"))
+        self[name.decode().lower()].append(value.strip(b" \t").decode("latin-1"))
 
 
-def check_beginning(head: bytearray, checked: int) -> None:
-    """Raise `BadRequest` if what begins like `head` can't become a request, of which `checked` bytes were checked."""
-    if head.find(b"\n", checked) >= 0:
-        _read_line(head)
-    elif checked <= head.find(b"\n") and _NEVER_IN_A_LINE.search(head, checked):
+def read_line(head: bytes | bytearray) -> re.Match[bytes]:
+    """Match the request line of a head that may be incomplete; raise `BadRequest` if it can't become a request."""
+    line = _LINE.match(head)
+    if not line:
         raise BadRequest(400, "the request line is malformed")
+    if line[3] not in (b"1.0", b"1.1"):
+        raise BadRequest(505, "only HTTP/1.1 and HTTP/1.0 are supported")
+    if _BARE_LF.search(head, line.end()):
+        raise BadRequest(400, "a header line ends in a bare LF")
+    return line
 
 
 def parse(head: bytes) -> Request:
     """Return the request that `head`, with its empty line, is; raise `BadRequest` if it leaves any doubt."""
-    line = _read_line(head)
+    line = read_line(head)
     method, target, version = (part.decode() for part in line.groups())
-    fields = _Fields()
+    fields = _Fields(list)
     try:
         with suppress(HttpParserUpgrade):  # nobody has to switch protocols (RFC 9110, 7.8)
             HttpRequestParser(fields).feed_data(b"GET / HTTP/1.1\r\n" + head[line.end() :])
@@ -72,50 +76,26 @@ def parse(head: bytes) -> Request:
         raise BadRequest(400, f"a header field is malformed: {error}") from None
     headers = {name: ", ".join(values) for name, values in fields.items()}
     path, query = _split_target(method, target, headers)
-    _check_host(headers, version)
-    return Request(
-        method=method,
-        path=unquote_to_bytes(path).decode("latin-1"),
-        query=query,
-        protocol=f"HTTP/{version}",
-        headers=headers,
-        length=_length(headers, version),
-        connection=_connection(headers, version),
-    )
-
-
-def _read_line(head: bytes | bytearray) -> re.Match[bytes]:
-    line = _LINE.match(head)
-    if not line:
-        raise BadRequest(400, "the request line is malformed")
-    if line[3] not in (b"1.0", b"1.1"):
-        raise BadRequest(505, "HTTP/1.1 is spoken here")
-    if _BARE_LF.search(head, line.end()):
-        raise BadRequest(400, "a header line ends in a bare LF")
-    return line
+    host = headers.get("host", "" if version == "1.0" else None)
+    if host is None or not _HOST.fullmatch(host):  # RFC 9112, 3.2; two of them are none
+        raise BadRequest(400, "the request needs one valid Host header")
+    path = unquote_to_bytes(path).decode("latin-1")
+    length = _length(headers, version)
+    return Request(method, path, query, f"HTTP/{version}", headers, length, _connection(headers, version))
 
 
 def _split_target(method: str, target: str, headers: dict[str, str]) -> tuple[str, str]:
-    """Return path and query; the host of an absolute target replaces the Host header (RFC 9112, 3.2)."""
+    """Return path and query; the host of an absolute target replaces the Host header (RFC 9112, 3.2.2)."""
     if target == "*" and method == "OPTIONS":
         return "/", ""
     if absolute := _ABSOLUTE.fullmatch(target):
         if "host" in headers:
             headers["host"] = absolute[1]
         target = (absolute[2] or "/") + absolute[3]
-    path, _, query = target.partition("?")
-    if not path.startswith("/"):
+    if not target.startswith("/"):
         raise BadRequest(400, "the target is neither a path nor an http address")
+    path, _, query = target.partition("?")
     return path, query
-
-
-def _check_host(headers: Mapping[str, str], version: str) -> None:
-    """RFC 9112, 3.2: HTTP/1.1 has exactly one Host, and it is one."""
-    host = headers.get("host")
-    if host is None and version == "1.1":
-        raise BadRequest(400, "the Host header is missing")
-    if host and not _HOST.fullmatch(host):
-        raise BadRequest(400, "the Host header is not one host")
 
 
 def _length(headers: Mapping[str, str], version: str) -> int:

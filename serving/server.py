@@ -7,17 +7,15 @@ what is under way, and ends. A second signal ends it at once, with exit status 1
 import asyncio
 import contextlib
 import errno
-import heapq
 import logging
 import os
 import signal
 import socket
 import time
-from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
 from functools import partial
 
-from serving.connection import Answer, Connection, Hub, Limits
-from serving.request import Request
+from serving.connection import Connection, Hub, Immediate, Limits, Refusal
 from serving.wsgi import App, Bridge
 
 _BACKLOG = 1024
@@ -43,32 +41,28 @@ class Server:
         self.loop = self._runner.get_loop()
         self.stopping = False
         self._told = asyncio.Event()
+        self._connecting: set[asyncio.Task[None]] = set()
         for signum in signal.SIGTERM, signal.SIGINT:  # the loop's own handlers would miss those before it runs
             signal.signal(signum, lambda *_: self.loop.call_soon_threadsafe(self._stop))
 
     def serve(
-        self,
-        app: App,
-        *,
-        immediate: Callable[[Request], Answer | None],
-        refusal: Callable[[int, str], Answer],
-        threads: int,
-        drain: float,
-        patience: float,
+        self, app: App, *, immediate: Immediate, refusal: Refusal, threads: int, drain: float, patience: float
     ) -> None:
         """Serve until told to stop.
 
         `immediate` answers a request in the event loop if it can do so without waiting; `app` answers all others, in
-        one of `threads` threads. `refusal` makes the answer of a refused request from status and message. Requests are
-        still taken for `drain` seconds after the signal, and have `patience` seconds more to finish.
+        one of `threads` threads; `refusal` makes the answer of a refused request. After the signal, requests are taken
+        for `drain` seconds more, and then have `patience` seconds to finish.
         """
-        host, port = self._listener.getsockname()[:2]
-        bridge = Bridge(app, address=(host, port), loop=self.loop, refusal=refusal, threads=threads)
-        hub = Hub(loop=self.loop, immediate=immediate, refusal=refusal, work=bridge.work, limits=self._limits)
+        address = self._listener.getsockname()[:2]
+        pool = ThreadPoolExecutor(threads, thread_name_prefix="c42c-worker")
+        bridge = Bridge(app=app, address=address, loop=self.loop, pool=pool, refusal=refusal)
+        self._hub = Hub(loop=self.loop, immediate=immediate, refusal=refusal, work=bridge.work, limits=self._limits)
         files = _raise_file_limit()
-        room = files - min(2 * threads + 64, files // 2)  # each thread may need two files of its own
+        self._room = files - min(2 * threads + 64, files // 2)  # each thread may need two files of its own
         with self._runner:
-            self._runner.run(self._serve(hub, bridge, _Acceptor(hub, self._listener, room), drain, patience))
+            self._runner.run(self._serve(drain, patience))
+        pool.shutdown(wait=False, cancel_futures=True)
 
     def _stop(self) -> None:
         if self.stopping:
@@ -76,55 +70,39 @@ class Server:
         self.stopping = True
         self._told.set()
 
-    async def _serve(self, hub: Hub, bridge: Bridge, acceptor: "_Acceptor", drain: float, patience: float) -> None:
-        self._tick(hub)
-        acceptor.start()
+    async def _serve(self, drain: float, patience: float) -> None:
+        self._tick()
+        self._listen_on()
         await self._told.wait()
         log.info("stopping: waiting up to %g s for active requests to finish", drain + patience)
         await asyncio.sleep(drain)
-        acceptor.stop()
-        hub.closing = True
+        self.loop.remove_reader(self._listener)
+        self._accept(_BACKLOG)  # whoever has connected is served
+        self._listener.close()
+        self._hub.closing = True
         end = self.loop.time() + patience
         await asyncio.sleep(_LAST_SECONDS)
-        while (hub.connections or acceptor.connecting or bridge.busy) and self.loop.time() < end:
-            for connection in hub.connections:
+        while (self._hub.connections or self._connecting) and self.loop.time() < end:
+            for connection in self._hub.connections:
                 if connection.idle_since is not None:
                     connection.close()
             await asyncio.sleep(_POLL_SECONDS)
-        if bridge.busy:
-            log.warning("gave up on %d requests", bridge.busy)
-        for connection in hub.connections:
-            connection.abort()
-        bridge.close()
+        if self._hub.connections:
+            log.warning("gave up on %d connections", len(self._hub.connections))
+        for connection in self._hub.connections:
+            connection.close(now=True)
         log.info("stopped")
 
-    def _tick(self, hub: Hub) -> None:
+    def _tick(self) -> None:
         interval = self._limits.tick_seconds
-        self.loop.call_later(interval - time.time() % interval, self._tick, hub)
-        hub.tick()
+        self.loop.call_later(interval - time.time() % interval, self._tick)
+        self._hub.tick()
 
-
-class _Acceptor:
-    """Accepts connections, at most `room` at a time: idle ones are closed to make room for new ones."""
-
-    def __init__(self, hub: Hub, listener: socket.socket, room: int) -> None:
-        self._hub = hub
-        self._listener = listener
-        self._room = room
-        self.connecting: set[asyncio.Task[None]] = set()
-
-    def start(self) -> None:
+    def _listen_on(self) -> None:
         if self._listener.fileno() >= 0:  # not closed meanwhile
-            self._hub.loop.add_reader(self._listener, self._accept, _ACCEPTED_PER_TURN)
-
-    def stop(self) -> None:
-        """Accept who has connected so far, and close the listener."""
-        self._hub.loop.remove_reader(self._listener)
-        self._accept(_BACKLOG)
-        self._listener.close()
+            self.loop.add_reader(self._listener, self._accept, _ACCEPTED_PER_TURN)
 
     def _accept(self, most: int) -> None:
-        loop = self._hub.loop
         for _ in range(most):
             try:
                 self._make_room()
@@ -133,31 +111,32 @@ class _Acceptor:
                 return
             except OSError as error:
                 if error.errno in _NO_ROOM:
-                    loop.remove_reader(self._listener)
-                    loop.call_later(_RETRY_SECONDS, self.start)
+                    self.loop.remove_reader(self._listener)
+                    self.loop.call_later(_RETRY_SECONDS, self._listen_on)
                     return
                 continue  # the client is gone already
-            task = loop.create_task(self._connect(sock, address[0]))
-            self.connecting.add(task)
-            task.add_done_callback(self.connecting.discard)
+            task = self.loop.create_task(self._connect(sock, address[0]))
+            self._connecting.add(task)
+            task.add_done_callback(self._connecting.discard)
 
     async def _connect(self, sock: socket.socket, client: str) -> None:
         try:
             sock.setblocking(False)
-            await self._hub.loop.connect_accepted_socket(partial(Connection, self._hub, client), sock)
+            await self.loop.connect_accepted_socket(partial(Connection, self._hub, client), sock)
         except OSError:  # the client is gone already
             sock.close()
 
     def _make_room(self) -> None:
-        """Close some connections that were idle longest if there are too many; raise OSError if none is idle."""
+        """At the limit, close a sixteenth of the connections, those idle longest; raise OSError if none is idle."""
         connections = self._hub.connections
-        if len(connections) + len(self.connecting) < self._room:
+        if len(connections) + len(self._connecting) < self._room:
             return
-        idle = [(one.idle_since, id(one), one) for one in connections if one.idle_since is not None]
+        idle = [(one.idle_since, one) for one in connections if one.idle_since is not None]
         if not idle:
             raise OSError(errno.EMFILE, "all connections are busy")
-        for _, _, one in heapq.nsmallest(self._room // 16 + 1, idle):
-            one.abort()
+        idle.sort(key=lambda pair: pair[0])
+        for _, one in idle[: self._room // 16 + 1]:
+            one.close(now=True)
             connections.discard(one)
 
 
@@ -181,7 +160,7 @@ def listen(host: str, port: int) -> socket.socket:
 
 
 def _new_loop() -> asyncio.AbstractEventLoop:
-    with contextlib.suppress(ImportError):  # not for every platform
+    with contextlib.suppress(ImportError):  # it does not exist for Windows
         import uvloop
 
         return uvloop.new_event_loop()
@@ -189,13 +168,12 @@ def _new_loop() -> asyncio.AbstractEventLoop:
 
 
 def _raise_file_limit() -> int:
-    """Allow as many open files as the system does, and return how many that are."""
+    """Allow as many open files as the system does, and return how many."""
     try:
         import resource
-    except ImportError:  # Windows
-        return 512  # what its select() takes
-    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
-    with contextlib.suppress(ValueError, OSError):  # macOS has a lower limit than it says
+
+        _, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
         resource.setrlimit(resource.RLIMIT_NOFILE, (hard, hard))
-    soft, _ = resource.getrlimit(resource.RLIMIT_NOFILE)
-    return soft if soft != resource.RLIM_INFINITY else 2**20
+    except (ImportError, OSError, ValueError):  # Windows, and macOS, which promises more than it gives
+        return 512
+    return hard if hard != resource.RLIM_INFINITY else 2**20
