@@ -3,15 +3,20 @@
 An exact tuple of plain values, made once per load:
 
     status, content type, body, ETag, upstream's status (0: none), Retry-After in seconds from the load's beginning
+
+`pack` and `unpack` are its encoding for Redis: a line of JSON, then the body.
 """
 
 import json
+import math
 import re
 from collections.abc import Mapping
 from hashlib import blake2b
 from http import HTTPStatus
 from operator import itemgetter
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, cast
+
+from cache import KINDS, OK, Loaded
 
 JSON = "application/json"
 _PHRASES = {status.value: status.phrase for status in HTTPStatus}
@@ -46,6 +51,35 @@ def failure(
     if not body:
         return _value(status, JSON, envelope(status, message), upstream_status, retry_after)
     return _value(status, _content_type(body), body, upstream_status, retry_after)
+
+
+def pack(loaded: Loaded) -> bytes:
+    """Return what Redis keeps of an answer: all but its age, which Redis tells by the time that is left of it."""
+    status, _, body, etag, upstream_status, retry_after = cast(Value, loaded.value)
+    head = [loaded.kind, loaded.lifetime, status, upstream_status, retry_after, etag]
+    return b"%b\n%b" % (json.dumps(head).encode(), body)
+
+
+def unpack(packed: bytes) -> Loaded:
+    """Return the answer that `pack` was given, without its age; raise ValueError for anything that it did not make.
+
+    The ETag, a digest of the body, shows that the body is whole. The content type is worked out again.
+    """
+    head, _, body = packed.partition(b"\n")
+    try:
+        kind, lifetime, status, upstream_status, retry_after, etag = json.loads(head)
+        whole = kind in KINDS and body and etag == make_etag(body)
+        numbers = type(status) is int and type(upstream_status) is int and type(lifetime) is type(retry_after) is float
+        ranges = 0 < lifetime < math.inf and 0 <= retry_after < math.inf and upstream_status in range(600)
+        if not (whole and numbers and ranges and (status == 200 if kind == OK else status in range(400, 600))):
+            raise ValueError
+    except (ValueError, TypeError, RecursionError):
+        raise ValueError("not a packed answer") from None
+    content_type = JSON if kind == OK else _content_type(body)
+    loaded = Loaded((status, content_type, body, etag, upstream_status, retry_after), kind, lifetime)
+    if pack(loaded) != packed:  # another spelling of the same
+        raise ValueError("not a packed answer")
+    return loaded
 
 
 def envelope(status: int, message: str) -> bytes:

@@ -15,7 +15,6 @@ answer's with `:lock` behind it; in a cluster both are on one node. An answer is
 """
 
 import contextlib
-import json
 import logging
 import math
 import os
@@ -25,9 +24,10 @@ import time
 import weakref
 from collections.abc import Callable, Iterator, Mapping
 from hashlib import blake2b
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
-from cache import KINDS, Loaded
+from answers.value import pack, unpack
+from cache import Loaded
 from calendar42.pause import LONGEST, Pause
 from operations.settings import Settings
 from sharing.link import Budget, Command, Link, Lost
@@ -183,12 +183,15 @@ class SharedTier:
                     missing.append(event_id)
                     continue
                 try:
-                    value, kind, lifetime, left = decode(*answer)
+                    content, left = answer
+                    loaded = unpack(content)
+                    if not 0 < left <= loaded.lifetime * 1000:
+                        raise ValueError("lives longer than it may")
                 except ValueError as error:  # it will be replaced
                     log.warning("Redis has something else than an answer of event %s: %s", event_id, error)
                     missing.append(event_id)
                 else:
-                    found[event_id] = Loaded(value, kind, lifetime, lifetime - left - (sent - began))
+                    found[event_id] = loaded._replace(age=loaded.lifetime - (left - 1) / 1000 - (sent - began))
         except Exception as error:  # whatever comes of what is not as it should be
             self._link.lose(f"it answers nonsense: {error}")
             raise Lost from None
@@ -218,7 +221,7 @@ class SharedTier:
         for event_id in locks.event_ids:
             content, until = b"", now
             if answer := loaded.get(event_id):
-                content, until = encode(answer), began - answer.age + answer.lifetime
+                content, until = pack(answer), began - answer.age + answer.lifetime
             times = _until(until, now, locks.clock)
             commands.append(("EVAL", _PUT, 2, *self._keys(event_id), locks.token, content, *times))
         with contextlib.suppress(Lost):  # the answer is right all the same, and the lock ends by itself
@@ -261,33 +264,3 @@ def _ask(event_ids: list[str], load: LoadMany, deadline: float, began: float) ->
 def _until(until: float, now: float, clock: float) -> tuple[int, int]:
     """Return the milliseconds that are left `until` then, and when that is on Redis's clock."""
     return math.floor((until - now) * 1000), math.floor(until * 1000 + clock)
-
-
-def encode(loaded: Loaded) -> bytes:
-    """Make of an answer (see `answers`) what Redis keeps of it."""
-    value: Any = loaded.value
-    status, content_type, body, etag, upstream_status, retry_after = value
-    head = [loaded.kind, loaded.lifetime, status, content_type, etag, upstream_status, retry_after]
-    return b"%b\n%b" % (json.dumps(head).encode(), body)
-
-
-def decode(content: bytes, left: int) -> tuple[Any, str, float, float]:
-    """Return value, kind, lifetime and what is left of it, in seconds; raise ValueError for what is no answer."""
-    head, newline, body = content.partition(b"\n")
-    try:
-        kind, lifetime, status, content_type, etag, upstream_status, retry_after = json.loads(head)
-        texts = f"{content_type}{etag}"
-        right = (
-            newline
-            and kind in KINDS
-            and 0 < left <= lifetime * 1000 < math.inf
-            and status in range(200, 600)
-            and upstream_status in range(600)
-            and 0 <= retry_after < math.inf
-            and (texts.isascii() and texts.isprintable())
-        )
-    except (TypeError, ValueError, RecursionError):
-        right = False
-    if not right:
-        raise ValueError("it can't be read")
-    return (status, content_type, body, etag, upstream_status, retry_after), kind, lifetime, (left - 1) / 1000

@@ -400,10 +400,10 @@ def test_what_is_no_answer_is_replaced(
 ) -> None:
     """Whatever else stands under an answer's key is loaded anew and replaced; nothing of it is served."""
     first, second = machine(shared_redis.url), machine(shared_redis.url)
-    good = shared_tier.encode(Loaded(VALUE, OK, 252.0))
+    good = values.pack(Loaded(VALUE, OK, 252.0))
     senseless = [b"", b"\xff\n", b"[]\n", b"{}\n", b"[" * 100000, b'"1234567"\n', good.split(b"\n")[0]]
     senseless += [good.replace(old, new) for old, new in [(b"ok", b"bad"), (b"252.0", b"NaN"), (b" 200,", b" 99,")]]
-    senseless += [good.replace(b"application/json", b"text/html\\r\\nSet-Cookie: a=b"), good.replace(b"252.0", b"10.0")]
+    senseless += [good.replace(b"252.0", b"10.0")]
     with shared_redis.client() as client:
         for number, content in enumerate(senseless):
             event_id = new_id()
