@@ -9,21 +9,22 @@ and so there is only one way to say where a request ends.
 """
 
 import re
-from collections import defaultdict
 from collections.abc import Mapping
 from contextlib import suppress
-from dataclasses import dataclass
+from functools import lru_cache
+from typing import NamedTuple
 from urllib.parse import unquote_to_bytes
 
 from httptools import HttpParserError, HttpParserUpgrade, HttpRequestParser
 
 _LINE = re.compile(rb"([!#$%&'*+.^_`|~0-9A-Za-z-]+) ([!-~]+) HTTP/([0-9]\.[0-9])\r\n")
-_BARE_LF = re.compile(rb"(?<!\r)\n")
 _ABSOLUTE = re.compile("(?i:https?)://([^/?]+)([^?]*)(.*)")
 # Labels of at most 63 characters, or an IPv6 address, and a port; at most 255 characters in all.
 _HOST = re.compile(
     r"(?=.{0,255}$)(([a-z0-9_~!$&'()*+,;=%-]{1,63}(\.|(?=:|$)))*|\[[0-9a-f:.]+\])(:[0-9]{0,5})?", re.I | re.A
 )
+
+_KNOWN_SIZE = 2048  # bytes of header fields that are remembered
 
 
 class BadRequest(Exception):
@@ -34,8 +35,7 @@ class BadRequest(Exception):
         self.status = status
 
 
-@dataclass(frozen=True, slots=True)
-class Request:
+class Request(NamedTuple):
     """The head of a request."""
 
     method: str
@@ -47,11 +47,6 @@ class Request:
     connection: str  # what the answer's Connection header says: nothing, "close" or "keep-alive"
 
 
-class _Fields(defaultdict[str, list[str]]):
-    def on_header(self, name: bytes, value: bytes) -> None:
-        self[name.decode().lower()].append(value.strip(b" \t").decode("latin-1"))
-
-
 def read_line(head: bytes | bytearray) -> re.Match[bytes]:
     """Match the request line of a head that may be incomplete; raise `BadRequest` if it can't become a request."""
     line = _LINE.match(head)
@@ -59,7 +54,7 @@ def read_line(head: bytes | bytearray) -> re.Match[bytes]:
         raise BadRequest(400, "the request line is malformed")
     if line[3] not in (b"1.0", b"1.1"):
         raise BadRequest(505, "only HTTP/1.1 and HTTP/1.0 are supported")
-    if _BARE_LF.search(head, line.end()):
+    if head.count(b"\n") != head.count(b"\r\n"):
         raise BadRequest(400, "a header line ends in a bare LF")
     return line
 
@@ -68,34 +63,60 @@ def parse(head: bytes) -> Request:
     """Return the request that `head`, with its empty line, is; raise `BadRequest` if it leaves any doubt."""
     line = read_line(head)
     method, target, version = (part.decode() for part in line.groups())
-    fields = _Fields(list)
+    fields = head[line.end() :]
+    read = _read_known_fields if len(fields) <= _KNOWN_SIZE else _read_fields
+    headers, length, connection = read(fields, version)
+    path, query, host = _split_target(method, target)
+    if host and "host" in headers:
+        headers = {**headers, "host": host}
+    return Request(method, path, query, f"HTTP/{version}", headers, length, connection)
+
+
+def _split_target(method: str, target: str) -> tuple[str, str, str]:
+    """Return path, query, and the host of an absolute target, which replaces the Host header (RFC 9112, 3.2.2)."""
+    host = ""
+    if target == "*" and method == "OPTIONS":
+        return "/", "", host
+    if not target.startswith("/"):
+        absolute = _ABSOLUTE.fullmatch(target)
+        if not absolute:
+            raise BadRequest(400, "the target is neither a path nor an http address")
+        host = _check_host(absolute[1])
+        target = (absolute[2] or "/") + absolute[3]
+    path, _, query = target.partition("?")
+    return unquote_to_bytes(path).decode("latin-1"), query, host
+
+
+class _Fields(list[tuple[bytes, bytes]]):
+    def on_header(self, name: bytes, value: bytes) -> None:
+        self.append((name, value))
+
+
+def _read_fields(fields: bytes, version: str) -> tuple[Mapping[str, str], int, str]:
+    """Return what the header fields of a request are and say: headers, length and connection, as in `Request`."""
+    found = _Fields()
     try:
         with suppress(HttpParserUpgrade):  # nobody has to switch protocols (RFC 9110, 7.8)
-            HttpRequestParser(fields).feed_data(b"GET / HTTP/1.1\r\n" + head[line.end() :])
+            HttpRequestParser(found).feed_data(b"GET / HTTP/1.1\r\n" + fields)
     except HttpParserError as error:
         raise BadRequest(400, f"a header field is malformed: {error}") from None
-    headers = {name: ", ".join(values) for name, values in fields.items()}
-    path, query = _split_target(method, target, headers)
-    host = headers.get("host", "" if version == "1.0" else None)
-    if host is None or not _HOST.fullmatch(host):  # RFC 9112, 3.2; two of them are none
+    headers: dict[str, str] = {}
+    for raw_name, raw_value in found:
+        name, value = raw_name.decode().lower(), raw_value.strip(b" \t").decode("latin-1")
+        headers[name] = f"{headers[name]}, {value}" if name in headers else value
+    if "host" in headers or version != "1.0":  # RFC 9112, 3.2; two of them are none
+        _check_host(headers.get("host"))
+    return headers, _length(headers, version), _connection(headers, version)
+
+
+# A browser sends the same header fields with whatever it asks for.
+_read_known_fields = lru_cache(1024)(_read_fields)
+
+
+def _check_host(host: str | None) -> str:
+    if host is None or not _HOST.fullmatch(host):
         raise BadRequest(400, "the request needs one valid Host header")
-    path = unquote_to_bytes(path).decode("latin-1")
-    length = _length(headers, version)
-    return Request(method, path, query, f"HTTP/{version}", headers, length, _connection(headers, version))
-
-
-def _split_target(method: str, target: str, headers: dict[str, str]) -> tuple[str, str]:
-    """Return path and query; the host of an absolute target replaces the Host header (RFC 9112, 3.2.2)."""
-    if target == "*" and method == "OPTIONS":
-        return "/", ""
-    if absolute := _ABSOLUTE.fullmatch(target):
-        if "host" in headers:
-            headers["host"] = absolute[1]
-        target = (absolute[2] or "/") + absolute[3]
-    if not target.startswith("/"):
-        raise BadRequest(400, "the target is neither a path nor an http address")
-    path, _, query = target.partition("?")
-    return path, query
+    return host
 
 
 def _length(headers: Mapping[str, str], version: str) -> int:
