@@ -96,6 +96,7 @@ class Connection(asyncio.BufferedProtocol):
         self._transport = cast(asyncio.Transport, None)
         self._state = _HEAD
         self._unread = bytearray()
+        self._checked = 0  # bytes of an incomplete head that were looked at
         self._request: Request | None = None  # whose body is incomplete
         self._blocked = False  # the client takes nothing at the moment
         self._half_closed = False  # the client sends nothing more
@@ -200,17 +201,19 @@ class Connection(asyncio.BufferedProtocol):
 
     def _take_head(self) -> Request | None:
         limits, unread = self._hub.limits, self._unread
-        while unread.startswith(b"\r\n"):
-            del unread[:2]  # RFC 9112, 2.2
-        end = unread.find(b"\r\n\r\n", 0, limits.head) + 4
+        end = unread.find(b"\r\n\r\n", max(0, self._checked - 3), limits.head) + 4
         if end < 4:
-            if b"\n" in unread:
-                read_line(unread)
+            if unread.find(b"\n", self._checked, limits.head) >= 0:
+                read_line(unread[: limits.head])
             if len(unread) >= limits.head:
-                raise BadRequest(431 if b"\n" in unread else 414, "request line and headers are too large")
+                raise BadRequest(
+                    431 if b"\n" in unread[: limits.head] else 414, "request line and headers are too large"
+                )
+            self._checked = len(unread)
             return None
         request = self._hub.parse(bytes(unread[:end]))
         del unread[:end]
+        self._checked = 0
         if request.length > limits.body:
             raise BadRequest(413, "the body is too large")
         if len(unread) < request.length:

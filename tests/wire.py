@@ -1,0 +1,257 @@
+"""A client's connection without sockets: a test drives `serving.connection` turn by turn, under a clock of its own."""
+
+import json
+import re
+from collections import deque
+from collections.abc import Callable, Iterable, Iterator
+from functools import partial
+from typing import Any, NamedTuple, cast
+
+from answers import response
+from serving.connection import Answer, Connection, Hub, Limits
+from serving.request import Request
+
+
+class Received(NamedTuple):
+    """A response as it came over the wire."""
+
+    status: int
+    headers: dict[str, str]
+    body: bytes
+
+
+def refusal(status: int, message: str) -> Answer:
+    """Return the answer that the service gives to a request that its server refuses."""
+    line, headers, body = response.error(status, message, [])
+    return response.serialize(line, headers), body
+
+
+def responses(data: bytes, methods: Iterable[str] = ()) -> list[Received]:
+    """Take apart what a server sent in answer to requests of these methods: GET, where they are at an end."""
+    found, asked = [], iter(methods)
+    while data:
+        head, end, data = data.partition(b"\r\n\r\n")
+        assert end, head
+        line, *lines = head.decode().split("\r\n")
+        matched = re.fullmatch(r"HTTP/1\.1 (\d{3}) [\w -]+", line)
+        assert matched, line
+        status, headers = int(matched[1]), dict(one.split(": ", 1) for one in lines)
+        assert len(headers) == len(lines), "each header once"
+        bodiless = status in (100, 204, 304) or (status >= 200 and next(asked, "GET") == "HEAD")
+        length = 0 if bodiless else int(headers["Content-Length"])
+        assert len(data) >= length
+        found.append(Received(status, headers, data[:length]))
+        data = data[length:]
+    return found
+
+
+class Loop:
+    """Stands in for an event loop: a turn of it runs what was due at its beginning."""
+
+    def __init__(self) -> None:
+        self.now = 1000.0
+        self._soon: deque[Callable[[], None]] = deque()
+
+    def time(self) -> float:
+        """Return the time, which passes when a test says so."""
+        return self.now
+
+    def call_soon(self, call: Callable[[], None]) -> None:
+        """Call it in the next turn."""
+        self._soon.append(call)
+
+    def turn(self) -> bool:
+        """Run a turn; return whether there was anything to do."""
+        due = len(self._soon)
+        for _ in range(due):
+            self._soon.popleft()()
+        return due > 0
+
+
+class Desk:
+    """A server without sockets and threads: it answers at once what is below `at_once`, and a test answers the rest."""
+
+    def __init__(self, at_once: str = "/hit/", **limits: Any) -> None:
+        self.at_once = at_once
+        self.loop = Loop()
+        self.seen: list[Request] = []  # every request that was taken for one
+        self.bodies: list[bytes] = []
+        self.waiting: deque[tuple[Request, Callable[[Answer], None]]] = deque()
+        self.hub = Hub(
+            loop=cast(Any, self.loop),
+            immediate=self._immediate,
+            refusal=refusal,
+            work=self._work,
+            limits=Limits(**limits),
+        )
+
+    def _immediate(self, request: Request) -> Answer | None:
+        self.seen.append(request)
+        if request.path == "/hit/broken":
+            raise ZeroDivisionError
+        return self.answer_to(request) if self.at_once and request.path.startswith(self.at_once) else None
+
+    def _work(self, request: Request, body: bytes, client: str, done: Callable[[Answer], None]) -> None:
+        self.bodies.append(body)
+        self.waiting.append((request, done))
+
+    @staticmethod
+    def answer_to(request: Request) -> Answer:
+        """Return the answer that says what was asked for."""
+        body = json.dumps([request.method, request.path, request.query]).encode()
+        return b"HTTP/1.1 200 OK\r\nContent-Length: %d\r\n" % len(body), body
+
+    def finish(self, count: int = 1) -> None:
+        """Answer the requests that wait longest."""
+        for _ in range(count):
+            request, done = self.waiting.popleft()
+            done(self.answer_to(request))
+
+    def tick(self, seconds: float) -> None:
+        """Let so much time pass, as the clock of the server notices it."""
+        self.loop.now += seconds
+        self.hub.tick()
+
+
+class Wire:
+    """A transport: `send` is the client's side, the rest is what asyncio wants of it."""
+
+    def __init__(self, desk: Desk) -> None:
+        self.desk = desk
+        self.received = bytearray()  # by the client
+        self.stuck = False  # the client takes nothing
+        self.ended = False  # the server sends nothing more
+        self.closed = False
+        self.aborted = False
+        self._unsent = bytearray()
+        self._reading = True
+        self._paused_writing = False
+        self._coming: deque[bytes] = deque()
+        self._half_closed = False
+        self._protocol = Connection(desk.hub, "203.0.113.7")
+        self._protocol.connection_made(cast(Any, self))
+
+    # The client's side
+
+    def send(self, *pieces: bytes, half_close: bool = False) -> "Wire":
+        """Send data, each piece in a read of its own if it is small enough for one, and let the server work on it."""
+        self._coming.extend(piece for piece in pieces if piece)
+        self._half_closed |= half_close
+        self.run()
+        return self
+
+    def queue(self, data: bytes) -> None:
+        """Send data, and leave it to the next turns to read it."""
+        self._coming.append(data)
+
+    @property
+    def untaken(self) -> int:
+        """How many bytes the server has not read."""
+        return sum(map(len, self._coming))
+
+    @property
+    def unsent(self) -> int:
+        """How many bytes the client did not take."""
+        return len(self._unsent)
+
+    def run(self) -> None:
+        """Run the loop until the server has nothing more to do by itself."""
+        while self.turn():
+            pass
+
+    def settle(self) -> None:
+        """Have all requests answered."""
+        while self.desk.waiting:
+            self.desk.finish()
+            self.run()
+
+    def turn(self) -> bool:
+        """Run one turn of the loop, with at most one read; return whether there was anything to do."""
+        worked = self.desk.loop.turn()
+        if self._reading and not self.closed and (self._coming or self._half_closed):
+            self._read()
+            worked = True
+        return worked
+
+    def _read(self) -> None:
+        if not self._coming:
+            self._half_closed = self._reading = False
+            if not self._protocol.eof_received():
+                self.close()
+            return
+        view = self._protocol.get_buffer(-1)
+        piece = self._coming.popleft()
+        if piece[len(view) :]:
+            self._coming.appendleft(piece[len(view) :])
+        piece = piece[: len(view)]
+        view[: len(piece)] = piece
+        self._protocol.buffer_updated(len(piece))
+
+    def take(self, size: int) -> None:
+        """Have a client that was stuck take so many bytes."""
+        self.received += self._unsent[:size]
+        del self._unsent[:size]
+        if self._paused_writing and len(self._unsent) <= 16 * 1024:
+            self._paused_writing = False
+            self._protocol.resume_writing()
+        self._close_if_sent()
+
+    @property
+    def open(self) -> bool:
+        """Whether the server would still send something."""
+        return not (self.ended or self.closed)
+
+    def answers(self, *methods: str) -> list[Received]:
+        """Return what the client has received so far."""
+        return responses(bytes(self.received), methods)
+
+    # The transport
+
+    def write(self, data: bytes) -> None:
+        assert self.open
+        if not self.stuck:
+            self.received += data
+            return
+        self._unsent += data
+        if not self._paused_writing and len(self._unsent) > 64 * 1024:
+            self._paused_writing = True
+            self._protocol.pause_writing()
+
+    def get_write_buffer_size(self) -> int:
+        return len(self._unsent)
+
+    def pause_reading(self) -> None:
+        self._reading = False
+
+    def resume_reading(self) -> None:
+        self._reading = True
+
+    def is_reading(self) -> bool:
+        return self._reading
+
+    def write_eof(self) -> None:
+        self.ended = True
+
+    def close(self) -> None:
+        self._reading, self.closed = False, True
+        self._close_if_sent()
+
+    def abort(self) -> None:
+        self.aborted = True
+        self._unsent.clear()
+        self.close()
+
+    def _close_if_sent(self) -> None:
+        if self.closed and not self._unsent:
+            self.desk.loop.call_soon(partial(self._protocol.connection_lost, None))
+
+
+def splits(raw: bytes, seeds: Iterable[int] = range(3)) -> Iterator[list[bytes]]:
+    """Yield the ways in which `raw` may arrive: at once, byte by byte, and cut in a few random places."""
+    import random
+
+    yield [raw]
+    yield [raw[at : at + 1] for at in range(len(raw))]
+    for seed in seeds:
+        cuts = sorted(random.Random(seed).choices(range(len(raw) + 1), k=min(4, len(raw))))
+        yield [raw[begin:end] for begin, end in zip([0, *cuts], [*cuts, len(raw)], strict=True)]
