@@ -87,9 +87,9 @@ def _split_target(method: str, target: str) -> tuple[str, str, str]:
     return unquote_to_bytes(path).decode("latin-1"), query, host
 
 
-class _Fields(list[tuple[bytes, bytes]]):
+class _Fields(dict[str, list[str]]):
     def on_header(self, name: bytes, value: bytes) -> None:
-        self.append((name, value))
+        self.setdefault(name.decode().lower(), []).append(value.strip(b" \t").decode("latin-1"))
 
 
 def _read_fields(fields: bytes, version: str) -> tuple[Mapping[str, str], int, str]:
@@ -100,10 +100,7 @@ def _read_fields(fields: bytes, version: str) -> tuple[Mapping[str, str], int, s
             HttpRequestParser(found).feed_data(b"GET / HTTP/1.1\r\n" + fields)
     except HttpParserError as error:
         raise BadRequest(400, f"a header field is malformed: {error}") from None
-    headers: dict[str, str] = {}
-    for raw_name, raw_value in found:
-        name, value = raw_name.decode().lower(), raw_value.strip(b" \t").decode("latin-1")
-        headers[name] = f"{headers[name]}, {value}" if name in headers else value
+    headers = {name: ", ".join(values) for name, values in found.items()}
     if "host" in headers or version != "1.0":  # RFC 9112, 3.2; two of them are none
         _check_host(headers.get("host"))
     return headers, _length(headers, version), _connection(headers, version)
