@@ -1,6 +1,7 @@
 """The service: its routes, and what wires and runs it. `python main.py --help` says how."""
 
 import argparse
+import asyncio
 import logging
 import os
 import sys
@@ -45,14 +46,16 @@ def create_app(
     client: Client | None = None,
     clock: Callable[[], float] = default_clock,
     stopping: Callable[[], bool] = lambda: False,
+    loop: asyncio.AbstractEventLoop | None = None,
 ) -> Flask:
     """Make the service, configured by the environment unless there is a `config`.
 
-    `client` asks the upstream, `clock` is the cache's, and `stopping` says whether the service was told to stop.
+    `client` asks the upstream, `clock` is the cache's, `stopping` says whether the service was told to stop, and `loop`
+    is the event loop for Redis.
     """
     if config is None:
         return app_from_environment()
-    parts = _parts(config, client, clock, stopping)
+    parts = _parts(config, client, clock, stopping, loop)
     cache, load = parts.cache, parts.load
     app = Flask(__name__, static_folder=None)  # the status page brings its own
     app.extensions["c42c"] = parts
@@ -90,14 +93,29 @@ def app_from_environment() -> Flask:
     return create_app(_configured(os.environ))
 
 
-def _parts(config: Settings, client: Client | None, clock: Callable[[], float], stopping: Callable[[], bool]) -> Parts:
+def _parts(
+    config: Settings,
+    client: Client | None,
+    clock: Callable[[], float],
+    stopping: Callable[[], bool],
+    loop: asyncio.AbstractEventLoop | None,
+) -> Parts:
     cache = Cache(max_entries=config.max_entries, max_waiting=config.max_waiting, clock=clock)
     pause = Pause(config.fault_expiry)
     tier = None
     if config.cache_url:
         from sharing.tier import SharedTier  # it needs redis, which is not installed everywhere
 
-        tier = SharedTier(config, pause)
+        tier = SharedTier(
+            config.cache_url,
+            base_url=config.base_url,
+            token=config.token,
+            timeout=config.timeout,
+            expiry=config.expiry,
+            fault_expiry=config.fault_expiry,
+            pause=pause,
+            loop=loop,
+        )
     metrics = Metrics(
         cache,
         pause,
@@ -168,7 +186,7 @@ def _serve(environ: Mapping[str, str], greeting: Callable[[str], str] = lambda u
     except OSError as error:
         logs.complain([f"cannot listen on {url}: {error.strerror}; see C42_HOST and C42_PORT"], form)
         return 1
-    app = create_app(config, stopping=lambda: server.stopping)
+    app = create_app(config, stopping=lambda: server.stopping, loop=server.loop)
     parts: Parts = app.extensions["c42c"]
     log.info("serving on %s", url)
     print(greeting(url), end="", flush=True)

@@ -1,12 +1,12 @@
 """What processes promise that share answers through Redis: a real one, and ones that fail in every way.
 
 Most tests let several caches and tiers in this process stand for several machines, with loads that are counted and
-stand at a gate; some start the service. A Redis that was lost is tried again every 0.2 s here, rather than every 5 s.
+wait at a gate; some start the service. A Redis that was lost is tried again every 0.2 s here, rather than every 5 s.
 """
 
+import asyncio
 import contextlib
 import logging
-import os
 import re
 import shutil
 import signal
@@ -24,6 +24,7 @@ from typing import Any
 import pytest
 import redis
 import requests
+import uvloop
 
 import main
 from answers import response
@@ -31,9 +32,8 @@ from answers import value as values
 from cache import FAULT, OK, Cache, Found, Loaded
 from calendar42.pause import Pause
 from operations import settings
-from sharing import link as redis_link
-from sharing import tier as shared_tier
-from sharing.tier import SharedTier
+from sharing import link
+from sharing.tier import LOOK_UP, SharedTier
 from standin import Standin
 from tests.fixtures import PATIENCE, TOKEN, Service, new_id, until
 from tests.reading import lifetime
@@ -127,16 +127,23 @@ class Proxy:
 
 
 class Machine:
-    """A process's cache over a tier, with a load that counts; it stands at `gate` where there is one."""
+    """An instance's cache over a tier, with a load that counts, and waits at `gate` if there is one."""
 
-    def __init__(self, url: str, counts: Counter[str], **environ: str) -> None:
-        self.config = settings.read({"C42_TOKEN": TOKEN, "C42_CACHE_URL": url, "C42_TIMEOUT": "5"} | environ)
-        self.pause = Pause(self.config.fault_expiry)
-        self.tier = SharedTier(self.config, self.pause)
+    def __init__(self, url: str, counts: Counter[str], **options: Any) -> None:
+        self.expiry = options.setdefault("expiry", 252.0)
+        self.timeout = options.setdefault("timeout", 5.0)
+        self.pause = Pause(6.0)
+        own: dict[str, Any] = {
+            "base_url": "http://127.0.0.1:1/",
+            "token": TOKEN,
+            "fault_expiry": 6.0,
+            "probe_every": 0.2,
+        }
+        self.tier = SharedTier(url, pause=self.pause, **own | options)
         self.cache = Cache(max_entries=1000, max_waiting=1000)
         self.gate: threading.Event | None = None
         self.entered = threading.Semaphore(0)
-        self.answer: Callable[[], Loaded] = lambda: Loaded(VALUE, OK, self.config.expiry)
+        self.answer: Callable[[], Loaded] = lambda: Loaded(VALUE, OK, self.expiry)
         self._counts = counts
 
     def load(self, event_ids: list[str], deadline: float) -> Iterator[tuple[str, Loaded]]:
@@ -150,7 +157,7 @@ class Machine:
         return self.ask_many([event_id])[event_id]
 
     def ask_many(self, event_ids: list[str]) -> dict[str, Found]:
-        deadline, load = time.monotonic() + self.config.timeout, self.tier.wrap(self.load)
+        deadline, load = time.monotonic() + self.timeout, self.tier.wrap(self.load)
         return self.cache.get_or_load_many(event_ids, lambda wanted: load(wanted, deadline), deadline)
 
     def held(self, event_id: str) -> Found:
@@ -163,13 +170,37 @@ class Machine:
         return self.tier.snapshot().up
 
     def key(self, event_id: str) -> str:
-        return self.tier._keys(event_id)[0]
+        return self.tier.key(event_id)
 
     def end(self) -> None:
         if self.gate:
             self.gate.set()
         self.tier.close()
         self.cache.close()
+
+
+@contextlib.contextmanager
+def running(factory: Callable[[], asyncio.AbstractEventLoop]) -> Iterator[asyncio.AbstractEventLoop]:
+    """Run an event loop in a thread, as the server runs one in the main thread."""
+    runner, ended = asyncio.Runner(loop_factory=factory), asyncio.Event()
+
+    def run() -> None:
+        with runner:
+            runner.run(ended.wait())
+
+    loop = runner.get_loop()
+    thread = threading.Thread(target=run)
+    thread.start()
+    yield loop
+    loop.call_soon_threadsafe(ended.set)
+    thread.join(PATIENCE)
+    assert not thread.is_alive()
+
+
+@pytest.fixture(scope="module")
+def loop() -> Iterator[asyncio.AbstractEventLoop]:
+    with running(uvloop.new_event_loop) as made:
+        yield made
 
 
 @pytest.fixture(scope="module")
@@ -194,14 +225,15 @@ def counts() -> Counter[str]:
 
 
 @pytest.fixture
-def machine(counts: Counter[str], monkeypatch: pytest.MonkeyPatch) -> Iterator[Callable[..., Machine]]:
-    """Give a test a way to make machines: `machine(url, C42_EXPIRY="1")`."""
-    monkeypatch.setattr(redis_link, "PROBE_EVERY", 0.2)
+def machine(counts: Counter[str], loop: asyncio.AbstractEventLoop) -> Iterator[Callable[..., Machine]]:
+    """Give a test a way to make machines: `machine(url, expiry=60.0)`."""
     with contextlib.ExitStack() as stack:
 
-        def make(url: str, **environ: str) -> Machine:
-            made = Machine(url, counts, **environ)
+        def make(url: str, *, ready: bool = True, **options: Any) -> Machine:
+            made = Machine(url, counts, **{"loop": loop} | options)
             stack.callback(made.end)
+            if ready:
+                until(lambda: made.shares, "Redis to be there")
             return made
 
         yield make
@@ -275,7 +307,7 @@ def test_an_answer_ages_from_its_load_wherever_it_is_served(
     assert taken.ttl <= loaded.ttl
     assert taken.ttl == pytest.approx(loaded.ttl, abs=0.5)
     assert taken.age >= loaded.age >= 0.3
-    assert taken.age + taken.ttl == pytest.approx(first.config.expiry)
+    assert taken.age + taken.ttl == pytest.approx(first.expiry)
     _, headers, _ = response.render(second.ask(event_id)._replace(result="shared"), None)
     assert ("Cache-Control", "max-age=251") in headers
 
@@ -313,7 +345,7 @@ def test_errors_are_shared(shared_redis: Redis, machine: Callable[..., Machine],
 
 def test_expiry_is_the_same_for_all(shared_redis: Redis, machine: Callable[..., Machine], counts: Counter[str]) -> None:
     """When an answer's time is up, no machine serves it any more."""
-    first, second = (machine(shared_redis.url, C42_EXPIRY="0.005") for _ in range(2))  # 0.3 s
+    first, second = (machine(shared_redis.url, expiry=0.3) for _ in range(2))
     event_id = new_id()
     first.ask(event_id)
     second.ask(event_id)
@@ -324,15 +356,17 @@ def test_expiry_is_the_same_for_all(shared_redis: Redis, machine: Callable[..., 
 
 
 @pytest.mark.parametrize(
-    "environ", [{"C42_TOKEN": "another-token"}, {"C42_BASE_URL": "http://127.0.0.1:9/"}, {"C42_EXPIRY": "4"}], ids=str
+    "other",
+    [{"token": "another-token"}, {"base_url": "http://127.0.0.1:9/"}, {"expiry": 240.0}, {"fault_expiry": 7.0}],
+    ids=str,
 )
 def test_only_the_same_is_shared(
-    shared_redis: Redis, machine: Callable[..., Machine], counts: Counter[str], environ: dict[str, str]
+    shared_redis: Redis, machine: Callable[..., Machine], counts: Counter[str], other: dict[str, Any]
 ) -> None:
     """Another token, another upstream or another lifetime never gets these answers."""
     event_id = new_id()
     machine(shared_redis.url).ask(event_id)
-    machine(shared_redis.url, **environ).ask(event_id)
+    machine(shared_redis.url, **other).ask(event_id)
     assert counts[event_id] == 2
     with shared_redis.client() as client:
         assert not any(TOKEN.encode() in key for key in client.keys("*"))
@@ -361,8 +395,7 @@ def test_batches(
 
 def test_the_pause_is_shared(shared_redis: Redis, machine: Callable[..., Machine], counts: Counter[str]) -> None:
     """A pause that the upstream asks one machine for holds for all, and for none longer, however often it is told."""
-    first, second = machine(shared_redis.url), machine(shared_redis.url)
-
+    first, second = (machine(shared_redis.url, token="a-token-that-is-paused") for _ in range(2))
     value = values.failure(429, "", upstream_status=429, retry_after=30.0)
 
     def answer() -> Loaded:
@@ -380,8 +413,6 @@ def test_the_pause_is_shared(shared_redis: Redis, machine: Callable[..., Machine
     _, headers, _ = response.render(second.ask(event_id), None)
     assert ("Retry-After", "30") in headers
     assert counts[event_id] == 1
-    with shared_redis.client() as client:
-        client.delete(f"{second.tier._prefix}pause")
 
 
 def test_the_last_millisecond(shared_redis: Redis, machine: Callable[..., Machine]) -> None:
@@ -391,7 +422,7 @@ def test_the_last_millisecond(shared_redis: Redis, machine: Callable[..., Machin
         for _ in range(30):
             key = first.key(new_id())
             client.set(key, b"answer", px=3)
-            while len(reply := client.eval(shared_tier._LOOK_UP, 2, key, f"{key}:lock", "token", 1000)) > 1:
+            while len(reply := client.eval(LOOK_UP, 2, key, f"{key}:lock", "token", 1000, "")) > 1:
                 assert reply[2] > 0
 
 
@@ -410,7 +441,7 @@ def test_what_is_no_answer_is_replaced(
             client.set(first.key(event_id), content, px=60000)
             assert first.ask(event_id).value == VALUE, content
             assert second.ask(event_id).result == "shared", content
-            assert (counts[event_id], said("something else")) == (1, number + 1)
+            assert (counts[event_id], said("something else")) == (1, number)  # nothing is said of the empty one
         client.set(first.key(event_id := new_id()), good)  # without an end
         assert first.ask(event_id).result == "miss"
         assert client.pttl(first.key(event_id)) > 0
@@ -421,31 +452,72 @@ def test_what_is_no_answer_is_replaced(
 
 
 def test_a_lock_lasts_as_long_as_its_load(
-    own_redis: Redis,
-    machine: Callable[..., Machine],
-    counts: Counter[str],
-    pool: ThreadPoolExecutor,
-    monkeypatch: pytest.MonkeyPatch,
+    shared_redis: Redis, machine: Callable[..., Machine], counts: Counter[str], pool: ThreadPoolExecutor
 ) -> None:
-    """A load may take longer than a lock lasts by itself, and Redis may be restarted meanwhile."""
-    monkeypatch.setattr(shared_tier, "LEASE", 0.4)
-    monkeypatch.setattr(redis_link, "TICK", 0.1)
-    first, second = machine(own_redis.url), machine(own_redis.url)
+    """A load may take longer than a lock lasts by itself."""
+    first, second = (machine(shared_redis.url, lease=0.4) for _ in range(2))
     event_id, first.gate = new_id(), threading.Event()
     loading = pool.submit(first.ask, event_id)
     assert first.entered.acquire(timeout=PATIENCE)
-    own_redis.kill()
-    own_redis.start()
-    with own_redis.client() as client:
-        until(lambda: client.exists(f"{first.key(event_id)}:lock"), "the lock to be there again")
-    until(lambda: second.shares)
     waiting = pool.submit(second.ask, event_id)
-    time.sleep(1.0)
-    first.gate.set()
-    assert loading.result(PATIENCE).value == waiting.result(PATIENCE).value
-    assert counts[event_id] == 1
-    with own_redis.client() as client:
+    began = time.monotonic()
+    with shared_redis.client() as client:
+        until(lambda: not client.exists(f"{first.key(event_id)}:lock") or time.monotonic() > began + 1.0)
+        assert client.exists(f"{first.key(event_id)}:lock")
+        first.gate.set()
+        assert loading.result(PATIENCE).value == waiting.result(PATIENCE).value
+        assert counts[event_id] == 1
         assert not client.exists(f"{first.key(event_id)}:lock")
+
+
+@pytest.mark.parametrize("how", ["flushed", "restarted", "run out"])
+def test_a_lock_that_is_gone_is_lost(
+    how: str, own_redis: Redis, machine: Callable[..., Machine], counts: Counter[str], pool: ThreadPoolExecutor
+) -> None:
+    """Whoever has lost its lock in mid-load answers its own callers, stores nothing, and holds nobody up."""
+    first, second = (machine(own_redis.url, lease=0.4) for _ in range(2))
+    event_id, first.gate = new_id(), threading.Event()
+    loading = pool.submit(first.ask, event_id)
+    assert first.entered.acquire(timeout=PATIENCE)
+    if how == "restarted":
+        own_redis.kill()
+        until(lambda: not first.shares)
+        own_redis.start()
+        until(lambda: first.shares and second.shares)
+    with own_redis.client() as client:
+        if how == "flushed":
+            client.flushall()
+        elif how == "run out":
+            client.delete(f"{first.key(event_id)}:lock")
+        renewed = client.info("commandstats")["cmdstat_eval"]["calls"] + 5
+        until(lambda: client.info("commandstats")["cmdstat_eval"]["calls"] >= renewed, "some renewals")
+        assert not client.exists(f"{first.key(event_id)}:lock")
+        first.gate.set()
+        assert loading.result(PATIENCE).value == VALUE
+        assert not client.exists(first.key(event_id))
+    assert second.ask(event_id).result == "miss"
+    assert counts[event_id] == 2
+
+
+@pytest.mark.parametrize(
+    "late", [values.failure(504, "late"), values.success({"id": "1", "title": "old", "names": []})]
+)
+def test_a_late_answer_replaces_no_other(
+    late: values.Value, shared_redis: Redis, machine: Callable[..., Machine], pool: ThreadPoolExecutor
+) -> None:
+    """What another instance stored after a lock was lost stays, whatever the one that lost it comes with."""
+    first, second, third = (machine(shared_redis.url) for _ in range(3))
+    event_id, first.gate = new_id(), threading.Event()
+    first.answer = lambda: Loaded(late, OK if late[0] == 200 else FAULT, 252.0)
+    loading = pool.submit(first.ask, event_id)
+    assert first.entered.acquire(timeout=PATIENCE)
+    with shared_redis.client() as client:
+        client.delete(f"{first.key(event_id)}:lock")
+    assert second.ask(event_id).result == "miss"
+    first.gate.set()
+    assert loading.result(PATIENCE).value == late
+    found = third.ask(event_id)
+    assert (found.result, found.value) == ("shared", VALUE)
 
 
 def test_a_lock_that_became_anothers_is_left_alone(shared_redis: Redis, machine: Callable[..., Machine]) -> None:
@@ -484,7 +556,8 @@ def test_a_load_that_raises_releases_its_lock(
         loading.result(PATIENCE)
     assert waiting.result(PATIENCE).value == VALUE
     assert counts[event_id] == 2
-    assert not first.tier._held
+    with shared_redis.client() as client:
+        assert not client.exists(f"{first.key(event_id)}:lock")
 
 
 @pytest.mark.parametrize(("timeout", "before"), [(0.5, 0.0), (2 * PATIENCE, 2 * PATIENCE)])
@@ -495,7 +568,7 @@ def test_nobody_waits_longer_than_the_time_out(
 
     What it has waited before counts.
     """
-    first, second = (machine(shared_redis.url, C42_TIMEOUT=str(timeout)) for _ in range(2))
+    first, second = (machine(shared_redis.url, timeout=timeout) for _ in range(2))
     event_id, first.gate = new_id(), threading.Event()
     pool.submit(first.ask, event_id)
     assert first.entered.acquire(timeout=PATIENCE)
@@ -550,7 +623,7 @@ def test_a_server_that_is_no_redis(
     kind: str, proxy: Callable[..., Proxy], machine: Callable[..., Machine], said: Callable[[str], int], caplog: Any
 ) -> None:
     """Whatever answers in Redis's place, the service goes on by itself, says so once, and tells nobody the password."""
-    lonely = machine(proxy(0, WRONG[kind]).url)
+    lonely = machine(proxy(0, WRONG[kind]).url, ready=False)
     for _ in range(10):
         assert bounded(lambda: lonely.ask(new_id())).value == VALUE
     assert not lonely.shares
@@ -567,8 +640,8 @@ def test_a_password_that_is_not_ascii(
     password = "pässword"
     for answer in ("x" * 170 + password, "-" + "x" * 170 + password):
         between = proxy(0, nonsense(answer.encode() + b"\r\n"))
-        machine(f"redis://{between.url.partition('@')[2]}?password={password}")
-    assert said("Redis is lost") == 2
+        machine(f"redis://{between.url.partition('@')[2]}?password={password}", ready=False)
+    until(lambda: said("Redis is lost") == 2)
     assert not re.search("p(ä|.xc3)", caplog.text)
 
 
@@ -581,8 +654,8 @@ def test_a_password_that_comes_back(
     url = proxy(0, lambda data, sink: sink.sendall(before + data.replace(b"\r\n", b" ") + b"\r\n")).url
     bare = url.replace(f":{PASSWORD}@", "")
     for each in (url.replace(PASSWORD, password), f"{bare}?password={password}"):
-        assert bounded(lambda each=each: machine(each).ask(new_id())).value == VALUE  # type: ignore[misc]
-    assert caplog.text.count("Redis is lost") == 2
+        assert bounded(lambda each=each: machine(each, ready=False).ask(new_id())).value == VALUE  # type: ignore[misc]
+    until(lambda: caplog.text.count("Redis is lost") == 2)
     assert "Zq" not in caplog.text
 
 
@@ -595,7 +668,7 @@ def test_a_redis_that_begins_to_talk_nonsense(
 ) -> None:
     """Answers of a wrong kind to the real questions are no answers; each caller then loads by itself."""
     between = proxy(shared_redis.port)
-    one = machine(between.url.replace(f":{PASSWORD}@", ""), C42_TIMEOUT="0.5")
+    one = machine(between.url.replace(f":{PASSWORD}@", ""), timeout=0.5)
     assert one.shares
     between.answer = nonsense(answer)
     assert bounded(lambda: one.ask(new_id())).value == VALUE
@@ -608,7 +681,7 @@ def test_a_redis_that_is_not_there_at_first(
 ) -> None:
     """The service starts without Redis, says so once, and shares from when Redis is there; a restart is survived."""
     own_redis.kill()
-    first, second = machine(own_redis.url), machine(own_redis.url)
+    first, second = (machine(own_redis.url, ready=False) for _ in range(2))
     for each in (first, second):
         assert not each.shares
         assert bounded(lambda each=each: each.ask("alone")).value == VALUE  # type: ignore[misc]
@@ -640,12 +713,12 @@ def test_a_redis_that_stands_still(
 
 def test_what_is_written_late_lives_no_longer(own_redis: Redis, machine: Callable[..., Machine]) -> None:
     """An answer that reaches Redis late, as Redis stood still, expires there when it does here."""
-    one = machine(own_redis.url, C42_EXPIRY="0.05")  # 3 s
+    one = machine(own_redis.url, expiry=3.0)
     event_id = new_id()
 
     def answer() -> Loaded:
         own_redis.signal(signal.SIGSTOP)
-        return Loaded(VALUE, OK, one.config.expiry)
+        return Loaded(VALUE, OK, one.expiry)
 
     one.answer = answer
     one.ask(event_id)
@@ -678,7 +751,7 @@ def test_a_slow_redis(
     between.answer = slowly
     for _ in range(6):
         assert bounded(lambda: one.ask(new_id())).value == VALUE
-    assert said("Redis is lost") in ([1] if delay > redis_link.SOCKET_TIMEOUT else [0, 1])
+    assert said("Redis is lost") in ([1] if delay > link.PATIENCE else [0, 1])
     assert said("Redis is back") == 0
     between.answer = None
     until(lambda: one.shares)
@@ -751,47 +824,16 @@ def test_many_loads_at_once_do_not_look_like_a_slow_redis(
     assert one.tier.snapshot()[:4] == (0, 0, 240, 0)
 
 
-@pytest.mark.filterwarnings("ignore:.*fork.*:DeprecationWarning")
-def test_a_fork_has_a_connection_of_its_own(shared_redis: Redis, machine: Callable[..., Machine]) -> None:
-    """A process that forks, as some servers do after loading, shares from there too."""
-    one = machine(shared_redis.url)
-    event_id = new_id()
-    if not (child := os.fork()):
-        status = 1
-        with contextlib.suppress(BaseException):
-            until(lambda: one.shares)
-            status = one.ask(event_id).value != VALUE or one.tier.snapshot().loaded != 1
-        os._exit(status)
-    assert os.waitpid(child, 0)[1] == 0
-    assert one.ask(event_id).result == "shared"
-
-
-@pytest.mark.filterwarnings("ignore:.*fork.*:DeprecationWarning")
-def test_a_fork_leaves_the_locks_to_its_parent(
-    shared_redis: Redis, machine: Callable[..., Machine], pool: ThreadPoolExecutor
-) -> None:
-    """A process that was forked in mid-load does not make that load's lock last: it would never let go of it."""
-    one = machine(shared_redis.url)
-    one.gate = threading.Event()
-    loading = pool.submit(one.ask, new_id())
-    assert one.entered.acquire(timeout=PATIENCE)
-    if not (child := os.fork()):
-        os._exit(bool(one.tier._held))
-    assert os.waitpid(child, 0)[1] == 0
-    one.gate.set()
-    assert loading.result(PATIENCE).value == VALUE
-
-
 # Addresses and settings
 
 
-def test_addresses(tmp_path: Path, machine: Callable[..., Machine], monkeypatch: pytest.MonkeyPatch) -> None:
+def test_addresses(tmp_path: Path, machine: Callable[..., Machine], said: Callable[[str], int]) -> None:
     """Redis is reached by TCP, TLS and a Unix socket, with a password and a database."""
     if not shutil.which("openssl"):
         pytest.skip("there is no openssl to make a certificate with")
-    monkeypatch.chdir(tmp_path)
     make = "openssl req -x509 -newkey rsa:2048 -nodes -keyout key -out crt -days 2 -subj /CN=localhost -addext"
-    subprocess.run([*make.split(), "subjectAltName=DNS:localhost"], check=True, capture_output=True, timeout=PATIENCE)
+    command = [*make.split(), "subjectAltName=DNS:localhost"]
+    subprocess.run(command, check=True, capture_output=True, timeout=PATIENCE, cwd=tmp_path)
     tls, path = free_port(), tmp_path / "s"
     files = ["--tls-cert-file", f"{tmp_path}/crt", "--tls-key-file", f"{tmp_path}/key", "--tls-auth-clients", "no"]
     server = Redis("--requirepass", "se/cret", "--unixsocket", str(path), "--tls-port", str(tls), *files)
@@ -806,13 +848,18 @@ def test_addresses(tmp_path: Path, machine: Callable[..., Machine], monkeypatch:
             1,
         ):
             one = machine(url)
-            assert one.shares, url
             one.ask(event_id := new_id())
             with redis.Redis(port=server.port, password="se/cret", db=number, protocol=2) as client:
                 assert client.exists(one.key(event_id))
-        assert not machine(f"rediss://:{PASSWORD}@localhost:{tls}").shares  # a strange certificate
-        assert not machine(f"redis://:wrong@127.0.0.1:{server.port}").shares
-        assert not machine(f"redis://127.0.0.1:{server.port}").shares
+        for url in (
+            f"rediss://:{PASSWORD}@localhost:{tls}",  # a strange certificate
+            f"redis://:wrong@127.0.0.1:{server.port}",
+            f"redis://127.0.0.1:{server.port}",
+        ):
+            lost = said("Redis is lost")
+            one = machine(url, ready=False)
+            until(lambda lost=lost: said("Redis is lost") > lost)  # type: ignore[misc]
+            assert not one.shares
     finally:
         server.kill()
 
@@ -860,12 +907,13 @@ def test_secrets_are_not_shown() -> None:
     assert "localhost" not in shown
 
 
-def test_redis_is_not_installed(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> None:
+def test_redis_is_not_installed() -> None:
     """C42_CACHE_URL without the redis package stops the start and says what to install."""
-    monkeypatch.setitem(sys.modules, "redis", None)
-    assert main.main([], {"C42_TOKEN": TOKEN, "C42_CACHE_URL": "redis://localhost"}) == 2
-    said = capsys.readouterr().err
-    assert said == "C42_CACHE_URL needs the redis package: pip install -r requirements-redis.txt\n"
+    environ = {"C42_TOKEN": TOKEN, "C42_CACHE_URL": "redis://localhost"}
+    code = f"import sys; sys.modules['redis'] = None; import main; sys.exit(main.main([], {environ}))"
+    ended = subprocess.run([sys.executable, "-c", code], check=False, capture_output=True, text=True, timeout=PATIENCE)
+    assert ended.returncode == 2
+    assert ended.stderr == "C42_CACHE_URL needs the redis package: pip install -r requirements-redis.txt\n"
 
 
 # The service: what one instance promises, several promise as well
