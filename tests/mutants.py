@@ -11,20 +11,18 @@ were made for tests that run in one process. Half of these start the service.
 
 import argparse
 import ast
-import contextlib
 import difflib
+import itertools
 import json
 import os
 import random
-import re
 import shutil
-import signal
 import subprocess
 import sys
 import tempfile
 import time
 from collections import Counter
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from queue import SimpleQueue
@@ -36,19 +34,26 @@ ROOT = Path(__file__).parents[1]
 SAMPLE = 40  # mutants of a file, unless all are asked for
 AT_ONCE = 2
 LEAST = 0.9  # of the mutants of each file must be killed
-# Two mutants may look alike to a .pyc file; loading all pytest plugins takes longer than most tests.
-ENVIRON = {"PYTHONDONTWRITEBYTECODE": "1", "PYTEST_DISABLE_PLUGIN_AUTOLOAD": "1"}
-OUTSIDE = {"service", "start", "shared_service"}  # fixtures that start the service: what runs there isn't recorded
+PATIENCE = 10.0  # seconds that a run may take longer than four times what it takes without a mutant
+LONGEST = 600.0  # seconds for a run of all tests that belong to a file
 
 # The tests that belong to a file: the longest prefix counts.
 TESTS = {
     "cache.py": ["test_cache.py"],
-    "c42client.py": ["tests/test_client.py"],
-    "calendar42/": ["tests/test_client.py"],
-    "answers/": ["tests/test_http_caching.py", "tests/test_lists.py", "tests/test_cors.py", "test_api.py"],
-    "serving/": ["tests/test_serving.py"],
+    "c42client.py": ["tests/test_client.py", "tests/test_lists.py", "tests/test_fault_matrix.py"],
+    "calendar42/": ["tests/test_client.py", "tests/test_lists.py", "tests/test_fault_matrix.py"],
+    "answers/": [
+        "tests/test_answers.py",
+        "tests/test_http_caching.py",
+        "tests/test_lists.py",
+        "tests/test_cors.py",
+        "tests/test_fault_matrix.py",
+    ],
+    "serving/": ["tests/test_connection.py", "tests/test_serving.py"],
     "sharing/": ["tests/test_sharing.py"],
 }
+
+_moments = itertools.count(int(time.time()))
 
 COMPARISONS = {
     ast.Lt: "<=", ast.LtE: "<", ast.Gt: ">=", ast.GtE: ">", ast.Eq: "!=", ast.NotEq: "==",
@@ -96,6 +101,8 @@ class Mutator(ast.NodeVisitor):
             return  # positions in f-strings are unknown before Python 3.12
         if isinstance(node, ast.expr | ast.stmt):
             self._mutate(node)
+        if isinstance(node, ast.Call) and ast.unparse(node.func).startswith("log."):
+            return  # how a log line is worded promises nothing; whether it is there does
         for name, value in ast.iter_fields(node):
             for child in value if isinstance(value, list) else [value]:
                 if isinstance(child, ast.AST) and name not in ("annotation", "returns"):
@@ -128,7 +135,7 @@ class Mutator(ast.NodeVisitor):
                 self._add(node, f"({unparse(other)})")
             case ast.Constant(value) if value is not None and value is not Ellipsis:
                 self._add(node, _other(value))
-            case ast.Call(func, _, keywords):
+            case ast.Call(func, _, keywords) if not unparse(func).startswith("log."):
                 if isinstance(func, ast.Name | ast.Attribute):
                     name = func.id if isinstance(func, ast.Name) else func.attr
                     if name in NAMES:
@@ -195,107 +202,55 @@ def _other(value: Any) -> str:
     return repr(value + 1)
 
 
-class Recorder:
-    """A pytest plugin that notes how long each test takes, whether it starts the service, and which lines it runs."""
-
-    def __init__(self) -> None:
-        import coverage
-
-        self.coverage = coverage.Coverage(data_file=None, source=["."], config_file=False)
-        self.seconds: dict[str, float] = {}
-        self.outside: list[str] = []
-
-    def pytest_runtest_logstart(self, nodeid: str) -> None:
-        self.coverage.switch_context(nodeid)
-        self.seconds[nodeid] = -time.monotonic()
-
-    def pytest_runtest_logfinish(self, nodeid: str) -> None:
-        self.coverage.switch_context("")
-        self.seconds[nodeid] += time.monotonic()
-
-    def pytest_collection_modifyitems(self, items: Sequence[Any]) -> None:
-        self.outside = [item.nodeid for item in items if OUTSIDE & set(item.fixturenames)]
-
-
-def record(files: Sequence[str], tests: Sequence[str], result: Path) -> int:
-    """Run tests and write what `Recorder` notes of them; return pytest's exit status."""
-    import pytest
-
-    recorder = Recorder()
-    recorder.coverage.start()
-    status = pytest.main(["-x", "-q", "-p", "no:cacheprovider", *tests], plugins=[recorder])
-    recorder.coverage.stop()
-    data = recorder.coverage.get_data()
-    lines = {
-        file: {line: [name for name in names if name] for line, names in data.contexts_by_lineno(str(path)).items()}
-        for file in files
-        if (path := Path(file).resolve())
-    }
-    result.write_text(json.dumps({"seconds": recorder.seconds, "outside": recorder.outside, "lines": lines}))
-    return int(status)
-
-
-class Workshop:
-    """Some copies of the project, in which mutants are tried."""
+class Copy:
+    """A copy of the project, with a process that runs tests in it."""
 
     def __init__(self, folder: Path) -> None:
-        self._free: SimpleQueue[Path] = SimpleQueue()
         names = subprocess.run(["git", "ls-files", "-co", "--exclude-standard"], cwd=ROOT, check=True, stdout=-1).stdout
-        for number in range(AT_ONCE):
-            copy = folder / str(number)
-            for name in names.decode().splitlines():
-                if (ROOT / name).is_file():
-                    (copy / name).parent.mkdir(parents=True, exist_ok=True)
-                    shutil.copy2(ROOT / name, copy / name)
-            self._free.put(copy)
+        for name in names.decode().splitlines():
+            if (ROOT / name).is_file():
+                (folder / name).parent.mkdir(parents=True, exist_ok=True)
+                shutil.copy2(ROOT / name, folder / name)
+        self._folder = folder
+        self._runner = subprocess.Popen(
+            [sys.executable, "-m", "tests.mutant_runner"],
+            cwd=folder,
+            env=os.environ | {"PYTEST_DISABLE_PLUGIN_AUTOLOAD": "1"},  # loading them all takes longer than most tests
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+        )
 
-    @contextlib.contextmanager
-    def copy(self) -> Iterator[Path]:
-        """Lend a copy of the project."""
-        copy = self._free.get()
-        yield copy
-        self._free.put(copy)
+    def order(self, tests: Sequence[str], chosen: Sequence[str] | None, limit: float, *files: str) -> dict[str, Any]:
+        """Have tests run; see `tests/mutant_runner.py`."""
+        assert self._runner.stdin
+        assert self._runner.stdout
+        order = {"tests": tests, "chosen": chosen, "limit": limit, "files": files}
+        self._runner.stdin.write(json.dumps(order).encode() + b"\n")
+        self._runner.stdin.flush()
+        outcome: dict[str, Any] = json.loads(self._runner.stdout.readline())
+        return outcome
 
-    def record(self, files: Sequence[str], tests: Sequence[str]) -> dict[str, Any]:
-        """Return what `Recorder` notes; the tests must pass without a mutant."""
-        with self.copy() as copy:
-            result = copy / "recorded.json"
-            command = [sys.executable, "-m", "tests.mutants", "--record", str(result), *files, "--", *tests]
-            ended = subprocess.run(command, cwd=copy, env=os.environ | ENVIRON, check=False, stdout=-1, stderr=-2)
-            if ended.returncode:
-                sys.exit(f"the tests fail without a mutant:\n{ended.stdout.decode()[-3000:]}")
-            recorded: dict[str, Any] = json.loads(result.read_text())
-            return recorded
+    def killer(self, mutant: Mutant, tests: Sequence[str], chosen: Sequence[str], limit: float) -> str | None:
+        """Return what stops a mutant, a test that fails or its time; None if it survives."""
+        path = self._folder / mutant.file
+        source = path.read_bytes()
+        self._write(path, mutant.apply(source))
+        try:
+            killer: str | None = self.order(tests, chosen, limit)["killer"]
+            return killer
+        finally:
+            self._write(path, source)
 
-    def killer(self, mutant: Mutant, tests: Sequence[str], limit: float) -> str | None:
-        """Return the test that fails, or what else goes wrong; None if all tests pass within `limit` seconds."""
-        with self.copy() as copy:
-            path = copy / mutant.file
-            source = path.read_bytes()
-            path.write_bytes(mutant.apply(source))
-            (copy / "tests-to-run").write_text("\n".join(tests))
-            command = [sys.executable, "-m", "pytest", "-x", "-q", "-p", "no:cacheprovider", "@tests-to-run"]
-            process = subprocess.Popen(
-                ["nice", *command],
-                cwd=copy,
-                env=os.environ | ENVIRON,
-                stdin=subprocess.DEVNULL,
-                stdout=subprocess.PIPE,
-                stderr=subprocess.STDOUT,
-                start_new_session=True,
-            )
-            try:
-                output, _ = process.communicate(timeout=limit)
-            except subprocess.TimeoutExpired:
-                return "time-out"
-            else:
-                failed = re.findall(rb"^(?:FAILED|ERROR) (\S+)", output, re.M)
-                return None if process.returncode == 0 else failed[0].decode() if failed else "pytest"
-            finally:
-                with contextlib.suppress(ProcessLookupError):
-                    os.killpg(process.pid, signal.SIGKILL)
-                process.wait()
-                path.write_bytes(source)
+    def _write(self, path: Path, source: bytes) -> None:
+        path.write_bytes(source)
+        moment = next(_moments)  # by which Python knows that its compiled form is another's
+        os.utime(path, (moment, moment))
+
+    def close(self) -> None:
+        """End the process."""
+        assert self._runner.stdin
+        self._runner.stdin.close()
+        self._runner.wait()
 
 
 def tests_for(mutant: Mutant, recorded: dict[str, Any], kills: Counter[str]) -> list[str]:
@@ -308,14 +263,14 @@ def tests_for(mutant: Mutant, recorded: dict[str, Any], kills: Counter[str]) -> 
     def rank(test: str) -> tuple[float, float]:
         return -kills[test] / (seconds[test] + 0.01), seconds[test]
 
-    inside = recorded["lines"][mutant.file].get(str(mutant.line), [])
+    inside = [test for test in recorded["lines"][mutant.file].get(str(mutant.line), []) if test]
     if not inside:  # it ran while the module was imported, or only in a service
         inside = list(seconds)
     outside = set(recorded["outside"]) - set(inside)
     return sorted(inside, key=rank) + sorted(outside, key=rank)
 
 
-def try_file(file: str, workshop: Workshop, recorded: dict[str, Any], wanted: int | None) -> bool:
+def try_file(file: str, copies: Sequence[Copy], recorded: dict[str, Any], tests: list[str], wanted: int | None) -> bool:
     """Try the mutants of a file, print the survivors and the rate, and return whether that is good enough."""
     source = (ROOT / file).read_bytes()
     mutants = Mutator(file, source).found
@@ -324,23 +279,28 @@ def try_file(file: str, workshop: Workshop, recorded: dict[str, Any], wanted: in
     left_out = len(mutants) - len(tried)
     if wanted is not None and wanted < len(tried):
         tried = random.Random(file).sample(tried, wanted)
+    free: SimpleQueue[Copy] = SimpleQueue()
+    for copy in copies:
+        free.put(copy)
     kills = Counter[str]()
 
-    def is_killed(mutant: Mutant) -> bool:
-        tests = tests_for(mutant, recorded, kills)
-        limit = 10 + 4 * sum(recorded["seconds"][test] for test in tests)
-        killer = workshop.killer(mutant, tests, limit)
-        kills.update([killer] if killer else [])
-        return killer is not None
+    def killer(mutant: Mutant) -> str | None:
+        chosen = tests_for(mutant, recorded, kills)
+        limit = PATIENCE + 4 * sum(recorded["seconds"][test] for test in chosen)
+        copy = free.get()
+        found = copy.killer(mutant, tests, chosen, limit)
+        free.put(copy)
+        kills.update([found] if found else [])
+        return found
 
-    with ThreadPoolExecutor(AT_ONCE) as pool:
-        survivors = [one for one, killed in zip(tried, pool.map(is_killed, tried), strict=True) if not killed]
+    if found := killer(Mutant(file, 0, 0, "", 0, "", "")):
+        sys.exit(f"{found}: fails without a mutant, in this order")
+    with ThreadPoolExecutor(len(copies)) as pool:
+        survivors = [one for one, found in zip(tried, pool.map(killer, tried), strict=True) if not found]
     for one in sorted(survivors, key=lambda one: one.line):
         old, new = source.decode().splitlines(), one.apply(source).decode().splitlines()
         changed = [
-            text
-            for text in difflib.unified_diff(old, new, n=0, lineterm="")
-            if not text.startswith(("---", "+++", "@"))
+            text for text in difflib.unified_diff(old, new, n=0, lineterm="") if text[:2] not in ("--", "++", "@@")
         ]
         print(f"  {file}:{one.line}: {one.change}", *changed, sep="\n    ")
     rate = 1 - len(survivors) / len(tried) if tried else 1.0
@@ -352,25 +312,25 @@ def main() -> int:
     """Do as the command line says; return the exit status."""
     parser = argparse.ArgumentParser(prog="python -m tests.mutants", description=__doc__.partition("\n\n")[0])
     parser.add_argument("files", nargs="*", help="files to mutate (default: all that have tests of their own)")
-    parser.add_argument("--all", action="store_true", help=f"all mutants, not a sample of {SAMPLE} for each file")
-    parser.add_argument("--list", action="store_true", help="print the mutants, and run nothing")
-    parser.add_argument("--record", metavar="FILE", help=argparse.SUPPRESS)
-    parser.add_argument("tests", nargs="*", help=argparse.SUPPRESS)
+    parser.add_argument("--all", action="store_true", help="all mutants, not a sample")
+    parser.add_argument("--sample", type=int, default=SAMPLE, help="mutants of each file (default: %(default)s)")
     options = parser.parse_args()
-    if options.record:
-        split = sys.argv.index("--")
-        return record(sys.argv[3:split], sys.argv[split + 1 :], Path(options.record))
     known = subprocess.run(["git", "ls-files", "*.py"], cwd=ROOT, check=True, stdout=-1).stdout.decode().split()
-    files = options.files or [
-        file for file in known if file.startswith(tuple(TESTS)) and (ROOT / file).stat().st_size > 500
-    ]
+    files = options.files or [file for file in known if file.startswith(tuple(TESTS)) and (ROOT / file).stat().st_size]
     results = []
     with tempfile.TemporaryDirectory() as folder:
-        workshop = Workshop(Path(folder))
+        copies = [Copy(Path(folder) / str(number)) for number in range(AT_ONCE)]
         for prefix, tests in TESTS.items():
-            if mine := [file for file in files if file.startswith(prefix)]:
-                recorded = workshop.record(mine, tests)
-                results += [try_file(file, workshop, recorded, None if options.all else SAMPLE) for file in mine]
+            mine = [file for file in files if file.startswith(prefix)]
+            if not mine:
+                continue
+            recorded = copies[0].order(tests, None, LONGEST, *mine)
+            if recorded["killer"]:
+                sys.exit(f"{recorded['killer']}: fails without a mutant")
+            wanted = None if options.all else options.sample
+            results += [try_file(file, copies, recorded, tests, wanted) for file in mine]
+        for copy in copies:
+            copy.close()
     return 0 if all(results) else 1
 
 
