@@ -101,7 +101,7 @@ class _Outcome(NamedTuple):
     kept: bool
 
 
-@dataclass(slots=True, eq=False)
+@dataclass
 class _Load:
     """A load of one key. It is `done` with an outcome, with an error, or with nothing for those who wait for it."""
 
@@ -110,6 +110,7 @@ class _Load:
     error: BaseException | None = None
 
 
+_Outcomes = dict[str, _Outcome]  # by key
 _Loads = dict[str, _Load]
 
 
@@ -136,7 +137,7 @@ class Cache:
         self._misses = self._collapsed = self._refused = self._failed = self._waiting = 0
         self._closed = False
         self._wake = threading.Condition(self._lock)  # for the reaper: an earlier expiry, or the end
-        self._wake_at = math.inf  # when the reaper wakes by itself; once it is awake, the past
+        self._wake_at = math.inf  # when the reaper wakes by itself
         self._reaper = threading.Thread(target=self._reap_forever, name="c42c-reaper", daemon=True)
         self._reaper.start()
 
@@ -178,13 +179,12 @@ class Cache:
         mutable, `LoadFailed` if another caller's load raised, and `Refused` at once if too many wait already.
         """
         wanted = keys = list(dict.fromkeys(keys))
-        got: dict[str, _Outcome] = {}
-        found: dict[str, Found] = {}
+        got, found = _Outcomes(), dict[str, Found]()
         give_up = deadline + _GRACE
         waits = False
         try:
             while wanted:
-                held, theirs, mine = self._claim(wanted, waits, late=time.monotonic() >= give_up)
+                held, theirs, mine = self._claim(keys, wanted, waits, time.monotonic() >= give_up)
                 waits = waits or bool(theirs or mine)
                 got |= held | self._run(mine, load)
                 for key, running in theirs.items():
@@ -203,12 +203,12 @@ class Cache:
                 for each in found.values():
                     self._hits[each.kind] += each.result == "hit"
 
-    def _claim(self, keys: list[str], waits: bool, *, late: bool) -> tuple[dict[str, _Outcome], _Loads, _Loads]:
-        """Return what is held, what others are loading, and what is left to load; nothing is others' if it is late."""
-        held, theirs, mine = dict[str, _Outcome](), _Loads(), _Loads()
+    def _claim(self, keys: list[str], wanted: list[str], waits: bool, late: bool) -> tuple[_Outcomes, _Loads, _Loads]:
+        """Return what is held of `wanted`, what others are loading, and what is left to load: if `late`, the rest."""
+        held, theirs, mine = _Outcomes(), _Loads(), _Loads()
         with self._lock:
             now = self._clock()
-            for key in keys:
+            for key in wanted:
                 if (entry := self._entries.get(key)) and entry[_EXPIRY] > now:
                     held[key] = _Outcome(entry, "hit", fresh=True, kept=True)
                 elif key in self._loads and not late:
@@ -225,9 +225,9 @@ class Cache:
             self._loads = mine | self._loads  # a late caller takes nobody's place
         return held, theirs, mine
 
-    def _run(self, mine: _Loads, load: LoadMany) -> dict[str, _Outcome]:
+    def _run(self, mine: _Loads, load: LoadMany) -> _Outcomes:
         """Load the keys of `mine`, settle each as it comes, and release those who wait, whatever happens."""
-        outcomes: dict[str, _Outcome] = {}
+        outcomes = _Outcomes()
         try:
             began = self._clock()
             for key, loaded in load(list(mine)) if mine else ():
@@ -291,7 +291,7 @@ class Cache:
     def reap(self) -> None:
         """Delete everything that has expired: the reaper's work."""
         while self._reap_batch():
-            time.sleep(_REAP_PAUSE)
+            pass
 
     def _reap_batch(self) -> bool:
         """Delete a batch of what has expired; return False if there was nothing."""
@@ -314,7 +314,6 @@ class Cache:
                 delay = min(self._wake_at - self._clock(), threading.TIMEOUT_MAX)
                 if delay > 0 and not self._closed:
                     self._wake.wait(delay)
-                self._wake_at = -math.inf
 
     @property
     def reaper_alive(self) -> bool:

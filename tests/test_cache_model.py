@@ -1,0 +1,405 @@
+"""The cache against a model: operations in any order, and from several threads at once."""
+
+import itertools
+import math
+import random
+import sys
+import threading
+import time
+from collections import Counter, defaultdict
+from collections.abc import Callable, Iterator
+from concurrent.futures import Future, ThreadPoolExecutor
+from functools import partial
+from typing import Any, NamedTuple, cast
+
+from hypothesis import settings
+from hypothesis import strategies as st
+from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, rule
+
+from cache import KINDS, OK, Cache, Found, Loaded, LoadFailed, Refused
+from tests.fixtures import PATIENCE, Clock, until
+
+Entry = tuple[float, str, float, str, Any]  # expiry, key, born, kind, value
+Outcome = tuple[int, Loaded | BaseException]  # what comes of a key, after so many seconds
+
+
+class Got(NamedTuple):
+    """What a caller has of a key. If it was fresh when it came, it must still be when it is handed out."""
+
+    entry: Entry
+    result: str
+    fresh: bool
+    kept: bool
+
+    def found(self, now: float) -> Found:
+        expiry, _, born, kind, value = self.entry
+        return Found(value, kind, now - born, expiry - now, self.result, self.kept)
+
+
+class Reference:
+    """The cache, said as simply as can be: one caller at a time, no heap, no reaper."""
+
+    def __init__(self, max_entries: int, now: float) -> None:
+        self.max_entries, self.now = max_entries, now
+        self.entries: dict[str, Entry] = {}
+        self.loads, self.evicted = Counter[str](), Counter[str]()
+
+    def hits(self, keys: list[str]) -> dict[str, Got]:
+        entries = {key: self.entries[key] for key in keys if key in self.entries}
+        return {key: Got(entry, "hit", True, True) for key, entry in entries.items() if entry[0] > self.now}
+
+    def ask(self, keys: list[str], outcomes: Iterator[Outcome]) -> dict[str, Got]:
+        got: dict[str, Got] = {}
+        while wanted := [key for key in keys if key not in got or (got[key].fresh and got[key].entry[0] <= self.now)]:
+            hits, began = self.hits(wanted), self.now
+            missing = [key for key in wanted if key not in hits]
+            got |= hits
+            for position, key in enumerate(missing):
+                seconds, loaded = next(outcomes)
+                self.now += seconds
+                if isinstance(loaded, BaseException):
+                    self.loads["failed"] += len(missing) - position
+                    raise loaded
+                got[key] = self.settle(key, loaded, began)
+        return got
+
+    def settle(self, key: str, loaded: Loaded, began: float) -> Got:
+        self.loads[loaded.kind] += 1
+        born = began - loaded.age
+        entry = (born + loaded.lifetime, key, born, loaded.kind, loaded.value)
+        fresh = loaded.lifetime > 0 and entry[0] > self.now
+        return Got(entry, "miss" if loaded.source == "load" else loaded.source, fresh, fresh and self.keep(entry))
+
+    def keep(self, entry: Entry) -> bool:
+        if entry[1] in self.entries:
+            self.remove(self.entries[entry[1]])
+        bad = sorted(held for held in self.entries.values() if held[3] != OK)
+        if entry[3] != OK and len(bad) == max(1, self.max_entries // 10):
+            self.remove(bad.pop(0))
+        if len(self.entries) == self.max_entries:
+            if entry[3] != OK and not bad:
+                return False
+            self.remove(min(bad or self.entries.values()))
+        self.entries[entry[1]] = entry
+        return True
+
+    def remove(self, entry: Entry) -> None:
+        del self.entries[entry[1]]
+        self.evicted["expired" if entry[0] <= self.now else "bound"] += 1
+
+
+KEY = st.sampled_from("abcdef")
+KEYS = st.lists(KEY, min_size=1, max_size=4, unique=True)
+LOADED = st.builds(
+    Loaded,
+    value=st.integers(),
+    kind=st.sampled_from([OK, *KINDS]),
+    lifetime=st.integers(0, 9).map(float),
+    age=st.integers(-2, 4).map(float),
+    source=st.sampled_from(["load", "load", "shared", "awaited"]),
+)
+ERROR = st.none() | st.none() | st.sampled_from([ValueError("no"), KeyboardInterrupt(), SystemExit(1)])
+SECONDS = st.sampled_from([0, 0, 0, 1, 4])
+
+
+def script(outcomes: list[Outcome], error: BaseException | None = None) -> Iterator[Outcome]:
+    """Yield the outcomes, then the error, if there is one; of all further keys comes the same."""
+    last: Outcome = (0, Loaded("the last", OK, 100.0))
+    return itertools.chain(outcomes, [(0, error)] if error else [], itertools.repeat(last))
+
+
+def plain(outcomes: list[Loaded]) -> list[Outcome]:
+    """Let no time pass."""
+    return [(0, loaded) for loaded in outcomes]
+
+
+def next_loaded(outcomes: Iterator[Outcome]) -> Loaded:
+    return cast(Loaded, next(outcomes)[1])
+
+
+def attempt(call: Callable[[], Any]) -> Any:
+    """Return what `call` returns or raises."""
+    try:
+        return call()
+    except BaseException as raised:
+        return raised
+
+
+class CacheMachine(RuleBasedStateMachine):
+    """A cache and its reference, which must agree after each step."""
+
+    @initialize(max_entries=st.sampled_from([1, 2, 5, 9, 20]), max_waiting=st.sampled_from([1, 2, 2, 2]))
+    def begin(self, max_entries: int, max_waiting: int) -> None:
+        self.clock = Clock()
+        self.cache = Cache(max_entries=max_entries, max_waiting=max_waiting, clock=self.clock)
+        self.cache.close()  # so that only the steps delete entries
+        self.reference = Reference(max_entries, self.clock.now)
+        self.max_waiting = max_waiting
+        self.hits = Counter[str]()
+        self.refused = self.collapsed = 0
+
+    def expect(self, got: dict[str, Got]) -> dict[str, Found]:
+        """Count the hits that were handed out, and return all."""
+        self.hits.update(each.entry[3] for each in got.values() if each.result == "hit")
+        return {key: each.found(self.reference.now) for key, each in got.items()}
+
+    def load(self, keys: list[str], outcomes: Iterator[Outcome]) -> Iterator[tuple[str, Loaded]]:
+        for key in keys:
+            seconds, loaded = next(outcomes)
+            self.clock.now += seconds
+            if isinstance(loaded, BaseException):
+                raise loaded
+            yield key, loaded
+
+    @rule(seconds=st.integers(1, 5))
+    def advance(self, seconds: int) -> None:
+        """Let time pass."""
+        self.clock.now += seconds
+        self.reference.now += seconds
+
+    @rule()
+    def reap(self) -> None:
+        """Delete what has expired."""
+        self.cache.reap()
+        for entry in [entry for entry in self.reference.entries.values() if entry[0] <= self.reference.now]:
+            self.reference.remove(entry)
+
+    @rule()
+    def close(self) -> None:
+        """Close it once more: it goes on answering."""
+        self.cache.close()
+
+    @rule(key=KEY)
+    def get(self, key: str) -> None:
+        """Take what is fresh."""
+        hit = self.cache.get(key)
+        assert ({key: Found(*hit, "hit", True)} if hit else {}) == self.expect(self.reference.hits([key]))
+
+    @rule(keys=KEYS, outcomes=st.lists(st.tuples(SECONDS, LOADED), max_size=3), error=ERROR)
+    def ask(self, keys: list[str], outcomes: list[Outcome], error: BaseException | None) -> None:
+        """Ask for a list, whose load may take time, or raise in the middle."""
+        expected = attempt(lambda: self.expect(self.reference.ask(keys, script(outcomes, error))))
+        plan = script(outcomes, error)
+        assert attempt(lambda: self.cache.get_or_load_many(keys, lambda missing: self.load(missing, plan))) == expected
+
+    @rule(outer=KEYS, inner=KEYS, outcomes=st.lists(LOADED, max_size=3), own=st.lists(LOADED, max_size=3), error=ERROR)
+    def overlap(
+        self, outer: list[str], inner: list[str], outcomes: list[Loaded], own: list[Loaded], error: BaseException | None
+    ) -> None:
+        """Ask for a list from another thread while one is being loaded that may have some of the same keys."""
+        theirs = [key for key in outer if key not in self.reference.hits(outer)]
+        if not theirs:
+            return
+        plan, plan_too = script(plain(outcomes), error), script(plain(own))
+        ended = threading.Event()
+        rounds: list[list[str]] = []
+        futures: list[Future[dict[str, Found]]] = []
+
+        def load_inner(missing: list[str]) -> Iterator[tuple[str, Loaded]]:
+            rounds.append(missing)
+            assert len(rounds) == 1 or ended.wait(PATIENCE)  # or it would not be known who settles first
+            return self.load(missing, plan_too)
+
+        with ThreadPoolExecutor(1) as pool:
+
+            def load_outer(missing: list[str]) -> Iterator[tuple[str, Loaded]]:
+                futures.append(pool.submit(self.cache.get_or_load_many, inner, load_inner))
+                until(lambda: futures[0].done() or self.cache.snapshot()[-2:] == (2, len(theirs)))
+                return self.load(missing, plan)
+
+            found = attempt(lambda: self.cache.get_or_load_many(outer, load_outer))
+            ended.set()
+            found_too: Any = attempt(lambda: futures[0].result(PATIENCE))
+        expected, expected_too = self.expect_both(outer, inner, script(plain(outcomes), error), script(plain(own)))
+        assert found == expected
+        if isinstance(found_too, Exception):
+            found_too = type(found_too), found_too.__cause__
+        assert found_too == expected_too
+
+    def expect_both(self, outer: list[str], inner: list[str], plan: Iterator[Outcome], own: Iterator[Outcome]) -> Any:
+        """Return what both callers of `overlap` get: the outer one's load begins first, and ends last."""
+        reference, now = self.reference, self.reference.now
+        got, got_too = reference.hits(outer), reference.hits(inner)
+        theirs, left = [key for key in outer if key not in got], [key for key in inner if key not in got_too]
+        shared, again = [key for key in left if key in theirs], []
+        refused = bool(left) and self.max_waiting == 1
+        if refused:
+            self.refused += len(inner)
+        else:
+            self.collapsed += len(shared)
+            got_too |= {key: reference.settle(key, next_loaded(own), now) for key in left if key not in shared}
+        error: Any = None
+        for position, key in enumerate(theirs):
+            _, loaded = next(plan)
+            if isinstance(loaded, BaseException):
+                reference.loads["failed"] += len(theirs) - position
+                error = loaded
+                break
+            got[key] = reference.settle(key, loaded, now)
+        expected = error or self.expect(got)
+        if refused:
+            return expected, (Refused, None)
+        for key in shared:
+            if key not in got:
+                return expected, (LoadFailed, error)
+            if got[key].entry[0] > got[key].entry[2]:  # it has a lifetime, so it is for everybody
+                got_too[key] = got[key]._replace(result="collapsed")
+            else:
+                again.append(key)
+        got_too |= {key: reference.settle(key, next_loaded(own), now) for key in again}
+        return expected, self.expect(got_too)
+
+    @invariant()
+    def agree(self) -> None:
+        """What is held and counted is what the reference says."""
+        stats, reference = self.cache.snapshot(), self.reference
+        assert stats.entries == {kind: sum(entry[3] == kind for entry in reference.entries.values()) for kind in KINDS}
+        assert stats.hits == {kind: self.hits[kind] for kind in KINDS}
+        assert stats.loads == {kind: reference.loads[kind] for kind in (*KINDS, "failed")}
+        assert stats.evicted == {reason: reference.evicted[reason] for reason in ("expired", "bound")}
+        assert (stats.misses, stats.collapsed, stats.refused) == (reference.loads.total(), self.collapsed, self.refused)
+        assert (stats.waiting, stats.loading, len(self.cache)) == (0, 0, len(reference.entries))
+        assert self.clock.now == reference.now
+
+
+TestCache = CacheMachine.TestCase
+TestCache.settings = settings(max_examples=60, stateful_step_count=30, deadline=None)
+
+
+class Load(NamedTuple):
+    """A load of one key, in the order of all that happened."""
+
+    key: str
+    caller: int
+    begun: int
+    ended: int  # its outcome is settled later
+    asked_at: float  # the clock when its caller asked: it began then or later
+    outcome: Loaded | BaseException
+
+
+class Asked(NamedTuple):
+    """One operation of a caller, and what came of it."""
+
+    caller: int
+    begun: int
+    ended: int
+    began_at: float
+    ended_at: float
+    keys: list[str]
+    came: dict[str, Found] | BaseException
+
+
+class Traffic:
+    """Callers in several threads, and the history of what they did."""
+
+    def __init__(self) -> None:
+        ticks = itertools.count()
+        self.clock: Callable[[], float] = lambda: next(ticks) * 0.001  # time passes whenever somebody looks
+        self.cache = Cache(max_entries=1000, max_waiting=1000, clock=self.clock)
+        self.order = itertools.count()
+        self.loads: list[Load] = []
+        self.settled = defaultdict[int, float](lambda: math.inf)  # by the beginning of the load, the moment afterwards
+        self.asked: list[Asked] = []
+
+    def load_many(
+        self, keys: list[str], caller: int, asked_at: float, rng: random.Random
+    ) -> Iterator[tuple[str, Loaded]]:
+        for key in keys:
+            loaded = self.load(key, caller, asked_at, rng)
+            yield key, loaded
+            self.settled[cast(Any, loaded.value)[1]] = next(self.order)
+
+    def load(self, key: str, caller: int, asked_at: float, rng: random.Random) -> Loaded:
+        begun = next(self.order)
+        time.sleep(0)  # let others run
+        lifetime = rng.choice([0.0, 0.01, 0.02, 0.05])
+        outcome: Loaded | BaseException = Loaded((key, begun), rng.choice(KINDS), lifetime)
+        if rng.random() < 0.1:
+            outcome = rng.choice([ValueError, KeyboardInterrupt])(key)
+        self.loads.append(Load(key, caller, begun, next(self.order), asked_at, outcome))
+        if isinstance(outcome, BaseException):
+            raise outcome
+        return outcome
+
+    def run(self, seed: int) -> None:
+        rng = random.Random(seed)
+        for caller in range(seed * 1000, seed * 1000 + 400):
+            keys = rng.sample("abcdefgh", rng.choice([1, 1, 3]))
+            begun, began_at = next(self.order), self.clock()
+            if len(keys) == 1 and rng.random() < 0.5:
+                hit = self.cache.get(keys[0])
+                came: Any = {keys[0]: Found(*hit, "hit", True)} if hit else {}
+            else:
+                came = attempt(
+                    partial(
+                        self.cache.get_or_load_many,
+                        keys,
+                        partial(self.load_many, caller=caller, asked_at=began_at, rng=rng),
+                    )
+                )
+            self.asked.append(Asked(caller, begun, next(self.order), began_at, self.clock(), keys, came))
+
+
+def check_found(one: Asked, found: Found, load: Load, settled: float, loads: list[Load]) -> None:
+    """Assert that `found` may come of `load`, settled before then, among all loads of the key, for what was asked."""
+    loaded = cast(Loaded, load.outcome)
+    assert found.kind == loaded.kind
+    assert abs(found.age + found.ttl - loaded.lifetime) < 1e-6
+    assert load.ended < one.ended, "a value from the future"
+    assert found.ttl > 0 or not found.kept, "a value that has expired since it came"
+    if found.result == "miss":
+        assert load.caller == one.caller
+    elif found.result == "collapsed":
+        assert load.caller != one.caller
+        assert settled > one.begun, "that load was over"
+        assert loaded.lifetime > 0
+    else:
+        assert found.result == "hit"
+        assert not any(load.ended < later.begun < one.begun for later in loads), "there was a newer value"
+
+
+def check_none(one: Asked, key: str, loads: dict[Any, Load], known: dict[str, list[tuple[int, Any]]]) -> None:
+    """Assert that nothing was fresh: whatever a caller had got of the key before may have expired."""
+    for ended, value in known[key]:
+        load = loads[value]
+        if ended < one.begun:
+            assert load.asked_at + cast(Loaded, load.outcome).lifetime <= one.ended_at, "a fresh value was lost"
+
+
+def test_what_several_threads_see_is_in_a_legal_order() -> None:
+    """From many threads, no load of a key overlaps another of it, and each answer is one that could come just then."""
+    traffic = Traffic()
+    interval = sys.getswitchinterval()
+    sys.setswitchinterval(1e-6)
+    try:
+        with ThreadPoolExecutor(6) as pool:
+            list(pool.map(traffic.run, range(1, 7)))
+    finally:
+        sys.setswitchinterval(interval)
+        traffic.cache.close()
+    loads_of: dict[str, list[Load]] = defaultdict(list)
+    for load in sorted(traffic.loads, key=lambda load: load.begun):
+        loads_of[load.key].append(load)
+    for loads in loads_of.values():
+        assert all(one.ended < two.begun for one, two in itertools.pairwise(loads)), "two loads of a key at once"
+    by_value = {load.outcome.value: load for load in traffic.loads if isinstance(load.outcome, Loaded)}
+    errors = {id(load.outcome): load for load in traffic.loads if isinstance(load.outcome, BaseException)}
+    known: dict[str, list[tuple[int, Any]]] = defaultdict(list)
+    results = Counter[str]()
+    for one in sorted(traffic.asked, key=lambda one: one.ended):
+        if isinstance(one.came, BaseException):
+            failed = errors[id(one.came.__cause__ if isinstance(one.came, LoadFailed) else one.came)]
+            assert isinstance(one.came, LoadFailed) == (failed.caller != one.caller)
+            results["failed"] += 1
+            continue
+        for key in one.keys:
+            if key in one.came:
+                found = one.came[key]
+                check_found(one, found, by_value[found.value], traffic.settled[found.value[1]], loads_of[key])
+                results[found.result] += 1
+                if found.kept:
+                    known[key].append((one.ended, found.value))
+            else:
+                check_none(one, key, by_value, known)
+                results["none"] += 1
+    assert min(results[result] for result in ("hit", "miss", "collapsed", "failed", "none")) > 20, results
