@@ -171,5 +171,6 @@ def _cache_status(sources: set[str], forwarded: str, kept: bool, left: int) -> s
         return f"c42c; detail=paused{freshness}"
     how = "partial" if "hit" in sources else "miss"
     if "miss" not in sources:
-        forwarded = "; detail=shared" if sources & {"shared", "awaited"} else f"; collapsed{forwarded}"
+        collapsed = "; collapsed" if sources & {"collapsed", "awaited"} else ""
+        forwarded = collapsed + forwarded + ("; detail=shared" if sources & {"shared", "awaited"} else "")
     return f"c42c; fwd={how}{forwarded}" + (f"; stored{freshness}" if kept else "")

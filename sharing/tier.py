@@ -1,21 +1,18 @@
 """Answers shared with other instances through Redis.
 
-A `SharedTier` stands between an instance's own cache and the upstream, around the load function. It looks in Redis
-first. What is absent is loaded by the instance that gets the event's lock, and put there; the others look again and
-again, until the answer is there or the lock is free. The pause that the upstream asks for is shared as well. While
-Redis is lost, every instance loads for itself.
+A `SharedTier` stands around the load function. It looks in Redis first. What is absent is loaded by the instance that
+gets the event's lock, and put there; the others look again and again until the answer is there, or the lock is free.
+The upstream's pause is shared as well. While Redis is lost, every instance loads for itself.
 
-A lock lasts two seconds and is renewed while its load is under way, so an instance that dies holds the others up for no
-longer. A lock that is gone is lost, whether it ran out while the instance was suspended, or Redis was restarted or
-flushed: these can't be told apart, and another may have loaded a newer answer since. So it is never taken again, and
-whoever lost its lock stores nothing.
+A lock lasts two seconds and is renewed while its load is under way, so an instance that dies holds nobody up for more.
+One that is gone is lost, whether its holder was suspended or Redis was restarted or flushed: they can't be told apart,
+and another instance may have loaded since. So it isn't taken again, and whoever lost it stores nothing.
 
-Times come from Redis: what is left of a lifetime is what is left there (PTTL). What is written says until when it
-counts on Redis's own clock, as it may be held up on its way. All rounding makes lives shorter: times are whole
-milliseconds, of which one may be over already.
+Times come from Redis: what is left of an answer is what is left there (PTTL). What is written says when it ends on
+Redis's clock, as it may be held up on its way. Times are whole milliseconds, of which one may be over already.
 
-Keys: `c42c:`, format, digest of base URL and token; then the lifetimes and the event, or `pause`. A lock's key is the
-answer's with `:lock` behind it. `SharedTier._lock` guards all that changes.
+Keys: `c42c:`, format, digest of base URL and token; then `pause`, or the lifetimes and the event, and `:lock` for its
+lock. `SharedTier._lock` guards all that changes.
 """
 
 import asyncio
@@ -25,8 +22,9 @@ import secrets
 import threading
 import time
 from collections.abc import Callable, Generator, Iterator, Mapping
+from functools import partial
 from hashlib import blake2b
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 from answers.loading import Load
 from answers.value import pack, unpack
@@ -36,7 +34,7 @@ from sharing.link import PATIENCE, PROBE_EVERY, SLICE, Command, Link, Lost
 
 FORMAT = 2
 LEASE = 2.0  # seconds that a lock lasts by itself, or the time-out if that is shorter
-SHORTEST_WAIT, LONGEST_WAIT = 0.01, 0.05  # seconds between two looks
+SHORTEST_WAIT = 0.01  # seconds between two looks
 
 log = logging.getLogger("c42c.redis")
 
@@ -79,7 +77,7 @@ class _Look(NamedTuple):
     """What a look into Redis found."""
 
     found: dict[str, Loaded]
-    locked: list[str]  # the events to be loaded here, whose locks are held with one token
+    locked: list[str]  # the events to be loaded here, whose locks are held with `token`
     token: str
     ahead: float  # seconds that Redis's clock is ahead of ours, at least
     patience: float  # seconds left
@@ -98,8 +96,8 @@ class TierStats(NamedTuple):
 class SharedTier:
     """Shares answers through the Redis at `url` with instances of the same `base_url`, `token` and lifetimes.
 
-    `timeout`, `expiry`, `fault_expiry`, `lease` and `probe_every` are in seconds. `pause` is the one of the client
-    whose loads it wraps. `loop` is a running event loop, or one that will run; without one, one is started.
+    All times are in seconds. `pause` is the one of the client whose loads it wraps. `loop` is an event loop that runs,
+    or will run; without one, one is started.
     """
 
     def __init__(
@@ -114,13 +112,10 @@ class SharedTier:
         pause: Pause,
         loop: asyncio.AbstractEventLoop | None = None,
         clock: Callable[[], float] = clock,
-        lease: float = LEASE,
         probe_every: float = PROBE_EVERY,
     ) -> None:
-        self._expiry = expiry
-        self._pause = pause
-        self._clock = clock
-        lease = min(lease, timeout)
+        self._expiry, self._pause, self._clock = expiry, pause, clock
+        lease = min(LEASE, timeout)
         self._lease = max(1, int(lease * 1000))
         scope = blake2b(f"{base_url}\0{token}".encode(), digest_size=16).hexdigest()
         self._prefix = f"c42c:{FORMAT}:{scope}:"
@@ -130,9 +125,15 @@ class SharedTier:
         self._counts = dict.fromkeys(TierStats._fields[:-1], 0)
         self._ahead, self._ahead_at = -math.inf, 0.0  # the most that Redis's clock was ahead lately, and when
         own = secrets.token_hex(8)
-        probe = ("EVAL", _PROBE, 1, f"{self._prefix}probe:{own}", own, self._lease)
-        options: dict[str, Any] = {"beat": lease / 4, "probe_every": probe_every, "loop": loop}
-        self._link = Link(url, probe=probe, right=own.encode(), regular=self._renewals, **options)
+        self._link = Link(
+            url,
+            probe=("EVAL", _PROBE, 1, f"{self._prefix}probe:{own}", own, self._lease),
+            right=own.encode(),
+            regular=self._renewals,
+            beat=lease / 4,
+            probe_every=probe_every,
+            loop=loop,
+        )
 
     def snapshot(self) -> TierStats:
         """Read all counters at one moment."""
@@ -149,13 +150,9 @@ class SharedTier:
 
     def wrap(self, load: Load) -> Load:
         """Return a load function for the cache that looks in Redis first, and asks `load` for the rest."""
+        return partial(self._load, load)
 
-        def wrapped(event_ids: list[str], deadline: float) -> Iterator[tuple[str, Loaded]]:
-            return self._load(event_ids, load, deadline)
-
-        return wrapped
-
-    def _load(self, event_ids: list[str], load: Load, deadline: float) -> Iterator[tuple[str, Loaded]]:
+    def _load(self, load: Load, event_ids: list[str], deadline: float) -> Iterator[tuple[str, Loaded]]:
         began = self._clock()
         wanted, useless, wait, patience = event_ids, dict[str, bytes](), 0.0, PATIENCE
         while wanted:
@@ -170,77 +167,63 @@ class SharedTier:
             self._count("awaited" if wait else "found", len(look.found))
             for event_id, loaded in look.found.items():
                 yield event_id, loaded._replace(source="awaited" if wait else "shared")
-            left = yield from self._load_for_all(look, load, deadline, began)
+            left = (yield from self._load_for_all(load, look, deadline, began)) if look.locked else look.patience
             wanted = [event_id for event_id in wanted if event_id not in look.found and event_id not in look.locked]
-            if wanted:
-                # Time that another's load takes anyway is not spent on Redis: only what has passed since it was last
-                # seen under way is.
-                wait = min(max((self._clock() - began) / 5, SHORTEST_WAIT), LONGEST_WAIT)
-                patience = PATIENCE - (patience - left) - wait
-                time.sleep(wait)
+            # The time of another's load is not spent on Redis: what is, has passed since it was last seen under way.
+            spent = patience - left
+            wait = min(max((self._clock() - began) / 5, SHORTEST_WAIT), (PATIENCE - spent) / 5)
+            patience = PATIENCE - spent - wait
+            time.sleep(wait if wanted else 0)
 
     def _look(self, wanted: list[str], useless: dict[str, bytes], patience: float, began: float) -> _Look:
-        """Look for all events at once, and take the locks of those that nobody loads; note what is `useless`."""
+        """Look for all events at once, and take the locks of those that nobody loads; add what can't be used."""
         token = secrets.token_hex(8)
         commands: list[Command] = [("PTTL", f"{self._prefix}pause")]
         for event_id in wanted:
-            key = self.key(event_id)
-            commands.append(("EVAL", LOOK_UP, 2, key, f"{key}:lock", token, self._lease, useless.get(event_id, b"")))
-        asked, sent = time.monotonic(), self._clock()
+            known = useless.get(event_id, b"")
+            commands.append(("EVAL", LOOK_UP, 2, *self._keys(event_id), token, self._lease, known))
+        sent = self._clock()
         (pause, *replies), left = self._link.ask(commands, patience)
-        received = self._clock()
-        found, locked, now = dict[str, Loaded](), [], -math.inf
+        found, locked, ahead = dict[str, Loaded](), [], 0.0
         try:
             if 0 < pause <= LONGEST * 1000:
-                self._pause.extend(asked + (pause - 1) / 1000)
+                self._pause.extend(time.monotonic() + sent - self._clock() + (pause - 1) / 1000)
             for event_id, reply in zip(wanted, replies, strict=True):
                 if reply:
-                    now = reply[0] / 1000
+                    ahead, set_back = self._compare_clocks(reply[0] / 1000, sent)
                 if len(reply) == 1:
                     locked.append(event_id)
                 elif reply:
-                    ends = sent + (reply[2] - 1) / 1000 - self._set_back(now - sent, now - received, received)
-                    loaded = self._unpack(event_id, reply[1], reply[2])
+                    _, content, milliseconds = reply
+                    ends = sent + (milliseconds - 1) / 1000 - set_back
+                    loaded = _read(event_id, content, milliseconds)
                     if loaded and ends > self._clock():
                         found[event_id] = loaded._replace(age=began - ends + loaded.lifetime)
                     else:
-                        useless[event_id] = reply[1]
+                        useless[event_id] = content
         except Exception as error:  # whatever comes of what is not as it should be
             self._link.lose(f"it answers nonsense ({type(error).__name__})")
             raise Lost from None
-        return _Look(found, locked, token, now - received, left)
+        return _Look(found, locked, token, ahead, left)
 
-    def _unpack(self, event_id: str, content: bytes, left: int) -> Loaded | None:
-        try:
-            loaded = unpack(content)
-            if not 0 < left <= loaded.lifetime * 1000:
-                raise ValueError(f"{left} ms are left of it")
-        except ValueError as error:
-            log.warning("Redis has something else than an answer of event %s: %s", event_id, error)
-            return None
-        return loaded
+    def _compare_clocks(self, redis_now: float, sent: float) -> tuple[float, float]:
+        """Return how far Redis's clock is ahead of ours at least, and by how much it was set back lately, in seconds.
 
-    def _set_back(self, most: float, least: float, now: float) -> float:
-        """Return by how many seconds Redis's clock was set back within the last lifetime, as far as can be told.
-
-        What was there before would live longer by that. Redis's clock is ahead of ours by `least` to `most` seconds.
+        What was in Redis before will live longer by that, so it counts until all of that has expired.
         """
+        now = self._clock()
+        least, most = redis_now - now, redis_now - sent
         with self._lock:
-            if most >= self._ahead:
-                self._ahead, self._ahead_at = max(self._ahead, least), now
-            elif now - self._ahead_at > self._expiry:
-                self._ahead, self._ahead_at = least, now
-            return max(0.0, self._ahead - most)
+            set_back = self._ahead - most
+            if set_back <= 0 or now > self._ahead_at + self._expiry + set_back:
+                self._ahead, self._ahead_at = (max(self._ahead, least) if set_back <= 0 else least), now
+                set_back = 0.0
+        return least, set_back
 
     def _load_for_all(
-        self, look: _Look, load: Load, deadline: float, began: float
+        self, load: Load, look: _Look, deadline: float, began: float
     ) -> Generator[tuple[str, Loaded], None, float]:
-        """Load the events whose locks are held, put the answers where all find them, and release the locks.
-
-        Returns the patience that is left.
-        """
-        if not look.locked:
-            return look.patience
+        """Load the events whose locks are held, put the answers where all find them, and return the patience left."""
         self._count("loaded", len(look.locked))
         with self._lock:
             self._held |= dict.fromkeys(look.locked, look.token)
@@ -252,7 +235,7 @@ class SharedTier:
         finally:
             with self._lock:
                 for event_id in look.locked:
-                    del self._held[event_id]
+                    self._held.pop(event_id, None)
             left = self._put(loads, look, began)
         return left
 
@@ -264,11 +247,11 @@ class SharedTier:
         for event_id in look.locked:
             loaded = loads.get(event_id)
             content, until = (pack(loaded), began - loaded.age + loaded.lifetime) if loaded else (b"", now)
-            key, times = self.key(event_id), _times(until, now, look.ahead)
-            commands.append(("EVAL", PUT, 2, key, f"{key}:lock", look.token, content, *times))
+            times = _times(until, now, look.ahead)
+            commands.append(("EVAL", PUT, 2, *self._keys(event_id), look.token, content, *times))
         try:
             return self._link.ask(commands, max(look.patience, 2 * SLICE))[1]
-        except Lost:  # the answer is right all the same, and the lock ends by itself
+        except Lost:  # the answers are right all the same, and the locks end by themselves
             return 0.0
 
     def _dated(self, load: Load, event_ids: list[str], deadline: float, began: float) -> Iterator[tuple[str, Loaded]]:
@@ -280,11 +263,26 @@ class SharedTier:
     def _renewals(self) -> list[Command]:
         with self._lock:
             held = list(self._held.items())
-        return [("EVAL", _RENEW, 1, f"{self.key(event_id)}:lock", token, self._lease) for event_id, token in held]
+        return [("EVAL", _RENEW, 1, self._keys(event_id)[1], token, self._lease) for event_id, token in held]
+
+    def _keys(self, event_id: str) -> tuple[str, str]:
+        key = self.key(event_id)
+        return key, f"{key}:lock"
 
     def _count(self, what: str, number: int) -> None:
         with self._lock:
             self._counts[what] += number
+
+
+def _read(event_id: str, content: bytes, left: int) -> Loaded | None:
+    try:
+        loaded = unpack(content)
+        if not 0 < left <= loaded.lifetime * 1000:
+            raise ValueError(f"{left} ms are left of it")
+    except ValueError as error:  # it will be replaced
+        log.warning("Redis has something else than an answer of event %s: %s", event_id, error)
+        return None
+    return loaded
 
 
 def _times(until: float, now: float, ahead: float) -> tuple[int, int]:

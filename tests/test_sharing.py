@@ -29,7 +29,7 @@ import uvloop
 import main
 from answers import response
 from answers import value as values
-from cache import FAULT, OK, Cache, Found, Loaded
+from cache import FAULT, OK, Cache, Found, Loaded, clock
 from calendar42.pause import Pause
 from operations import settings
 from sharing import link
@@ -111,7 +111,7 @@ class Proxy:
                 self._spawn(self._copy, there, here, self)
 
     def _copy(self, source: socket.socket, sink: socket.socket, back: "Proxy | None") -> None:
-        with contextlib.suppress(OSError):
+        with contextlib.suppress(OSError), source:
             while data := source.recv(65536):
                 if back and back.answer:
                     back.answer(data, sink)
@@ -131,16 +131,17 @@ class Machine:
 
     def __init__(self, url: str, counts: Counter[str], **options: Any) -> None:
         self.expiry = options.setdefault("expiry", 252.0)
-        self.timeout = options.setdefault("timeout", 5.0)
+        self.patience = 5.0
         self.pause = Pause(6.0)
         own: dict[str, Any] = {
             "base_url": "http://127.0.0.1:1/",
+            "timeout": 5.0,
             "token": TOKEN,
             "fault_expiry": 6.0,
             "probe_every": 0.2,
         }
         self.tier = SharedTier(url, pause=self.pause, **own | options)
-        self.cache = Cache(max_entries=1000, max_waiting=1000)
+        self.cache = Cache(max_entries=1000, max_waiting=1000, clock=options.get("clock", clock))
         self.gate: threading.Event | None = None
         self.entered = threading.Semaphore(0)
         self.answer: Callable[[], Loaded] = lambda: Loaded(VALUE, OK, self.expiry)
@@ -157,7 +158,7 @@ class Machine:
         return self.ask_many([event_id])[event_id]
 
     def ask_many(self, event_ids: list[str]) -> dict[str, Found]:
-        deadline, load = time.monotonic() + self.timeout, self.tier.wrap(self.load)
+        deadline, load = time.monotonic() + self.patience, self.tier.wrap(self.load)
         return self.cache.get_or_load_many(event_ids, lambda wanted: load(wanted, deadline), deadline)
 
     def held(self, event_id: str) -> Found:
@@ -393,6 +394,70 @@ def test_batches(
     assert dict(counts) == dict.fromkeys(ids, 1)
 
 
+def test_what_redis_has_of_a_list_is_there_at_once(
+    shared_redis: Redis, machine: Callable[..., Machine], counts: Counter[str], pool: ThreadPoolExecutor
+) -> None:
+    """A request for an event that Redis has doesn't wait for the rest of somebody else's list."""
+    first, second = machine(shared_redis.url), machine(shared_redis.url)
+    there, missing = new_id(), new_id()
+    first.ask(there)
+    second.gate = threading.Event()
+    listed = pool.submit(second.ask_many, [missing, there])
+    assert second.entered.acquire(timeout=PATIENCE)
+    assert second.ask(there).value == VALUE
+    assert not listed.done()
+    second.gate.set()
+    assert {key: found.result for key, found in listed.result(PATIENCE).items()} == {missing: "miss", there: "shared"}
+    assert counts == {there: 1, missing: 1}
+
+
+@pytest.mark.parametrize("loader", ["here", "elsewhere"])
+def test_nothing_outlives_its_time_in_a_list(
+    loader: str, shared_redis: Redis, machine: Callable[..., Machine], counts: Counter[str], pool: ThreadPoolExecutor
+) -> None:
+    """What Redis had at first, and what expired while the rest of the list was waited for, is loaded again."""
+    first, second = (machine(shared_redis.url, expiry=0.5) for _ in range(2))
+    there, missing = new_id(), new_id()
+    first.ask(there)
+    loading = second if loader == "here" else first
+    loading.gate = threading.Event()
+    loading.answer = lambda: Loaded(VALUE, OK, 252.0)
+    alone = pool.submit(first.ask, missing) if loader == "elsewhere" else None
+    listed = pool.submit(second.ask_many, [there, missing])
+    assert loading.entered.acquire(timeout=PATIENCE)
+    until(lambda: second.cache.get(there), "the answer from Redis")
+    until(lambda: not second.cache.get(there), "its end")
+    assert not listed.done()
+    loading.gate.set()
+    found = listed.result(PATIENCE)
+    assert all(each.ttl > 0 for each in found.values())
+    assert found[missing].result == ("miss" if loader == "here" else "awaited")
+    assert (counts[there], counts[missing]) == (2, 1)
+    assert not alone or alone.result(PATIENCE).value == VALUE
+
+
+def test_how_an_answer_came_is_told(
+    shared_redis: Redis, machine: Callable[..., Machine], pool: ThreadPoolExecutor
+) -> None:
+    """`Cache-Status` tells an answer that was found in Redis, and one for which another instance was waited."""
+    first, second = machine(shared_redis.url), machine(shared_redis.url)
+    event_id, first.gate = new_id(), threading.Event()
+    loading = pool.submit(first.ask, event_id)
+    assert first.entered.acquire(timeout=PATIENCE)
+    waiting = pool.submit(second.ask_many, [event_id])
+    until(lambda: second.cache.snapshot().waiting)
+    time.sleep(0.05)  # or until it has looked once: no test can see that
+    first.gate.set()
+    awaited = waiting.result(PATIENCE)
+    shared = machine(shared_redis.url).ask_many([event_id])
+    assert dict(response.render(loading.result(PATIENCE), None)[1])["Cache-Status"] == (
+        "c42c; fwd=miss; fwd-status=200; stored; ttl=251"
+    )
+    for found, detail in [(awaited, "collapsed; detail=shared"), (shared, "detail=shared")]:
+        for _, headers, _ in (response.render(found[event_id], None), response.render_many(found, None)):
+            assert dict(headers)["Cache-Status"] == f"c42c; fwd=miss; {detail}; stored; ttl=251"
+
+
 def test_the_pause_is_shared(shared_redis: Redis, machine: Callable[..., Machine], counts: Counter[str]) -> None:
     """A pause that the upstream asks one machine for holds for all, and for none longer, however often it is told."""
     first, second = (machine(shared_redis.url, token="a-token-that-is-paused") for _ in range(2))
@@ -448,6 +513,66 @@ def test_what_is_no_answer_is_replaced(
     assert first.shares
 
 
+# Clocks
+
+
+class Shifted:
+    """A clock that a test sets forward."""
+
+    by = 0.0
+
+    def __call__(self) -> float:
+        return clock() + self.by
+
+
+def test_a_machine_that_is_suspended_in_mid_load(shared_redis: Redis, machine: Callable[..., Machine]) -> None:
+    """The time for which a machine is suspended while it loads counts: its answer lives so much shorter for all."""
+    shifted = Shifted()
+    first, second = machine(shared_redis.url, clock=shifted), machine(shared_redis.url)
+
+    def answer() -> Loaded:
+        shifted.by += 100
+        return Loaded(VALUE, OK, 252.0)
+
+    first.answer = answer
+    assert 150 < first.ask(event_id := new_id()).ttl <= 152
+    assert 150 < second.ask(event_id).ttl <= 152
+
+
+def test_a_redis_whose_clock_falls_behind(
+    shared_redis: Redis, machine: Callable[..., Machine], counts: Counter[str]
+) -> None:
+    """Answers that Redis keeps for longer, as its clock stood still or was set back, are not served for longer."""
+    shifted, others = Shifted(), machine(shared_redis.url)
+    one = machine(shared_redis.url, clock=shifted)
+    for event_id in (ids := [new_id() for _ in range(4)]):
+        others.ask(event_id)
+    assert one.ask(ids[0]).ttl > 251
+    shifted.by = 200  # as if Redis's clock was set back by that, after the answers were put there
+    assert 50 < one.ask(ids[1]).ttl < 52
+    shifted.by = 300
+    assert one.ask(ids[2]).result == "miss"
+    assert counts[ids[2]] == 2
+    assert one.ask(ids[2]).result == "hit"
+    found = machine(shared_redis.url).ask(ids[2])
+    assert (found.result, found.ttl > 251) == ("shared", True)
+
+
+def test_a_clock_that_fell_behind_is_forgotten(shared_redis: Redis, machine: Callable[..., Machine]) -> None:
+    """Once everything from before Redis's clock was set back has expired, answers have their full lives again."""
+    shifted = Shifted()
+    others, one = (machine(shared_redis.url, expiry=0.4, clock=each) for each in (clock, shifted))
+    one.ask(new_id())
+    shifted.by = 0.2
+
+    def left() -> float:
+        others.ask(event_id := new_id())
+        return one.ask(event_id).ttl
+
+    assert left() < 0.2
+    until(lambda: left() > 0.3)
+
+
 # Locks
 
 
@@ -455,7 +580,7 @@ def test_a_lock_lasts_as_long_as_its_load(
     shared_redis: Redis, machine: Callable[..., Machine], counts: Counter[str], pool: ThreadPoolExecutor
 ) -> None:
     """A load may take longer than a lock lasts by itself."""
-    first, second = (machine(shared_redis.url, lease=0.4) for _ in range(2))
+    first, second = (machine(shared_redis.url, timeout=0.4) for _ in range(2))
     event_id, first.gate = new_id(), threading.Event()
     loading = pool.submit(first.ask, event_id)
     assert first.entered.acquire(timeout=PATIENCE)
@@ -475,7 +600,7 @@ def test_a_lock_that_is_gone_is_lost(
     how: str, own_redis: Redis, machine: Callable[..., Machine], counts: Counter[str], pool: ThreadPoolExecutor
 ) -> None:
     """Whoever has lost its lock in mid-load answers its own callers, stores nothing, and holds nobody up."""
-    first, second = (machine(own_redis.url, lease=0.4) for _ in range(2))
+    first, second = (machine(own_redis.url, timeout=0.4) for _ in range(2))
     event_id, first.gate = new_id(), threading.Event()
     loading = pool.submit(first.ask, event_id)
     assert first.entered.acquire(timeout=PATIENCE)
@@ -534,6 +659,30 @@ def test_a_lock_that_became_anothers_is_left_alone(shared_redis: Redis, machine:
         assert first.ask(event_id).value == VALUE
         assert client.get(f"{first.key(event_id)}:lock") == b"another's"
         assert not client.exists(first.key(event_id))
+
+
+def test_an_instance_that_is_suspended_in_mid_load(
+    start: Callable[..., Service],
+    upstream: Standin,
+    shared_redis: Redis,
+    machine: Callable[..., Machine],
+    pool: ThreadPoolExecutor,
+) -> None:
+    """An instance that was suspended for longer than its lock lasts doesn't replace the others' answer with its 504."""
+    suspended = start(C42_CACHE_URL=shared_redis.url, C42_TIMEOUT="0.5")
+    until(lambda: "answers are shared" in suspended.log)
+    second, third = (machine(shared_redis.url, base_url=upstream.base_url) for _ in range(2))
+    upstream.rule("events", event_id := new_id(), hang=True)
+    late = pool.submit(suspended.event, event_id)
+    until(lambda: upstream.calls("events", event_id) == 1)
+    suspended.process.send_signal(signal.SIGSTOP)
+    try:
+        assert second.ask(event_id).result == "miss"
+    finally:
+        suspended.process.send_signal(signal.SIGCONT)
+    assert late.result(PATIENCE).status_code == 504
+    found = third.ask(event_id)
+    assert (found.result, found.value) == ("shared", VALUE)
 
 
 def test_a_load_that_raises_releases_its_lock(
@@ -668,8 +817,8 @@ def test_a_redis_that_begins_to_talk_nonsense(
 ) -> None:
     """Answers of a wrong kind to the real questions are no answers; each caller then loads by itself."""
     between = proxy(shared_redis.port)
-    one = machine(between.url.replace(f":{PASSWORD}@", ""), timeout=0.5)
-    assert one.shares
+    one = machine(between.url.replace(f":{PASSWORD}@", ""))
+    one.patience = 0.5
     between.answer = nonsense(answer)
     assert bounded(lambda: one.ask(new_id())).value == VALUE
     between.answer = None
@@ -755,6 +904,133 @@ def test_a_slow_redis(
     assert said("Redis is back") == 0
     between.answer = None
     until(lambda: one.shares)
+
+
+def test_no_answer_waits_longer_for_redis_in_all(
+    shared_redis: Redis, proxy: Callable[..., Proxy], machine: Callable[..., Machine], pool: ThreadPoolExecutor
+) -> None:
+    """Once its load has ended elsewhere, an answer waits 250 ms at most for a Redis that stalls 100 ms at a time."""
+    between, stalls = proxy(shared_redis.port), Counter[str]()
+    first = machine(shared_redis.url)
+    second = machine(between.url.replace(f":{PASSWORD}@", ""), probe_every=PATIENCE)
+
+    def stall(data: bytes, sink: socket.socket) -> None:
+        time.sleep(0.1)
+        stalls["all"] += 1
+        sink.sendall(data)
+
+    between.answer = stall
+    event_id, first.gate = new_id(), threading.Event()
+    loading = pool.submit(first.ask, event_id)
+    assert first.entered.acquire(timeout=PATIENCE)
+    waiting = pool.submit(second.ask, event_id)
+    until(lambda: stalls["all"] >= 5, "some looks")
+    assert second.tier.snapshot().up
+    first.gate.set()
+    loading.result(PATIENCE)
+    before = stalls["all"]
+    assert waiting.result(PATIENCE).value == VALUE
+    assert stalls["all"] - before <= 2  # a third would have made it 300 ms
+
+
+def test_nothing_half_read_is_used(
+    shared_redis: Redis, proxy: Callable[..., Proxy], machine: Callable[..., Machine], counts: Counter[str]
+) -> None:
+    """An answer of Redis that comes after nobody waits for it any more is never taken for the next one."""
+    between, held_back = proxy(shared_redis.port), list[tuple[bytes, socket.socket]]()
+    one, other = machine(between.url.replace(f":{PASSWORD}@", "")), machine(shared_redis.url)
+    other.answer = lambda: Loaded(values.success({"id": "2", "title": None, "names": []}), OK, 252.0)
+    other.ask(late := new_id())
+    between.answer = lambda data, sink: held_back.append((data, sink))
+    assert bounded(lambda: one.ask(late)).value == VALUE
+    until(lambda: not one.shares)
+    between.answer = None
+    for data, sink in held_back:
+        with contextlib.suppress(OSError):
+            sink.sendall(data)
+    until(lambda: one.shares)
+    for _ in range(5):
+        assert one.ask(event_id := new_id()).value == VALUE
+        assert other.ask(event_id).value == VALUE
+        assert counts[event_id] == 1
+
+
+def test_a_loop_that_is_held_up_is_no_slow_redis(
+    shared_redis: Redis,
+    machine: Callable[..., Machine],
+    said: Callable[[str], int],
+    loop: asyncio.AbstractEventLoop,
+    pool: ThreadPoolExecutor,
+) -> None:
+    """On a crowded machine, where the event loop itself has to wait, Redis is not taken for slow."""
+    one, other = machine(shared_redis.url), machine(shared_redis.url)
+    other.ask(event_id := new_id())
+    asking = [pool.submit(one.ask, event_id)]
+    for _ in range(3):
+        loop.call_soon_threadsafe(time.sleep, 2 * link.PATIENCE)
+        asking.append(pool.submit(one.ask, new_id()))
+    assert [future.result(PATIENCE).result for future in asking] == ["shared", "miss", "miss", "miss"]
+    assert one.tier.snapshot() == (1, 0, 3, 0, True)
+    assert said("Redis is lost") == 0
+
+
+def test_a_name_that_is_looked_up_for_ever(loop: asyncio.AbstractEventLoop, said: Callable[[str], int]) -> None:
+    """A name server that doesn't answer costs one thread, keeps nobody waiting, and says so once."""
+    began, end, calls = threading.Semaphore(0), threading.Event(), list[tuple[str, Any]]()
+
+    def look_up(host: str, port: Any) -> None:
+        calls.append((host, port))
+        began.release()
+        end.wait(PATIENCE)
+
+    one = link.Link(
+        "redis://somewhere:1234",
+        probe=("PING",),
+        right=b"PONG",
+        regular=lambda: [],
+        beat=0.02,
+        probe_every=0.02,
+        loop=loop,
+        look_up=look_up,
+    )
+    assert began.acquire(timeout=PATIENCE)
+    for _ in range(2):  # at first it is not known yet, and then it is lost
+        with pytest.raises(link.Lost):
+            one.ask([("PING",)], link.PATIENCE)
+        until(lambda: one.up is False)
+    threads = threading.active_count()
+    time.sleep(0.2)  # it is tried again and again
+    assert threading.active_count() <= threads
+    assert calls == [("somewhere", 1234)]
+    assert said("Redis is lost") == 1
+    one.close()
+    end.set()
+
+
+@pytest.mark.parametrize("factory", [asyncio.new_event_loop, None])
+def test_any_loop(
+    factory: Callable[[], asyncio.AbstractEventLoop] | None, shared_redis: Redis, machine: Callable[..., Machine]
+) -> None:
+    """Redis is asked on whatever loop there is, and on one of its own where there is none."""
+    with running(factory) if factory else contextlib.nullcontext() as own:
+        first, second = (machine(shared_redis.url, loop=own) for _ in range(2))
+        event_id = new_id()
+        assert (first.ask(event_id).result, second.ask(event_id).result) == ("miss", "shared")
+
+
+def test_a_tier_that_is_closed(
+    shared_redis: Redis, machine: Callable[..., Machine], said: Callable[[str], int]
+) -> None:
+    """Once it is closed, loads go on without Redis, its connections are gone, and nothing is said of a loss."""
+    one = machine(shared_redis.url)
+    with shared_redis.client() as client:
+        connected = len(client.client_list())
+        one.tier.close()
+        until(lambda: len(client.client_list()) < connected)
+    assert not one.shares
+    assert one.ask(new_id()).value == VALUE
+    assert one.tier.snapshot().alone == 1
+    assert said("Redis is lost") == 0
 
 
 def test_an_answer_that_breaks_off(
