@@ -9,6 +9,8 @@ All of this runs in the thread of the event loop.
 
 import asyncio
 import logging
+import socket
+import struct
 from collections.abc import Callable
 from contextlib import suppress
 from dataclasses import dataclass, field
@@ -164,6 +166,8 @@ class Connection(asyncio.BufferedProtocol):
         if unsent:
             self._since = now
             if now - self._unsent_since >= limits.stuck_seconds:
+                reset = struct.pack("ii", 1, 0)  # or the system would go on trying to send
+                self._transport.get_extra_info("socket").setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, reset)
                 self._transport.abort()
         elif self._state == _ENDING:
             if waited >= limits.linger_seconds:

@@ -7,7 +7,9 @@ what is under way, and ends. A second signal ends it at once, with exit status 1
 import asyncio
 import contextlib
 import errno
+import heapq
 import logging
+import math
 import os
 import signal
 import socket
@@ -22,6 +24,7 @@ _BACKLOG = 1024
 _ACCEPTED_PER_TURN = 64
 _NO_ROOM = (errno.EMFILE, errno.ENFILE, errno.ENOBUFS, errno.ENOMEM)
 _RETRY_SECONDS = 0.1  # until there may be room for a connection
+_IDLE_SECONDS = 1.0  # before a connection makes room for another: the request may be on its way
 _LAST_SECONDS = 0.1  # for requests that were on their way when the listener was closed
 _POLL_SECONDS = 0.02
 
@@ -131,11 +134,11 @@ class Server:
         connections = self._hub.connections
         if len(connections) + len(self._connecting) < self._room:
             return
-        idle = [(one.idle_since, one) for one in connections if one.idle_since is not None]
+        latest = self.loop.time() - _IDLE_SECONDS
+        idle = [(since, id(one), one) for one in connections if (since := one.idle_since or math.inf) < latest]
         if not idle:
             raise OSError(errno.EMFILE, "all connections are busy")
-        idle.sort(key=lambda pair: pair[0])
-        for _, one in idle[: self._room // 16 + 1]:
+        for _, _, one in heapq.nsmallest(self._room // 16 + 1, idle):
             one.close(now=True)
             connections.discard(one)
 

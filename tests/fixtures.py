@@ -72,6 +72,8 @@ def receive(sock: socket.socket, method: str = "GET") -> Raw:
 class Service:
     """A service in a process of its own, and a client of it."""
 
+    program: tuple[str, ...] = ("main.py",)
+
     def __init__(self, upstream: Standin | None, arguments: tuple[str, ...] = (), **environ: str) -> None:
         with socket.socket() as free:
             free.bind(("127.0.0.1", 0))
@@ -83,7 +85,7 @@ class Service:
         inherited = {name: value for name, value in os.environ.items() if not re.match(r"C42_|.*_PROXY$", name, re.I)}
         self._log = tempfile.TemporaryFile()  # noqa: SIM115 - closed in end()
         self.process = subprocess.Popen(
-            [sys.executable, "-W", "error", "main.py", *arguments],
+            [sys.executable, "-W", "error", *self.program, *arguments],
             cwd=ROOT,
             env=inherited | own | environ,
             stdin=subprocess.DEVNULL,

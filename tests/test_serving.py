@@ -1,21 +1,34 @@
 """The server: starting, listening, stopping."""
 
+import asyncio
+import contextlib
 import errno
 import json
 import os
+import queue
+import random
 import re
+import select
 import signal
 import socket
 import subprocess
 import sys
+import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
 from functools import partial
+from http.client import HTTPException
+from pathlib import Path
+from typing import Any
 
 import pytest
 import requests
 
-from serving import server
+from serving import server as serving_server
+from serving.connection import Answer
+from serving.request import parse
+from serving.wsgi import Bridge
 from standin import EVENTS, Gate, Standin
 from tests.fixtures import (
     PATIENCE,
@@ -26,8 +39,11 @@ from tests.fixtures import (
     at_once,
     new_id,
     receive,
+    started,
     until,
 )
+from tests.test_connection import BAD
+from tests.wire import refusal, responses
 
 Start = Callable[..., Service]
 
@@ -92,7 +108,7 @@ def test_cannot_listen(service: Service) -> None:
 def test_no_host_of_ours(host: str) -> None:
     """A host that can't be found, or is another machine's, is an OSError with a reason to print."""
     with pytest.raises(OSError, match=r".") as raised:
-        server.listen(host, 5000)
+        serving_server.listen(host, 5000)
     assert raised.value.strerror
 
 
@@ -230,16 +246,283 @@ def test_loses_none_of_fifty(start: Start, upstream: Standin, sig: signal.Signal
     assert [service.log.count(word) for word in ("serving on", "c42c stopping", "c42c stopped")] == [1, 1, 1]
 
 
-def test_what_does_not_finish_is_cut(start: Start, upstream: Standin) -> None:
-    """What has not finished after C42_TIMEOUT and a second is cut off: a client that never takes its answer."""
-    service, gate = start(C42_TIMEOUT="0.1"), Gate()
-    event_id = new_id()
-    upstream.add_event(event_id, names=["x" * 1000] * 3000)
+# The server with a small app
+
+
+class SmallServer(Service):
+    """The server with a small app (`tests.small_server`), and short limits."""
+
+    program = ("-m", "tests.small_server")
+
+    def __init__(self, **options: Any) -> None:
+        super().__init__(None, (json.dumps(options),))
+
+    def send(self, *raw: bytes) -> socket.socket:
+        """Send bytes on a connection of their own."""
+        sock = self.connect()
+        for piece in raw:
+            sock.sendall(piece)
+        return sock
+
+    def gather(self, count: int) -> None:
+        """Wait until so many requests have come to the gate."""
+        until(lambda: f" {count} are waiting" in self.log or f":{count} are waiting" in self.log)
+
+    @property
+    def cpu_seconds(self) -> float:
+        """The time that the process has used so far."""
+        fields = Path(f"/proc/{self.process.pid}/stat").read_text().rpartition(")")[2].split()
+        return (int(fields[11]) + int(fields[12])) / os.sysconf("SC_CLK_TCK")
+
+
+@pytest.fixture
+def small() -> Iterator[Callable[..., SmallServer]]:
+    """Give a test a way to start small servers: `small(idle_seconds=0.5)`."""
+    with contextlib.ExitStack() as stack:
+
+        def start(**options: Any) -> SmallServer:
+            server = SmallServer(**options)
+            stack.enter_context(started(server))
+            return server
+
+        yield start
+
+
+def get(path: str, *lines: str) -> bytes:
+    """Return a request."""
+    return "\r\n".join([f"GET {path} HTTP/1.1", "Host: c42c", *lines, "", ""]).encode()
+
+
+def read_all(sock: socket.socket) -> bytes:
+    """Read until the server closes the connection, in whichever way."""
+    data = b""
+    with contextlib.suppress(ConnectionResetError):
+        while piece := sock.recv(2**16):
+            data += piece
+    return data
+
+
+@pytest.mark.parametrize(("raw", "status"), [pytest.param(*case, id=name) for name, case in BAD.items()])
+def test_refused_on_the_wire(service: Service, raw: bytes, status: int) -> None:
+    """What is malformed, ambiguous or too large gets its error in the envelope, and the client gets to read it."""
     with service.connect() as sock:
-        sock.sendall(f"GET {PREFIX}{event_id} HTTP/1.1\r\nHost: c42c\r\n\r\n".encode() * 20)
-        until(lambda: service.log.count("load event=") == 1)
-        assert service.stop() == 0
-    gate.open()
+        sock.sendall(raw + get("/livez"))
+        (answer,) = responses(read_all(sock))
+        assert (answer.status, answer.headers["Connection"]) == (status, "close")
+        assert answer.headers["Content-Type"] == "application/json"
+        assert json.loads(answer.body)["error"]["status_code"] == status
+
+
+@pytest.mark.parametrize("uvloop", [True, False])
+def test_both_loops(small: Callable[..., SmallServer], uvloop: bool) -> None:
+    """The server does the same on uvloop and, where that can't be installed, on asyncio's own loop."""
+    server = small(uvloop=uvloop, idle_seconds=0.3, request_seconds=0.3, tick_seconds=0.05)
+    assert ("serving with uvloop" in server.log) == uvloop
+    with server.send(b"") as idle, server.send(b"GET") as slow, server.send(get("/miss"), b"nonsense\r\n") as both:
+        first, second = responses(read_all(both))
+        assert (first.body, second.status) == (b"/miss", 400)
+        assert read_all(idle) == b""
+        assert responses(read_all(slow))[0].status == 408
+    with server.send(get("/hit/large") + get("/miss") + get("/hit/a", "Connection: close")) as sock:
+        sock.shutdown(socket.SHUT_WR)
+        assert [len(answer.body) for answer in responses(read_all(sock))] == [2**20, 5, 6]
+    assert server.stop() == 0
+    assert clean(server.log), server.log
+
+
+def test_pipelined_hits_and_misses(small: Callable[..., SmallServer]) -> None:
+    """200 pipelined requests, hits and misses mixed, are answered in order, also if the client has closed its side."""
+    server = small()
+    paths = [f"/{'hit' if number % 3 else 'miss'}/{number}" for number in range(200)]
+    with server.send(b"".join(get(path) for path in paths)) as sock:
+        sock.shutdown(socket.SHUT_WR)
+        assert [answer.body.decode() for answer in responses(read_all(sock))] == paths
+
+
+def test_expect_on_the_wire(service: Service) -> None:
+    """A client that waits for 100 before it sends its body gets it, and then the answer."""
+    with service.connect() as sock:
+        sock.sendall(b"POST /livez HTTP/1.1\r\nHost: a\r\nExpect: 100-continue\r\nContent-Length: 2\r\n\r\n")
+        assert sock.recv(100) == b"HTTP/1.1 100 Continue\r\n\r\n"
+        sock.sendall(b"hi")
+        assert receive(sock, "POST").status == 405
+
+
+def test_bad_clients_are_let_go(small: Callable[..., SmallServer]) -> None:
+    """A byte now and then, 400 silent connections, 64 half-sent heads and 20 clients that take nothing: each is let go
+    in its time, and a good client beside them is answered throughout."""
+    server = small(request_seconds=0.5, idle_seconds=1.0, stuck_seconds=1.0, linger_seconds=0.5, tick_seconds=0.1)
+    with contextlib.ExitStack() as stack:
+        silent = [stack.enter_context(server.send(b"")) for _ in range(400)]
+        half = [stack.enter_context(server.send(b"GET /hit/ HTTP/1.1\r\nHo")) for _ in range(64)]
+        greedy = [stack.enter_context(server.send(get("/hit/large") * 30)) for _ in range(20)]
+        slow = stack.enter_context(server.send(b"G"))
+        good = stack.enter_context(server.connect())
+        left = {*silent, *half, *greedy, slow}
+        dribble = iter(b"ET /hit/ HTTP/1.1\r\nHost: a\r\nX: " + b"y" * 1000)
+        give_up = time.monotonic() + PATIENCE
+        while left:
+            assert time.monotonic() < give_up
+            good.sendall(get("/hit/good"))
+            assert receive(good).body == b"/hit/good"
+            with contextlib.suppress(OSError):
+                slow.sendall(bytes([next(dribble)]))
+            closed = select.poll()
+            for sock in left:
+                closed.register(sock, select.POLLRDHUP)
+            left -= {sock for sock in left if sock.fileno() in dict(closed.poll(20))}
+        assert [read_all(sock) for sock in silent] == [b""] * 400
+        assert {responses(read_all(sock))[0].status for sock in [*half, slow]} == {408}
+
+
+def test_more_connections_than_open_files(small: Callable[..., SmallServer]) -> None:
+    """With 300 open files allowed and 400 idle connections, new clients are served and the CPU stays idle."""
+    server = small(files=300)
+    with contextlib.ExitStack() as stack:
+        for _ in range(400):
+            stack.enter_context(server.send(b""))
+        for _ in range(3):
+            with server.send(get("/miss", "Connection: close")) as sock:
+                assert responses(read_all(sock))[0].body == b"/miss"
+        before = server.cpu_seconds
+        time.sleep(0.5)
+        assert server.cpu_seconds - before < 0.2
+
+
+def test_more_busy_connections_than_open_files(small: Callable[..., SmallServer]) -> None:
+    """If all connections that are allowed are busy, new clients wait without costing CPU until one of them ends."""
+    server = small(files=300, threads=200)
+    with contextlib.ExitStack() as stack:
+        key = stack.enter_context(server.send(b"GET /op"))
+        busy = [stack.enter_context(server.send(get("/gate", "Connection: close"))) for _ in range(160)]
+        server.gather(149)
+        before = server.cpu_seconds
+        time.sleep(0.5)
+        assert server.cpu_seconds - before < 0.2
+        key.sendall(b"en HTTP/1.1\r\nHost: a\r\n\r\n")
+        assert [responses(read_all(sock))[0].body for sock in busy] == [b"/gate"] * 160
+
+
+@pytest.mark.parametrize("path", ["/raise", "/raise-late", "/exit"])
+def test_an_app_that_raises(small: Callable[..., SmallServer], path: str) -> None:
+    """What the app raises is a 500 in the envelope and a line in the log, and the connection goes on."""
+    server = small()
+    with server.send(get(path) + get("/miss", "Connection: close")) as sock:
+        failed, other = responses(read_all(sock))
+    assert (failed.status, json.loads(failed.body)["error"]["status_code"], other.body) == (500, 500, b"/miss")
+    assert "a request failed" in server.log
+
+
+class Client:
+    """Asks one thing after the other until nobody listens, and notes what was lost."""
+
+    def __init__(self, server: Service, path: str, keep: bool) -> None:
+        self._server, self._keep = server, keep
+        self._request = get(path, *([] if keep else ["Connection: close"]))
+        self.answered = 0
+        self.connected = 0.0  # when the last connection was asked for that came about
+        self.lost: list[tuple[float, bool]] = []  # when it was sent, and whether on a new connection
+        self.thread = threading.Thread(target=self._run)
+        self.thread.start()
+
+    def _run(self) -> None:
+        while True:
+            asked = time.monotonic()
+            try:
+                sock = self._server.connect()
+            except ConnectionRefusedError:
+                return
+            self.connected = asked
+            with sock:
+                new = True
+                while self._ask(sock, new):
+                    new = False
+
+    def _ask(self, sock: socket.socket, new: bool) -> bool:
+        sent = time.monotonic()
+        try:
+            sock.sendall(self._request)
+            answer = receive(sock)
+        except (OSError, HTTPException):
+            self.lost.append((sent, new))
+            return False
+        self.answered += 1
+        return self._keep and answer.headers["Connection"] != "close"
+
+
+def test_stops_under_load(small: Callable[..., SmallServer]) -> None:
+    """Told to stop under load, 20 times, the server answers each request that was sent while it listened, and ends
+    with status 0."""
+    for _ in range(20):
+        server = small()
+        clients = [Client(server, path, keep) for path in ("/hit/a", "/miss", "/sleep") for keep in (True, False)]
+        until(lambda clients=clients: all(client.answered > 5 for client in clients))  # type: ignore[misc]
+        assert server.stop() == 0
+        for client in clients:
+            client.thread.join()
+        listened = max(client.connected for client in clients)
+        lost = [(sent, new) for client in clients for sent, new in client.lost]
+        assert [new for sent, new in lost if new or sent < listened] == []
+
+
+def test_what_does_not_finish_is_cut(small: Callable[..., SmallServer]) -> None:
+    """What has not finished when patience is over is cut off: work that hangs, and a client that takes nothing."""
+    server = small(patience=0.5)
+    with server.send(get("/gate")) as hanging, server.send(get("/hit/large") * 30) as greedy:
+        server.gather(1)
+        assert server.stop() == 0
+        assert read_all(hanging) == b""
+        read_all(greedy)
+    assert "gave up on 2 connections" in server.log
+
+
+# The service
+
+
+def test_drains(start: Start, upstream: Standin) -> None:
+    """For C42_DRAIN seconds after the signal, /readyz says 503 and events are answered, also on new connections; then
+    the service ends with status 0."""
+    service = start(C42_DRAIN="1")
+    service.process.send_signal(signal.SIGTERM)
+    until(lambda: service.get("/readyz").status_code == 503)
+    assert service.event(EVENTS["plain"]).status_code == 200
+    assert service.raw(f"{PREFIX}{EVENTS['plain']}".encode()).status == 200
+    assert service.process.wait(PATIENCE) == 0
+    assert clean(service.log), service.log
+
+
+def test_second_signal_ends_the_drain(start: Start) -> None:
+    """A second signal ends the service at once, with status 1."""
+    service = start(C42_DRAIN="60")
+    service.process.send_signal(signal.SIGTERM)
+    until(lambda: service.get("/readyz").status_code == 503)
+    assert service.stop() == 1
+
+
+def test_bursts_of_work() -> None:
+    """Every request of a burst gets a thread at once, though none is there yet: all of them meet at a barrier."""
+    rng = random.Random(42)
+    loop = asyncio.new_event_loop()
+    runs = threading.Thread(target=loop.run_forever)
+    runs.start()
+    request = parse(get("/"))
+    for _ in range(30):
+        count, done = rng.randint(8, 240), queue.SimpleQueue[Answer]()
+        together = threading.Barrier(count)
+
+        def app(_: Any, start_response: Any, together: threading.Barrier = together) -> list[bytes]:
+            together.wait(PATIENCE)  # raises if it takes too long
+            start_response("200 OK", [])
+            return []
+
+        with ThreadPoolExecutor(256) as pool:
+            bridge = Bridge(app=app, address=("", 0), loop=loop, pool=pool, refusal=refusal)
+            for _ in range(count):
+                bridge.work(request, b"", "", done.put)
+            assert {done.get(timeout=PATIENCE)[0][:12] for _ in range(count)} == {b"HTTP/1.1 200"}
+    loop.call_soon_threadsafe(loop.stop)
+    runs.join()
+    loop.close()
 
 
 def test_idle_connections(service: Service) -> None:

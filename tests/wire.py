@@ -2,10 +2,12 @@
 
 import json
 import re
+import socket
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator
 from functools import partial
 from typing import Any, NamedTuple, cast
+from unittest.mock import Mock
 
 from answers import response
 from serving.connection import Answer, Connection, Hub, Limits
@@ -206,6 +208,10 @@ class Wire:
         return responses(bytes(self.received), methods)
 
     # The transport
+
+    def get_extra_info(self, name: str) -> Any:
+        assert name == "socket"
+        return Mock(spec=socket.socket)
 
     def write(self, data: bytes) -> None:
         assert self.open

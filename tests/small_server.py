@@ -1,0 +1,88 @@
+"""The server with a small app behind it: `C42_PORT=... python -m tests.small_server '{"option": value}'`.
+
+Options are those of `Limits` and of `Server.serve`; `"uvloop": false` for asyncio's own loop; `"files": 300` for a
+system that allows no more open files.
+"""
+
+import dataclasses
+import json
+import logging
+import os
+import resource
+import sys
+import threading
+import time
+from collections.abc import Iterable
+from typing import Any
+
+from answers.value import envelope
+from serving.connection import Answer, Limits
+from serving.request import Request
+
+LARGE = b"x" * 2**20
+
+
+def refusal(status: int, message: str) -> Answer:
+    """Return an error in the envelope."""
+    body = envelope(status, message)
+    return b"HTTP/1.1 %d Refused\r\nContent-Length: %d\r\n" % (status, len(body)), body
+
+
+class App:
+    """Answers what is below /hit/ in the event loop, and everything else in a worker thread."""
+
+    def __init__(self) -> None:
+        self._gate = threading.Event()
+        self._waiting = 0
+        self._lock = threading.Lock()  # guards _waiting
+
+    def immediate(self, request: Request) -> Answer | None:
+        """Answer a hit."""
+        if not request.path.startswith("/hit/"):
+            return None
+        body = LARGE if request.path == "/hit/large" else request.path.encode()
+        return b"HTTP/1.1 200 OK\r\nContent-Length: %d\r\n" % len(body), body
+
+    def __call__(self, environ: dict[str, Any], start_response: Any) -> Iterable[bytes]:
+        """Answer a miss: with its path, once /open was asked for if it is /gate; or raise."""
+        path = environ["PATH_INFO"]
+        if path == "/raise":
+            raise ZeroDivisionError
+        if path == "/exit":
+            sys.exit("the app wants to end")
+        if path == "/open":
+            self._gate.set()
+        if path == "/gate":
+            with self._lock:
+                self._waiting += 1
+                logging.info("%d are waiting", self._waiting)
+            self._gate.wait(30)
+        if path == "/sleep":
+            time.sleep(0.05)
+        start_response("200 OK", [("Content-Type", "text/plain")])
+        if path == "/raise-late":
+            return (bytes(1 // 0) for _ in range(1))
+        return [path.encode()]
+
+
+def main(options: str) -> None:
+    """Serve until told to stop."""
+    given = json.loads(options)
+    if files := given.pop("files", None):
+        resource.setrlimit(resource.RLIMIT_NOFILE, (files, files))
+    if not given.pop("uvloop", True):
+        sys.modules["uvloop"] = None  # type: ignore[assignment]  # as if it were not installed
+    from serving.server import Server
+
+    logging.basicConfig(level="INFO")
+    limits = {one.name: given.pop(one.name) for one in dataclasses.fields(Limits) if one.name in given}
+    app = App()
+    server = Server("127.0.0.1", int(os.environ["C42_PORT"]), Limits(**limits))
+    logging.info("serving with %s", type(server.loop).__module__)
+    server.serve(app, immediate=app.immediate, refusal=refusal, **{"threads": 64, "drain": 0, "patience": 10, **given})
+
+
+if __name__ == "__main__":
+    main(sys.argv[1])
+    logging.shutdown()
+    os._exit(0)  # as main.py does
