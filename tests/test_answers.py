@@ -1,4 +1,4 @@
-"""What `answers` makes of an outcome, without a service: its encoding for Redis."""
+"""What `answers` makes of an outcome, without a service: its encoding for Redis, and the bytes of a hit."""
 
 import json
 from typing import Any
@@ -7,8 +7,8 @@ import pytest
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
-from answers import value
-from cache import FAULT, KINDS, NEGATIVE, OK, Loaded
+from answers import response, value
+from cache import FAULT, KINDS, NEGATIVE, OK, Found, Loaded
 
 unhurried = settings(deadline=None)  # a busy machine is not a finding
 
@@ -160,3 +160,20 @@ def test_the_outermost_values_are_read() -> None:
         made = value.failure(status, "why", upstream_status=upstream_status, retry_after=retry_after)
         loaded = Loaded(made, NEGATIVE, lifetime)
         assert value.unpack(value.pack(loaded)) == loaded
+
+
+@unhurried
+@given(
+    good | bad,
+    st.floats(0, 1e6),
+    st.floats(0, 1e6, exclude_min=True),
+    st.none() | st.sampled_from(["*", "{}", 'W/{}, "a"', '"a"', "", "é"]),
+)
+def test_a_hit_is_rendered_as_the_route_renders_it(
+    loaded: Loaded, age: float, ttl: float, condition: str | None
+) -> None:
+    """The bytes of a hit are those of the response that the route would give: any answer, at any age."""
+    asked = condition and condition.format(value_of(loaded)[3])
+    line, headers, body = response.render(Found(loaded.value, loaded.kind, age, ttl, "hit", True), asked)
+    hit = response.render_hit((loaded.value, loaded.kind, age, ttl), asked)
+    assert hit == (response.serialize(line, headers), body)

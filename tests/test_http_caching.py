@@ -5,9 +5,16 @@ import random
 import re
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
 from typing import Any
 
+import cachecontrol
+import httpx
 import pytest
+import requests
+import requests_cache
+from hishel import SqliteStorage
+from hishel.httpx import CacheTransport
 
 from serving.connection import Answer
 from serving.request import parse
@@ -15,9 +22,11 @@ from serving.wsgi import call, make_environ
 from standin import EVENTS, Gate, Standin
 from tests.fixtures import PREFIX, Inside, Service, listed, load_outcomes, new_events, new_id, until
 from tests.reading import cache_status, lifetime
+from tests.wire import Desk, Wire
 
 PAGE = "https://app.example.com"
 MakeInside = Callable[..., Inside]
+Start = Callable[..., Service]
 
 # Hits and the route
 
@@ -87,6 +96,20 @@ def test_only_hits_are_answered_at_once(inside: MakeInside, upstream: Standin) -
     assert upstream.calls("events") == 2
 
 
+def test_hits_do_not_reach_flask(inside: MakeInside, upstream: Standin) -> None:
+    """A hit is answered in the event loop, in the turn that read it; a miss is handed to a worker."""
+    service, (event_id, cold) = inside(), new_events(upstream, 2)
+    service.event(event_id)
+    desk = Desk(immediate=service.parts.immediate)
+    for raw in (f"GET {PREFIX}{event_id} HTTP/1.1", f"HEAD {PREFIX}{event_id}/?x HTTP/1.1"):
+        wire = Wire(desk).send(f"{raw}\r\nHost: c42c\r\n\r\n".encode())
+        assert wire.answers(raw[:4].strip())[0].headers["Cache-Status"] == "c42c; hit; ttl=252"
+        assert not desk.waiting
+    for path in (PREFIX + cold, listed([event_id]), "/livez"):
+        assert Wire(desk).send(f"GET {path} HTTP/1.1\r\nHost: c42c\r\n\r\n".encode()).answers() == []
+    assert len(desk.waiting) == 3
+
+
 # Lifetimes
 
 
@@ -149,6 +172,24 @@ def test_a_load_longer_than_the_lifetime(inside: MakeInside, upstream: Standin) 
     assert (answer.status_code, lifetime(answer)) == (200, None)
     assert cache_status(answer) == {"fwd": "miss", "fwd-status": 200}
     assert cache_status(service.event(event_id))["fwd"] == "miss"
+
+
+def test_libraries_keep_a_late_hit_no_longer(start: Start, upstream: Standin, tmp_path: Path) -> None:
+    """requests-cache, CacheControl and hishel ask again when an answer's life is over, also if they got it late."""
+    service, event_id = start(C42_EXPIRY="0.05"), new_id()
+    upstream.add_event(event_id, title="Old")
+    url = service.url + PREFIX + event_id
+    storage = SqliteStorage(database_path=tmp_path / "cache.db")
+    with (
+        requests_cache.CachedSession(backend="memory", cache_control=True) as first,
+        cachecontrol.CacheControl(requests.Session()) as second,
+        httpx.Client(transport=CacheTransport(httpx.HTTPTransport(), storage, rfc=True)) as third,
+    ):
+        until(lambda: lifetime(service.event(event_id)) == 1, "an answer late in its life")
+        assert all('"Old"' in client.get(url).text for client in (first, second, third))
+        upstream.set_title(event_id, "New")
+        until(lambda: '"New"' in service.event(event_id).text, "the end of its life")
+        assert all('"New"' in client.get(url).text for client in (first, second, third))
 
 
 # Conditional requests

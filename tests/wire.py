@@ -71,9 +71,12 @@ class Loop:
 
 
 class Desk:
-    """A server without sockets and threads: it answers at once what is below `at_once`, and a test answers the rest."""
+    """A server without sockets and threads: it answers at once what is below `at_once`, and a test answers the rest.
 
-    def __init__(self, at_once: str = "/hit/", **limits: Any) -> None:
+    `immediate` takes the place of its own immediate answers.
+    """
+
+    def __init__(self, at_once: str = "/hit/", immediate: Any = None, **limits: Any) -> None:
         self.at_once = at_once
         self.loop = Loop()
         self.seen: list[Request] = []  # every request that was taken for one
@@ -81,7 +84,7 @@ class Desk:
         self.waiting: deque[tuple[Request, Callable[[Answer], None]]] = deque()
         self.hub = Hub(
             loop=cast(Any, self.loop),
-            immediate=self._immediate,
+            immediate=immediate or self._immediate,
             refusal=refusal,
             work=self._work,
             limits=Limits(**limits),

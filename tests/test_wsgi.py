@@ -1,0 +1,182 @@
+"""The bridge to the app: what PEP 3333 asks of a server."""
+
+from collections.abc import Callable, Iterator
+from typing import Any
+from wsgiref.validate import validator
+
+import pytest
+
+from serving.request import parse
+from serving.wsgi import App, call, make_environ
+from tests.test_connection import GOOD
+from tests.wire import Received, responses
+
+Start = Callable[..., Callable[[bytes], object]]
+
+
+def ask(app: App, raw: bytes) -> Received:
+    """Have `app` answer a request, and return what would go over the wire."""
+    head, _, body = raw.partition(b"\r\n\r\n")
+    request = parse(head + b"\r\n\r\n")
+    head, body = call(app, make_environ(request, body, "203.0.113.7", ("127.0.0.1", 5000)))
+    (answer,) = responses(head + b"\r\n" + body, [request.method])
+    return answer
+
+
+def get(*lines: bytes, method: bytes = b"GET", body: bytes = b"") -> bytes:
+    """Return a request."""
+    return b"\r\n".join([method + b" /a%20b?c=d HTTP/1.1", b"Host: a:80", *lines, b"", body])
+
+
+def answering(*chunks: bytes, status: str = "200 OK", headers: tuple[tuple[str, str], ...] = ()) -> App:
+    """Return an app that always answers the same."""
+
+    def app(_: dict[str, Any], start_response: Start) -> list[bytes]:
+        start_response(status, list(headers))
+        return list(chunks)
+
+    return app
+
+
+@pytest.mark.parametrize("raw", [pytest.param(raw, id=name) for name, raw in GOOD.items() if b"BREW" not in raw])
+def test_passes_the_standard_librarys_validator(raw: bytes) -> None:
+    """wsgiref.validate finds nothing wrong with how an app is called, whatever is asked for."""
+
+    def app(environ: dict[str, Any], start_response: Start) -> Iterator[bytes]:
+        body = environ["wsgi.input"].read(int(environ.get("CONTENT_LENGTH") or 0))
+        start_response("200 OK", [("Content-Type", "text/plain"), ("Content-Length", str(len(body)))])
+        return iter([body] if environ["REQUEST_METHOD"] != "HEAD" else [])
+
+    validated: Any = validator(app)
+    _, _, body = raw.partition(b"\r\n\r\n")
+    assert ask(validated, raw).body == body
+
+
+def test_environ() -> None:
+    """The app is told all of a request; a name with an underscore can't pass for another."""
+    raw = get(b"Content-Type: text/x", b"Content-Length: 2", b"X-A: 1", b"x-a: 2", b"X_A: 3", method=b"PUT", body=b"hi")
+    head, _, body = raw.partition(b"\r\n\r\n")
+    environ = make_environ(parse(head + b"\r\n\r\n"), body, "203.0.113.7", ("127.0.0.1", 5000))
+    assert environ.pop("wsgi.input").read() == b"hi"
+    assert environ.pop("wsgi.errors").write
+    assert environ == {
+        "REQUEST_METHOD": "PUT",
+        "SCRIPT_NAME": "",
+        "PATH_INFO": "/a b",
+        "QUERY_STRING": "c=d",
+        "SERVER_NAME": "127.0.0.1",
+        "SERVER_PORT": "5000",
+        "SERVER_PROTOCOL": "HTTP/1.1",
+        "REMOTE_ADDR": "203.0.113.7",
+        "CONTENT_TYPE": "text/x",
+        "CONTENT_LENGTH": "2",
+        "HTTP_HOST": "a:80",
+        "HTTP_X_A": "1, 2",
+        "wsgi.version": (1, 0),
+        "wsgi.url_scheme": "http",
+        "wsgi.multithread": True,
+        "wsgi.multiprocess": False,
+        "wsgi.run_once": False,
+    }
+
+
+def test_answers_are_joined_and_closed() -> None:
+    """What the app writes and what it yields is sent in this order, and what it returned is closed, once."""
+    closed = []
+
+    class Chunks:
+        def __iter__(self) -> Iterator[bytes]:
+            yield b"c"
+            yield b""
+            yield b"d"
+
+        def close(self) -> None:
+            closed.append(True)
+
+    def app(_: dict[str, Any], start_response: Start) -> Chunks:
+        write = start_response("200 OK", [("X", "y")])
+        write(b"a")
+        write(b"b")
+        return Chunks()
+
+    answer = ask(app, get())
+    assert (answer.headers, answer.body) == ({"X": "y", "Content-Length": "4"}, b"abcd")
+    assert closed == [True]
+
+
+def test_begins_late() -> None:
+    """An app may begin its answer as late as with its first chunk."""
+
+    def app(_: dict[str, Any], start_response: Start) -> Iterator[bytes]:
+        start_response("202 Accepted", [])
+        yield b"late"
+
+    assert ask(app, get())[::2] == (202, b"late")
+
+
+def test_changes_its_mind() -> None:
+    """With exc_info an app may replace an answer of which nothing was sent."""
+
+    def app(_: dict[str, Any], start_response: Start) -> list[bytes]:
+        start_response("200 OK", [("X", "y")])
+        start_response("503 Service Unavailable", [], (None, None, None))
+        return [b"no"]
+
+    assert ask(app, get()) == Received(503, {"Content-Length": "2"}, b"no")
+
+
+@pytest.mark.parametrize("status", ["204 No Content", "304 Not Modified"])
+def test_statuses_without_a_body(status: str) -> None:
+    """Where HTTP allows no body, none is sent, nor a length."""
+    assert ask(answering(b"body", status=status), get()) == Received(int(status[:3]), {}, b"")
+
+
+def test_head_keeps_its_length() -> None:
+    """The length that an app gives with HEAD is that of GET, and none is made up."""
+    head = get(method=b"HEAD")
+    assert ask(answering(headers=(("Content-Length", "42"),)), head).headers == {"Content-Length": "42"}
+    assert ask(answering(), head).headers == {}
+
+
+def begins_twice(_: dict[str, Any], start_response: Start) -> list[bytes]:
+    start_response("200 OK", [])
+    start_response("200 OK", [])
+    return []
+
+
+@pytest.mark.parametrize(
+    ("app", "said"),
+    [
+        (begins_twice, "two answers"),
+        (lambda *_: [b"x"], "no answer"),
+        (answering(b"long", headers=(("Content-Length", "2"),)), "not the length"),
+        (answering(b"ab", headers=(("Content-Length", "2"), ("content-length", "2"))), "not the length"),
+        (answering(headers=(("X", "a\r\nSet-Cookie: b"),)), "break a line"),
+        (answering(headers=(("X\n", "a"),)), "break a line"),
+        (answering(status="200 OK\r\nX: y"), "break a line"),
+    ],
+)
+def test_answers_that_can_not_be_sent(app: App, said: str) -> None:
+    """An answer that would confuse its client is an error instead."""
+    with pytest.raises(ValueError, match=said):
+        ask(app, get())
+
+
+def test_closes_what_fails() -> None:
+    """What an app returned is closed also if it raises."""
+    closed = []
+
+    class Chunks:
+        def __iter__(self) -> Iterator[bytes]:
+            raise ZeroDivisionError
+
+        def close(self) -> None:
+            closed.append(True)
+
+    def app(_: dict[str, Any], start_response: Start) -> Chunks:
+        start_response("200 OK", [])
+        return Chunks()
+
+    with pytest.raises(ZeroDivisionError):
+        ask(app, get())
+    assert closed == [True]
