@@ -123,7 +123,8 @@ class SharedTier:
         self._lock = threading.Lock()
         self._held: dict[str, str] = {}  # the tokens of the locks to be renewed, by event
         self._counts = dict.fromkeys(TierStats._fields[:-1], 0)
-        self._ahead, self._ahead_at = -math.inf, 0.0  # the most that Redis's clock was ahead lately, and when
+        self._ahead = -math.inf  # seconds that Redis's clock was ahead of ours at least, before it was set back
+        self._noticed = math.inf  # when it was noticed that it was
         own = secrets.token_hex(8)
         self._link = Link(
             url,
@@ -167,13 +168,12 @@ class SharedTier:
             self._count("awaited" if wait else "found", len(look.found))
             for event_id, loaded in look.found.items():
                 yield event_id, loaded._replace(source="awaited" if wait else "shared")
-            left = (yield from self._load_for_all(load, look, deadline, began)) if look.locked else look.patience
-            wanted = [event_id for event_id in wanted if event_id not in look.found and event_id not in look.locked]
-            # The time of another's load is not spent on Redis: what is, has passed since it was last seen under way.
-            spent = patience - left
-            wait = min(max((self._clock() - began) / 5, SHORTEST_WAIT), (PATIENCE - spent) / 5)
-            patience = PATIENCE - spent - wait
-            time.sleep(wait if wanted else 0)
+            spent = patience - (yield from self._load_for_all(load, look, deadline, began))
+            if wanted := [each for each in wanted if each not in look.found and each not in look.locked]:
+                # The time of another's load is not spent on Redis: only what has passed since it was seen under way is.
+                wait = min(max((self._clock() - began) / 5, SHORTEST_WAIT), (PATIENCE - spent) / 5)
+                patience = PATIENCE - spent - wait
+                time.sleep(wait)
 
     def _look(self, wanted: list[str], useless: dict[str, bytes], patience: float, began: float) -> _Look:
         """Look for all events at once, and take the locks of those that nobody loads; add what can't be used."""
@@ -215,15 +215,18 @@ class SharedTier:
         least, most = redis_now - now, redis_now - sent
         with self._lock:
             set_back = self._ahead - most
-            if set_back <= 0 or now > self._ahead_at + self._expiry + set_back:
-                self._ahead, self._ahead_at = (max(self._ahead, least) if set_back <= 0 else least), now
-                set_back = 0.0
-        return least, set_back
+            self._noticed = min(self._noticed, now) if set_back > 0 else math.inf
+            if now > self._noticed + self._expiry + set_back:
+                self._ahead, self._noticed = -math.inf, math.inf
+            self._ahead = max(self._ahead, least)
+            return least, max(0.0, self._ahead - most)
 
     def _load_for_all(
         self, load: Load, look: _Look, deadline: float, began: float
     ) -> Generator[tuple[str, Loaded], None, float]:
         """Load the events whose locks are held, put the answers where all find them, and return the patience left."""
+        if not look.locked:
+            return look.patience
         self._count("loaded", len(look.locked))
         with self._lock:
             self._held |= dict.fromkeys(look.locked, look.token)
