@@ -40,7 +40,7 @@ class Lost(Exception):
     """Redis gave no right answer in time, or did not lately and is not asked."""
 
 
-@dataclass(slots=True, eq=False)
+@dataclass
 class _Ask:
     commands: Sequence[Command]
     patience: float  # seconds left of it
@@ -66,7 +66,7 @@ class Link:
         loop: asyncio.AbstractEventLoop | None = None,
         look_up: Callable[[str, int], Any] = socket.getaddrinfo,
     ) -> None:
-        pool: Any = ConnectionPool.from_url(url, protocol=2, socket_timeout=None, socket_connect_timeout=None)
+        pool: Any = ConnectionPool.from_url(url, protocol=2, socket_timeout=None)
         self._connection = pool.make_connection()
         self._probe, self._right, self._probe_every = probe, right, probe_every
         self._regular, self._beat = regular, beat
@@ -92,7 +92,7 @@ class Link:
 
     def lose(self, why: str) -> None:
         """Ask no more until a try shows that Redis is back."""
-        self._loop.call_soon_threadsafe(self._note, False, why)
+        self._loop.call_soon_threadsafe(self._lose, why)
 
     def close(self) -> None:
         """Ask no more, and let the connection go."""
@@ -119,7 +119,7 @@ class Link:
             try:
                 replies = await self._exchange(asks)
             except Exception as error:  # whatever redis-py makes of what it reads
-                self._note(False, reason(error))
+                self._lose(reason(error))
             finally:
                 if not replies:
                     asks += self._asks
@@ -152,12 +152,10 @@ class Link:
         connection = self._connection
         was_connected = connection.is_connected
         try:
-            if not was_connected:
-                if host := getattr(connection, "host", None):
-                    # A look-up can't be cancelled, and the loop can't be closed before its own have ended. So redis-py
-                    # makes one only after one in another thread has succeeded.
-                    await self._loop.run_in_executor(self._looks_up, self._look_up, host, connection.port)
-                await connection.connect()
+            if not was_connected and (host := getattr(connection, "host", None)):
+                # A look-up can't be cancelled, and the loop can't be closed before its own end. So redis-py makes
+                # one, when it connects, only after one in another thread has succeeded.
+                await self._loop.run_in_executor(self._looks_up, self._look_up, host, connection.port)
             await connection.send_packed_command(connection.pack_commands(commands))
             return [await connection.read_response() for _ in commands]
         except BaseException as error:
@@ -185,13 +183,13 @@ class Link:
             self._take(probe)
             replies = await asyncio.wrap_future(probe.replies)
         if replies and replies != [self._right]:
-            self._note(False, "it answers nonsense")
+            self._lose("it answers nonsense")
         elif replies and (self.up is not False or probe.patience >= CONNECT - QUICK):
-            self._note(True)
+            if not self.up:
+                log.info("Redis is %s: answers are shared", "there" if self.up is None else "back")
+            self.up = True
 
-    def _note(self, up: bool, why: str = "") -> None:
-        was_up, self.up = self.up, up
-        if up and not was_up:
-            log.info("Redis is %s: answers are shared", "there" if was_up is None else "back")
-        if was_up is not False and not up:
+    def _lose(self, why: str) -> None:
+        if self.up is not False:
             log.warning("Redis is lost, and this instance is on its own: %s", why)
+        self.up = False

@@ -116,7 +116,7 @@ class SharedTier:
     ) -> None:
         self._expiry, self._pause, self._clock = expiry, pause, clock
         lease = min(LEASE, timeout)
-        self._lease = max(1, int(lease * 1000))
+        self._lease = math.ceil(lease * 1000)
         scope = blake2b(f"{base_url}\0{token}".encode(), digest_size=16).hexdigest()
         self._prefix = f"c42c:{FORMAT}:{scope}:"
         self._lifetimes = f"{expiry:g}/{fault_expiry:g}"

@@ -260,9 +260,9 @@ def pool() -> Iterator[ThreadPoolExecutor]:
 
 @pytest.fixture
 def said(caplog: pytest.LogCaptureFixture) -> Callable[[str], int]:
-    """Count the log records that contain a text."""
+    """Count the log records about Redis that contain a text."""
     caplog.set_level(logging.INFO, "c42c")
-    return lambda text: sum(text in record.getMessage() for record in caplog.records)
+    return lambda text: sum(text in one.getMessage() and one.name == "c42c.redis" for one in caplog.records)
 
 
 def bounded(function: Callable[[], Found]) -> Found:
@@ -597,6 +597,24 @@ def test_a_lock_lasts_as_long_as_its_load(
         assert loading.result(PATIENCE).value == waiting.result(PATIENCE).value
         assert counts[event_id] == 1
         assert not client.exists(f"{first.key(event_id)}:lock")
+
+
+@pytest.mark.parametrize(("timeout", "longest"), [(0.4, 0.4), (5.0, 2.0)])
+def test_a_lock_lasts_by_itself_for_two_seconds_at_most(
+    timeout: float, longest: float, shared_redis: Redis, machine: Callable[..., Machine]
+) -> None:
+    """A lock ends by itself after two seconds, or the time-out if that is shorter."""
+    first, left = machine(shared_redis.url, timeout=timeout), list[int]()
+    event_id = new_id()
+
+    def answer() -> Loaded:
+        with shared_redis.client() as client:
+            left.append(client.pttl(f"{first.key(event_id)}:lock"))
+        return Loaded(VALUE, OK, 252.0)
+
+    first.answer = answer
+    first.ask(event_id)
+    assert longest * 900 < left[0] <= longest * 1000
 
 
 @pytest.mark.parametrize("how", ["flushed", "restarted", "run out"])
@@ -980,6 +998,7 @@ def test_a_loop_that_is_held_up_is_no_slow_redis(
 def test_a_name_that_is_looked_up_for_ever(loop: asyncio.AbstractEventLoop, said: Callable[[str], int]) -> None:
     """A name server that doesn't answer costs one thread, keeps nobody waiting, and says so once."""
     began, end, calls = threading.Semaphore(0), threading.Event(), list[tuple[str, Any]]()
+    before = set(threading.enumerate())
 
     def look_up(host: str, port: Any) -> None:
         calls.append((host, port))
@@ -1001,13 +1020,133 @@ def test_a_name_that_is_looked_up_for_ever(loop: asyncio.AbstractEventLoop, said
         with pytest.raises(link.Lost):
             one.ask([("PING",)], link.PATIENCE)
         until(lambda: one.up is False)
-    threads = threading.active_count()
     time.sleep(0.2)  # it is tried again and again
-    assert threading.active_count() <= threads
+    assert {thread.name for thread in set(threading.enumerate()) - before} == {"c42c-redis-host_0"}
     assert calls == [("somewhere", 1234)]
     assert said("Redis is lost") == 1
     one.close()
     end.set()
+
+
+def test_a_redis_that_is_lost_keeps_nobody_waiting(
+    proxy: Callable[..., Proxy],
+    machine: Callable[..., Machine],
+    loop: asyncio.AbstractEventLoop,
+    pool: ThreadPoolExecutor,
+) -> None:
+    """While Redis is lost, a load doesn't even wait for the event loop."""
+    one, gate = machine(proxy(0, WRONG["silence"]).url, ready=False), threading.Event()
+    one.ask(new_id())
+    until(lambda: not one.shares)
+    loop.call_soon_threadsafe(gate.wait, PATIENCE)
+    try:
+        assert pool.submit(one.ask, new_id()).result(4).value == VALUE
+    finally:
+        gate.set()
+
+
+def test_a_redis_that_is_slow_is_not_back(
+    shared_redis: Redis, proxy: Callable[..., Proxy], machine: Callable[..., Machine], said: Callable[[str], int]
+) -> None:
+    """A Redis that was lost is back once it answers quickly, and not while it takes 150 ms for one small answer."""
+    between, answers = proxy(shared_redis.port), list[bytes]()
+    one = machine(between.url.replace(f":{PASSWORD}@", ""))
+    between.answer = WRONG["silence"]
+    one.ask(new_id())
+    until(lambda: not one.shares)
+
+    def slowly(data: bytes, sink: socket.socket) -> None:
+        time.sleep(0.15)
+        sink.sendall(data)
+        answers.append(data)
+
+    between.answer = slowly
+    until(lambda: len(answers) >= 5, "several tries")
+    assert said("Redis is back") == 0
+    between.answer = None
+    until(lambda: one.shares)
+
+
+def test_the_first_who_has_waited_for_too_long_ends_it_for_all(
+    own_redis: Redis, loop: asyncio.AbstractEventLoop, pool: ThreadPoolExecutor
+) -> None:
+    """As soon as one caller has waited for Redis for as long as it may, it is lost to all of them."""
+    ping: link.Command = ("PING",)
+    options: dict[str, Any] = {"regular": lambda: [], "beat": 0.05, "probe_every": PATIENCE, "loop": loop}
+    one = link.Link(own_redis.url, probe=ping, right=b"PONG", **options)
+    until(lambda: one.up)
+    own_redis.signal(signal.SIGSTOP)
+    patient = pool.submit(one.ask, [ping], 3 * PATIENCE)
+    with pytest.raises(link.Lost):
+        one.ask([ping], 0.1)
+    with pytest.raises(link.Lost):
+        patient.result(PATIENCE)
+    one.close()
+
+
+def test_a_probe_must_be_answered_rightly(
+    shared_redis: Redis, loop: asyncio.AbstractEventLoop, said: Callable[[str], int]
+) -> None:
+    """A Redis that answers the probe, but not as it should, is lost."""
+    options: dict[str, Any] = {"regular": lambda: [], "beat": 0.05, "probe_every": 0.05, "loop": loop}
+    one = link.Link(shared_redis.url, probe=("PING",), right=b"ping", **options)
+    until(lambda: one.up is False)
+    assert said("Redis is lost, and this instance is on its own: it answers nonsense") == 1
+    one.close()
+
+
+def test_one_wrong_answer(
+    shared_redis: Redis, proxy: Callable[..., Proxy], machine: Callable[..., Machine], said: Callable[[str], int]
+) -> None:
+    """One answer that nobody asked for drops the connection, with the right ones that come after it."""
+    between = proxy(shared_redis.port)
+    one = machine(between.url.replace(f":{PASSWORD}@", ""))
+
+    def begin_wrongly(data: bytes, sink: socket.socket) -> None:
+        if data.startswith(b":"):  # what a look begins with; a probe does not
+            between.answer = None
+            data = b":0\r\n" + data
+        sink.sendall(data)
+
+    between.answer = begin_wrongly
+    assert one.ask(new_id()).value == VALUE
+    until(lambda: said("Redis is back") == 1)
+    assert said("it answers nonsense (TypeError)") == 1
+    assert [one.ask(new_id()).result for _ in range(5)] == ["miss"] * 5
+    assert one.tier.snapshot().loaded == 5
+
+
+def test_a_connection_that_hangs_is_dropped_at_once(
+    shared_redis: Redis, proxy: Callable[..., Proxy], machine: Callable[..., Machine]
+) -> None:
+    """A connection over which no answer came in time is closed, and not only when Redis is tried again."""
+    between = proxy(shared_redis.port)
+    with shared_redis.client() as client:
+        before = len(client.client_list())
+        one = machine(between.url.replace(f":{PASSWORD}@", ""), probe_every=3 * PATIENCE)
+        between.answer = WRONG["silence"]
+        one.ask(new_id())
+        until(lambda: len(client.client_list()) <= before)
+    assert not one.shares
+
+
+def test_drops_are_not_waited_for(
+    shared_redis: Redis, proxy: Callable[..., Proxy], machine: Callable[..., Machine]
+) -> None:
+    """An answer that comes in drops, a byte every 50 ms, is waited for 250 ms in all, not after each byte."""
+    between, drops = proxy(shared_redis.port), list[bytes]()
+    one = machine(between.url.replace(f":{PASSWORD}@", ""))
+
+    def drip(data: bytes, sink: socket.socket) -> None:
+        for at in range(len(data)):
+            sink.sendall(data[at : at + 1])
+            drops.append(data)
+            time.sleep(0.05)
+
+    between.answer = drip
+    assert one.ask(new_id()).value == VALUE
+    assert len(drops) < 10
+    assert one.tier.snapshot().alone == 1
 
 
 @pytest.mark.parametrize("factory", [asyncio.new_event_loop, None])
@@ -1019,12 +1158,14 @@ def test_any_loop(
         first, second = (machine(shared_redis.url, loop=own) for _ in range(2))
         event_id = new_id()
         assert (first.ask(event_id).result, second.ask(event_id).result) == ("miss", "shared")
+        daemons = [thread.daemon for thread in threading.enumerate() if thread.name == "c42c-redis"]
+        assert own or (daemons and all(daemons))
 
 
 def test_a_tier_that_is_closed(
     shared_redis: Redis, machine: Callable[..., Machine], said: Callable[[str], int]
 ) -> None:
-    """Once it is closed, loads go on without Redis, its connections are gone, and nothing is said of a loss."""
+    """Once it is closed, loads go on without Redis, its connection is gone, and nothing is said of a loss."""
     one = machine(shared_redis.url)
     with shared_redis.client() as client:
         connected = len(client.client_list())
@@ -1151,6 +1292,8 @@ def test_a_user_with_few_rights(own_redis: Redis, machine: Callable[..., Machine
     first, second = (machine(f"redis://c42c:secret@127.0.0.1:{own_redis.port}") for _ in range(2))
     event_id = new_id()
     assert (first.ask(event_id).result, second.ask(event_id).result) == ("miss", "shared")
+    with own_redis.client() as client:
+        assert "cmdstat_hello" not in client.info("commandstats")  # Redis 5 does not know it
 
 
 @pytest.mark.parametrize(
