@@ -36,7 +36,7 @@ class Parts(NamedTuple):
     client: Client
     load: Load
     metrics: Metrics
-    immediate: Callable[[hits.Request], hits.Answer | None]  # answers hits in the event loop, without the app
+    immediate: hits.Immediate  # answers hits in the event loop, without the app
     refusal: Callable[[int, str], hits.Answer]  # answers what the server refuses, by status and message
 
 

@@ -5,11 +5,11 @@ What is answered here is the same, byte for byte, as what the route would answer
 
 from collections import Counter
 from collections.abc import Callable, Mapping
-from functools import lru_cache
 from typing import Protocol
 
 from answers import EVENTS, response
-from cache import Cache
+from answers.value import body_and_etag
+from cache import OK, Cache
 
 PREFIX = EVENTS + "/"
 
@@ -27,28 +27,39 @@ class Request(Protocol):
     def headers(self) -> Mapping[str, str]: ...
 
 
-def immediate(cache: Cache, origins: frozenset[str], served: Counter[bytes]) -> Callable[[Request], Answer | None]:
-    """Return a function that answers a request if it is a hit, and returns None for any other.
+Shortcut = Callable[[], Answer | None]
+Immediate = Callable[[Request], Shortcut | None]
+
+
+def immediate(cache: Cache, origins: frozenset[str], served: Counter[bytes]) -> Immediate:
+    """Return a function that finds the shortcut of a request: a function that answers it if it is a hit at the moment.
 
     `origins` are those of `response.cors`; `served` counts the answers by status, in the event loop's thread.
     """
-    skip = len(PREFIX)
 
-    @lru_cache(1024)
-    def cors(origin: str) -> bytes:
-        return response.serialize_headers(response.cors(origins, origin, "GET"))
-
-    def answer(request: Request) -> Answer | None:
-        path, headers = request.path, request.headers
-        if not path.startswith(PREFIX) or request.method not in ("GET", "HEAD"):
+    def find_shortcut(request: Request) -> Shortcut | None:
+        if request.method not in ("GET", "HEAD") or not request.path.startswith(PREFIX):
             return None
-        hit = cache.get(path[skip:].removesuffix("/"))
-        if hit is None:
-            return None
-        head, body = response.render_hit(hit, headers.get("if-none-match"))
-        if origins:
-            head += cors(headers.get("origin", ""))
-        served[head[9:12]] += 1
-        return head, body
+        key = request.path.removeprefix(PREFIX).removesuffix("/")
+        condition = request.headers.get("if-none-match")
+        more = response.serialize_headers(response.cors(origins, request.headers.get("origin", ""), request.method))
+        get = cache.get
+        etag, seconds, head, bodiless, status = "", -1, b"", False, b""  # of the answer before, if it was a good one
 
-    return answer
+        def shortcut() -> Answer | None:
+            nonlocal etag, seconds, head, bodiless, status
+            hit = get(key)
+            if hit is None:
+                return None
+            value, kind, _, ttl = hit
+            body, its_etag = body_and_etag(value)
+            if its_etag is not etag or int(ttl + 1e-6) != seconds:
+                head, rendered = response.render_hit(hit, condition)
+                head, bodiless, status = head + more, not rendered, head[9:12]
+                etag, seconds = its_etag, int(ttl + 1e-6) if kind == OK else -1
+            served[status] += 1
+            return head, b"" if bodiless else body
+
+        return shortcut
+
+    return find_shortcut

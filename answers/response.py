@@ -17,7 +17,17 @@ from typing import Any
 
 from werkzeug.http import parse_etags
 
-from answers.value import JSON, Parts, encode, envelope, error_code, for_hit, make_etag, phrase
+from answers.value import (
+    JSON,
+    Parts,
+    body_and_etag,
+    encode,
+    envelope,
+    error_code,
+    make_etag,
+    phrase,
+    status_type_and_retry_after,
+)
 from cache import NEGATIVE, OK, Found, Hit
 
 NOSNIFF = ("X-Content-Type-Options", "nosniff")
@@ -48,14 +58,15 @@ def render(found: Found, condition: str | None) -> Response:
 def render_hit(hit: Hit, condition: str | None) -> tuple[bytes, bytes]:
     """Make the same of a hit as `render` does, as status line and header lines, and the body.
 
-    What answers of one kind have in common is made once: status line and content headers for each length, what counts
-    down for each second.
+    What many answers have in common is made once: status line and content headers for each length, what counts down for
+    each second.
     """
     value, kind, _, ttl = hit
-    status, content_type, body, etag, retry_after = for_hit(value)
+    status, content_type, retry_after = status_type_and_retry_after(value)
     if condition is not None or retry_after:
         line, headers, body = render(Found(*hit, "hit", True), condition)
         return serialize(line, headers), body
+    body, etag = body_and_etag(value)
     head = _opening(status, content_type, len(body)) + _hit(kind, int(ttl + 1e-6))
     return (head + f"ETag: {etag}\r\n".encode() if status == 200 else head), body  # HTTPStatus.OK would take longer
 

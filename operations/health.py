@@ -13,7 +13,7 @@ from flask import Flask, Response, request
 from prometheus_client.exposition import CONTENT_TYPE_LATEST, generate_latest
 
 from answers import response as answers
-from answers.hits import Answer, Request
+from answers.hits import Answer, Immediate, Request, Shortcut
 from answers.value import JSON
 from operations.metrics import NO_ROUTE, Metrics
 
@@ -70,7 +70,6 @@ def _respond(status: int, body: bytes, content_type: str) -> Response:
 
 
 App = Callable[[dict[str, Any], Callable[..., Any]], Iterable[bytes]]
-Immediate = Callable[[Request], Answer | None]
 
 
 def log_requests(app: App) -> App:
@@ -89,16 +88,21 @@ def log_requests(app: App) -> App:
 
 
 def log_hits(immediate: Immediate) -> Immediate:
-    """Return `immediate`, which also logs the requests that it answers, for the level DEBUG."""
+    """Return `immediate`, whose shortcuts also log the requests that they answer, for the level DEBUG."""
 
-    def answer(request: Request) -> Answer | None:
-        began = time.monotonic()
-        answered = immediate(request)
-        if answered:
-            _log_request(request.method, request.path, answered[0][9:12].decode(), began)
-        return answered
+    def find_shortcut(request: Request) -> Shortcut | None:
+        shortcut = immediate(request)
 
-    return answer
+        def logged() -> Answer | None:
+            began = time.monotonic()
+            answer = shortcut() if shortcut else None
+            if answer:
+                _log_request(request.method, request.path, answer[0][9:12].decode(), began)
+            return answer
+
+        return logged
+
+    return find_shortcut
 
 
 def _log_request(method: str, path: str, status: str, began: float) -> None:

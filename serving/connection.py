@@ -24,7 +24,8 @@ log = logging.getLogger("c42c")
 
 Answer = tuple[bytes, bytes]  # status line and header lines, each with its CRLF; and the body
 Refusal = Callable[[int, str], Answer]  # of status and message
-Immediate = Callable[[Request], Answer | None]
+Shortcut = Callable[[], Answer | None]  # answers a certain request without waiting, if it can
+Immediate = Callable[[Request], Shortcut | None]  # finds the shortcut of a request
 
 _HEAD, _BODY, _WORKING, _ENDING, _LOST = range(5)
 _KNOWN_REQUESTS = 4096
@@ -49,8 +50,8 @@ class Limits:
 class Hub:
     """What the connections of one server share.
 
-    `immediate` answers a request if it can do so without waiting. `work` has any other answered: it gets the request,
-    its body, the client's address, and what to call with the answer.
+    `immediate` is asked once for each distinct request; its shortcut is tried whenever that comes. `work` has any other
+    request answered: it gets the request, its body, the client's address, and what to call with the answer.
     """
 
     loop: asyncio.AbstractEventLoop
@@ -60,7 +61,7 @@ class Hub:
     limits: Limits
     closing: bool = False  # each answer is the last of its connection
     connections: "set[Connection]" = field(default_factory=set)
-    known: dict[bytes, Request] = field(default_factory=dict)
+    known: dict[bytes, tuple[Request, Shortcut | None]] = field(default_factory=dict)
     tails: dict[str, bytes] = field(default_factory=dict)  # the end of an answer's header, by its Connection
 
     def __post_init__(self) -> None:
@@ -77,16 +78,17 @@ class Hub:
         for one in list(self.connections):
             one.check(now)
 
-    def parse(self, head: bytes) -> Request:
+    def parse(self, head: bytes) -> tuple[Request, Shortcut | None]:
         """Parse a request, or recognize the bytes of an earlier one: clients send the same again and again."""
-        request = self.known.get(head)
-        if request is None:
+        parsed = self.known.get(head)
+        if parsed is None:
             request = parse(head)
+            parsed = request, self.immediate(request)
             if request.length == 0 and len(head) <= _KNOWN_SIZE:
                 if len(self.known) >= _KNOWN_REQUESTS:
                     self.known.clear()
-                self.known[head] = request
-        return request
+                self.known[head] = parsed
+        return parsed
 
 
 class Connection(asyncio.BufferedProtocol):
@@ -99,7 +101,7 @@ class Connection(asyncio.BufferedProtocol):
         self._state = _HEAD
         self._unread = bytearray()
         self._checked = 0  # bytes of an incomplete head that were looked at
-        self._request: Request | None = None  # whose body is incomplete
+        self._parsed: tuple[Request, Shortcut | None] | None = None  # a request whose body is incomplete
         self._blocked = False  # the client takes nothing at the moment
         self._half_closed = False  # the client sends nothing more
         self._since = hub.loop.time()  # it is idle, sends a head or a body, or lingers
@@ -120,8 +122,8 @@ class Connection(asyncio.BufferedProtocol):
     def buffer_updated(self, size: int) -> None:
         data = self._hub.buffer[:size].tobytes()
         if self._state == _HEAD and not self._unread:
-            if request := self._hub.known.get(data):
-                self._answer(request, b"")
+            if parsed := self._hub.known.get(data):
+                self._answer(*parsed, b"")
                 return
             self._since = self._hub.loop.time()
         if self._state == _ENDING:
@@ -192,18 +194,19 @@ class Connection(asyncio.BufferedProtocol):
         else:
             self._transport.resume_reading()
 
-    def _take(self) -> tuple[Request, bytes] | None:
+    def _take(self) -> tuple[Request, Shortcut | None, bytes] | None:
         """Return the next request and its body if all of it has arrived."""
-        request = self._request or self._take_head()
-        if not request or len(self._unread) < request.length:
-            self._request = request
+        parsed = self._parsed or self._take_head()
+        if not parsed or len(self._unread) < parsed[0].length:
+            self._parsed = parsed
             return None
-        body = bytes(self._unread[: request.length])
-        del self._unread[: request.length]
-        self._state, self._request = _HEAD, None
-        return request, body
+        length = parsed[0].length
+        body = bytes(self._unread[:length])
+        del self._unread[:length]
+        self._state, self._parsed = _HEAD, None
+        return *parsed, body
 
-    def _take_head(self) -> Request | None:
+    def _take_head(self) -> tuple[Request, Shortcut | None] | None:
         limits, unread = self._hub.limits, self._unread
         end = unread.find(b"\r\n\r\n", max(0, self._checked - 3), limits.head) + 4
         if end < 4:
@@ -215,7 +218,7 @@ class Connection(asyncio.BufferedProtocol):
                 )
             self._checked = len(unread)
             return None
-        request = self._hub.parse(bytes(unread[:end]))
+        request, shortcut = self._hub.parse(bytes(unread[:end]))
         del unread[:end]
         self._checked = 0
         if request.length > limits.body:
@@ -224,11 +227,11 @@ class Connection(asyncio.BufferedProtocol):
             self._state, self._since = _BODY, self._hub.loop.time()
             if request.protocol == "HTTP/1.1" and request.headers.get("expect", "").lower() == "100-continue":
                 self._transport.write(b"HTTP/1.1 100 Continue\r\n\r\n")
-        return request
+        return request, shortcut
 
-    def _answer(self, request: Request, body: bytes) -> None:
+    def _answer(self, request: Request, shortcut: Shortcut | None, body: bytes) -> None:
         try:
-            answer = self._hub.immediate(request)
+            answer = shortcut() if shortcut else None
         except Exception:
             log.exception("a request failed")
             answer = self._hub.refusal(500, "the service failed; its log says why")

@@ -12,7 +12,7 @@ import resource
 import sys
 import threading
 import time
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from typing import Any
 
 from answers.value import envelope
@@ -36,12 +36,12 @@ class App:
         self._waiting = 0
         self._lock = threading.Lock()  # guards _waiting
 
-    def immediate(self, request: Request) -> Answer | None:
-        """Answer a hit."""
+    def immediate(self, request: Request) -> Callable[[], Answer] | None:
+        """Return what answers a hit."""
         if not request.path.startswith("/hit/"):
             return None
         body = LARGE if request.path == "/hit/large" else request.path.encode()
-        return b"HTTP/1.1 200 OK\r\nContent-Length: %d\r\n" % len(body), body
+        return lambda: (b"HTTP/1.1 200 OK\r\nContent-Length: %d\r\n" % len(body), body)
 
     def __call__(self, environ: dict[str, Any], start_response: Any) -> Iterable[bytes]:
         """Answer a miss: with its path, once /open was asked for if it is /gate; or raise."""

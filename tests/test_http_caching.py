@@ -34,7 +34,8 @@ Start = Callable[..., Service]
 def ask(service: Inside, raw: bytes) -> tuple[Answer | None, Answer]:
     """Return the immediate answer to a request, None where there is none, and the route's."""
     request = parse(raw)
-    immediate = service.app.extensions["c42c"].immediate(request)
+    shortcut = service.parts.immediate(request)
+    immediate = shortcut() if shortcut else None
     if immediate and request.method == "HEAD":
         immediate = immediate[0], b""  # the connection sends no body
     return immediate, call(service.app.wsgi_app, make_environ(request, b"", "127.0.0.1", ("127.0.0.1", 80)))
@@ -88,10 +89,11 @@ def test_only_hits_are_answered_at_once(inside: MakeInside, upstream: Standin) -
     """What is cold, and what has expired at this very instant, is left to the route."""
     service, event_id = inside(), new_events(upstream, 1)[0]
     get = f"GET {PREFIX}{event_id} HTTP/1.1\r\nHost: c42c\r\n\r\n".encode()
-    immediate = service.app.extensions["c42c"].immediate
+    shortcut = service.parts.immediate(parse(get))
+    assert shortcut
     for seconds, fresh in ((0.0, False), (0.0, True), (251.999999, True), (0.000001, False)):
         service.clock.now += seconds
-        assert bool(immediate(parse(get))) == fresh
+        assert bool(shortcut()) == fresh
         service.event(event_id)
     assert upstream.calls("events") == 2
 

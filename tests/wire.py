@@ -84,7 +84,7 @@ class Desk:
         self.waiting: deque[tuple[Request, Callable[[Answer], None]]] = deque()
         self.hub = Hub(
             loop=cast(Any, self.loop),
-            immediate=immediate or self._immediate,
+            immediate=immediate or (lambda request: partial(self._immediate, request)),
             refusal=refusal,
             work=self._work,
             limits=Limits(**limits),
