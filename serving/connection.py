@@ -26,6 +26,7 @@ Answer = tuple[bytes, bytes]  # status line and header lines, each with its CRLF
 Refusal = Callable[[int, str], Answer]  # of status and message
 Shortcut = Callable[[], Answer | None]  # answers a certain request without waiting, if it can
 Immediate = Callable[[Request], Shortcut | None]  # finds the shortcut of a request
+Parsed = tuple[Request, Shortcut | None]
 
 _HEAD, _BODY, _WORKING, _ENDING, _LOST = range(5)
 _KNOWN_REQUESTS = 4096
@@ -61,7 +62,7 @@ class Hub:
     limits: Limits
     closing: bool = False  # each answer is the last of its connection
     connections: "set[Connection]" = field(default_factory=set)
-    known: dict[bytes, tuple[Request, Shortcut | None]] = field(default_factory=dict)
+    known: dict[bytes, Parsed] = field(default_factory=dict)
     tails: dict[str, bytes] = field(default_factory=dict)  # the end of an answer's header, by its Connection
 
     def __post_init__(self) -> None:
@@ -78,7 +79,7 @@ class Hub:
         for one in list(self.connections):
             one.check(now)
 
-    def parse(self, head: bytes) -> tuple[Request, Shortcut | None]:
+    def parse(self, head: bytes) -> Parsed:
         """Parse a request, or recognize the bytes of an earlier one: clients send the same again and again."""
         parsed = self.known.get(head)
         if parsed is None:
@@ -101,7 +102,7 @@ class Connection(asyncio.BufferedProtocol):
         self._state = _HEAD
         self._unread = bytearray()
         self._checked = 0  # bytes of an incomplete head that were looked at
-        self._parsed: tuple[Request, Shortcut | None] | None = None  # a request whose body is incomplete
+        self._parsed: Parsed | None = None  # a request whose body is incomplete
         self._blocked = False  # the client takes nothing at the moment
         self._half_closed = False  # the client sends nothing more
         self._since = hub.loop.time()  # it is idle, sends a head or a body, or lingers
@@ -123,7 +124,7 @@ class Connection(asyncio.BufferedProtocol):
         data = self._hub.buffer[:size].tobytes()
         if self._state == _HEAD and not self._unread:
             if parsed := self._hub.known.get(data):
-                self._answer(*parsed, b"")
+                self._answer(parsed, b"")
                 return
             self._since = self._hub.loop.time()
         if self._state == _ENDING:
@@ -194,7 +195,7 @@ class Connection(asyncio.BufferedProtocol):
         else:
             self._transport.resume_reading()
 
-    def _take(self) -> tuple[Request, Shortcut | None, bytes] | None:
+    def _take(self) -> tuple[Parsed, bytes] | None:
         """Return the next request and its body if all of it has arrived."""
         parsed = self._parsed or self._take_head()
         if not parsed or len(self._unread) < parsed[0].length:
@@ -204,9 +205,9 @@ class Connection(asyncio.BufferedProtocol):
         body = bytes(self._unread[:length])
         del self._unread[:length]
         self._state, self._parsed = _HEAD, None
-        return *parsed, body
+        return parsed, body
 
-    def _take_head(self) -> tuple[Request, Shortcut | None] | None:
+    def _take_head(self) -> Parsed | None:
         limits, unread = self._hub.limits, self._unread
         end = unread.find(b"\r\n\r\n", max(0, self._checked - 3), limits.head) + 4
         if end < 4:
@@ -229,13 +230,14 @@ class Connection(asyncio.BufferedProtocol):
                 self._transport.write(b"HTTP/1.1 100 Continue\r\n\r\n")
         return request, shortcut
 
-    def _answer(self, request: Request, shortcut: Shortcut | None, body: bytes) -> None:
+    def _answer(self, parsed: Parsed, body: bytes) -> None:
+        request, shortcut = parsed
         try:
             answer = shortcut() if shortcut else None
         except Exception:
             log.exception("a request failed")
             answer = self._hub.refusal(500, "the service failed; its log says why")
-        if answer is not None:
+        if answer:
             self._send(request, answer)
         else:
             self._state = _WORKING

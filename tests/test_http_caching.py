@@ -31,14 +31,23 @@ Start = Callable[..., Service]
 # Hits and the route
 
 
-def ask(service: Inside, raw: bytes) -> tuple[Answer | None, Answer]:
-    """Return the immediate answer to a request, None where there is none, and the route's."""
-    request = parse(raw)
-    shortcut = service.parts.immediate(request)
-    immediate = shortcut() if shortcut else None
-    if immediate and request.method == "HEAD":
-        immediate = immediate[0], b""  # the connection sends no body
-    return immediate, call(service.app.wsgi_app, make_environ(request, b"", "127.0.0.1", ("127.0.0.1", 80)))
+class Asked:
+    """A request that is asked again and again, as the server does it: it finds the shortcut once."""
+
+    def __init__(self, service: Inside, raw: bytes) -> None:
+        self.raw = raw
+        self._app = service.app.wsgi_app
+        self._request = parse(raw)
+        self._shortcut = service.parts.immediate(self._request)
+
+    def immediate(self) -> Answer | None:
+        """Return the immediate answer, if there is one."""
+        answer = self._shortcut() if self._shortcut else None
+        return (answer[0], b"") if answer and self._request.method == "HEAD" else answer  # no body will be sent
+
+    def route(self) -> Answer:
+        """Return the answer of the route."""
+        return call(self._app, make_environ(self._request, b"", "127.0.0.1", ("127.0.0.1", 80)))
 
 
 def requests_of(ids: dict[str, str], etag: str) -> Iterator[bytes]:
@@ -72,13 +81,14 @@ def test_immediate_answers_are_the_routes(inside: MakeInside, upstream: Standin,
     ids = load_outcomes(service, upstream)
     etag = service.event(ids["ok"]).headers["ETag"]
     calls, statuses = upstream.calls("events"), set()  # of the other, one that nobody waits for may come late
-    for age in (0.0, 3.3):
-        service.clock.now += age
-        for raw in requests_of(ids, etag):
-            immediate, route = ask(service, raw)
-            assert immediate in (None, route), raw
+    requests = [Asked(service, raw) for raw in requests_of(ids, etag)]
+    for seconds in (0.0, 0.3, 3.0):  # a little later, what is left in whole seconds is the same
+        service.clock.now += seconds
+        for request in requests:
+            immediate, route = request.immediate(), request.route()
+            assert immediate in (None, route), request.raw
             is_hit = b"Cache-Status: c42c; hit" in route[0]
-            assert bool(immediate) == is_hit, raw
+            assert bool(immediate) == is_hit, request.raw
             statuses.add(int(route[0][9:12]))
             assert (b" 304 " in route[0]) <= is_hit
     assert statuses == {200, 204, 304, 400, 404, 405, 422, 429, 499, 500, 502, 599}
@@ -96,6 +106,22 @@ def test_only_hits_are_answered_at_once(inside: MakeInside, upstream: Standin) -
         assert bool(shortcut()) == fresh
         service.event(event_id)
     assert upstream.calls("events") == 2
+
+
+def test_immediate_answers_follow_the_cache(inside: MakeInside, upstream: Standin) -> None:
+    """When an event was loaded anew, its immediate answer is the new one."""
+    service, event_id = inside(), new_id()
+    request = Asked(service, f"GET {PREFIX}{event_id} HTTP/1.1\r\nHost: c42c\r\n\r\n".encode())
+    for title in ("Old", "New", None, "Old"):
+        if title:
+            upstream.add_event(event_id, title=title)
+        else:
+            upstream.rule("events", event_id, times=1, status=404)
+        assert service.event(event_id).status_code == (200 if title else 404)
+        for seconds in (0.0, 0.4, 0.7):
+            service.clock.now += seconds
+            assert request.immediate() == request.route()
+        service.clock.now += 252
 
 
 def test_hits_do_not_reach_flask(inside: MakeInside, upstream: Standin) -> None:

@@ -432,6 +432,8 @@ class Client:
                 sock = self._server.connect()
             except ConnectionRefusedError:
                 return
+            except ConnectionResetError:  # in the instant when the listener was closed
+                continue
             self.connected = asked
             with sock:
                 new = True
