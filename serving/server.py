@@ -13,6 +13,8 @@ import math
 import os
 import signal
 import socket
+import struct
+import sys
 import time
 from concurrent.futures import ThreadPoolExecutor
 from functools import partial
@@ -25,6 +27,7 @@ _ACCEPTED_PER_TURN = 64
 _NO_ROOM = (errno.EMFILE, errno.ENFILE, errno.ENOBUFS, errno.ENOMEM)
 _RETRY_SECONDS = 0.1  # until there may be room for a connection
 _IDLE_SECONDS = 1.0  # before a connection makes room for another: the request may be on its way
+_HANDSHAKE_SECONDS = 0.01  # for those that are connecting when the listener is closed
 _LAST_SECONDS = 0.1  # for requests that were on their way when the listener was closed
 _POLL_SECONDS = 0.02
 
@@ -79,6 +82,9 @@ class Server:
         await self._told.wait()
         log.info("stopping: waiting up to %g s for active requests to finish", drain + patience)
         await asyncio.sleep(drain)
+        if sys.platform == "linux":
+            _drop_handshakes(self._listener)
+        await asyncio.sleep(_HANDSHAKE_SECONDS)
         self.loop.remove_reader(self._listener)
         self._accept(_BACKLOG)  # whoever has connected is served
         self._listener.close()
@@ -160,6 +166,17 @@ def listen(host: str, port: int) -> socket.socket:
         listener.close()
         raise
     return listener
+
+
+def _drop_handshakes(listener: socket.socket) -> None:
+    """Have Linux ignore whoever wants to connect from now on, so that nobody just has when the listener is closed."""
+    import ctypes
+
+    # A program for the packet filter (bpf(4)): drop the packet if its TCP flags, byte 13, have SYN.
+    program = [(0x30, 0, 0, 13), (0x45, 0, 1, 2), (0x06, 0, 0, 0), (0x06, 0, 0, 2**32 - 1)]
+    code = ctypes.create_string_buffer(b"".join(struct.pack("HBBI", *step) for step in program))
+    with contextlib.suppress(OSError):
+        listener.setsockopt(socket.SOL_SOCKET, 26, struct.pack("HL", len(program), ctypes.addressof(code)))
 
 
 def _new_loop() -> asyncio.AbstractEventLoop:
