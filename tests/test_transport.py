@@ -1,0 +1,490 @@
+"""One GET over a real socket: what is taken for an answer, what is not, and which connections are used again."""
+
+import contextlib
+import errno
+import gzip
+import logging
+import resource
+import socket
+import ssl
+import threading
+import time
+import tracemalloc
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from calendar42.transport import Answer, Transport, reason
+from tests.fixtures import PATIENCE
+
+LIMIT = 1000
+REPLY = b"HTTP/1.1 200 OK\r\nContent-Length: 2\r\n\r\n{}"
+OTHER = b"HTTP/1.1 200 OK\r\nContent-Length: 3\r\n\r\n[1]"
+
+Reply = bytes | Callable[[socket.socket], None]
+Serve = Callable[..., str]
+
+
+class Script:
+    """Serves one connection after the other, a reply to each request; then it closes the connection."""
+
+    def __init__(self, connections: tuple[list[Reply], ...], tls: ssl.SSLContext | None = None) -> None:
+        self.requests: list[bytes] = []
+        self.replied = threading.Semaphore(0)
+        self._connections = connections
+        self._tls = tls
+        self._listener = socket.create_server(("127.0.0.1", 0))
+        self._thread = threading.Thread(target=self._serve, daemon=True)
+        self._thread.start()
+        scheme, host = ("https", "localhost") if tls else ("http", "127.0.0.1")
+        self.base_url = f"{scheme}://{host}:{self._listener.getsockname()[1]}/"
+
+    def _serve(self) -> None:
+        for replies in self._connections:
+            sock, _ = self._listener.accept()
+            with sock, contextlib.suppress(ConnectionError, ssl.SSLError):
+                secure = self._tls.wrap_socket(sock, server_side=True) if self._tls else sock
+                with secure:
+                    for reply in replies:
+                        self._answer(secure, reply)
+
+    def _answer(self, sock: socket.socket, reply: Reply) -> None:
+        request = b""
+        while b"\r\n\r\n" not in request:
+            data = sock.recv(65536)
+            if not data:
+                raise ConnectionError("the client has gone")
+            request += data
+        self.requests.append(request)
+        if isinstance(reply, bytes):
+            sock.sendall(reply)
+        else:
+            reply(sock)
+        self.replied.release()
+
+    def end(self) -> None:
+        """Check that every connection was made."""
+        self._thread.join(PATIENCE)
+        self._listener.close()
+        assert not self._thread.is_alive(), "fewer connections came than are in the script"
+
+
+@pytest.fixture
+def scripted() -> Iterator[Callable[..., Script]]:
+    """Give a test a way to serve a script: `scripted([b"HTTP/1.1 …"])`; each list is one connection."""
+    scripts: list[Script] = []
+
+    def serve(*connections: list[Reply], tls: ssl.SSLContext | None = None) -> Script:
+        scripts.append(Script(connections, tls))
+        return scripts[-1]
+
+    yield serve
+    for script in scripts:
+        script.end()
+
+
+@pytest.fixture
+def transport() -> Iterator[Callable[[str], Transport]]:
+    """Give a test a way to make transports: `transport(base_url)`."""
+    with contextlib.ExitStack() as stack:
+
+        def make(base_url: str) -> Transport:
+            made = Transport(base_url=base_url, headers={"X-Sent": "yes"}, connections=2)
+            return stack.enter_context(contextlib.closing(made))
+
+        yield make
+
+
+Scripted = Callable[..., Script]
+MakeTransport = Callable[[str], Transport]
+
+
+def ask(transport: Transport, path: str = "", seconds: float = PATIENCE) -> Answer:
+    """Get `path`."""
+    return transport.get(path, deadline=time.monotonic() + seconds, limit=LIMIT)
+
+
+def answer(body: bytes, *headers: bytes, status: bytes = b"200 OK") -> bytes:
+    """Return an answer as it is on the wire."""
+    return b"\r\n".join([b"HTTP/1.1 " + status, b"Content-Length: %d" % len(body), *headers, b"", body])
+
+
+def chunked(*chunks: bytes, trailer: bytes = b"") -> bytes:
+    """Return an answer in chunks."""
+    body = b"".join(b"%x\r\n%b\r\n" % (len(chunk), chunk) for chunk in (*chunks, b""))
+    return b"HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\n\r\n" + body[:-2] + trailer + b"\r\n"
+
+
+# What is sent
+
+
+def test_what_is_sent(scripted: Scripted, transport: MakeTransport) -> None:
+    """A request has the given headers, asks for gzip, and goes below the base URL."""
+    script = scripted([REPLY])
+    assert ask(transport(script.base_url + "api/"), "events/?ids=[a,b]") == (200, {"Content-Length": "2"}, b"{}")
+    line, *headers = script.requests[0].decode().rstrip().split("\r\n")
+    assert line == "GET /api/events/?ids=%5Ba,b%5D HTTP/1.1"
+    assert {"X-Sent: yes", "Accept-Encoding: gzip"} < set(headers)
+    assert {header.partition(":")[0] for header in headers} == {"Host", "User-Agent", "X-Sent", "Accept-Encoding"}
+
+
+def test_tunnel(scripted: Scripted, transport: MakeTransport, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A proxy is asked for a tunnel to an upstream that speaks TLS; the request's headers stay inside of it."""
+    proxy = scripted([b"HTTP/1.1 403 Forbidden\r\nContent-Length: 0\r\n\r\n"])
+    monkeypatch.setenv("HTTPS_PROXY", proxy.base_url)
+    monkeypatch.setenv("https_proxy", proxy.base_url)
+    monkeypatch.setenv("NO_PROXY", "")
+    monkeypatch.setenv("no_proxy", "")
+    with pytest.raises(ConnectionError):
+        ask(transport("https://upstream.invalid/"))
+    assert proxy.requests[0].startswith(b"CONNECT upstream.invalid:443 HTTP/1.")
+    assert b"X-Sent" not in proxy.requests[0]
+
+
+# Which connections are used again
+
+
+@pytest.mark.parametrize("last_words", [[], [b""]], ids=["closed before", "closed upon the request"])
+def test_a_kept_connection_that_is_closed(
+    scripted: Scripted, transport: MakeTransport, last_words: list[Reply]
+) -> None:
+    """A kept connection that the upstream has closed, or closes upon the next request, is replaced by a new one."""
+    made = transport(scripted([REPLY, *last_words], [REPLY, OTHER]).base_url)
+    assert [ask(made).body for _ in range(3)] == [b"{}", b"{}", b"[1]"]
+
+
+def test_a_new_connection_that_is_closed(scripted: Scripted, transport: MakeTransport) -> None:
+    """A new connection that is closed without an answer is a fault, and isn't tried again."""
+    script = scripted([b""])
+    with pytest.raises(ConnectionError, match="closed connection without response"):
+        ask(transport(script.base_url))
+    assert len(script.requests) == 1
+
+
+def test_a_connection_made_anew_is_new(scripted: Scripted, transport: MakeTransport) -> None:
+    """A connection that replaces a closed one is a new one: if it fails too, that is a fault."""
+    script = scripted([REPLY], [b""])
+    made = transport(script.base_url)
+    assert ask(made).body == b"{}"
+    with pytest.raises(ConnectionError):
+        ask(made)
+    assert len(script.requests) == 2
+
+
+WHOLE = {
+    "length": (REPLY, b"{}"),
+    "empty": (answer(b""), b""),
+    "204": (b"HTTP/1.1 204 No Content\r\n\r\n", b""),
+    "304": (b"HTTP/1.1 304 Not Modified\r\nContent-Length: 7\r\n\r\n", b""),
+    "chunked": (chunked(b"[1,", b"2]"), b"[1,2]"),
+    "trailer": (chunked(b"{}", trailer=b"X-Sum: 1\r\n"), b"{}"),
+    "gzip": (answer(gzip.compress(b"{}"), b"Content-Encoding: gzip"), b"{}"),
+    "x-gzip": (answer(gzip.compress(b"{}"), b"Content-Encoding: X-GZIP"), b"{}"),
+    "identity": (answer(b"{}", b"Content-Encoding: identity"), b"{}"),
+    "no gzip needed": (answer(b"", b"Content-Encoding: gzip"), b""),
+    "longest": (answer(b"x" * LIMIT), b"x" * LIMIT),
+    "longest gzip": (answer(gzip.compress(b"x" * LIMIT), b"Content-Encoding: gzip"), b"x" * LIMIT),
+    "103 first": (b"HTTP/1.1 103 Early Hints\r\nLink: </a>\r\n\r\n" + REPLY, b"{}"),
+    "all kinds first": (b"".join(b"HTTP/1.1 %d X\r\n\r\n" % code for code in (100, 102, 103, 199)) + REPLY, b"{}"),
+    "closing 103": (b"HTTP/1.1 103 Early Hints\r\nConnection: close\r\n\r\n" + REPLY, b"{}"),
+    "103 with a length": (b"HTTP/1.1 103 Early Hints\r\nContent-Length: 9\r\n\r\n" + REPLY, b"{}"),
+    "chunked 103": (b"HTTP/1.1 103 Early Hints\r\nTransfer-Encoding: chunked\r\n\r\n" + REPLY, b"{}"),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize(("reply", "body"), WHOLE.values(), ids=WHOLE)
+def test_whole_answers(scripted: Scripted, transport: MakeTransport, reply: bytes, body: bytes) -> None:
+    """A whole answer is read to its end and not beyond, informational ones before it are skipped, and then the same
+    connection has the next answer."""
+    made = transport(scripted([reply, OTHER]).base_url)
+    assert [ask(made).body for _ in range(2)] == [body, b"[1]"]
+
+
+@pytest.mark.parametrize("first", ["length", "empty", "204", "chunked", "gzip", "103 first"])
+@pytest.mark.parametrize("extra", [b"\r\n", b"x", OTHER, b"HTTP/1.1 103 Early Hints\r\n\r\n"])
+@pytest.mark.parametrize("later", [False, True])
+def test_more_than_the_answer(
+    scripted: Scripted, transport: MakeTransport, first: str, extra: bytes, later: bool
+) -> None:
+    """A connection on which more than the answer has come isn't used again: it would be taken for the next answer."""
+    reply, body = WHOLE[first]
+
+    def send(sock: socket.socket) -> None:
+        if not later:
+            sock.sendall(reply + extra)
+            return
+        sock.sendall(reply)
+        received.wait(PATIENCE)
+        sock.sendall(extra)
+
+    received = threading.Event()
+    script = scripted([send, b'HTTP/1.1 200 OK\r\nContent-Length: 9\r\n\r\n["wrong"]'], [OTHER])
+    made = transport(script.base_url)
+    assert ask(made).body == body
+    received.set()
+    assert script.replied.acquire(timeout=PATIENCE)
+    assert ask(made).body == b"[1]"
+
+
+def test_more_than_a_long_answer(scripted: Scripted, transport: MakeTransport) -> None:
+    """What follows an answer that fills the buffer is noticed too."""
+    script = scripted([answer(b"x" * LIMIT) + b"y" * 200_000], [OTHER])
+    made = transport(script.base_url)
+    assert ask(made).body == b"x" * LIMIT
+    assert ask(made).body == b"[1]"
+
+
+@pytest.mark.parametrize(
+    "reply", [answer(b"x" * 200_000), chunked(*[b"x" * 900] * 100), b"HTTP/1.0 200 OK\r\n\r\n" + b"x" * 2000]
+)
+def test_limit(scripted: Scripted, transport: MakeTransport, reply: bytes) -> None:
+    """A body is read up to its limit and one byte more, and then the connection isn't used again."""
+    made = transport(scripted([reply], [OTHER]).base_url)
+    assert ask(made).body == b"x" * (LIMIT + 1)
+    assert ask(made).body == b"[1]"
+
+
+def test_gzip_bomb(scripted: Scripted, transport: MakeTransport) -> None:
+    """No more than the limit and one byte is unpacked of what 64 KiB of gzip hold."""
+    bomb = gzip.compress(b"x" * 60_000_000)
+    script = scripted([answer(bomb, b"Content-Encoding: gzip")])
+    tracemalloc.start()
+    try:
+        assert ask(transport(script.base_url)).body == b"x" * (LIMIT + 1)
+        assert tracemalloc.get_traced_memory()[1] < 2**20
+    finally:
+        tracemalloc.stop()
+
+
+# What is no answer
+
+HTTP = b"HTTP/1.1 200 OK\r\n"
+BROKEN = {
+    "no HTTP": (b"hello\r\n\r\n", "BadStatusLine"),
+    "zeros": (b"\x00" * 100 + b"\r\n", "BadStatusLine"),
+    "long status line": (b"HTTP/1.1 200 " + b"a" * 70_000, "LineTooLong"),
+    "no status": (b"HTTP/1.1 abc OK\r\n\r\n", "ValueError"),
+    "low status": (b"HTTP/1.1 099 Low\r\n\r\n", "BadStatusLine"),
+    "version": (b"HTTP/9.9 200 OK\r\n\r\n", "UnknownProtocol"),
+    "long header": (HTTP + b"X-Long: " + b"a" * 70_000 + b"\r\n\r\n", "LineTooLong"),
+    "many headers": (HTTP + b"X-Many: 1\r\n" * 200 + b"\r\n", "HTTPException"),
+    "no chunk": (HTTP + b"Transfer-Encoding: chunked\r\n\r\nzz\r\n", "ValueError"),
+    "cut": (HTTP + b"Content-Length: 5\r\n\r\n{}", "IncompleteRead"),
+    "cut chunk": (HTTP + b"Transfer-Encoding: chunked\r\n\r\n5\r\n{}", "IncompleteRead"),
+    "101": (b"HTTP/1.1 101 Switching Protocols\r\nUpgrade: x\r\n\r\n" + REPLY, "answered 101"),
+    "101 after 103": (b"HTTP/1.1 103 Early Hints\r\n\r\nHTTP/1.1 101 Switching\r\n\r\n", "answered 101"),
+    "endless 103": (b"HTTP/1.1 103 Early Hints\r\n\r\n" * 50, "answered 103"),
+    "cut gzip": (answer(gzip.compress(b"{}")[:-1], b"Content-Encoding: gzip"), "sent broken gzip"),
+    "no gzip": (answer(b"{}", b"Content-Encoding: gzip"), "sent broken gzip"),
+    "more than gzip": (answer(gzip.compress(b"{}") + b"x", b"Content-Encoding: gzip"), "sent broken gzip"),
+    "two gzips": (answer(gzip.compress(b"{}") * 2, b"Content-Encoding: gzip"), "sent broken gzip"),
+    **{coding: (answer(b"{}", b"Content-Encoding: " + coding.encode()), "sent an encoding that was not asked for")
+       for coding in ("br", "deflate", "gzip, gzip", "gzip, br", "")},
+}  # fmt: skip
+
+
+@pytest.mark.parametrize(("reply", "why"), BROKEN.values(), ids=BROKEN)
+def test_no_answer(scripted: Scripted, transport: MakeTransport, reply: bytes, why: str) -> None:
+    """What is not HTTP, breaks off, or can't be unpacked is a fault, and its connection isn't used again."""
+    made = transport(scripted([reply], [OTHER]).base_url)
+    with pytest.raises(ConnectionError) as raised:
+        ask(made)
+    assert str(raised.value) == why
+    assert ask(made).body == b"[1]"
+
+
+MALFORMED = [
+    HTTP + b"Content-Length: 2\r\nSECRET\r\n\r\n{}",
+    HTTP + b"SECRET header: x\r\nContent-Length: 2\r\n\r\n{}",
+    HTTP + b": SECRET\r\n\r\n{}",
+    HTTP + b" SECRET\r\n\r\n{}",
+    HTTP + b"Content-Length: 2\r\nTransfer-Encoding: chunked\r\nX: SECRET\r\n\r\n2\r\n{}\r\n0\r\n\r\n",
+    b"HTTP/1.1 200 SECRET\r\nContent-Length: 2\r\n\r\n{}",
+    b"HTTP/1.1 SECRET\r\n\r\n",
+    HTTP + b"Content-Length: SECRET\r\n\r\n{}",
+    HTTP + b"Transfer-Encoding: chunked\r\n\r\nSECRET\r\n",
+    answer(b"SECRET", b"Content-Encoding: gzip"),
+    b"SECRET",
+]
+
+
+@pytest.mark.parametrize("reply", MALFORMED)
+def test_nothing_that_came_is_logged(
+    scripted: Scripted, transport: MakeTransport, caplog: pytest.LogCaptureFixture, reply: bytes
+) -> None:
+    """No part of an answer gets into the log, or into the reason that is given, at whatever level."""
+    caplog.set_level(logging.DEBUG)
+    caplog.set_level(logging.DEBUG, logger="urllib3")
+    script, said = scripted([reply]), ""
+    try:
+        ask(transport(script.base_url))
+    except OSError as error:
+        said = f"{error} {reason(error)}"
+    assert "SECRET" not in caplog.text + said
+
+
+# Time
+
+
+@pytest.mark.parametrize("start", [b"", b"HTTP/1.1 ", HTTP + b"X: ", HTTP + b"Content-Length: 999\r\n\r\n"])
+def test_deadline(scripted: Scripted, transport: MakeTransport, start: bytes) -> None:
+    """An answer of which a byte comes every now and then ends at the deadline, wherever it is then."""
+    ended, sent = threading.Event(), list[int]()
+
+    def trickle(sock: socket.socket) -> None:
+        sock.sendall(start)
+        while not ended.wait(0.02) and len(sent) < 500:
+            sock.sendall(b"x")
+            sent.append(1)
+
+    made = transport(scripted([trickle]).base_url)
+    with pytest.raises(TimeoutError):
+        ask(made, seconds=0.2)
+    ended.set()
+    assert len(sent) < 500
+
+
+def test_no_time_left(transport: MakeTransport) -> None:
+    """After the deadline no connection is made."""
+    with socket.create_server(("127.0.0.1", 0)) as listener:
+        with pytest.raises(TimeoutError):
+            ask(transport(f"http://127.0.0.1:{listener.getsockname()[1]}/"), seconds=0)
+        listener.settimeout(0)
+        with pytest.raises(BlockingIOError):
+            listener.accept()
+
+
+def test_a_handshake_ends_at_the_deadline(transport: MakeTransport) -> None:
+    """A TLS handshake of which a byte comes every now and then ends at the deadline, and the connection is closed."""
+    sent, closed = 0, threading.Event()
+
+    def serve(listener: socket.socket) -> None:
+        nonlocal sent
+        sock, _ = listener.accept()
+        with sock, contextlib.suppress(ConnectionError):
+            sock.sendall(b"\x16\x03\x03\x40\x00")  # 16 KiB of handshake follow
+            sock.settimeout(0.02)
+            while sent < 500:
+                with contextlib.suppress(TimeoutError):
+                    while sock.recv(65536):
+                        pass
+                    break
+                sock.sendall(b"\x02")
+                sent += 1
+        closed.set()
+
+    with socket.create_server(("127.0.0.1", 0)) as listener:
+        thread = threading.Thread(target=serve, args=(listener,))
+        thread.start()
+        with pytest.raises(TimeoutError):
+            ask(transport(f"https://127.0.0.1:{listener.getsockname()[1]}/"), seconds=0.2)
+        assert not closed.is_set()
+        assert sent < 500
+        thread.join()
+
+
+def test_a_look_up_ends_at_the_deadline(transport: MakeTransport, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A name server that doesn't answer holds nobody; what it says too late is not used."""
+    asked, answered, look_up = threading.Event(), threading.Event(), socket.getaddrinfo
+
+    def slow(*args: Any, **kwargs: Any) -> Any:
+        asked.set()
+        answered.wait(PATIENCE)
+        return look_up(*args, **kwargs)
+
+    with socket.create_server(("127.0.0.1", 0)) as listener:
+        monkeypatch.setattr(socket, "getaddrinfo", slow)
+        with pytest.raises(TimeoutError):
+            ask(transport(f"http://localhost:{listener.getsockname()[1]}/"), seconds=0.2)
+        assert asked.is_set()
+        answered.set()
+        listener.settimeout(PATIENCE)
+        sock, _ = listener.accept()
+        with sock:
+            sock.settimeout(PATIENCE)
+            assert sock.recv(1) == b""  # closed, and nothing was asked
+
+
+# TLS, and this machine's own trouble
+
+
+@pytest.fixture
+def trusted(certificate: Path, monkeypatch: pytest.MonkeyPatch) -> ssl.SSLContext:
+    """Return a server's side of TLS with a certificate that is trusted."""
+    monkeypatch.setenv("REQUESTS_CA_BUNDLE", str(certificate / "fullchain.pem"))
+    context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
+    context.load_cert_chain(certificate / "fullchain.pem", certificate / "privkey.pem")
+    return context
+
+
+def test_tls(scripted: Scripted, transport: MakeTransport, trusted: ssl.SSLContext) -> None:
+    """Over TLS too a connection is kept, is replaced when it is closed, and isn't used if more than the answer came."""
+    script = scripted(
+        [WHOLE["103 first"][0], answer(b"x" * 50_000)[:-49_000] + b"x"], [REPLY + b"x"], [OTHER], tls=trusted
+    )
+    made = transport(script.base_url)
+    assert [ask(made).body for _ in range(4)] == [b"{}", b"x" * 1001, b"{}", b"[1]"]
+
+
+def test_an_unknown_certificate(scripted: Scripted, transport: MakeTransport, certificate: Path) -> None:
+    """The reason says what is wrong with a certificate."""
+    context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
+    context.load_cert_chain(certificate / "fullchain.pem", certificate / "privkey.pem")
+    with pytest.raises(ConnectionError, match=r"^certificate: self-signed certificate$"):
+        ask(transport(scripted([], tls=context).base_url))
+
+
+@pytest.mark.parametrize(
+    ("bundle", "why"),
+    [("missing", "Could not find a suitable TLS CA certificate bundle"), ("nonsense", "no certificate or crl found")],
+)
+def test_an_unreadable_bundle(
+    transport: MakeTransport, monkeypatch: pytest.MonkeyPatch, tmp_path: Path, bundle: str, why: str
+) -> None:
+    """A bundle of certificates that is missing or senseless is a fault, and the reason says so."""
+    (tmp_path / "nonsense").write_text("no certificates")
+    monkeypatch.setenv("REQUESTS_CA_BUNDLE", str(tmp_path / bundle))
+    with socket.create_server(("127.0.0.1", 0)) as listener, pytest.raises(ConnectionError, match=why):
+        ask(transport(f"https://127.0.0.1:{listener.getsockname()[1]}/"))
+
+
+def test_unreachable(transport: MakeTransport) -> None:
+    """The reason says whether a connection was refused or a name is unknown."""
+    with pytest.raises(ConnectionError, match=r"^Connection refused$"):
+        ask(transport("http://127.0.0.1:1/"))
+    with pytest.raises(ConnectionError, match=r"^(Name or service not known|Temporary failure in name resolution)$"):
+        ask(transport("http://no-such-host.invalid/"))
+
+
+@contextlib.contextmanager
+def no_descriptors() -> Iterator[None]:
+    """Let this process open no further file."""
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    resource.setrlimit(resource.RLIMIT_NOFILE, (3, hard))
+    try:
+        yield
+    finally:
+        resource.setrlimit(resource.RLIMIT_NOFILE, (soft, hard))
+
+
+@pytest.mark.parametrize("host", ["127.0.0.1", "localhost"])
+def test_no_descriptors(transport: MakeTransport, host: str) -> None:
+    """A lack of file descriptors is told from an upstream that can't be reached; once there are some, all is well."""
+
+    def reply(listener: socket.socket) -> None:
+        sock, _ = listener.accept()
+        with sock:
+            sock.recv(65536)
+            sock.sendall(REPLY)
+
+    with socket.create_server(("127.0.0.1", 0)) as listener:
+        made = transport(f"http://{host}:{listener.getsockname()[1]}/")
+        with no_descriptors(), pytest.raises(OSError, match="Too many open files") as raised:
+            ask(made)
+        assert (type(raised.value), raised.value.errno) == (OSError, errno.EMFILE)
+        thread = threading.Thread(target=reply, args=(listener,))  # not earlier: it needs a descriptor to wait
+        thread.start()
+        assert ask(made).body == b"{}"
+        thread.join()
