@@ -101,7 +101,7 @@ class _Stub(Client):
 
     def fetch(self, event_id: str, deadline: float) -> dict[str, Any]:
         if int(event_id[:32], 16) >= self.held:
-            raise Rejected(404, UNKNOWN)
+            raise Rejected("events", 404, UNKNOWN)
         return {
             "id": event_id,
             "title": "A title of the usual length, as they are",

@@ -3,7 +3,7 @@
 import logging
 import threading
 import time
-from datetime import UTC, datetime
+from datetime import UTC
 from email.utils import parsedate_to_datetime
 
 LONGEST = 3600.0  # seconds: the upstream counts its limits by the hour
@@ -40,10 +40,11 @@ class Pause:
 
 
 def _seconds(retry_after: str) -> float | None:
-    """Read seconds or a date (RFC 9110, 10.2.3); None where it is neither."""
+    """Read seconds or a date in one of its three forms (RFC 9110, 10.2.3 and 5.6.7); None if it is neither."""
     if retry_after.isascii() and retry_after.isdigit():
         return float(retry_after)
     try:
-        return (parsedate_to_datetime(retry_after) - datetime.now(UTC)).total_seconds()
-    except (TypeError, ValueError, OverflowError):  # no date, one without a time zone, or no year of ours
+        date = parsedate_to_datetime(retry_after)
+        return (date if date.tzinfo else date.replace(tzinfo=UTC)).timestamp() - time.time()
+    except (TypeError, ValueError, OverflowError):  # no date, or not a year of ours
         return None

@@ -1,7 +1,7 @@
 """What is read out of Calendar42's JSON, with jsonpath-ng expressions that are compiled once, at import.
 
-Sources are the sections of Calendar42's API as the README's "The upstream" sums them up. All functions are pure;
-they raise `Deleted`, or `Unusable` where the JSON is not what the upstream documents.
+Sources are the sections of docs/calendar42.md. All functions are pure; they raise `Missing`, or
+`Unusable` if the JSON is not what the upstream documents.
 """
 
 from collections.abc import Collection
@@ -10,11 +10,13 @@ from typing import Any, NamedTuple
 from jsonpath_ng.jsonpath import JSONPath
 from jsonpath_ng.parser import parse
 
-from calendar42.errors import Deleted, Unusable
+from calendar42 import EVENTS, SUBSCRIPTIONS
+from calendar42.errors import ListFailed, Missing, TooLarge, Unusable
 
+DELETED = "the event is deleted"
 MAX_ROWS = 100_000  # of one answer; the upstream claims more only when something is wrong
 
-_ROWS = parse("data[*]")
+_ROWS = parse("data")
 _TITLE = parse("title")
 _COUNT = parse("meta_data.count")
 _FIRST_NAME = parse("subscriber.first_name")
@@ -25,54 +27,81 @@ class Page(NamedTuple):
 
     total: int  # that match, on all pages
     rows: int  # on this page
+    ids: frozenset[str]  # of its rows
     names: list[tuple[str, str]]  # event id and first name, in order
-
-
-def _rows(body: Any, what: str) -> list[dict[str, Any]]:
-    rows = [match.value for match in _ROWS.find(body)]
-    listed = isinstance(body, dict) and isinstance(body.get("data"), list)
-    if not listed or not all(isinstance(row, dict) for row in rows):
-        raise Unusable(f"sent something else than {what}", 200)
-    return rows
 
 
 def events(body: Any) -> dict[str, Any]:
     """Return the events of an answer by their ids."""
-    return {str(event.get("id")): event for event in _rows(body, "events")}
+    rows = _rows(EVENTS, body)
+    if not all(isinstance(event.get("id"), str) for event in rows):
+        raise Unusable(EVENTS, "sent an event without an id")
+    return {event["id"]: event for event in rows}
 
 
-def title(event: Any) -> str | None:
-    """Return an event's title, None where it has none; a removed event comes without content."""
-    if event is None or event.get("permission") == "removed":
-        raise Deleted
-    found = _value(_TITLE, event)
+def title(events: dict[str, Any], event_id: str, asked: Collection[str]) -> str | None:
+    """Return the title of one of the `events` that came for the ids `asked` for; None if it has none.
+
+    A deleted event comes without content, or not at all; one that is unknown is left out of a list (sections 3, 5).
+    """
+    if event_id not in events:
+        if not events.keys() <= set(asked):  # then it's not the answer to what was asked
+            error = Unusable(EVENTS, "sent other events")
+            raise ListFailed(error) if len(asked) > 1 else error
+        raise Missing(f"Event {event_id} not found" if len(asked) > 1 else DELETED)
+    if events[event_id].get("permission") == "removed":
+        raise Missing(DELETED)
+    found = _value(_TITLE, events[event_id])
     if not isinstance(found, str | None):
-        raise Unusable("sent a title that is no text", 200)
+        raise Unusable(EVENTS, "sent a title that is no text")
     return found
 
 
 def page(body: Any, event_ids: Collection[str]) -> Page:
     """Return what one page of subscriptions says of `event_ids`.
 
-    A filter that the upstream can't read is ignored by it, so a row counts only for the event that it names. Removed
-    subscriptions and names that are blank or null are left out.
+    The upstream ignores a filter that it can't read, so a row counts only for the event that it names (section 2).
+    Removed subscriptions, and names that are blank or null, are left out.
     """
-    rows = _rows(body, "subscriptions")
+    rows = _rows(SUBSCRIPTIONS, body)
     total = _value(_COUNT, body)
-    if type(total) is not int or not 0 <= total <= MAX_ROWS:
-        raise Unusable("did not say how many subscriptions there are", 200)
+    if type(total) is not int or total < 0:
+        raise Unusable(SUBSCRIPTIONS, "did not say how many subscriptions there are")
+    if total > MAX_ROWS:
+        raise TooLarge(SUBSCRIPTIONS, f"has more than {MAX_ROWS} subscriptions")
     names = []
     for row in rows:
         if row.get("event_id") not in event_ids or row.get("permission") == "removed":
             continue
         name = _value(_FIRST_NAME, row)
         if not isinstance(row.get("subscriber"), dict | None) or not isinstance(name, str | None):
-            raise Unusable("sent a first name that is no text", 200)
+            raise Unusable(SUBSCRIPTIONS, "sent a first name that is no text")
         if name and name.strip():
             names.append((row["event_id"], name))
-    return Page(total, len(rows), names)
+    ids = frozenset(row["id"] for row in rows if isinstance(row.get("id"), str))
+    return Page(total, len(rows), ids, names)
+
+
+def join(pages: list[Page]) -> list[tuple[str, str]] | None:
+    """Return event id and name of all subscriptions; None if the pages don't belong together.
+
+    They don't if they disagree about the total, if a row is on two of them, or if there are fewer rows than the total.
+    """
+    distinct = frozenset[str]().union(*(page.ids for page in pages))
+    disagree = len({page.total for page in pages}) > 1
+    repeated = len(distinct) < sum(len(page.ids) for page in pages)
+    if disagree or repeated or sum(page.rows for page in pages) < pages[0].total:
+        return None
+    return [name for page in pages for name in page.names]
+
+
+def _rows(endpoint: str, body: Any) -> list[dict[str, Any]]:
+    rows = _value(_ROWS, body)
+    if not isinstance(rows, list) or not all(isinstance(row, dict) for row in rows):
+        raise Unusable(endpoint, f"sent no list of {endpoint}")
+    return rows
 
 
 def _value(path: JSONPath, data: Any) -> Any:
-    """Return what stands at `path`, None where nothing does."""
+    """Return what is at `path`, None if nothing is."""
     return next((match.value for match in path.find(data)), None)

@@ -24,7 +24,7 @@ from prometheus_client.registry import Collector
 from answers import EVENT
 from cache import Cache
 from calendar42.calls import Call
-from calendar42.errors import C42Error, Paused
+from calendar42.errors import C42Error
 from calendar42.pause import Pause
 from operations import VERSION
 
@@ -93,11 +93,9 @@ class Metrics(Collector):
             self._calls[call.endpoint, call.status] += 1
             self._seconds[call.endpoint].append(call.seconds)
 
-    def faulted(self, endpoint: str, error: C42Error) -> None:
-        """Remember a fault that was found at `endpoint`; equal ones of one second are one."""
-        if isinstance(error, Paused) and not error.upstream_status:
-            return  # nobody was asked
-        fault = {"time": _iso(datetime.now(UTC)), "endpoint": endpoint, "status": error.upstream_status}
+    def faulted(self, error: C42Error) -> None:
+        """Remember a fault; equal ones of one second are one."""
+        fault = {"time": _iso(datetime.now(UTC)), "endpoint": error.endpoint, "status": error.upstream_status}
         with self._lock:
             if fault not in self._faults:
                 self._faults.appendleft(fault)

@@ -72,6 +72,11 @@ class Standin:
         with self._lock:
             return self._counts[endpoint, event_id]
 
+    @property
+    def connections(self) -> int:
+        """How many connections are open."""
+        return sum(thread.is_alive() for thread in self._server.connections)
+
     def reset_counts(self) -> None:
         """Forget all requests but those under way."""
         with self._lock:

