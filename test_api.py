@@ -383,7 +383,14 @@ def test_not_found_does_not_wait(service: Service, upstream: Standin) -> None:
 # Errors that are passed through, and pauses
 
 BODIES = {
-    "json": (b'{"why": "\xc3\xa9"}', "application/json"),
+    "envelope": (
+        b'{"error":  {"code": "NO", "message": "\xc3\xa9", "status_code": 500, "hint": null}, "at": 1}',
+        "application/json",
+    ),
+    "other JSON": (b'{"error": "\xc3\xa9"}', "text/plain; charset=utf-8"),
+    "list": (b'["error"]', "text/plain; charset=utf-8"),
+    "odd status": (b'{"error": {"status_code": true, "message": "", "code": ""}}', "text/plain; charset=utf-8"),
+    "no message": (b'{"error": {"status_code": 500, "code": "NO"}}', "text/plain; charset=utf-8"),
     "html": (b"<script>alert(1)</script>", "text/plain; charset=utf-8"),
     "NaN": (b"[NaN]", "text/plain; charset=utf-8"),
     "nested": (b"[" * 60_000, "text/plain; charset=utf-8"),
@@ -395,7 +402,7 @@ BODIES = {
 @pytest.mark.parametrize("claimed", ["application/json", "text/html", "image/svg+xml", "application/javascript"])
 @pytest.mark.parametrize(("body", "content_type"), [pytest.param(*case, id=name) for name, case in BODIES.items()])
 def test_passed_through(service: Service, upstream: Standin, claimed: str, body: bytes, content_type: str) -> None:
-    """An error's body keeps its bytes, 64 KiB at most; JSON stays JSON, and nothing goes out that a browser runs."""
+    """An error's body keeps its bytes, 64 KiB at most; it is JSON if it is the envelope, and plain text otherwise."""
     event_id = new_id()
     upstream.rule("events", event_id, status=422, body=body, content_type=claimed)
     for result in "fwd=miss", "hit":

@@ -103,14 +103,18 @@ def make_etag(body: bytes) -> str:
 
 
 def _content_type(body: bytes) -> str:
-    """Say what a passed-through body is: JSON, or text, whatever it was called; nothing that a browser would run."""
+    """Return the content type of a passed-through body: JSON if it is an error in the envelope, plain text otherwise.
+
+    What the upstream calls it doesn't matter, so that it sends nothing that a browser would run.
+    """
     try:
-        json.loads(body.decode(), parse_constant=_no_constant)
+        error = json.loads(body.decode(), parse_constant=_no_constant)["error"]
+        types = [type(error[name]) for name in ("status_code", "message", "code")]
     except UnicodeDecodeError:
         return "text/plain"
-    except (ValueError, RecursionError):
-        return "text/plain; charset=utf-8"
-    return JSON
+    except (ValueError, RecursionError, LookupError, TypeError):
+        types = []
+    return JSON if types == [int, str, str] else "text/plain; charset=utf-8"
 
 
 def _no_constant(name: str) -> None:

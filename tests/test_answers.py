@@ -16,7 +16,7 @@ ENVELOPE = value.envelope(503, "later")
 GOOD = Loaded(value.success({"id": "1", "title": "Ein schöner Titel\n", "names": ["Ada"]}), OK, 252.0)
 BAD = Loaded(value.failure(503, "", body="<p>Störung".encode(), upstream_status=503, retry_after=7.5), FAULT, 6.0)
 
-bodies = st.one_of(st.binary(min_size=1), st.sampled_from([ENVELOPE, b"{}", b"\n", "ü\n".encode()]))
+bodies = st.one_of(st.binary(min_size=1), st.sampled_from([ENVELOPE, b"{}", b'{"error":{}}', b"\n", "ü\n".encode()]))
 seconds = st.floats(min_value=0, allow_infinity=False, exclude_min=True)
 good = st.builds(
     lambda title, names, lifetime: Loaded(value.success({"id": "1", "title": title, "names": names}), OK, lifetime),
