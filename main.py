@@ -15,7 +15,7 @@ from answers import EVENT, EVENTS, hits, rules
 from answers import response as answers
 from answers.loading import Load, loader
 from c42client import Client
-from cache import Cache, Found
+from cache import Cache, Found, Refused
 from cache import clock as default_clock
 from calendar42 import ids
 from calendar42.pause import Pause
@@ -60,12 +60,16 @@ def create_app(
     app = Flask(__name__, static_folder=None)  # the status page brings its own
     app.extensions["c42c"] = parts
     health.register(app, parts.metrics)
-    status_page.register(app, parts.metrics.status)
+    status_page.register(app)
     rules.register(app, origins=config.cors_origins)
 
     def find(event_ids: list[str]) -> dict[str, Found]:
         deadline = time.monotonic() + config.timeout  # of all loads together, where a second one follows the first
-        return cache.get_or_load_many(event_ids, lambda event_ids: load(event_ids, deadline), deadline)
+        try:
+            return cache.get_or_load_many(event_ids, lambda event_ids: load(event_ids, deadline), deadline)
+        except Refused:
+            parts.metrics.refused()
+            raise
 
     @app.get(EVENT)
     @app.get(f"{EVENT}/")
@@ -122,6 +126,7 @@ def _parts(
         expiry=config.expiry,
         max_entries=config.max_entries,
         max_waiting=config.max_waiting,
+        clock=clock,
         stopping=stopping,
         tier=tier.snapshot if tier else None,
     )

@@ -9,7 +9,7 @@ import time
 from collections.abc import Callable, Iterable
 from typing import Any
 
-from flask import Flask, Response, request
+from flask import Flask, Response, g, request
 from prometheus_client.exposition import CONTENT_TYPE_LATEST, generate_latest
 
 from answers import response as answers
@@ -21,12 +21,16 @@ log = logging.getLogger("c42c.requests")
 
 
 def register(app: Flask, metrics: Metrics) -> None:
-    """Add the routes to `app`, and count all of its responses."""
+    """Add the routes to `app`, and count all of its responses. To be called before anything else handles requests."""
+
+    @app.before_request
+    def begin() -> None:
+        g.began = time.monotonic()
 
     @app.after_request
     def count(response: Response) -> Response:
         route = request.url_rule.rule if request.url_rule else NO_ROUTE
-        metrics.responded(route.rstrip("/") or "/", response.status)
+        metrics.responded(route.rstrip("/") or "/", str(response.status_code), time.monotonic() - g.began)
         return response
 
     @app.get("/metrics")

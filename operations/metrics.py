@@ -1,43 +1,49 @@
-"""What the service counts, as Prometheus reads it and as the status page shows it.
+"""What the service counts, for Prometheus and for the status page.
 
-The cache counts for itself; here is what it can't know: requests by route and status, and calls to the upstream. Labels
-are route templates, endpoints and status codes: never an id, and nothing that a client could make up.
+The cache counts for itself. What it can't know is counted here: responses by route and status, and calls to the
+upstream. Labels are route templates, endpoints, status codes and kinds of answers: never an id, and nothing that a
+client could make up.
 
-`Metrics._lock` guards every underscored attribute that is not set once and for all.
+`Metrics._lock` guards every underscored attribute that changes.
 """
 
 import math
 import os
 import platform
 import threading
-import time
 from collections import Counter, deque
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from datetime import UTC, datetime
 from typing import Any
 
-from prometheus_client import CollectorRegistry, Histogram, ProcessCollector
+from prometheus_client import CollectorRegistry, Histogram, Info, ProcessCollector, disable_created_metrics
 from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily
 from prometheus_client.metrics_core import Metric
 from prometheus_client.registry import Collector
 
 from answers import EVENT
-from cache import Cache
+from cache import NEGATIVE, OK, Cache, Stats, clock
+from calendar42 import EVENTS, SUBSCRIPTIONS
 from calendar42.calls import Call
 from calendar42.errors import C42Error
 from calendar42.pause import Pause
 from operations import VERSION
 
-ENDPOINTS = ("events", "event-subscriptions")
+ENDPOINTS = (EVENTS, SUBSCRIPTIONS)
 CALLS_KEPT = 500  # of each endpoint, for the median and the 99th percentile
 FAULTS_KEPT = 20
 CALLS_PER_LOAD = 2  # at least
-BUCKETS = (0.025, 0.05, 0.1, 0.2, 0.3, 0.5, 0.75, 1, 1.5, 2, 3, 5, 10, 30)  # seconds
+RECENT = 60.0  # seconds for which a fault or a refusal counts as trouble
+BUCKETS = (0.005, 0.01, 0.025, 0.05, 0.1, 0.2, 0.3, 0.5, 0.75, 1, 1.5, 2, 3, 5, 10, 30)  # seconds
 NO_ROUTE = "other"
+
+disable_created_metrics()  # type: ignore[no-untyped-call]  # they are half of all series, and no query uses them
 
 
 class Metrics(Collector):
-    """All numbers of one serving process. Any thread may use it; `stopping` says whether the service is told to end."""
+    """All numbers of the process. Any thread may use it. `clock` gives monotonic seconds; `stopping` says whether the
+    service was told to stop; `tier` reads the counters of the shared tier, if there is one.
+    """
 
     def __init__(
         self,
@@ -47,82 +53,97 @@ class Metrics(Collector):
         expiry: float,
         max_entries: int,
         max_waiting: int,
+        clock: Callable[[], float] = clock,
         stopping: Callable[[], bool] = lambda: False,
         tier: Callable[[], Any] | None = None,
     ) -> None:
-        self._expiry = expiry
-        self._limits = {"max_entries": max_entries, "max_waiting": max_waiting}
-        self._cache = cache
-        self._pause = pause
-        self._tier = tier
-        self.stopping = stopping
-        self._began = time.monotonic()
-        self.served: Counter[bytes] = Counter()  # hits answered in the event loop, by status; only its thread writes
+        self._cache, self._pause, self._tier = cache, pause, tier
+        self._expiry, self._limits = expiry, {"max_entries": max_entries, "max_waiting": max_waiting}
+        self._clock, self._stopping = clock, stopping
+        self._began = clock()
+        self.served = Counter[bytes]()  # hits answered in the event loop, by status; only its thread writes
         self._lock = threading.Lock()
-        self._responses: Counter[tuple[str, str]] = Counter()  # route and status
-        self._calls: Counter[tuple[str, int]] = Counter()  # endpoint and status
+        self._responses = Counter[tuple[str, str]]()  # all others, by route and status
+        self._calls = Counter[tuple[str, str]]()  # by endpoint and status
         self._seconds = {endpoint: deque[float](maxlen=CALLS_KEPT) for endpoint in ENDPOINTS}
         self._faults = deque[dict[str, Any]](maxlen=FAULTS_KEPT)
+        self._fault_at = self._refused_at = -math.inf  # when there was the latest
         self.registry = CollectorRegistry()
-        self._duration = Histogram(
+        self._call_duration = Histogram(
             "c42_upstream_request_duration_seconds",
-            "Time that calls to the upstream took.",
+            "How long calls to Calendar42 took.",
             ["endpoint"],
             buckets=BUCKETS,
             registry=self.registry,
         )
+        self._response_duration = Histogram(
+            "c42_http_request_duration_seconds",
+            "How long requests took that were not hits.",
+            ["route"],
+            buckets=BUCKETS,
+            registry=self.registry,
+        )
         for endpoint in ENDPOINTS:
-            self._duration.labels(endpoint)
+            self._call_duration.labels(endpoint)
         self.registry.register(self)
+        Info("c42_build", "Always 1.", registry=self.registry).info(
+            {"version": VERSION, "python": platform.python_version()}
+        )
         ProcessCollector(registry=self.registry)
 
-    @property
-    def reaper_alive(self) -> bool:
-        """Whether expired entries are deleted."""
-        return self._cache.reaper_alive
-
-    def responded(self, route: str, status: str) -> None:
-        """Count one response that Flask gave; `status` is its status line."""
+    def responded(self, route: str, status: str, seconds: float | None = None) -> None:
+        """Count a response that was not a hit, with the time that it took unless the server refused the request."""
         with self._lock:
-            self._responses[route, status[:3]] += 1
+            self._responses[route, status] += 1
+        if seconds is not None:
+            self._response_duration.labels(route).observe(seconds)
+
+    def refused(self) -> None:
+        """Notice that a request was refused, as too many wait."""
+        with self._lock:
+            self._refused_at = self._clock()
 
     def called(self, call: Call) -> None:
-        """Count one call to the upstream."""
-        self._duration.labels(call.endpoint).observe(call.seconds)
+        """Count a call to the upstream."""
         with self._lock:
-            self._calls[call.endpoint, call.status] += 1
+            self._calls[call.endpoint, str(call.status)] += 1
             self._seconds[call.endpoint].append(call.seconds)
+        self._call_duration.labels(call.endpoint).observe(call.seconds)
 
     def faulted(self, error: C42Error) -> None:
         """Remember a fault; equal ones of one second are one."""
-        fault = {"time": _iso(datetime.now(UTC)), "endpoint": error.endpoint, "status": error.upstream_status}
+        fault = {"time": _now(), "endpoint": error.endpoint, "status": error.upstream_status}
         with self._lock:
+            self._fault_at = self._clock()
             if fault not in self._faults:
                 self._faults.appendleft(fault)
 
     def status(self) -> dict[str, Any]:
         """Return what the status page shows, as JSON has it."""
         stats = self._cache.snapshot()
-        hits = sum(stats.hits.values())
+        tier = self._tier()._asdict() if self._tier else None
+        asked = sum(stats.hits.values()) + stats.misses + stats.collapsed + stats.refused
+        useful = stats.hits[OK] + stats.hits[NEGATIVE]
         with self._lock:
-            calls = Counter[str]()
-            for (endpoint, _), made in self._calls.items():
-                calls[endpoint] += made
+            calls, faults = self._calls.copy(), list(self._faults)
             seconds = {endpoint: sorted(recent) for endpoint, recent in self._seconds.items()}
-            faults = list(self._faults)
         return {
             "version": VERSION,
             "pid": os.getpid(),
-            "uptime_seconds": round(time.monotonic() - self._began, 1),
-            "now": _iso(datetime.now(UTC)),
-            "cache": _flat(stats._asdict()) | {"hits": hits} | self._limits,
+            "uptime_seconds": round(self._clock() - self._began, 1),
+            "now": _now(),
+            "troubles": self._troubles(stats, tier),
             "expiry_seconds": self._expiry,
+            "requests": asked,
+            "hit_ratio": useful / asked if asked else None,
+            "saved_calls": CALLS_PER_LOAD * useful,
+            "cache": _flat(stats._asdict()) | self._limits,
             "upstream": {
                 "pause_seconds": round(self._pause.left, 1),
                 "requests": calls.total(),
                 "endpoints": {
                     endpoint: {
-                        "requests": calls[endpoint],
+                        "requests": sum(made for (its, _), made in calls.items() if its == endpoint),
                         "median_seconds": _quantile(seconds[endpoint], 0.5),
                         "p99_seconds": _quantile(seconds[endpoint], 0.99),
                     }
@@ -130,93 +151,84 @@ class Metrics(Collector):
                 },
                 "faults": faults,
             },
-            "shared_tier": self._tier()._asdict() if self._tier else None,
-            "saved_calls": CALLS_PER_LOAD * (hits + stats.collapsed),
-            "stopping": self.stopping(),
-            "reaper_alive": self.reaper_alive,
+            "shared_tier": tier,
+            "stopping": self._stopping(),
+            "reaper_alive": self._cache.reaper_alive,
         }
 
+    def _troubles(self, stats: Stats, tier: Mapping[str, Any] | None) -> list[str]:
+        """Return the names of what is wrong at the moment."""
+        recent = self._clock() - RECENT
+        troubles = {
+            "stopping": self._stopping(),
+            "reaper": not self._cache.reaper_alive,
+            "full": stats.waiting >= self._limits["max_waiting"],
+            "refusing": self._refused_at > recent,
+            "pause": self._pause.left > 0,
+            "faults": self._fault_at > recent,
+            "redis": tier and not tier["up"],
+        }
+        return [name for name, is_so in troubles.items() if is_so]
+
     def collect(self) -> Iterator[Metric]:
-        """Yield the families that are read off the cache's one snapshot, and those that are counted here."""
+        """Yield the families that are read off one snapshot of the cache, and those that are counted here."""
         stats = self._cache.snapshot()
         with self._lock:
-            calls = dict(self._calls)
-            responses = self._responses.copy()
-        for code, served in self.served.copy().items():
-            responses[EVENT, code.decode()] += served
-        yield _counter(
-            "c42_cache_requests",
-            "Keys asked for, by what the cache made of them.",
-            "result",
-            {
-                "hit": sum(stats.hits.values()),
-                "miss": stats.misses,
-                "collapsed": stats.collapsed,
-                "refused": stats.refused,
-            },
-        )
-        yield _counter("c42_cache_loads", "Loads that have ended, by outcome.", "outcome", stats.loads)
-        yield _counter("c42_cache_evictions", "Entries that were deleted, by reason.", "reason", stats.evicted)
-        entries = GaugeMetricFamily("c42_cache_entries", "Entries held.", labels=["kind"])
+            calls, responses = self._calls.copy(), self._responses.copy()
+        for status, served in self.served.copy().items():
+            responses[EVENT, status.decode()] += served
+        hits = sum(stats.hits.values())
+        requests = {"hit": hits, "miss": stats.misses, "collapsed": stats.collapsed, "refused": stats.refused}
+        yield _counter("cache_requests", "Events asked for, by what the cache made of them.", ["result"], requests)
+        yield _counter("cache_hits", "Hits, by kind of answer.", ["kind"], stats.hits)
+        yield _counter("cache_loads", "Loads that have ended, by outcome.", ["outcome"], stats.loads)
+        yield _counter("cache_evictions", "Answers deleted, by reason.", ["reason"], stats.evicted)
+        text = "Calls to Calendar42 that have ended, by status; 0: no whole answer."
+        yield _counter("upstream_requests", text, ["endpoint", "status"], calls)
+        yield _counter("http_requests", "Responses of the service.", ["route", "status"], responses)
+        entries = GaugeMetricFamily("c42_cache_entries", "Answers held.", labels=["kind"])
         for kind, held in stats.entries.items():
             entries.add_metric([kind], held)
         yield entries
-        upstream = CounterMetricFamily(
-            "c42_upstream_requests",
-            "Calls to the upstream that have ended, by status; 0: no whole answer.",
-            labels=["endpoint", "status"],
-        )
-        for (endpoint, status), made in sorted(calls.items()):
-            upstream.add_metric([endpoint, str(status)], made)
-        yield upstream
-        http = CounterMetricFamily("c42_http_requests", "Responses of the service.", labels=["route", "status"])
-        for labels, sent in sorted(responses.items()):
-            http.add_metric(labels, sent)
-        yield http
+        gauges = [
+            ("cache_entries_limit", "C42_MAX_ENTRIES: answers that may be held.", self._limits["max_entries"]),
+            ("cache_loading", "Loads under way.", stats.loading),
+            ("waiting_requests", "Requests that wait for the upstream.", stats.waiting),
+            ("waiting_requests_limit", "Requests that may wait; more are refused.", self._limits["max_waiting"]),
+            ("upstream_pause_seconds", "Time until Calendar42 may be asked again (429).", self._pause.left),
+            ("reaper_alive", "1 while expired answers are deleted.", self._cache.reaper_alive),
+            ("stopping", "1 once the service was told to stop.", self._stopping()),
+        ]
         if self._tier:
             asked = self._tier()._asdict()
-            up = asked.pop("up")
-            yield _counter("c42_shared_tier_loads", "Events to be loaded, by what Redis made of them.", "result", asked)
-            yield GaugeMetricFamily("c42_shared_tier_up", "1 where answers are shared through Redis.", up)
-        yield from (GaugeMetricFamily(name, text, value) for name, text, value in self._gauges(stats))
-        build = GaugeMetricFamily("c42_build_info", "Always 1.", labels=["version", "python"])
-        build.add_metric([VERSION, platform.python_version()], 1)
-        yield build
-
-    def _gauges(self, stats: Any) -> Sequence[tuple[str, str, float]]:
-        return (
-            ("c42_cache_entries_limit", "C42_MAX_ENTRIES: entries that may be held.", self._limits["max_entries"]),
-            ("c42_waiting_requests", "Requests that wait for the upstream.", stats.waiting),
-            ("c42_waiting_requests_limit", "Requests that may wait; more are refused.", self._limits["max_waiting"]),
-            ("c42_cache_loading", "Loads under way.", stats.loading),
-            ("c42_upstream_pause_seconds", "Time until the upstream may be asked again (429).", self._pause.left),
-            ("c42_reaper_alive", "1 where expired entries are deleted.", self.reaper_alive),
-            ("c42_process_id", "The process that answered.", os.getpid()),
-            ("c42_stopping", "1 from the signal to end until the end.", self.stopping()),
-        )
+            gauges.append(("shared_tier_up", "1 while answers are shared through Redis.", asked.pop("up")))
+            text = "Events to be loaded, by what the shared tier made of them."
+            yield _counter("shared_tier_loads", text, ["result"], asked)
+        yield from (GaugeMetricFamily(f"c42_{name}", text, value) for name, text, value in gauges)
 
 
-def _counter(name: str, text: str, label: str, values: dict[str, int]) -> CounterMetricFamily:
-    family = CounterMetricFamily(name, text, labels=[label])
-    for value, counted in values.items():
-        family.add_metric([value], counted)
+def _counter(name: str, text: str, labels: list[str], values: Mapping[Any, int]) -> Metric:
+    family = CounterMetricFamily(f"c42_{name}", text, labels=labels)
+    for key, counted in sorted(values.items()):
+        family.add_metric([key] if isinstance(key, str) else key, counted)
     return family
 
 
-def _flat(numbers: dict[str, Any]) -> dict[str, int]:
-    """Return the numbers by name: {"loads": {"ok": 1}} is {"loads_ok": 1}."""
+def _flat(numbers: Mapping[str, Any]) -> dict[str, int]:
+    """Return the numbers by name, and the sums of those by kind: {"hits": {"ok": 1}} is {"hits": 1, "hits_ok": 1}."""
     flat: dict[str, int] = {}
     for name, value in numbers.items():
-        flat |= {f"{name}_{kind}": count for kind, count in value.items()} if isinstance(value, dict) else {name: value}
+        if isinstance(value, dict):
+            flat |= {name: sum(value.values())} | {f"{name}_{kind}": count for kind, count in value.items()}
+        else:
+            flat[name] = value
     return flat
 
 
 def _quantile(ordered: Sequence[float], share: float) -> float | None:
     """Return the smallest value that `share` of all do not exceed; None where there is none."""
-    if not ordered:
-        return None
-    return round(ordered[math.ceil(share * len(ordered)) - 1], 4)
+    return round(ordered[math.ceil(share * len(ordered)) - 1], 4) if ordered else None
 
 
-def _iso(moment: datetime) -> str:
-    return moment.isoformat(timespec="seconds").replace("+00:00", "Z")
+def _now() -> str:
+    return datetime.now(UTC).isoformat(timespec="seconds").replace("+00:00", "Z")

@@ -179,6 +179,10 @@ class Inside:
         """GET an event."""
         return self.http.get(f"/events-with-subscriptions/{event_id}", **options)
 
+    def status(self) -> Any:
+        """GET /status.json."""
+        return self.http.get("/status.json").json
+
     def close(self) -> None:
         """Stop its threads."""
         self.cache.close()

@@ -109,7 +109,12 @@ def test_numbers_add_up(start: Start, upstream: Standin) -> None:
         assert value(found, name, endpoint=endpoint) == upstream.calls(endpoint)
 
     page = service.get("/status.json").json()
-    assert page["saved_calls"] == 2 * (81 + 3)
+    hits = {kind: value(found, "c42_cache_hits_total", kind=kind) for kind in ("ok", "negative", "fault", "paused")}
+    assert hits == {"ok": 41, "negative": 20, "fault": 20, "paused": 0}
+    assert (page["requests"], page["hit_ratio"], page["saved_calls"]) == (117, 61 / 117, 2 * 61)
+    took = value(found, "c42_http_request_duration_seconds_count", route=route)
+    assert took == 36, "4 waited, 30 were refused, 2 were loaded later; hits don't count"
+    assert not any("_created" in name or name == "c42_process_id" for name, _ in found)
     assert page["upstream"]["requests"] == upstream.calls()
     faults = [(fault["endpoint"], fault["status"]) for fault in page["upstream"]["faults"]]
     assert faults == [("events", 503)]
@@ -433,4 +438,4 @@ def test_alerts_are_about_what_is_there(service: Service) -> None:
 
 
 def _mentioned(name: str, page: str) -> bool:
-    return re.sub("_(bucket|count|sum|created)$", "", name) in page
+    return re.sub("_(bucket|count|sum)$", "", name) in page

@@ -2,19 +2,18 @@
 
 import json
 import re
+import threading
 import time
 from collections.abc import Callable
 from typing import Any
 
 import pytest
-from flask import Flask
 from selenium.webdriver import ActionChains, Chrome
 from selenium.webdriver.common.by import By
 from selenium.webdriver.common.keys import Keys
 
-from operations import status_page
 from standin import EVENTS, Gate, Standin
-from tests.fixtures import Service, new_id, until
+from tests.fixtures import Inside, Service, new_id, until
 
 HITS = '[data-number="cache.hits"]'
 
@@ -57,45 +56,48 @@ def test_numbers_move(browser: Chrome, service: Service, upstream: Standin) -> N
     assert re.search(r"hit: \S+ now, from \S+ to \S+; miss: ", plot.get_attribute("aria-label") or "")
     until(lambda: len(plot.find_elements(By.CSS_SELECTOR, 'path.line.hit[d*="L"]')) == 1, "a line")
     assert "events, median: " in (browser.find_element(By.ID, "plot-latency").get_attribute("aria-label") or "")
-    held = browser.find_element(By.CSS_SELECTOR, 'meter[data-number="held"]')
+    held = browser.find_element(By.CSS_SELECTOR, 'meter[data-number="cache.entries"]')
     assert int(held.get_attribute("value") or 0) >= 1
     assert complaints(browser) == []
 
 
-def test_shows_the_same_with_and_without_javascript(browser: Chrome, start: Callable[..., Service]) -> None:
-    """The server writes every number as the script does, so that a page without a script lacks only what moves."""
+def test_numbers_are_those_of_the_server(browser: Chrome, start: Callable[..., Service]) -> None:
+    """Every number on the page is one of /status.json; without JavaScript the page says where they are."""
     service = start()  # of its own, so that nothing expires meanwhile
     for name in ("plain", "plain", "unknown"):
         service.event(EVENTS[name])
-    script = "return [...document.querySelectorAll('[data-number]')].map(n => [n.dataset.number, n.textContent])"
-
-    def numbers() -> dict[str, str]:
-        return {name: shown for name, shown in browser.execute_script(script) if name not in ("uptime_seconds", "now")}
-
     browser.get(service.url)
-    shows(browser, "#rate-hits", ".")
-    live = numbers()
+    shows(browser, '[data-number="hit_ratio"]', "33.3 %")
+    assert text(browser, '[data-number="saved_calls"]') == "2"
+    assert text(browser, '[data-number="expiry_seconds"]') == "4 min 12 s"
+    assert browser.execute_script("return document.querySelectorAll('[data-number]').length") > 30
+    dashes = (
+        "return [...document.querySelectorAll('[data-number]')].filter(n => n.textContent === '–' && n.offsetParent)"
+    )
+    assert browser.execute_script(dashes) == []
     browser.execute_cdp_cmd("Emulation.setScriptExecutionDisabled", {"value": True})
     browser.get(service.url)
-    assert numbers() == live
-    assert live["hit_ratio"] == "33.3 %"
-    assert "JavaScript did not run" in text(browser, "#still")
+    assert text(browser, "main") == "This page needs JavaScript. The same numbers are in status.json."
     assert not browser.find_element(By.ID, "event-id").is_displayed()
 
 
-def test_formats_are_one(browser: Chrome, service: Service) -> None:
-    """The script and the server write any number alike."""
-    numbers = [0, 0.00004, 0.0023, 0.00995, 0.0125, 0.5, 0.9996, 1.125, 59.9, 60, 252, 3599, 86399, 90061.5, 8_640_000]
-    numbers += [step / 1000 for step in range(0, 100_000, 77)]
-    forms = {name: status_page._FORMATS[name] for name in ("duration", "pause", "latency", "percent")}
+def test_formats(browser: Chrome, service: Service) -> None:
+    """Numbers are written for readers: two units of time, three digits or so, and 100 % only if it is all."""
+    written: dict[str, dict[float, str]] = {
+        "duration": {0: "0 s", 59.9: "59 s", 60: "1 min 0 s", 252: "4 min 12 s", 3599: "59 min 59 s",
+                     86399: "23 h 59 min", 90061.5: "1 d 1 h", 8_640_000: "100 d 0 h"},
+        "pause": {0: "none", 0.1: "1 s", 99.5: "1 min 40 s"},
+        "latency": {0.00004: "0.0 ms", 0.0023: "2.3 ms", 0.00995: "10.0 ms", 0.0125: "13 ms", 0.5: "500 ms",
+                    0.9996: "1.00 s", 1.125: "1.13 s"},
+        "percent": {0: "0.0 %", 0.33333: "33.3 %", 0.99999: "99.9 %", 1: "100.0 %"},
+        "count": {0: "0", 999: "999", 1000: "1,000", 1_234_567: "1,234,567"},
+        "rate": {0: "0.0", 9.94: "9.9", 12.5: "13", 12345.6: "12,346"},
+    }  # fmt: skip
     browser.get(service.url)
-    script = """const [names, numbers, done] = arguments;
-        import("/static/format.js").then((all) => done(names.map((name) => numbers.map(all[name]))))"""
-    written = browser.execute_async_script(script, list(forms), numbers)
-    assert dict(zip(forms, written, strict=True)) == {name: [*map(form, numbers)] for name, form in forms.items()}
-    whole = [0, 999, 1000, 1_234_567]
-    counts = browser.execute_async_script(script, ["count"], whole)
-    assert counts == [[status_page._FORMATS["count"](number) for number in whole]]
+    script = """const [name, numbers, done] = arguments;
+        import("/static/format.js").then((all) => done(numbers.map(all[name])))"""
+    for name, cases in written.items():
+        assert browser.execute_async_script(script, name, list(cases)) == list(cases.values()), name
 
 
 def test_tries_an_event_by_keyboard(browser: Chrome, service: Service, upstream: Standin) -> None:
@@ -188,52 +190,74 @@ def test_says_so_when_the_service_is_silent(browser: Chrome, start: Callable[...
     assert complaints(browser) == []
 
 
-def test_says_what_is_wrong(browser: Chrome, start: Callable[..., Service], upstream: Standin) -> None:
-    """A pause is announced with the time that is left of it, in the page as it is sent and as it moves."""
-    service = start()
-    event_id = new_id()
-    upstream.rule("events", event_id, status=429, headers={"Retry-After": "100"})
+def test_troubles_are_named_by_the_server(inside: Callable[..., Inside], upstream: Standin) -> None:
+    """/status.json names what is wrong: a pause while it lasts, a fault and a refusal for a minute."""
+    service, event_id = inside(C42_THREADS="17", C42_TIMEOUT="5"), new_id()
+    assert service.status()["troubles"] == []
+    upstream.rule("events", event_id, status=500)
     service.event(event_id)
-    assert re.search(r'id="trouble-pause">', service.get("/").text)
-    browser.get(service.url)
-    shows(browser, '[data-number="upstream.pause_seconds"]', "1 min")
-    shows(browser, "#troubles", "asked for a pause (429)")
-    assert "does not answer" not in text(browser, "#troubles")
+    assert service.status()["troubles"] == ["faults"]
+    service.clock.now += 59.9
+    assert service.status()["troubles"] == ["faults"]
+    service.clock.now += 0.1
+    assert service.status()["troubles"] == []
+    upstream.rule(times=2, status=429, headers={"Retry-After": "100"})
+    service.event(new_id())
+    assert service.status()["troubles"] == ["pause"]
 
 
-def troubles(numbers: dict[str, Any]) -> list[str]:
-    """Return what the page says of these numbers at its top, as the server sends it."""
-    app = Flask("test", static_folder=None)
-    status_page.register(app, lambda: numbers)
-    return re.findall(r'<li id="[^"]+">(.+?)</li>', app.test_client().get("/").text)
+def test_refusals_are_a_trouble_for_a_minute(inside: Callable[..., Inside], upstream: Standin) -> None:
+    """The waiting room is a trouble while it is full, and a refusal for a minute after it."""
+    service, event_id, gate = inside(C42_THREADS="17", C42_TIMEOUT="5"), new_id(), Gate()  # one may wait
+    upstream.add_event(event_id)
+    upstream.rule(event_id=event_id, gate=gate)
+    waiting = threading.Thread(target=service.event, args=(event_id,))
+    waiting.start()
+    gate.wait_for(2)
+    assert service.status()["troubles"] == ["full"]
+    assert service.event(new_id()).status_code == 503
+    assert service.status()["troubles"] == ["full", "refusing"]
+    gate.open()
+    waiting.join()
+    service.clock.now += 59.9
+    assert service.status()["troubles"] == ["refusing"]
+    service.clock.now += 0.1
+    assert service.status()["troubles"] == []
 
 
-def test_script_and_server_see_the_same_troubles(browser: Chrome, service: Service) -> None:
-    """Whatever is wrong is said in the same words by the page as it is sent and as it moves."""
-    sound = service.get("/status.json").json()
-    sound["upstream"] |= {"faults": [], "pause_seconds": 0.0}
-    cache, upstream = sound["cache"], sound["upstream"]
-    fault = {"endpoint": "events", "status": 0}
-    cases: dict[str, dict[str, Any]] = {
-        "well": {},
-        "stopping": {"stopping": True},
-        "reaper": {"reaper_alive": False},
-        "all else is refused": {"cache": cache | {"waiting": cache["max_waiting"]}},
-        "asked for a pause": {"upstream": upstream | {"pause_seconds": 0.1}},
-        "had faults": {"upstream": upstream | {"faults": [fault | {"time": sound["now"]}]}},
-        "All is well": {"upstream": upstream | {"faults": [fault | {"time": "2026-01-01T00:00:00Z"}]}},
-    }
+TROUBLES = {
+    "stopping": "The service is stopping.",
+    "reaper": "The reaper has died",
+    "full": "The waiting room is full",
+    "refusing": "Requests were refused",
+    "pause": "asked for a pause (429)",
+    "faults": "had faults within the last minute",
+    "redis": "Redis is lost",
+}
+
+
+def test_troubles_are_shown(browser: Chrome, service: Service) -> None:
+    """The page has a sentence for each trouble that the server names, shows those alone, and marks its title."""
+    numbers = service.get("/status.json").json()
+    tier = {"found": 1, "awaited": 22, "loaded": 333, "alone": 4444, "up": False}
+    numbers |= {"troubles": [], "shared_tier": tier}
+    numbers["upstream"]["faults"] = [{"time": "2026-01-01T00:00:00Z", "endpoint": "events", "status": 0}]
     answer = "const said = arguments[0]; window.fetch = async () => new Response(said)"
     browser.get(service.url)
     browser.execute_script("const later = window.setTimeout; window.setTimeout = (what) => later(what, 50)")
-    for word, change in cases.items():
-        numbers = sound | change
-        browser.execute_script(answer, json.dumps(numbers))
-        sent = troubles(numbers)
-        assert len(sent) == 1
-        assert word in sent[0]
-        until(lambda said=sent[0]: text(browser, "#troubles") == said, sent[0])  # type: ignore[misc]
+    for name, sentence in TROUBLES.items():
+        browser.execute_script(answer, json.dumps(numbers | {"troubles": [name]}))
+        shows(browser, "#troubles", sentence)
+        assert text(browser, "#troubles").count("\n") == 0
+        assert browser.title == "(!) c42c status"
+    browser.execute_script(answer, json.dumps(numbers | {"troubles": list(TROUBLES)}))
+    until(lambda: len(text(browser, "#troubles").splitlines()) == len(TROUBLES), "all of them")
+    browser.execute_script(answer, json.dumps(numbers))
+    until(lambda: text(browser, "#troubles") == "All is well.", "none of them")
+    assert browser.title == "c42c status"
     assert text(browser, "#fault-table tbody tr") == "2026-01-01 00:00:00 events no answer"
+    assert text(browser, "#shared-tier").split("\n")[1] == "lost"
+    assert "333 loaded for all, 4,444 alone" in text(browser, "#shared-tier")
 
 
 def test_hidden_tabs_do_not_ask(browser: Chrome, service: Service) -> None:
@@ -305,7 +329,7 @@ def test_headers(service: Service) -> None:
     none = dict.fromkeys(("default-src", "base-uri", "form-action", "frame-ancestors"), "'none'")
     assert policy == own | none
     assert not re.search(r"<script>|<style|style=|\son\w+=|https?:", page.text)
-    for path in {"/", *(f"/{path}" for path in re.findall(r'(?:src|href)="([^"]+)"', page.text))}:
+    for path in {"/", *(f"/{path}" for path in re.findall(r'(?:src|href)="(static/[^"]+)"', page.text))}:
         answer = service.get(path)
         assert answer.status_code == 200, path
         assert answer.headers["X-Content-Type-Options"] == "nosniff"

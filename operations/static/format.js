@@ -1,4 +1,4 @@
-// How numbers are written: the same formats, by the same names, as in status_page.py, and those only a live page needs.
+// How numbers are written. The names are those of `data-form` in the page.
 
 export const count = (number) => number.toLocaleString("en-US");
 
@@ -20,7 +20,7 @@ export function latency(seconds) {
   return `${rounded(seconds * 1000, seconds >= 0.01 ? 0 : 1)} ms`;
 }
 
-// Halves upwards, as on the server; toFixed alone does it so for some numbers only.
+// Rounds halves upwards; toFixed alone does so for some numbers only.
 const rounded = (number, digits) => (Math.floor(number * 10 ** digits + 0.5) / 10 ** digits).toFixed(digits);
 
 export const pause = (seconds) => seconds > 0 ? duration(Math.ceil(seconds)) : "none";
@@ -28,5 +28,7 @@ export const pause = (seconds) => seconds > 0 ? duration(Math.ceil(seconds)) : "
 export const rate = (perSecond) => perSecond >= 10 ? count(Math.round(perSecond)) : perSecond.toFixed(1);
 
 export const clock = (stamp) => stamp.slice(0, 19).replace("T", " ");
+
+export const connection = (up) => up ? "up" : "lost";
 
 export const plain = String;

@@ -7,7 +7,6 @@ import * as tryBox from "./try.js";
 const INTERVAL = 1000; // milliseconds from one question to the next
 const PATIENCE = 3000; // milliseconds until no answer is called so
 const AVERAGED = 5; // seconds that a rate is the mean of: single requests are no spikes then
-const RECENT = 60_000; // milliseconds for which a fault counts as trouble, as in status_page.py
 
 const byId = (id) => document.getElementById(id);
 const outcomes = ["hits", "misses", "collapsed", "refused"];
@@ -16,7 +15,6 @@ const recent = []; // the latest numbers, and when they came, the newest last
 let asking = false;
 
 document.querySelectorAll("[data-live]").forEach((part) => (part.hidden = false));
-byId("still").hidden = true;
 const requests = new Plot(byId("plot-requests"), {
   title: "Requests per second",
   lines: { hit: "hit", miss: "miss", collapsed: "collapsed", refused: "refused" },
@@ -44,7 +42,7 @@ async function poll() {
   try {
     const numbers = await read();
     if (numbers) show({ ...numbers, seconds: performance.now() / 1000 });
-    showTroubles(numbers);
+    showTroubles(numbers?.troubles ?? ["silent"]);
   } finally {
     setTimeout(() => { asking = false; poll(); }, Math.max(0, INTERVAL - (performance.now() - began)));
   }
@@ -61,11 +59,8 @@ async function read() {
 }
 
 function show(numbers) {
-  const { cache } = numbers;
-  const asked = outcomes.reduce((sum, name) => sum + cache[name], 0);
-  const held = cache.entries_ok + cache.entries_negative + cache.entries_fault;
-  const view = { ...numbers, asked, held, hit_ratio: asked ? cache.hits / asked : null };
-  for (const place of document.querySelectorAll("[data-number]")) showNumber(place, view);
+  byId("shared-tier").hidden = !numbers.shared_tier;
+  for (const place of document.querySelectorAll("[data-number]")) showNumber(place, numbers);
   showFaults(numbers.upstream.faults);
   showRates(numbers);
   latencies.add(numbers.seconds, endpoints.flatMap((name) => {
@@ -74,17 +69,17 @@ function show(numbers) {
   }));
 }
 
-function showNumber(place, view) {
-  const value = at(view, place.dataset.number);
+function showNumber(place, numbers) {
+  const value = at(numbers, place.dataset.number) ?? null;
   if (place instanceof HTMLMeterElement) {
-    place.max = at(view, place.dataset.most);
+    place.max = at(numbers, place.dataset.most);
     place.value = value;
   } else {
     place.textContent = value === null ? "–" : formats[place.dataset.form](value);
   }
 }
 
-const at = (view, path) => path.split(".").reduce((inner, name) => inner[name], view);
+const at = (numbers, path) => path.split(".").reduce((inner, name) => inner?.[name], numbers);
 
 function showRates(numbers) {
   const last = recent.at(-1);
@@ -111,19 +106,10 @@ function showFaults(faults) {
   }));
 }
 
-// Toggle the sentences of the template; they hold no number that moves, so that a screen reader says each once.
-function showTroubles(numbers) {
-  const troubles = {
-    silent: !numbers,
-    stopping: numbers?.stopping,
-    reaper: numbers && !numbers.reaper_alive,
-    full: numbers && numbers.cache.waiting >= numbers.cache.max_waiting,
-    pause: numbers?.upstream.pause_seconds > 0,
-    faults: numbers?.upstream.faults.some(({ time }) => Date.parse(numbers.now) - Date.parse(time) < RECENT),
-  };
-  for (const [name, isSo] of Object.entries(troubles)) byId(`trouble-${name}`).hidden = !isSo;
-  const well = !Object.values(troubles).some(Boolean);
-  byId("well").hidden = !well;
-  document.body.classList.toggle("stale", !numbers);
-  document.title = well ? "c42c status" : "(!) c42c status";
+// Show the sentences of what is wrong. They hold no number that moves, so that a screen reader says each of them once.
+function showTroubles(troubles) {
+  const shown = troubles.length ? troubles : ["none"];
+  for (const item of byId("troubles").children) item.hidden = !shown.includes(item.dataset.trouble);
+  document.body.classList.toggle("stale", troubles.includes("silent"));
+  document.title = troubles.length ? "(!) c42c status" : "c42c status";
 }
