@@ -87,8 +87,6 @@ def create_app(
     def contract() -> Response:
         return send_file("operations/openapi.json")
 
-    if log.isEnabledFor(logging.DEBUG):
-        app.wsgi_app = health.log_requests(app.wsgi_app)  # type: ignore[method-assign, assignment]  # as Flask says
     return app
 
 

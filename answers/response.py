@@ -32,7 +32,7 @@ from cache import NEGATIVE, OK, Found, Hit
 
 NOSNIFF = ("X-Content-Type-Options", "nosniff")
 NO_STORE = ("Cache-Control", "no-store")
-_EXPOSED = ("Access-Control-Expose-Headers", "Cache-Status, ETag, Retry-After")
+_EXPOSED = ("Access-Control-Expose-Headers", "Cache-Status, ETag, Retry-After, X-Request-ID")
 _PREFLIGHT = [
     ("Access-Control-Allow-Methods", "GET, HEAD"),
     ("Access-Control-Allow-Headers", "*"),

@@ -5,8 +5,9 @@ None of it asks the upstream or waits for anything, and none tells an id, a name
 
 import json
 import logging
+import re
+import secrets
 import time
-from collections.abc import Callable, Iterable
 from typing import Any
 
 from flask import Flask, Response, g, request
@@ -15,22 +16,28 @@ from prometheus_client.exposition import CONTENT_TYPE_LATEST, generate_latest
 from answers import response as answers
 from answers.hits import Answer, Immediate, Request, Shortcut
 from answers.value import JSON
+from operations import logs
 from operations.metrics import NO_ROUTE, Metrics
 
 log = logging.getLogger("c42c.requests")
 
 
 def register(app: Flask, metrics: Metrics) -> None:
-    """Add the routes to `app`, and count all of its responses. To be called before anything else handles requests."""
+    """Add the routes to `app`; count its responses, and give each request an id. To be called before other handlers."""
 
     @app.before_request
     def begin() -> None:
         g.began = time.monotonic()
+        given = request.headers.get("X-Request-ID", "")
+        logs.request_id.set(given if re.fullmatch("[A-Za-z0-9._-]{1,64}", given) else secrets.token_hex(8))
 
     @app.after_request
-    def count(response: Response) -> Response:
+    def end(response: Response) -> Response:
+        seconds = time.monotonic() - g.began
         route = request.url_rule.rule if request.url_rule else NO_ROUTE
-        metrics.responded(route.rstrip("/") or "/", str(response.status_code), time.monotonic() - g.began)
+        metrics.responded(route.rstrip("/") or "/", str(response.status_code), seconds)
+        _log_request(request.method, request.path, response.status_code, seconds)
+        response.headers["X-Request-ID"] = logs.request_id.get()
         return response
 
     @app.get("/metrics")
@@ -73,24 +80,6 @@ def _respond(status: int, body: bytes, content_type: str) -> Response:
     return Response(body, status, [("Content-Type", content_type), answers.NO_STORE, answers.NOSNIFF])
 
 
-App = Callable[[dict[str, Any], Callable[..., Any]], Iterable[bytes]]
-
-
-def log_requests(app: App) -> App:
-    """Return WSGI middleware that logs every request to `app`, for the level DEBUG."""
-
-    def serve(environ: dict[str, Any], start_response: Callable[..., Any]) -> Iterable[bytes]:
-        began = time.monotonic()
-
-        def start(status: str, headers: answers.Headers, *exc_info: Any) -> Any:
-            _log_request(environ["REQUEST_METHOD"], environ["PATH_INFO"], status[:3], began)
-            return start_response(status, headers, *exc_info)
-
-        return app(environ, start)
-
-    return serve
-
-
 def log_hits(immediate: Immediate) -> Immediate:
     """Return `immediate`, whose shortcuts also log the requests that they answer, for the level DEBUG."""
 
@@ -101,7 +90,7 @@ def log_hits(immediate: Immediate) -> Immediate:
             began = time.monotonic()
             answer = shortcut() if shortcut else None
             if answer:
-                _log_request(request.method, request.path, answer[0][9:12].decode(), began)
+                _log_request(request.method, request.path, int(answer[0][9:12]), time.monotonic() - began)
             return answer
 
         return logged
@@ -109,7 +98,6 @@ def log_hits(immediate: Immediate) -> Immediate:
     return find_shortcut
 
 
-def _log_request(method: str, path: str, status: str, began: float) -> None:
-    seconds = time.monotonic() - began
-    fields = {"method": method, "path": path, "status": int(status), "seconds": round(seconds, 4)}
-    log.debug("request %s %r %s %.1f ms", method, path, status, seconds * 1000, extra={"fields": fields})
+def _log_request(method: str, path: str, status: int, seconds: float) -> None:
+    fields = {"method": method, "path": path, "status": status, "seconds": round(seconds, 4)}
+    log.debug("request %s %r %d %.1f ms", method, path, status, seconds * 1000, extra={"fields": fields})

@@ -12,7 +12,7 @@ from tests.fixtures import PREFIX, TOKEN, Inside, Service, listed, load_outcomes
 from tests.reading import cache_status
 
 PAGE = "https://app.example.com"
-EXPOSED = {"Cache-Status", "ETag", "Retry-After"}
+EXPOSED = {"Cache-Status", "ETag", "Retry-After", "X-Request-ID"}
 MakeInside = Callable[..., Inside]
 Start = Callable[..., Service]
 

@@ -6,6 +6,7 @@ import shutil
 import socket
 import ssl
 import subprocess
+import sys
 import threading
 from collections import Counter
 from collections.abc import Callable, Iterator, Mapping
@@ -26,7 +27,7 @@ from calendar42.pause import Pause
 from operations import check, health
 from operations.metrics import Metrics
 from standin import Gate, Standin
-from tests.fixtures import ROOT, TOKEN, Service, at_once, new_id, until
+from tests.fixtures import ROOT, TOKEN, MakeInside, Service, at_once, new_id, until
 
 PREFIX = "/events-with-subscriptions/"
 ENDPOINTS = ("/metrics", "/livez", "/readyz", "/healthz", "/status.json")
@@ -264,6 +265,99 @@ def test_log_at_info_has_no_requests(service: Service, upstream: Standin) -> Non
     for _ in range(3):
         assert service.event(event_id).status_code == 200
     assert service.log.count(event_id) == 1
+
+
+def test_log_at_debug_is_only_ours(start: Start, upstream: Standin) -> None:
+    """At DEBUG, no other library's debug lines are in the log."""
+    service = start(C42_LOGFORMAT="json", C42_LOGLEVEL="DEBUG")
+    upstream.add_event(event_id := new_id())
+    assert service.event(event_id).status_code == 200
+    assert service.stop() == 0
+    records = [json.loads(line) for line in service.log.splitlines()]
+    assert {record["logger"].split(".")[0] for record in records} == {"c42c"}
+    assert {record["pid"] for record in records} == {service.process.pid}
+
+
+@pytest.mark.parametrize("form", ["text", "json"])
+def test_request_id(start: Start, upstream: Standin, form: str) -> None:
+    """X-Request-ID is taken from the request or made, is in every answer but hits, and in that request's log lines."""
+    service = start(C42_LOGFORMAT=form)
+    good, bad = new_id(), new_id()
+    upstream.add_event(good)
+    upstream.rule("events", bad, status=500)
+    given = {good: "Report-7.a_b", bad: "x" * 64}
+    for event_id, its_id in given.items():
+        answer = service.event(event_id, headers={"X-Request-ID": its_id})
+        assert answer.headers["X-Request-ID"] == its_id
+        hit = service.event(event_id, headers={"X-Request-ID": its_id})
+        assert "hit" in hit.headers["Cache-Status"]
+        assert "X-Request-ID" not in hit.headers
+    made = [service.get(path).headers["X-Request-ID"] for path in ("/livez", "/nothing", PREFIX + "a.b", PREFIX + "b")]
+    assert all(re.fullmatch("[0-9a-f]{16}", its_id) for its_id in made)
+    assert len(set(made)) == 4
+    assert service.stop() == 0
+    lines = [line for line in service.log.splitlines() if "load event=" in line]
+    expected = [*given.values(), made[-1]]
+    if form == "text":
+        assert [line.split(" request=")[1] for line in lines] == expected
+        assert service.log.count(" request=") == 3
+    else:
+        assert [json.loads(line)["request_id"] for line in lines] == expected
+        assert service.log.count('"request_id"') == 3
+
+
+HOSTILE = [
+    b"",
+    b"a b",
+    b"a" * 65,
+    b"a" * 10_240,
+    b"caf\xc3\xa9",
+    b"\xff",
+    b"a,b",
+    b"<script>",
+    b"../..",
+    b"a\tb",
+    b'"a"',
+]
+
+
+def test_hostile_request_ids(service: Service, inside: MakeInside) -> None:
+    """An X-Request-ID is replaced if it is too long or has other characters than letters, digits, `.`, `-` and `_`."""
+    for hostile in HOSTILE:
+        answer = service.raw(b"/livez", b"GET", b"X-Request-ID: " + hostile)
+        assert (answer.status, len(answer.headers["X-Request-ID"])) == (200, 16), hostile
+    two = service.raw(b"/livez", b"GET", b"X-Request-ID: a", b"X-Request-ID: b")
+    assert len(two.headers["X-Request-ID"]) == 16
+    for broken in "a\nb", "a\n", "a\r\nSet-Cookie: b", "\x00":  # which no server lets through
+        its_answer = inside().http.get("/livez", environ_overrides={"HTTP_X_REQUEST_ID": broken})
+        assert len(its_answer.headers["X-Request-ID"]) == 16, broken
+
+
+BROKEN = """
+import main
+from operations import logs, settings
+
+class Broken:
+    def fetch(self, event_id, deadline):
+        raise ZeroDivisionError("by nought")
+
+config = settings.read({"C42_TOKEN": "12345678"})
+logs.configure("INFO", "json", config.token)
+client = main.create_app(config, client=Broken()).test_client()
+answer = client.get("/events-with-subscriptions/a", headers={"X-Request-ID": "report-8"})
+print(answer.status_code, answer.headers["X-Request-ID"])
+"""
+
+
+def test_errors_carry_the_request_id() -> None:
+    """The log line of a mistake in the service has the traceback, and the id that the client was told."""
+    ended = subprocess.run(
+        [sys.executable, "-c", BROKEN], check=True, cwd=ROOT, capture_output=True, text=True, timeout=20
+    )
+    assert ended.stdout == "500 report-8\n"
+    (record,) = (json.loads(line) for line in ended.stderr.splitlines())
+    assert (record["message"], record["request_id"]) == ("a request failed", "report-8")
+    assert "ZeroDivisionError: by nought" in record["exception"]
 
 
 # --check
