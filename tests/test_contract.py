@@ -93,6 +93,13 @@ def test_every_route_is_described(inside: Callable[..., Inside]) -> None:
     assert set(name["schema"]["enum"]) == {file.name for file in (ROOT / "operations/static").iterdir()}
 
 
+def test_troubles_are_those_of_the_status_page() -> None:
+    """The document names the troubles that the status page shows, but the two that only the page can see."""
+    page = (ROOT / "operations/templates/status.html").read_text()
+    troubles = DOCUMENT["components"]["schemas"]["Status"]["properties"]["troubles"]["items"]["enum"]
+    assert troubles == [name for name in re.findall('data-trouble="(.*?)"', page) if name not in ("none", "silent")]
+
+
 def test_document_is_served(service: Service) -> None:
     """The document is served as it is, and not sent again to who has it."""
     answer = service.get("/openapi.json")
