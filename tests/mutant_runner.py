@@ -1,18 +1,18 @@
 """Runs the tests that `tests/mutants.py` chooses, in a copy of the project, one run after the other.
 
-Reads an order for each run, a line of JSON, and writes a line of JSON with what came of it. The libraries are imported
-once, and each run is a fork with the project's modules yet to import: that saves most of the time of a run.
+Reads an order for each run, a line of JSON, and writes a line of JSON with what came of it. Each run is a fork of this
+process, which has imported the libraries already: that saves most of the time of a run. A test that takes much longer
+than without a mutant ends the run. Whatever a run leaves behind, services included, is ended before the next.
 """
 
-import contextlib
+import ctypes
 import json
 import os
 import re
 import resource
-import select
 import signal
 import sys
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from time import monotonic
 from typing import Any
@@ -24,18 +24,22 @@ import pytest
 import redis.asyncio  # noqa: F401
 import requests  # noqa: F401
 
-OUTSIDE = {"service", "start", "shared_service"}  # fixtures that start the service in a process of its own
+OUTSIDE = {"service", "services", "start", "shared_service"}  # fixtures that start the service in another process
 MEMORY = 8 * 2**30  # bytes of addresses: a mutant may be greedy
 OUTCOME = Path("outcome.json")
+PATIENCE = 10.0  # seconds that a test may take, besides four times what it takes without a mutant
+LONGEST = 120.0  # seconds for a test while it's not known how long it takes
+_SUBREAPER = 36  # PR_SET_CHILD_SUBREAPER of prctl(2): orphans of our children become ours
 
 
 class Watcher:
     """A pytest plugin that runs the chosen tests in their order, and notes which one fails.
 
-    Without a choice it runs all, and notes how long each takes, whether it starts the service, and which lines it runs.
+    `chosen` says how many seconds each of them usually takes. Without it, all tests run, and it notes how long each
+    takes, whether it starts the service, and which lines of `files` it runs.
     """
 
-    def __init__(self, chosen: Sequence[str] | None, files: Sequence[str]) -> None:
+    def __init__(self, chosen: Mapping[str, float] | None, files: Sequence[str]) -> None:
         import coverage
 
         self._chosen = chosen
@@ -55,7 +59,8 @@ class Watcher:
             items.sort(key=lambda one: place.get(one.nodeid, len(place)))
 
     def pytest_runtest_logstart(self, nodeid: str) -> None:
-        """Begin a test."""
+        """Begin a test. The alarm ends the process, even if it waits for a lock."""
+        signal.setitimer(signal.ITIMER_REAL, PATIENCE + 4 * self._chosen.get(nodeid, 0) if self._chosen else LONGEST)
         if self._chosen is None:
             self._coverage.switch_context(nodeid)
         self._seconds[nodeid] = -monotonic()
@@ -75,6 +80,7 @@ class Watcher:
         """Run the tests of these files and write what was noted."""
         if self._chosen is None:
             self._coverage.start()
+        signal.setitimer(signal.ITIMER_REAL, LONGEST)
         status = pytest.main(["-x", "-q", "-p", "no:cacheprovider", *tests], plugins=[self])
         outcome: dict[str, Any] = {"killer": self._killer or (f"pytest: {status!r}" if status else None)}
         if self._chosen is None:
@@ -86,30 +92,36 @@ class Watcher:
 
 
 def run(order: dict[str, Any]) -> dict[str, Any]:
-    """Carry out an order, in a fork; return what came of it, or that its time was up."""
+    """Carry out an order in a fork; return what came of it."""
     OUTCOME.unlink(missing_ok=True)
     if not (child := os.fork()):
-        os.setsid()
-        os.nice(5)
         resource.setrlimit(resource.RLIMIT_AS, (MEMORY, MEMORY))
         nothing = os.open(os.devnull, os.O_RDWR)
         for stream in (0, 1, 2):
             os.dup2(nothing, stream)
         try:
-            Watcher(order["chosen"], order["files"]).run(order["tests"])
+            Watcher(order.get("chosen"), order.get("files", ())).run(order["tests"])
         finally:
             os._exit(0)  # without waiting for threads that a mutant left behind
-    ended = select.select([os.pidfd_open(child)], [], [], order["limit"])[0]
-    with contextlib.suppress(ProcessLookupError):
-        os.killpg(child, signal.SIGKILL)
-    os.waitpid(child, 0)
+    _, status = os.waitpid(child, 0)
+    _end_orphans()
     if OUTCOME.exists():
         outcome: dict[str, Any] = json.loads(OUTCOME.read_text())
         return outcome
-    return {"killer": "it ended too early" if ended else "time is up"}
+    return {"killer": "a test took too long" if os.WIFSIGNALED(status) else "it ended too early"}
+
+
+def _end_orphans() -> None:
+    """End all processes that a run left behind: by now, every child of ours is one."""
+    children = Path(f"/proc/self/task/{os.getpid()}/children")
+    while orphans := children.read_text().split():
+        for orphan in map(int, orphans):
+            os.kill(orphan, signal.SIGKILL)
+            os.waitpid(orphan, 0)
 
 
 if __name__ == "__main__":
     assert flask.testing
+    ctypes.CDLL(None).prctl(_SUBREAPER, 1)
     for line in sys.stdin:
         print(json.dumps(run(json.loads(line))), flush=True)
