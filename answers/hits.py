@@ -3,13 +3,14 @@
 What is answered here is the same, byte for byte, as what the route would answer.
 """
 
+import math
 from collections import Counter
 from collections.abc import Callable, Mapping
 from typing import Protocol
 
 from answers import EVENTS, response
-from answers.value import body_and_etag
-from cache import OK, Cache
+from answers.value import BODY, ETAG, RETRY_AFTER
+from cache import Cache, Found
 
 PREFIX = EVENTS + "/"
 
@@ -44,21 +45,20 @@ def immediate(cache: Cache, origins: frozenset[str], served: Counter[bytes]) -> 
         condition = request.headers.get("if-none-match")
         more = response.serialize_headers(response.cors(origins, request.headers.get("origin", ""), request.method))
         get = cache.get
-        etag, seconds, head, bodiless, status = "", -1, b"", False, b""  # of the answer before, if it was a good one
+        etag, seconds, head, bodiless, status = "", math.inf, b"", False, b""  # of the answer before
 
         def shortcut() -> Answer | None:
             nonlocal etag, seconds, head, bodiless, status
             hit = get(key)
             if hit is None:
                 return None
-            value, kind, _, ttl = hit
-            body, its_etag = body_and_etag(value)
-            if its_etag is not etag or int(ttl + 1e-6) != seconds:
-                head, rendered = response.render_hit(hit, condition)
-                head, bodiless, status = head + more, not rendered, head[9:12]
-                etag, seconds = its_etag, int(ttl + 1e-6) if kind == OK else -1
+            value, _, _, ttl = hit
+            if value[ETAG] is not etag or not seconds <= ttl + response.ROUNDING < seconds + 1:
+                line, headers, rendered = response.render(Found(*hit, "hit", True), condition)
+                head, bodiless, status = response.serialize(line, headers) + more, not rendered, line[:3].encode()
+                etag, seconds = value[ETAG], math.inf if value[RETRY_AFTER] else response.seconds_left(ttl)
             served[status] += 1
-            return head, b"" if bodiless else body
+            return head, b"" if bodiless else value[BODY]
 
         return shortcut
 

@@ -1,8 +1,7 @@
 """What one answer looks like as HTTP: its bytes, its headers, conditional requests, CORS and errors.
 
-`render` makes a response for the route, `render_hit` the same as bytes for the event loop. Sources: RFC 9110
-(conditional requests, Retry-After), RFC 9111 (Cache-Control), RFC 9211 (Cache-Status), RFC 8259 (JSON), the Fetch
-standard (CORS).
+Sources: RFC 9110 (conditional requests, Retry-After), RFC 9111 (Cache-Control), RFC 9211 (Cache-Status), RFC 8259
+(JSON), the Fetch standard (CORS).
 
 `max-age` is what is left of an answer's life, and there is no `Age`: c42c is the origin of its answers, and too many
 clients take no `Age` off `max-age`.
@@ -11,7 +10,6 @@ clients take no `Age` off `max-age`.
 import json
 import math
 from collections.abc import Mapping
-from functools import lru_cache
 from http import HTTPStatus
 from typing import Any
 
@@ -20,18 +18,17 @@ from werkzeug.http import parse_etags
 from answers.value import (
     JSON,
     Parts,
-    body_and_etag,
     encode,
     envelope,
     error_code,
     make_etag,
     phrase,
-    status_type_and_retry_after,
 )
-from cache import NEGATIVE, OK, Found, Hit
+from cache import NEGATIVE, OK, Found
 
 NOSNIFF = ("X-Content-Type-Options", "nosniff")
 NO_STORE = ("Cache-Control", "no-store")
+ROUNDING = 1e-6  # seconds; a lifetime that was added to a moment and taken off again may be less than it was
 _EXPOSED = ("Access-Control-Expose-Headers", "Cache-Status, ETag, Retry-After, X-Request-ID")
 _PREFLIGHT = [
     ("Access-Control-Allow-Methods", "GET, HEAD"),
@@ -53,22 +50,6 @@ def render(found: Found, condition: str | None) -> Response:
         headers.append(("Retry-After", str(max(1, math.ceil(max(value.retry_after - found.age, found.ttl))))))
     etag = value.etag if value.status == HTTPStatus.OK else ""
     return _complete(value.status, value.content_type, value.body, headers, etag, condition)
-
-
-def render_hit(hit: Hit, condition: str | None) -> tuple[bytes, bytes]:
-    """Make the same of a hit as `render` does, as status line and header lines, and the body.
-
-    What many answers have in common is made once: status line and content headers for each length, what counts down for
-    each second.
-    """
-    value, kind, _, ttl = hit
-    status, content_type, retry_after = status_type_and_retry_after(value)
-    if condition is not None or retry_after:
-        line, headers, body = render(Found(*hit, "hit", True), condition)
-        return serialize(line, headers), body
-    body, etag = body_and_etag(value)
-    head = _opening(status, content_type, len(body)) + _hit(kind, int(ttl + 1e-6))
-    return (head + f"ETag: {etag}\r\n".encode() if status == 200 else head), body  # HTTPStatus.OK would take longer
 
 
 def render_many(found: Mapping[str, Found], condition: str | None) -> Response:
@@ -135,26 +116,20 @@ def _complete(
     return f"{status} {phrase(status)}", [*_content(content_type, len(body)), *headers], body
 
 
+def seconds_left(ttl: float) -> int:
+    """Return how long an answer may be kept, in whole seconds."""
+    return max(0, int(ttl + ROUNDING))
+
+
 def _content(content_type: str, length: int) -> Headers:
     return [("Content-Type", content_type), ("Content-Length", str(length))]
 
 
 def _freshness(sources: set[str], forwarded: str, lasting: bool, kept: bool, ttl: float) -> Headers:
     """Say how an answer came about and how long it may be kept: in whole seconds, rounded down."""
-    left = max(0, int(ttl + 1e-6))
+    left = seconds_left(ttl)
     cache_control = ("Cache-Control", f"max-age={left}") if lasting and ttl > 0 else NO_STORE
     return [NOSNIFF, cache_control, ("Cache-Status", _cache_status(sources, forwarded, kept, left))]
-
-
-@lru_cache(4096)
-def _opening(status: int, content_type: str, length: int) -> bytes:
-    return serialize(f"{status} {phrase(status)}", _content(content_type, length))
-
-
-@lru_cache(4096)
-def _hit(kind: str, left: int) -> bytes:
-    ttl = left + 0.5  # any that leaves so many whole seconds
-    return serialize_headers(_freshness({"hit"}, "", kind in (OK, NEGATIVE), True, ttl))
 
 
 def _error_of(status: int, body: bytes) -> dict[str, Any]:

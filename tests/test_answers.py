@@ -1,14 +1,17 @@
 """What `answers` makes of an outcome, without a service: its encoding for Redis, and the bytes of a hit."""
 
 import json
+from collections import Counter
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
-from answers import response, value
+from answers import hits, response, value
 from cache import FAULT, KINDS, NEGATIVE, OK, Found, Loaded
+from serving.request import Request
 
 unhurried = settings(deadline=None)  # a busy machine is not a finding
 
@@ -164,16 +167,26 @@ def test_the_outermost_values_are_read() -> None:
 
 @unhurried
 @given(
-    good | bad,
-    st.floats(0, 1e6),
-    st.floats(0, 1e6, exclude_min=True),
+    st.lists(good | bad, min_size=1, max_size=2),
+    st.lists(st.tuples(st.integers(0, 1), st.floats(0, 1e6), st.floats(0, 3, exclude_min=True)), min_size=1),
     st.none() | st.sampled_from(["*", "{}", 'W/{}, "a"', '"a"', "", "é"]),
 )
-def test_a_hit_is_rendered_as_the_route_renders_it(
-    loaded: Loaded, age: float, ttl: float, condition: str | None
+def test_hits_are_what_the_route_answers(
+    answers: list[Loaded], hits_of_them: list[tuple[int, float, float]], condition: str | None
 ) -> None:
-    """The bytes of a hit are those of the response that the route would give: any answer, at any age."""
-    asked = condition and condition.format(value_of(loaded)[3])
-    line, headers, body = response.render(Found(loaded.value, loaded.kind, age, ttl, "hit", True), asked)
-    hit = response.render_hit((loaded.value, loaded.kind, age, ttl), asked)
-    assert hit == (response.serialize(line, headers), body)
+    """A request asked again and again gets what the route would say: of any answer, of another, at any age."""
+    asked = condition and condition.format(value_of(answers[0])[3])
+    found = [
+        Found(loaded.value, loaded.kind, age, ttl, "hit", True)
+        for number, age, ttl in hits_of_them
+        for loaded in [answers[number % len(answers)]]
+    ]
+    held = iter(found)
+    cache: Any = SimpleNamespace(get=lambda key: tuple(next(held)[:4]))
+    headers = {} if asked is None else {"if-none-match": asked}
+    request = Request("GET", f"{hits.PREFIX}1", "", "HTTP/1.1", headers, 0, "")
+    shortcut = hits.immediate(cache, frozenset(), Counter())(request)
+    assert shortcut
+    for each in found:
+        line, fields, body = response.render(each, asked)
+        assert shortcut() == (response.serialize(line, fields), body)
