@@ -1,7 +1,6 @@
 """The service: its routes, and what wires and runs it. `python main.py --help` says how."""
 
 import argparse
-import asyncio
 import logging
 import os
 import sys
@@ -37,7 +36,6 @@ class Parts(NamedTuple):
     load: Load
     metrics: Metrics
     immediate: hits.Immediate  # answers hits in the event loop, without the app
-    refusal: Callable[[int, str], hits.Answer]  # answers what the server refuses, by status and message
 
 
 def create_app(
@@ -45,18 +43,14 @@ def create_app(
     *,
     client: Client | None = None,
     clock: Callable[[], float] = default_clock,
-    stopping: Callable[[], bool] = lambda: False,
-    loop: asyncio.AbstractEventLoop | None = None,
+    server: Server | None = None,
 ) -> Flask:
     """Make the service, configured by the environment unless there is a `config`.
 
-    `client` asks the upstream, `clock` is the cache's, `stopping` says whether the service was told to stop, and `loop`
-    is the event loop for Redis.
+    `client` asks the upstream, `clock` is the cache's, and `server` is the one that will serve the app.
     """
-    if config is None:
-        return app_from_environment()
-    parts = _parts(config, client, clock, stopping, loop)
-    cache, load = parts.cache, parts.load
+    config = config or _configure(os.environ)
+    parts = _wire(config, client, clock, server)
     app = Flask(__name__, static_folder=None)  # the status page brings its own
     app.extensions["c42c"] = parts
     health.register(app, parts.metrics)
@@ -66,7 +60,7 @@ def create_app(
     def find(event_ids: list[str]) -> dict[str, Found]:
         deadline = time.monotonic() + config.timeout  # of all loads together, where a second one follows the first
         try:
-            return cache.get_or_load_many(event_ids, lambda event_ids: load(event_ids, deadline), deadline)
+            return parts.cache.get_or_load_many(event_ids, lambda keys: parts.load(keys, deadline), deadline)
         except Refused:
             parts.metrics.refused()
             raise
@@ -92,16 +86,10 @@ def create_app(
 
 def app_from_environment() -> Flask:
     """Make the service for any WSGI server; `SettingsError` if a setting is missing or invalid."""
-    return create_app(_configured(os.environ))
+    return create_app()
 
 
-def _parts(
-    config: Settings,
-    client: Client | None,
-    clock: Callable[[], float],
-    stopping: Callable[[], bool],
-    loop: asyncio.AbstractEventLoop | None,
-) -> Parts:
+def _wire(config: Settings, client: Client | None, clock: Callable[[], float], server: Server | None) -> Parts:
     cache = Cache(max_entries=config.max_entries, max_waiting=config.max_waiting, clock=clock)
     pause = Pause(config.fault_expiry)
     tier = None
@@ -116,7 +104,7 @@ def _parts(
             expiry=config.expiry,
             fault_expiry=config.fault_expiry,
             pause=pause,
-            loop=loop,
+            loop=server.loop if server else None,
         )
     metrics = Metrics(
         cache,
@@ -125,7 +113,7 @@ def _parts(
         max_entries=config.max_entries,
         max_waiting=config.max_waiting,
         clock=clock,
-        stopping=stopping,
+        stopping=lambda: server is not None and server.stopping,
         tier=tier.snapshot if tier else None,
     )
     client = client or Client(
@@ -138,16 +126,10 @@ def _parts(
         observe_fault=metrics.faulted,
     )
     load = loader(client, expiry=config.expiry, fault_expiry=config.fault_expiry)
-
-    def refusal(status: int, message: str) -> hits.Answer:
-        metrics.responded(NO_ROUTE, str(status))
-        line, headers, body = answers.error(status, message, [])
-        return answers.serialize(line, headers), body
-
     immediate = hits.immediate(cache, config.cors_origins, metrics.served)
     if log.isEnabledFor(logging.DEBUG):
         immediate = health.log_hits(immediate)
-    return Parts(cache, client, tier.wrap(load) if tier else load, metrics, immediate, refusal)
+    return Parts(cache, client, tier.wrap(load) if tier else load, metrics, immediate)
 
 
 def _respond(answer: answers.Response) -> Response:
@@ -155,7 +137,7 @@ def _respond(answer: answers.Response) -> Response:
     return Response(body, status, headers)
 
 
-def _configured(environ: Mapping[str, str]) -> Settings:
+def _configure(environ: Mapping[str, str]) -> Settings:
     """Read the settings and set up the log."""
     config = settings.read(environ)
     logs.configure(config.loglevel, config.logformat, config.token)
@@ -179,9 +161,9 @@ def main(arguments: list[str], environ: Mapping[str, str]) -> int:
 def _serve(environ: Mapping[str, str], greeting: Callable[[str], str] = lambda url: "") -> int:
     form = environ.get("C42_LOGFORMAT", "")
     try:
-        config = _configured(environ)
+        config = _configure(environ)
     except SettingsError as error:
-        logs.complain(error.lines, form)
+        logs.complain(str(error).splitlines(), form)
         return 2
     url = f"http://{f'[{config.host}]' if ':' in config.host else config.host}:{config.port}"
     try:
@@ -189,14 +171,20 @@ def _serve(environ: Mapping[str, str], greeting: Callable[[str], str] = lambda u
     except OSError as error:
         logs.complain([f"cannot listen on {url}: {error.strerror}; see C42_HOST and C42_PORT"], form)
         return 1
-    app = create_app(config, stopping=lambda: server.stopping, loop=server.loop)
+    app = create_app(config, server=server)
     parts: Parts = app.extensions["c42c"]
+
+    def refusal(status: int, message: str) -> hits.Answer:
+        parts.metrics.responded(NO_ROUTE, status)
+        line, headers, body = answers.error(status, message, [])
+        return answers.serialize(line, headers), body
+
     log.info("serving on %s", url)
     print(greeting(url), end="", flush=True)
     server.serve(
         app.wsgi_app,
         immediate=parts.immediate,
-        refusal=parts.refusal,
+        refusal=refusal,
         threads=config.threads,
         drain=config.drain,
         patience=config.timeout + 1,

@@ -35,49 +35,44 @@ def register(app: Flask, metrics: Metrics) -> None:
     def end(response: Response) -> Response:
         seconds = time.monotonic() - g.began
         route = request.url_rule.rule if request.url_rule else NO_ROUTE
-        metrics.responded(route.rstrip("/") or "/", str(response.status_code), seconds)
+        metrics.responded(route.rstrip("/") or "/", response.status_code, seconds)
         _log_request(request.method, request.path, response.status_code, seconds)
         response.headers["X-Request-ID"] = logs.request_id.get()
         return response
 
     @app.get("/metrics")
     def prometheus() -> Response:
-        return _respond(200, generate_latest(metrics.registry), CONTENT_TYPE_LATEST)
+        headers = [("Content-Type", CONTENT_TYPE_LATEST), answers.NO_STORE, answers.NOSNIFF]
+        return Response(generate_latest(metrics.registry), headers=headers)
 
     @app.get("/livez")
     @app.get("/healthz")
     def livez() -> Response:
-        return _json(200, {"status": "ok"})
+        return _respond({"status": "ok"})
 
     @app.get("/readyz")
     def readyz() -> Response:
         now = metrics.status()
         ready = now["reaper_alive"] and not now["stopping"]
-        return _json(
-            200 if ready else 503,
-            {
-                "status": "ok" if ready else "not ready",
-                "stopping": now["stopping"],
-                "reaper_alive": now["reaper_alive"],
-                "shared_tier": now["shared_tier"] and ("up" if now["shared_tier"]["up"] else "down"),
-                "upstream": {
-                    "pause_seconds": now["upstream"]["pause_seconds"],
-                    "last_fault": next(iter(now["upstream"]["faults"]), None),
-                },
+        answer = {
+            "status": "ok" if ready else "not ready",
+            "stopping": now["stopping"],
+            "reaper_alive": now["reaper_alive"],
+            "shared_tier": now["shared_tier"] and ("up" if now["shared_tier"]["up"] else "down"),
+            "upstream": {
+                "pause_seconds": now["upstream"]["pause_seconds"],
+                "last_fault": next(iter(now["upstream"]["faults"]), None),
             },
-        )
+        }
+        return _respond(answer, 200 if ready else 503)
 
     @app.get("/status.json")
     def status() -> Response:
-        return _json(200, metrics.status())
+        return _respond(metrics.status())
 
 
-def _json(status: int, data: dict[str, Any]) -> Response:
-    return _respond(status, json.dumps(data).encode(), JSON)
-
-
-def _respond(status: int, body: bytes, content_type: str) -> Response:
-    return Response(body, status, [("Content-Type", content_type), answers.NO_STORE, answers.NOSNIFF])
+def _respond(data: dict[str, Any], status: int = 200) -> Response:
+    return Response(json.dumps(data), status, [("Content-Type", JSON), answers.NO_STORE, answers.NOSNIFF])
 
 
 def log_hits(immediate: Immediate) -> Immediate:

@@ -11,35 +11,32 @@ import sys
 from collections.abc import Iterable
 from contextvars import ContextVar
 from datetime import UTC, datetime
+from typing import Any
 
 request_id = ContextVar("request_id", default="")  # of the request that the thread works on
 
 
-class _Text(logging.Formatter):
-    """Escapes control characters, so that no id and no upstream message can forge a line or move a cursor."""
+class _Formatter(logging.Formatter):
+    """Escapes control characters, so that no id and no upstream message can forge a line; blanks out the token."""
 
-    def __init__(self, secret: str) -> None:
+    def __init__(self, form: str, token: str = "") -> None:
         super().__init__("%(asctime)s %(levelname)s %(name)s %(message)s")
-        self._secret = secret
+        self._is_json, self._token = form == "json", token
+
+    def format(self, record: logging.LogRecord) -> str:
+        if self._is_json:
+            line, token = json.dumps(self._fields(record), default=str), json.dumps(self._token)[1:-1]
+        else:
+            line, token = super().format(record), self._token
+        line = line.replace(token, "***") if token else line
+        return "".join(char if char.isprintable() else repr(char)[1:-1] for char in line)
 
     def formatMessage(self, record: logging.LogRecord) -> str:
         its_id = request_id.get()
         return super().formatMessage(record) + (f" request={its_id}" if its_id else "")
 
-    def format(self, record: logging.LogRecord) -> str:
-        line = _blank(super().format(record), self._secret)
-        return "".join(char if char.isprintable() else repr(char)[1:-1] for char in line)
-
-
-class _Json(logging.Formatter):
-    """Writes ASCII, so that nothing can be forged here either."""
-
-    def __init__(self, secret: str) -> None:
-        super().__init__()
-        self._secret = secret
-
-    def format(self, record: logging.LogRecord) -> str:
-        line = getattr(record, "fields", {}) | {
+    def _fields(self, record: logging.LogRecord) -> dict[str, Any]:
+        fields = getattr(record, "fields", {}) | {
             "time": datetime.fromtimestamp(record.created, UTC).isoformat(timespec="milliseconds"),
             "level": record.levelname,
             "logger": record.name,
@@ -47,25 +44,20 @@ class _Json(logging.Formatter):
             "message": record.getMessage(),
         }
         if its_id := request_id.get():
-            line["request_id"] = its_id
+            fields["request_id"] = its_id
         if record.exc_info:
-            line["exception"] = self.formatException(record.exc_info)
-        blank = {key: _blank(text, self._secret) for key, text in line.items() if isinstance(text, str)}
-        return json.dumps(line | blank, default=str)
+            fields["exception"] = self.formatException(record.exc_info)
+        return fields
 
 
-def _blank(text: str, secret: str) -> str:
-    return text.replace(secret, "***") if secret else text
-
-
-def configure(level: str, form: str, secret: str) -> None:
-    """Send log lines from `level` on to stderr, as `form` ("text" or "json"), with `secret` blanked out.
+def configure(level: str, form: str, token: str) -> None:
+    """Send log lines from `level` on to stderr, as `form` ("text" or "json"), without the token.
 
     Of other libraries, nothing below WARNING is shown.
     """
     handler = logging.StreamHandler(sys.stderr)
     handler.setLevel(level)
-    handler.setFormatter(_Json(secret) if form == "json" else _Text(secret))
+    handler.setFormatter(_Formatter(form, token))
     logging.basicConfig(level=logging.WARNING, handlers=[handler], force=True)
     logging.getLogger("c42c").setLevel(level)
 
@@ -74,4 +66,4 @@ def complain(lines: Iterable[str], form: str) -> None:
     """Print why the service does not start: as log lines if `form` is "json", otherwise as they are."""
     for line in lines:
         record = logging.LogRecord("c42c", logging.ERROR, "", 0, line, None, None)
-        print(_Json("").format(record) if form == "json" else line, file=sys.stderr)
+        print(_Formatter(form).format(record) if form == "json" else line, file=sys.stderr)

@@ -2,9 +2,7 @@
 
 The cache counts for itself. What it can't know is counted here: responses by route and status, and calls to the
 upstream. Labels are route templates, endpoints, status codes and kinds of answers: never an id, and nothing that a
-client could make up.
-
-`Metrics._lock` guards every underscored attribute that changes.
+client could make up. `Metrics._lock` guards everything in it that changes.
 """
 
 import math
@@ -14,6 +12,7 @@ import threading
 from collections import Counter, deque
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from datetime import UTC, datetime
+from functools import partial
 from typing import Any
 
 from prometheus_client import CollectorRegistry, Histogram, Info, ProcessCollector, disable_created_metrics
@@ -41,8 +40,10 @@ disable_created_metrics()  # type: ignore[no-untyped-call]  # they are half of a
 
 
 class Metrics(Collector):
-    """All numbers of the process. Any thread may use it. `clock` gives monotonic seconds; `stopping` says whether the
-    service was told to stop; `tier` reads the counters of the shared tier, if there is one.
+    """All numbers of the process. Any thread may use it.
+
+    `clock` gives monotonic seconds, `stopping` says whether the service was told to stop, and `tier` returns the
+    numbers of the shared tier, if there is one.
     """
 
     def __init__(
@@ -59,8 +60,7 @@ class Metrics(Collector):
     ) -> None:
         self._cache, self._pause, self._tier = cache, pause, tier
         self._expiry, self._limits = expiry, {"max_entries": max_entries, "max_waiting": max_waiting}
-        self._clock, self._stopping = clock, stopping
-        self._began = clock()
+        self._clock, self._stopping, self._began = clock, stopping, clock()
         self.served = Counter[bytes]()  # hits answered in the event loop, by status; only its thread writes
         self._lock = threading.Lock()
         self._responses = Counter[tuple[str, str]]()  # all others, by route and status
@@ -69,46 +69,34 @@ class Metrics(Collector):
         self._faults = deque[dict[str, Any]](maxlen=FAULTS_KEPT)
         self._fault_at = self._refused_at = -math.inf  # when there was the latest
         self.registry = CollectorRegistry()
-        self._call_duration = Histogram(
-            "c42_upstream_request_duration_seconds",
-            "How long calls to Calendar42 took.",
-            ["endpoint"],
-            buckets=BUCKETS,
-            registry=self.registry,
-        )
-        self._response_duration = Histogram(
-            "c42_http_request_duration_seconds",
-            "How long requests took that were not hits.",
-            ["route"],
-            buckets=BUCKETS,
-            registry=self.registry,
-        )
-        for endpoint in ENDPOINTS:
-            self._call_duration.labels(endpoint)
+        histogram = partial(Histogram, registry=self.registry, buckets=BUCKETS)
+        text = "How long calls to Calendar42 took."
+        self._call_seconds = histogram("c42_upstream_request_duration_seconds", text, ["endpoint"])
+        text = "How long requests took that were not hits."
+        self._response_seconds = histogram("c42_http_request_duration_seconds", text, ["route"])
+        build = Info("c42_build", "Always 1.", registry=self.registry)
+        build.info({"version": VERSION, "python": platform.python_version()})
         self.registry.register(self)
-        Info("c42_build", "Always 1.", registry=self.registry).info(
-            {"version": VERSION, "python": platform.python_version()}
-        )
         ProcessCollector(registry=self.registry)
 
-    def responded(self, route: str, status: str, seconds: float | None = None) -> None:
+    def responded(self, route: str, status: int, seconds: float | None = None) -> None:
         """Count a response that was not a hit, with the time that it took unless the server refused the request."""
         with self._lock:
-            self._responses[route, status] += 1
+            self._responses[route, str(status)] += 1
         if seconds is not None:
-            self._response_duration.labels(route).observe(seconds)
+            self._response_seconds.labels(route).observe(seconds)
 
     def refused(self) -> None:
-        """Notice that a request was refused, as too many wait."""
+        """Notice that a request was refused because too many were waiting."""
         with self._lock:
             self._refused_at = self._clock()
 
     def called(self, call: Call) -> None:
         """Count a call to the upstream."""
+        self._call_seconds.labels(call.endpoint).observe(call.seconds)
         with self._lock:
             self._calls[call.endpoint, str(call.status)] += 1
             self._seconds[call.endpoint].append(call.seconds)
-        self._call_duration.labels(call.endpoint).observe(call.seconds)
 
     def faulted(self, error: C42Error) -> None:
         """Remember a fault; equal ones of one second are one."""
@@ -122,38 +110,24 @@ class Metrics(Collector):
         """Return what the status page shows, as JSON has it."""
         stats = self._cache.snapshot()
         tier = self._tier()._asdict() if self._tier else None
-        asked = sum(stats.hits.values()) + stats.misses + stats.collapsed + stats.refused
+        hits = sum(stats.hits.values())
+        asked = hits + stats.misses + stats.collapsed + stats.refused
         useful = stats.hits[OK] + stats.hits[NEGATIVE]
-        with self._lock:
-            calls, faults = self._calls.copy(), list(self._faults)
-            seconds = {endpoint: sorted(recent) for endpoint, recent in self._seconds.items()}
         return {
             "version": VERSION,
             "pid": os.getpid(),
             "uptime_seconds": round(self._clock() - self._began, 1),
             "now": _now(),
             "troubles": self._troubles(stats, tier),
+            "stopping": self._stopping(),
+            "reaper_alive": self._cache.reaper_alive,
             "expiry_seconds": self._expiry,
             "requests": asked,
             "hit_ratio": useful / asked if asked else None,
             "saved_calls": CALLS_PER_LOAD * useful,
-            "cache": _flat(stats._asdict()) | self._limits,
-            "upstream": {
-                "pause_seconds": round(self._pause.left, 1),
-                "requests": calls.total(),
-                "endpoints": {
-                    endpoint: {
-                        "requests": sum(made for (its, _), made in calls.items() if its == endpoint),
-                        "median_seconds": _quantile(seconds[endpoint], 0.5),
-                        "p99_seconds": _quantile(seconds[endpoint], 0.99),
-                    }
-                    for endpoint in ENDPOINTS
-                },
-                "faults": faults,
-            },
+            "cache": _flat(stats._asdict()) | {"hits": hits, "entries": sum(stats.entries.values())} | self._limits,
+            "upstream": self._upstream(),
             "shared_tier": tier,
-            "stopping": self._stopping(),
-            "reaper_alive": self._cache.reaper_alive,
         }
 
     def _troubles(self, stats: Stats, tier: Mapping[str, Any] | None) -> list[str]:
@@ -170,58 +144,68 @@ class Metrics(Collector):
         }
         return [name for name, is_so in troubles.items() if is_so]
 
+    def _upstream(self) -> dict[str, Any]:
+        with self._lock:
+            calls, faults = self._calls.copy(), list(self._faults)
+            seconds = {endpoint: sorted(latest) for endpoint, latest in self._seconds.items()}
+        endpoints = {
+            endpoint: {
+                "requests": sum(made for (its, _), made in calls.items() if its == endpoint),
+                "median_seconds": _quantile(seconds[endpoint], 0.5),
+                "p99_seconds": _quantile(seconds[endpoint], 0.99),
+            }
+            for endpoint in ENDPOINTS
+        }
+        pause = round(self._pause.left, 1)
+        return {"pause_seconds": pause, "requests": calls.total(), "endpoints": endpoints, "faults": faults}
+
     def collect(self) -> Iterator[Metric]:
-        """Yield the families that are read off one snapshot of the cache, and those that are counted here."""
+        """Yield what is read off one snapshot of the cache, and what is counted here."""
         stats = self._cache.snapshot()
         with self._lock:
             calls, responses = self._calls.copy(), self._responses.copy()
         for status, served in self.served.copy().items():
             responses[EVENT, status.decode()] += served
-        hits = sum(stats.hits.values())
-        requests = {"hit": hits, "miss": stats.misses, "collapsed": stats.collapsed, "refused": stats.refused}
-        yield _counter("cache_requests", "Events asked for, by what the cache made of them.", ["result"], requests)
-        yield _counter("cache_hits", "Hits, by kind of answer.", ["kind"], stats.hits)
-        yield _counter("cache_loads", "Loads that have ended, by outcome.", ["outcome"], stats.loads)
-        yield _counter("cache_evictions", "Answers deleted, by reason.", ["reason"], stats.evicted)
-        text = "Calls to Calendar42 that have ended, by status; 0: no whole answer."
-        yield _counter("upstream_requests", text, ["endpoint", "status"], calls)
-        yield _counter("http_requests", "Responses of the service.", ["route", "status"], responses)
-        entries = GaugeMetricFamily("c42_cache_entries", "Answers held.", labels=["kind"])
-        for kind, held in stats.entries.items():
-            entries.add_metric([kind], held)
-        yield entries
-        gauges = [
-            ("cache_entries_limit", "C42_MAX_ENTRIES: answers that may be held.", self._limits["max_entries"]),
-            ("cache_loading", "Loads under way.", stats.loading),
-            ("waiting_requests", "Requests that wait for the upstream.", stats.waiting),
-            ("waiting_requests_limit", "Requests that may wait; more are refused.", self._limits["max_waiting"]),
-            ("upstream_pause_seconds", "Time until Calendar42 may be asked again (429).", self._pause.left),
-            ("reaper_alive", "1 while expired answers are deleted.", self._cache.reaper_alive),
-            ("stopping", "1 once the service was told to stop.", self._stopping()),
+        asked = {
+            "hit": sum(stats.hits.values()),
+            "miss": stats.misses,
+            "collapsed": stats.collapsed,
+            "refused": stats.refused,
+        }
+        counter, gauge = CounterMetricFamily, GaugeMetricFamily
+        families: list[tuple[type[Any], str, str, list[str], Mapping[Any, float]]] = [
+            (counter, "cache_requests", "Events asked for, by what the cache made of them.", ["result"], asked),
+            (counter, "cache_hits", "Hits, by kind of answer.", ["kind"], stats.hits),
+            (counter, "cache_loads", "Loads that have ended, by outcome.", ["outcome"], stats.loads),
+            (counter, "cache_evictions", "Answers deleted, by reason.", ["reason"], stats.evicted),
+            (counter, "upstream_requests", "Calls to Calendar42; status 0: no answer.", ["endpoint", "status"], calls),
+            (counter, "http_requests", "Responses of the service.", ["route", "status"], responses),
+            (gauge, "cache_entries", "Answers held.", ["kind"], stats.entries),
+            (gauge, "cache_entries_limit", "Answers that may be held.", [], {(): self._limits["max_entries"]}),
+            (gauge, "cache_loading", "Loads under way.", [], {(): stats.loading}),
+            (gauge, "waiting_requests", "Requests that wait for Calendar42.", [], {(): stats.waiting}),
+            (gauge, "waiting_requests_limit", "Requests that may wait.", [], {(): self._limits["max_waiting"]}),
+            (gauge, "upstream_pause_seconds", "Time left of a pause (429).", [], {(): self._pause.left}),
+            (gauge, "reaper_alive", "1 while expired answers are deleted.", [], {(): self._cache.reaper_alive}),
+            (gauge, "stopping", "1 once the service was told to stop.", [], {(): self._stopping()}),
         ]
         if self._tier:
-            asked = self._tier()._asdict()
-            gauges.append(("shared_tier_up", "1 while answers are shared through Redis.", asked.pop("up")))
-            text = "Events to be loaded, by what the shared tier made of them."
-            yield _counter("shared_tier_loads", text, ["result"], asked)
-        yield from (GaugeMetricFamily(f"c42_{name}", text, value) for name, text, value in gauges)
-
-
-def _counter(name: str, text: str, labels: list[str], values: Mapping[Any, int]) -> Metric:
-    family = CounterMetricFamily(f"c42_{name}", text, labels=labels)
-    for key, counted in sorted(values.items()):
-        family.add_metric([key] if isinstance(key, str) else key, counted)
-    return family
+            loads = self._tier()._asdict()
+            up = {(): loads.pop("up")}
+            families.append((gauge, "shared_tier_up", "1 while answers are shared through Redis.", [], up))
+            families.append((counter, "shared_tier_loads", "Events to be loaded, by result.", ["result"], loads))
+        for kind, name, text, labels, values in families:
+            family = kind(f"c42_{name}", text, labels=labels)
+            for key, value in sorted(values.items()):
+                family.add_metric([key] if isinstance(key, str) else key, value)
+            yield family
 
 
 def _flat(numbers: Mapping[str, Any]) -> dict[str, int]:
-    """Return the numbers by name, and the sums of those by kind: {"hits": {"ok": 1}} is {"hits": 1, "hits_ok": 1}."""
+    """Return the numbers by name: {"loads": {"ok": 1}} is {"loads_ok": 1}."""
     flat: dict[str, int] = {}
     for name, value in numbers.items():
-        if isinstance(value, dict):
-            flat |= {name: sum(value.values())} | {f"{name}_{kind}": count for kind, count in value.items()}
-        else:
-            flat[name] = value
+        flat |= {f"{name}_{kind}": count for kind, count in value.items()} if isinstance(value, dict) else {name: value}
     return flat
 
 

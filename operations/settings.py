@@ -8,131 +8,85 @@ from dataclasses import dataclass, field, fields
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
-from urllib.parse import parse_qs, urlsplit
 
 import requests
 
-# What may follow the question mark of C42_CACHE_URL; redis-py has more options, which would get in the way.
-_CACHE_OPTIONS = {"db", "username", "password", "ssl_ca_certs", "ssl_certfile", "ssl_keyfile", "ssl_cert_reqs"}
-_YEAR = 525600  # minutes
-# Logs show *** instead of the token: a short one would make them unreadable.
-_PRINTABLE = re.compile(r"[!-~]{8,}")
-_EXPECTED = "at least 8 printable ASCII characters without spaces"
 RESERVED_THREADS = 16  # worker threads that never wait for the upstream
+_YEAR = 525600  # minutes
+_LEVELS = ("DEBUG", "INFO", "WARNING", "ERROR", "CRITICAL")
+_SAFE = "[!-~]{8,}"
+_EIGHT = "at least 8 printable ASCII characters without spaces"  # logs show *** instead, so a short one would hurt them
+_PORT = "(:([1-9][0-9]{0,3}|[1-5][0-9]{4}|6[0-4][0-9]{3}|65[0-4][0-9]{2}|655[0-2][0-9]|6553[0-5]))?"
+# As browsers write it: in lower case, and without the port that the scheme implies.
+_ORIGIN = rf" *(?!http:[^, ]*:80\b|https:[^, ]*:443\b)https?://([a-z0-9.-]+|\[[0-9a-f:]+\]){_PORT} *"
+# redis-py takes more options, which would get in the way.
+_OPTION = r"(db=[0-9]{1,9}|(username|password|ssl_ca_certs|ssl_certfile|ssl_keyfile|ssl_cert_reqs)=[^&#\s]+)"
+_REDIS = rf"(rediss?://([^/?#@\s]*@)?([\w.-]+|\[[0-9a-f:]+\]){_PORT}(/[0-9]{{0,9}})?|unix://([^/?#@\s]*@)?/[^?#\s]*)"
 _GONE = {"C42_WORKERS": "run several instances instead, which share answers through C42_CACHE_URL: see docs/scaling.md"}
+
+Parse = Callable[[str], Any]
 
 
 class SettingsError(Exception):
-    """Settings are missing or invalid; `lines` has one sentence for each, which names it and what is expected."""
-
-    def __init__(self, lines: list[str]) -> None:
-        super().__init__("\n".join(lines))
-        self.lines = lines
+    """Settings are missing or invalid. The text has a line for each, which names it and says what is expected."""
 
 
-# The parsers raise ValueError, whose text completes "expected …".
+def _kind(expected: str, pattern: str, convert: Parse = str) -> Parse:
+    """Return what parses a text that matches `pattern`; it raises ValueError, also if `convert` returns None."""
 
-
-def _token(text: str) -> str:
-    if text and not _PRINTABLE.fullmatch(text):
-        raise ValueError(_EXPECTED)
-    return text
-
-
-def _number(high: float, unit: str, factor: float = 1, *, zero: bool = False) -> Callable[[str], float]:
-    def parse(text: str) -> float:
-        try:
-            value = float(text)
-        except ValueError:
-            value = math.nan
-        if not (0 < value <= high or (zero and value == 0)):
-            bounds = f"from 0 to {high:g}" if zero else f"greater than 0, at most {high:g}"
-            raise ValueError(f"a number of {unit} {bounds}")
-        return value * factor
+    def parse(text: str) -> Any:
+        value = convert(text) if re.fullmatch(pattern, text) else None
+        if value is None:
+            raise ValueError(f"expected {expected}")
+        return value
 
     return parse
 
 
-def _integer(low: int, high: int) -> Callable[[str], int]:
-    def parse(text: str) -> int:
-        if not re.fullmatch(r"[0-9]{1,9}", text) or not low <= int(text) <= high:
-            raise ValueError(f"a whole number from {low} to {high}")
-        return int(text)
+def _number(unit: str, high: float, factor: float = 1) -> Parse:
+    def convert(text: str) -> float | None:
+        return float(text) * factor if 0 < float(text) <= high else None
 
-    return parse
+    return _kind(f"a number of {unit} greater than 0, at most {high:g}", r"[0-9]*\.?[0-9]+", convert)
 
 
-def _loglevel(text: str) -> str:
-    names = ("DEBUG", "INFO", "WARNING", "ERROR", "CRITICAL")
-    if text.upper() not in names:
-        raise ValueError("one of " + ", ".join(names))
-    return text.upper()
+def _integer(low: int, high: int) -> Parse:
+    def convert(text: str) -> int | None:
+        return int(text) if low <= int(text) <= high else None
+
+    return _kind(f"a whole number from {low} to {high}", "[0-9]{1,9}", convert)
 
 
-def _logformat(text: str) -> str:
-    if text not in ("text", "json"):
-        raise ValueError("text or json")
-    return text
-
-
-def _base_url(text: str) -> str:
-    expected = "an http:// or https:// address without user, query and fragment"
+def _url(text: str) -> str | None:
     try:
-        url = urlsplit(text)
         requests.Request("GET", text).prepare()  # it has its own rules for hosts, and a ValueError for each
     except ValueError:
-        raise ValueError(expected) from None
-    odd = not text.isprintable() or re.search("[?# ]", text)  # not every urllib3 minds control characters
-    if odd or url.scheme not in ("http", "https") or not url.hostname or "@" in url.netloc:
-        raise ValueError(expected)
+        return None
     return text.rstrip("/") + "/"
 
 
-def _host(text: str) -> str:
-    if not re.fullmatch(r"[A-Za-z0-9.:_-]+", text):
-        raise ValueError("an address or a name of this machine")
-    return text
+_token = _kind(_EIGHT, f"({_SAFE})?")
+_level = _kind(f"one of {', '.join(_LEVELS)}", f"(?i){'|'.join(_LEVELS)}", str.upper)
+_host = _kind("an address or a name of this machine", "[A-Za-z0-9.:_-]+")
+_base_url = _kind(
+    "an http:// or https:// address without user, query and fragment",
+    r"(?i)https?://(?=[!-~]+\Z)[^/?#@]+(/[^?#]*)?",
+    _url,
+)
+_origins = _kind(
+    "* or origins such as https://app.example.com, in lower case, separated by commas",
+    rf"(\*|{_ORIGIN}(,{_ORIGIN})*)?",
+    lambda text: frozenset(re.findall("[^, ]+", text)),
+)
+_cache_url = _kind(
+    "redis://, rediss:// or unix:// with an address, and a password and a database where it needs them",
+    rf"({_REDIS}(\?{_OPTION}(&{_OPTION})*)?)?",
+)
 
 
-def _origins(text: str) -> frozenset[str]:
-    origins = frozenset(origin.strip(" ") for origin in text.split(",")) if text else frozenset()
-    for origin in origins - {"*"}:
-        # As browsers write it: without a port that the scheme implies, and nothing after it.
-        written = re.fullmatch(r"(https?)://([a-z0-9.-]+|\[[0-9a-f:]+\])(:[1-9][0-9]{0,4})?", origin)
-        port = int((written[3] or ":0")[1:]) if written else 0
-        if not written or port == {"http": 80, "https": 443}[written[1]] or port > 65535:
-            raise ValueError("* or origins such as https://app.example.com, in lower case, separated by commas")
-    if "*" in origins and len(origins) > 1:
-        raise ValueError("either * or a list of origins")
-    return origins
-
-
-def _cache_url(text: str) -> str:
-    expected = "redis://, rediss:// or unix:// with an address, and a password and a database where it needs them"
-    if not text:
-        return text
-    try:
-        url = urlsplit(text)
-        options = parse_qs(url.query, strict_parsing=True) if url.query else {}
-        database = options.get("db", [""])[0] or (url.path.strip("/") if url.scheme != "unix" else "")
-        wrong = (
-            url.scheme not in ("redis", "rediss", "unix")
-            or not (url.path if url.scheme == "unix" else url.hostname)
-            or url.port == 0
-            or not re.fullmatch(r"[0-9]{0,9}", database)
-            or not options.keys() <= _CACHE_OPTIONS
-            or re.search(r"[#\s]", text)
-        )
-    except ValueError:
-        wrong = True
-    if wrong:
-        raise ValueError(expected)
-    return text
-
-
-def _setting(parse: Callable[[str], Any], meaning: str, default: str = "", *, secret: bool = False) -> Any:
+def _setting(parse: Parse, meaning: str, default: str = "", *, secret: bool = False) -> Any:
     """Declare a setting; `default` is written as in the environment, and empty if there is none."""
-    return field(repr=not secret, metadata={"parse": parse, "meaning": meaning, "default": default, "secret": secret})
+    return field(repr=not secret, metadata={"parse": parse, "meaning": meaning, "default": default})
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -141,23 +95,19 @@ class Settings:
 
     token: str = _setting(_token, "token for Calendar42: mandatory, unless C42_TOKEN_FILE is set", secret=True)
     token_file: str = _setting(str, "file that holds the token")
-    expiry: float = _setting(_number(_YEAR, "minutes", 60), "minutes an answer is kept", "4.2")
-    loglevel: str = _setting(_loglevel, "a level name of Python's logging", "INFO")
-    logformat: str = _setting(_logformat, "format of log lines: text or json", "text")
+    expiry: float = _setting(_number("minutes", _YEAR, 60), "minutes an answer is kept", "4.2")
+    loglevel: str = _setting(_level, "a level name of Python's logging", "INFO")
+    logformat: str = _setting(_kind("text or json", "text|json"), "format of log lines: text or json", "text")
     base_url: str = _setting(_base_url, "the upstream", "https://demo.calendar42.com/api/v2/")
     host: str = _setting(_host, "address where the service listens", "127.0.0.1")
     port: int = _setting(_integer(1, 65535), "port where the service listens", "5000")
-    timeout: float = _setting(_number(3600, "seconds"), "seconds for all upstream work of one answer", "10")
-    fault_expiry: float = _setting(_number(_YEAR, "minutes", 60), "minutes a fault is kept, at most C42_EXPIRY", "0.1")
+    timeout: float = _setting(_number("seconds", 3600), "seconds for all upstream work of one answer", "10")
+    fault_expiry: float = _setting(_number("minutes", _YEAR, 60), "minutes a fault is kept, at most C42_EXPIRY", "0.1")
     max_entries: int = _setting(_integer(1, 100_000_000), "how many answers are kept at most", "100000")
     threads: int = _setting(
-        _integer(RESERVED_THREADS + 1, 10_000),
-        f"worker threads; all but {RESERVED_THREADS} of them may wait for the upstream",
-        "256",
+        _integer(RESERVED_THREADS + 1, 10_000), f"worker threads, {RESERVED_THREADS} in reserve", "256"
     )
-    drain: float = _setting(
-        _number(3600, "seconds", zero=True), "seconds for which requests are still taken after SIGTERM", "0"
-    )
+    drain: float = _setting(_integer(0, 3600), "seconds for which requests are still taken after SIGTERM", "0")
     cors_origins: frozenset[str] = _setting(_origins, "origins whose pages may read answers, separated by commas; or *")
     cache_url: str = _setting(_cache_url, "redis://...: share answers with other instances", secret=True)
 
@@ -188,22 +138,22 @@ def read(environ: Mapping[str, str]) -> Settings:
         try:
             values[one.name] = one.metadata["parse"](text)
         except ValueError as error:
-            shown = "" if one.metadata["secret"] or "@" in text else f"={_one_line(text)}"
-            mistakes.append(f"{name}{shown} is invalid: expected {error}")
-    if "token" in values:
-        try:
+            shown = f"{name}={_one_line(text)}" if one.repr and "@" not in text else name
+            mistakes.append(f"{shown} is invalid: {error}")
+    try:
+        if "token" in values:
             values["token"] = _find_token(values["token"], values["token_file"])
-        except ValueError as error:
-            mistakes.append(str(error))
+    except ValueError as error:
+        mistakes.append(str(error))
     if values.get("fault_expiry", 0) > values.get("expiry", math.inf):
         if text := environ.get("C42_FAULT_EXPIRY"):
-            mistakes.append(f"C42_FAULT_EXPIRY={_one_line(text)} is invalid: expected at most C42_EXPIRY")
+            mistakes.append(f"C42_FAULT_EXPIRY={text} is invalid: expected at most C42_EXPIRY")
         else:
             values["fault_expiry"] = values["expiry"]
     if values.get("cache_url") and not find_spec("redis"):
         mistakes.append("C42_CACHE_URL needs the redis package: pip install -r requirements-redis.txt")
     if mistakes:
-        raise SettingsError(mistakes)
+        raise SettingsError("\n".join(mistakes))
     return Settings(**values)
 
 
@@ -211,30 +161,27 @@ def _find_token(token: str, path: str) -> str:
     """Return the token, out of the file at `path` if there is one; raise ValueError with a whole sentence."""
     if token and path:
         raise ValueError("C42_TOKEN and C42_TOKEN_FILE are both set: expected only one of them")
-    if token:
-        return token
-    if not path:
+    if not token and not path:
         raise ValueError("C42_TOKEN is missing: the token for Calendar42, or C42_TOKEN_FILE, a file that holds it")
-    shown = f"C42_TOKEN_FILE={_one_line(path)}"
-    try:
-        token = Path(path).read_bytes().decode("ascii", "replace").rstrip("\r\n")
-    except OSError as error:
-        raise ValueError(f"{shown} can't be read: {error.strerror}") from None
-    if not _PRINTABLE.fullmatch(token):
-        raise ValueError(f"{shown} is invalid: expected a file that holds {_EXPECTED}")
+    if path:
+        try:
+            token = Path(path).read_text("ascii", "replace").rstrip("\n")
+        except OSError as error:
+            raise ValueError(f"C42_TOKEN_FILE={_one_line(path)} can't be read: {error.strerror}") from None
+        if not re.fullmatch(_SAFE, token):
+            raise ValueError(f"C42_TOKEN_FILE={_one_line(path)} is invalid: expected a file that holds {_EIGHT}")
     return token
 
 
 def warnings(environ: Mapping[str, str]) -> list[str]:
-    """Return a line for each `C42_…` variable that is no setting: usually a typing error."""
+    """Return a line for each `C42_…` variable that is not a setting: usually a typing error."""
     lines = []
     for name in sorted(environ):
         if name in _GONE:
             lines.append(f"{name} is gone: {_GONE[name]}")
         elif name.startswith("C42_") and name not in _VARIABLES:
             close = difflib.get_close_matches(name, _VARIABLES, n=1)
-            hint = f"; did you mean {close[0]}?" if close else ""
-            lines.append(f"{_one_line(name)} is not a setting{hint}")
+            lines.append(f"{_one_line(name)} is not a setting" + (f"; did you mean {close[0]}?" if close else ""))
     return lines
 
 
