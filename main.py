@@ -25,6 +25,8 @@ from serving.server import Server
 from standin import EVENTS as MADE_UP
 from standin import SHOWN, Standin
 
+GRACE = 0.5  # seconds that a load may take beyond its deadline; who waits for it waits that much longer
+
 log = logging.getLogger("c42c")
 
 
@@ -60,7 +62,7 @@ def create_app(
     def find(event_ids: list[str]) -> dict[str, Found]:
         deadline = time.monotonic() + config.timeout  # of all loads together, where a second one follows the first
         try:
-            return parts.cache.get_or_load_many(event_ids, lambda keys: parts.load(keys, deadline), deadline)
+            return parts.cache.get_or_load_many(event_ids, lambda keys: parts.load(keys, deadline), deadline + GRACE)
         except Refused:
             parts.metrics.refused()
             raise

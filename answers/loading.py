@@ -40,8 +40,9 @@ def loader(client: Source, *, expiry: float, fault_expiry: float) -> Load:
                 lifetime = min(max(outcome.retry_after, fault_expiry), expiry)
                 loaded = Loaded(_failure(outcome), PAUSED, lifetime, began - time.monotonic())
             else:  # a fault ages from when it was found, which may be long after the load began
-                lifetime = 0.0 if outcome.of_list or unasked else fault_expiry
-                loaded = Loaded(_failure(outcome), FAULT, lifetime, began - time.monotonic())
+                private = outcome.of_list or unasked  # it says nothing about this event
+                age = began - time.monotonic()
+                loaded = Loaded(_failure(outcome), FAULT, fault_expiry, age, private=private)
             yield event_id, loaded
 
     return load

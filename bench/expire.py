@@ -14,7 +14,7 @@ from cache import OK, Cache, Loaded
 def main(count: int) -> None:
     """Fill a cache, then read from it in one thread, before and while the reaper clears it."""
     ahead = 0.0
-    cache = Cache(max_entries=count + 2, max_waiting=1, clock=lambda: time.monotonic() + ahead)
+    cache = Cache(max_entries=2 * count, max_waiting=1, clock=lambda: time.monotonic() + ahead)
     value = (200, "application/json", b"x" * 300, '"etag"', 200, 0.0)
     cache.get_or_load("hot", lambda key: Loaded(value, OK, 1e9))
     for number in range(count):

@@ -124,7 +124,7 @@ def run(kind: str, port: str, argument: str) -> int:
     if kind == "plain":
         plain(argument).run(port=int(port))
         return 0
-    most = "1000001" if kind == "filled" and "," not in argument else "100000"
+    most = "1200000" if kind == "filled" and "," not in argument else "100000"
     config = settings.read(
         {"C42_TOKEN": TOKEN, "C42_PORT": port, "C42_EXPIRY": str(LIFETIME / 60), "C42_MAX_ENTRIES": most}
     )

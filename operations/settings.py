@@ -103,7 +103,7 @@ class Settings:
     port: int = _setting(_integer(1, 65535), "port where the service listens", "5000")
     timeout: float = _setting(_number("seconds", 3600), "seconds for all upstream work of one answer", "10")
     fault_expiry: float = _setting(_number("minutes", _YEAR, 60), "minutes a fault is kept, at most C42_EXPIRY", "0.1")
-    max_entries: int = _setting(_integer(1, 100_000_000), "how many answers are kept at most", "100000")
+    max_entries: int = _setting(_integer(2, 100_000_000), "how many answers are kept at most", "100000")
     threads: int = _setting(
         _integer(RESERVED_THREADS + 1, 10_000), f"worker threads, {RESERVED_THREADS} in reserve", "256"
     )

@@ -167,7 +167,7 @@ class SharedTier:
                 return
             self._count("awaited" if wait else "found", len(look.found))
             for event_id, loaded in look.found.items():
-                yield event_id, loaded._replace(source="awaited" if wait else "shared")
+                yield event_id, loaded._replace(result="awaited" if wait else "shared")
             spent = patience - (yield from self._load_for_all(load, look, deadline, began))
             if wanted := [each for each in wanted if each not in look.found and each not in look.locked]:
                 # The time of another's load is not spent on Redis: only what has passed since it was seen under way is.
@@ -233,7 +233,8 @@ class SharedTier:
         loads = dict[str, Loaded]()
         try:
             for event_id, loaded in self._dated(load, look.locked, deadline, began):
-                loads[event_id] = loaded
+                if not loaded.private:
+                    loads[event_id] = loaded
                 yield event_id, loaded
         finally:
             with self._lock:

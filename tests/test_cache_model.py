@@ -24,11 +24,10 @@ Outcome = tuple[int, Loaded | BaseException]  # what comes of a key, after so ma
 
 
 class Got(NamedTuple):
-    """What a caller has of a key. If it was fresh when it came, it must still be when it is handed out."""
+    """What a caller has of a key. If it was kept, it must still be fresh when it is handed out."""
 
     entry: Entry
     result: str
-    fresh: bool
     kept: bool
 
     def found(self, now: float) -> Found:
@@ -46,11 +45,11 @@ class Reference:
 
     def hits(self, keys: list[str]) -> dict[str, Got]:
         entries = {key: self.entries[key] for key in keys if key in self.entries}
-        return {key: Got(entry, "hit", True, True) for key, entry in entries.items() if entry[0] > self.now}
+        return {key: Got(entry, "hit", True) for key, entry in entries.items() if entry[0] > self.now}
 
     def ask(self, keys: list[str], outcomes: Iterator[Outcome]) -> dict[str, Got]:
         got: dict[str, Got] = {}
-        while wanted := [key for key in keys if key not in got or (got[key].fresh and got[key].entry[0] <= self.now)]:
+        while wanted := [key for key in keys if key not in got or (got[key].kept and got[key].entry[0] <= self.now)]:
             hits, began = self.hits(wanted), self.now
             missing = [key for key in wanted if key not in hits]
             got |= hits
@@ -67,21 +66,19 @@ class Reference:
         self.loads[loaded.kind] += 1
         born = began - loaded.age
         entry = (born + loaded.lifetime, key, born, loaded.kind, loaded.value)
-        fresh = loaded.lifetime > 0 and entry[0] > self.now
-        return Got(entry, "miss" if loaded.source == "load" else loaded.source, fresh, fresh and self.keep(entry))
+        kept = not loaded.private and entry[0] > self.now
+        if kept:
+            self.keep(entry)
+        return Got(entry, loaded.result, kept)
 
-    def keep(self, entry: Entry) -> bool:
+    def keep(self, entry: Entry) -> None:
         if entry[1] in self.entries:
             self.remove(self.entries[entry[1]])
-        bad = sorted(held for held in self.entries.values() if held[3] != OK)
-        if entry[3] != OK and len(bad) == max(1, self.max_entries // 10):
-            self.remove(bad.pop(0))
-        if len(self.entries) == self.max_entries:
-            if entry[3] != OK and not bad:
-                return False
-            self.remove(min(bad or self.entries.values()))
+        peers = [held for held in self.entries.values() if (held[3] == OK) == (entry[3] == OK)]
+        tenth = max(1, self.max_entries // 10)
+        if len(peers) == (self.max_entries - tenth if entry[3] == OK else tenth):
+            self.remove(min(peers))
         self.entries[entry[1]] = entry
-        return True
 
     def remove(self, entry: Entry) -> None:
         del self.entries[entry[1]]
@@ -96,7 +93,8 @@ LOADED = st.builds(
     kind=st.sampled_from([OK, *KINDS]),
     lifetime=st.integers(0, 9).map(float),
     age=st.integers(-2, 4).map(float),
-    source=st.sampled_from(["load", "load", "shared", "awaited"]),
+    result=st.sampled_from(["miss", "miss", "shared", "awaited"]),
+    private=st.sampled_from([False, False, False, True]),
 )
 ERROR = st.none() | st.none() | st.sampled_from([ValueError("no"), KeyboardInterrupt(), SystemExit(1)])
 SECONDS = st.sampled_from([0, 0, 0, 1, 4])
@@ -128,7 +126,7 @@ def attempt(call: Callable[[], Any]) -> Any:
 class CacheMachine(RuleBasedStateMachine):
     """A cache and its reference, which must agree after each step."""
 
-    @initialize(max_entries=st.sampled_from([1, 2, 5, 9, 20]), max_waiting=st.sampled_from([1, 2, 2, 2]))
+    @initialize(max_entries=st.sampled_from([2, 3, 5, 9, 20]), max_waiting=st.sampled_from([1, 2, 2, 2]))
     def begin(self, max_entries: int, max_waiting: int) -> None:
         self.clock = Clock()
         self.cache = Cache(max_entries=max_entries, max_waiting=max_waiting, clock=self.clock)
@@ -222,6 +220,7 @@ class CacheMachine(RuleBasedStateMachine):
         got, got_too = reference.hits(outer), reference.hits(inner)
         theirs, left = [key for key in outer if key not in got], [key for key in inner if key not in got_too]
         shared, again = [key for key in left if key in theirs], []
+        private = set[str]()
         refused = bool(left) and self.max_waiting == 1
         if refused:
             self.refused += len(inner)
@@ -236,16 +235,17 @@ class CacheMachine(RuleBasedStateMachine):
                 error = loaded
                 break
             got[key] = reference.settle(key, loaded, now)
+            private |= {key} if loaded.private else set()
         expected = error or self.expect(got)
         if refused:
             return expected, (Refused, None)
         for key in shared:
             if key not in got:
                 return expected, (LoadFailed, error)
-            if got[key].entry[0] > got[key].entry[2]:  # it has a lifetime, so it is for everybody
-                got_too[key] = got[key]._replace(result="collapsed")
-            else:
+            if key in private:
                 again.append(key)
+            else:
+                got_too[key] = got[key]._replace(result="collapsed")
         got_too |= {key: reference.settle(key, next_loaded(own), now) for key in again}
         return expected, self.expect(got_too)
 
@@ -312,8 +312,9 @@ class Traffic:
     def load(self, key: str, caller: int, asked_at: float, rng: random.Random) -> Loaded:
         begun = next(self.order)
         time.sleep(0)  # let others run
-        lifetime = rng.choice([0.0, 0.01, 0.02, 0.05])
-        outcome: Loaded | BaseException = Loaded((key, begun), rng.choice(KINDS), lifetime)
+        lifetime = rng.choice([0.01, 0.02, 0.05])
+        private = rng.random() < 0.25
+        outcome: Loaded | BaseException = Loaded((key, begun), rng.choice(KINDS), lifetime, private=private)
         if rng.random() < 0.1:
             outcome = rng.choice([ValueError, KeyboardInterrupt])(key)
         self.loads.append(Load(key, caller, begun, next(self.order), asked_at, outcome))
@@ -352,7 +353,7 @@ def check_found(one: Asked, found: Found, load: Load, settled: float, loads: lis
     elif found.result == "collapsed":
         assert load.caller != one.caller
         assert settled > one.begun, "that load was over"
-        assert loaded.lifetime > 0
+        assert not loaded.private
     else:
         assert found.result == "hit"
         assert not any(load.ended < later.begun < one.begun for later in loads), "there was a newer value"

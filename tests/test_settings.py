@@ -26,7 +26,7 @@ WRONG = {
     "C42_PORT": ["99999", "0", "-1", "http", "", "80.5", "\u0663", "5000\n", "1" * 5000],
     "C42_TIMEOUT": ["0", "-1", "nan", "", "9999"],
     "C42_FAULT_EXPIRY": ["0", "-1", "nan", "", "5", "5\n"],
-    "C42_MAX_ENTRIES": ["0", "-1", "many", "", "1e5"],
+    "C42_MAX_ENTRIES": ["0", "1", "-1", "many", "", "1e5"],
     "C42_THREADS": ["0", "16", "-1", "", "99999"],
     "C42_DRAIN": ["-1", "nan", "", "3601", "soon"],
 }  # fmt: skip
@@ -86,11 +86,11 @@ def test_right_settings() -> None:
     assert config.base_url == "https://demo.calendar42.com/api/v2/"
     assert settings.read({"C42_TOKEN": TOKEN, "C42_EXPIRY": "0.05"}).expiry == 3.0
     assert settings.read({"C42_TOKEN": TOKEN, "C42_EXPIRY": "0.05"}).fault_expiry == 3.0
-    edges = {"C42_PORT": "65535", "C42_THREADS": "17", "C42_MAX_ENTRIES": "1", "C42_LOGLEVEL": "debug"}
+    edges = {"C42_PORT": "65535", "C42_THREADS": "17", "C42_MAX_ENTRIES": "2", "C42_LOGLEVEL": "debug"}
     config = settings.read(
         {"C42_TOKEN": "8letters", "C42_BASE_URL": "HTTP://[::1]:80/a//", "C42_DRAIN": "3600", **edges}
     )
-    assert (config.port, config.max_waiting, config.max_entries, config.loglevel) == (65535, 1, 1, "DEBUG")
+    assert (config.port, config.max_waiting, config.max_entries, config.loglevel) == (65535, 1, 2, "DEBUG")
     assert (config.base_url, config.drain) == ("HTTP://[::1]:80/a/", 3600)
     assert "8letters" not in repr(config)
 
