@@ -39,6 +39,12 @@ class Parts(NamedTuple):
     metrics: Metrics
     immediate: hits.Immediate  # answers hits in the event loop, without the app
 
+    def refusal(self, status: int, message: str) -> hits.Answer:
+        """Count and answer a request that the server refuses before the app sees it."""
+        self.metrics.responded(NO_ROUTE, status)
+        line, headers, body = answers.error(status, message, [])
+        return answers.serialize(line, headers), body
+
 
 def create_app(
     config: Settings | None = None,
@@ -175,18 +181,12 @@ def _serve(environ: Mapping[str, str], greeting: Callable[[str], str] = lambda u
         return 1
     app = create_app(config, server=server)
     parts: Parts = app.extensions["c42c"]
-
-    def refusal(status: int, message: str) -> hits.Answer:
-        parts.metrics.responded(NO_ROUTE, status)
-        line, headers, body = answers.error(status, message, [])
-        return answers.serialize(line, headers), body
-
     log.info("serving on %s", url)
     print(greeting(url), end="", flush=True)
     server.serve(
         app.wsgi_app,
         immediate=parts.immediate,
-        refusal=refusal,
+        refusal=parts.refusal,
         threads=config.threads,
         drain=config.drain,
         patience=config.timeout + 1,
