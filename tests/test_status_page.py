@@ -257,7 +257,7 @@ def test_troubles_are_shown(browser: Chrome, service: Service) -> None:
     assert browser.title == "c42c status"
     assert text(browser, "#fault-table tbody tr") == "2026-01-01 00:00:00 events no answer"
     assert text(browser, "#shared-tier").split("\n")[1] == "lost"
-    assert "333 loaded for all, 4,444 alone" in text(browser, "#shared-tier")
+    assert "loaded for all: 333, alone: 4,444" in text(browser, "#shared-tier")
 
 
 def test_hidden_tabs_do_not_ask(browser: Chrome, service: Service) -> None:
