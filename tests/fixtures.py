@@ -35,11 +35,11 @@ T = TypeVar("T")
 _numbers = itertools.count(1)
 
 
-def until(condition: Callable[[], object], what: str = "the condition") -> None:
+def until(condition: Callable[[], object], what: str = "the condition", *, patience: float = PATIENCE) -> None:
     """Wait until `condition` holds; fail the test where it never does."""
-    give_up = time.monotonic() + PATIENCE
+    give_up = time.monotonic() + patience
     while not condition():
-        assert time.monotonic() < give_up, f"waited {PATIENCE:g} s for {what}"
+        assert time.monotonic() < give_up, f"waited {patience:g} s for {what}"
         time.sleep(0.002)
 
 
