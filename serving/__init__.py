@@ -1,1 +1,1 @@
-"""HTTP/1.1 on sockets, with a WSGI app behind it. Knows nothing of what is served."""
+"""An HTTP/1.1 server for a WSGI app. It doesn't know what it serves."""

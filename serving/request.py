@@ -1,11 +1,11 @@
-"""The head of a request, from bytes to an immutable `Request`, no more leniently than RFC 9112 allows.
+"""Parses the head of a request into an immutable `Request`, no more leniently than RFC 9112 allows.
 
-llhttp (through httptools) reads the header fields. The request line is read here: llhttp would take several spaces and
-HTTP/2.0 there, and no method that it doesn't know. Both agree on where a head ends, at the first empty line, because
-neither takes a line that ends in a bare LF.
+llhttp (through httptools) parses the header fields. The request line is parsed here: llhttp would accept HTTP/2.0 and
+repeated spaces, and reject methods that it doesn't know. Both agree that a head ends at the first empty line, because
+neither accepts a line that ends in a bare LF.
 
-A body needs a Content-Length. A chunked one is refused with 411, as RFC 9112, 6.3 allows: nothing here takes a body,
-and so there is only one way to say where a request ends.
+A request with a body needs a Content-Length. A chunked body is refused with 411, as RFC 9112, 6.3 allows: no route
+takes a body, and one way to tell where a request ends leaves nothing to disagree about.
 """
 
 import re
@@ -18,119 +18,96 @@ from urllib.parse import unquote_to_bytes
 from httptools import HttpParserError, HttpParserUpgrade, HttpRequestParser
 
 _LINE = re.compile(rb"([!#$%&'*+.^_`|~0-9A-Za-z-]+) ([!-~]+) HTTP/([0-9]\.[0-9])\r\n")
-_ABSOLUTE = re.compile("(?i:https?)://([^/?]+)([^?]*)(.*)")
+_TARGET = re.compile(r"(?!\?)(?:https?://([^/?]+))?(/[^?]*)?(?:\?(.*))?", re.I)
 # Labels of at most 63 characters, or an IPv6 address, and a port; at most 255 characters in all.
-_HOST = re.compile(
-    r"(?=.{0,255}$)(([a-z0-9_~!$&'()*+,;=%-]{1,63}(\.|(?=:|$)))*|\[[0-9a-f:.]+\])(:[0-9]{0,5})?", re.I | re.A
-)
-
-_KNOWN_SIZE = 2048  # bytes of header fields that are remembered
+_HOST = re.compile(r"(?=.{0,255}$)(([\w-]{1,63}(\.|(?=:|$)))*|\[[0-9a-f:.]+\])(:\d{0,5})?", re.A | re.I)
 
 
-class BadRequest(Exception):
-    """A request that is refused with `status`, whereupon its connection is closed."""
-
-    def __init__(self, status: int, message: str) -> None:
-        super().__init__(message)
-        self.status = status
+class Refused(Exception):
+    """Refuses a request, with a status and a message. Its connection is closed."""
 
 
 class Request(NamedTuple):
     """The head of a request."""
 
     method: str
-    path: str  # decoded, a character for each byte, as in WSGI
+    path: str  # decoded, one character for each byte, as in WSGI
     query: str
     protocol: str  # HTTP/1.0 or HTTP/1.1
-    headers: Mapping[str, str]  # by name in lower case; what came under one name several times is joined by commas
+    headers: Mapping[str, str]  # by lower-case name; the values of a repeated name are joined by commas
     length: int  # of the body, in bytes
-    connection: str  # what the answer's Connection header says: nothing, "close" or "keep-alive"
+    keep_alive: bool
 
 
-def read_line(head: bytes | bytearray) -> re.Match[bytes]:
-    """Match the request line of a head that may be incomplete; raise `BadRequest` if it can't become a request."""
-    line = _LINE.match(head)
-    if not line:
-        raise BadRequest(400, "the request line is malformed")
-    if line[3] not in (b"1.0", b"1.1"):
-        raise BadRequest(505, "only HTTP/1.1 and HTTP/1.0 are supported")
-    if head.count(b"\n") != head.count(b"\r\n"):
-        raise BadRequest(400, "a header line ends in a bare LF")
-    return line
+def find_end(data: bytearray, limit: int) -> int:
+    """Return how long the head at the beginning of `data` is, or 0 if it is incomplete.
+
+    Raise `Refused` if it is longer than `limit`, or can't become a request.
+    """
+    end = data.find(b"\r\n\r\n", 0, limit) + 4
+    if end >= 4:
+        return end
+    start = data[:limit]
+    if b"\n" in start or b"" < start[:1] < b"!":  # no request starts like that, but TLS does
+        _match_line(start)
+    if len(start) == limit:
+        raise Refused(431 if b"\n" in start else 414, "request line and headers are too large")
+    return 0
 
 
 def parse(head: bytes) -> Request:
-    """Return the request that `head`, with its empty line, is; raise `BadRequest` if it leaves any doubt."""
-    line = read_line(head)
+    """Parse a complete head. Raise `Refused` if it is malformed or ambiguous."""
+    line = _match_line(head)
     method, target, version = (part.decode() for part in line.groups())
-    fields = head[line.end() :]
-    read = _read_known_fields if len(fields) <= _KNOWN_SIZE else _read_fields
-    headers, length, connection = read(fields, version)
-    path, query, host = _split_target(method, target)
-    if host and "host" in headers:
-        headers = {**headers, "host": host}
-    return Request(method, path, query, f"HTTP/{version}", headers, length, connection)
+    located = _TARGET.fullmatch("/" if (method, target) == ("OPTIONS", "*") else target)
+    if not located:
+        raise Refused(400, "the target is neither a path nor an http address")
+    host, path, query = located.groups("")
+    headers, length, keep_alive = _parse_fields(head[line.end() :], version)
+    if host:  # it replaces the Host header (RFC 9112, 3.2.2)
+        headers = {**headers, "host": _check_host(host)}
+    path = unquote_to_bytes(path or "/").decode("latin-1")
+    return Request(method, path, query, f"HTTP/{version}", headers, length, keep_alive)
 
 
-def _split_target(method: str, target: str) -> tuple[str, str, str]:
-    """Return path, query, and the host of an absolute target, which replaces the Host header (RFC 9112, 3.2.2)."""
-    host = ""
-    if target == "*" and method == "OPTIONS":
-        return "/", "", host
-    if not target.startswith("/"):
-        absolute = _ABSOLUTE.fullmatch(target)
-        if not absolute:
-            raise BadRequest(400, "the target is neither a path nor an http address")
-        host = _check_host(absolute[1])
-        target = (absolute[2] or "/") + absolute[3]
-    path, _, query = target.partition("?")
-    return unquote_to_bytes(path).decode("latin-1"), query, host
+def _match_line(head: bytes | bytearray) -> re.Match[bytes]:
+    line = _LINE.match(head)
+    if not line:
+        raise Refused(400, "the request line is malformed")
+    if line[3] not in (b"1.0", b"1.1"):
+        raise Refused(505, "only HTTP/1.1 and HTTP/1.0 are supported")
+    if head.count(b"\n") != head.count(b"\r\n"):
+        raise Refused(400, "a header line ends in a bare LF")
+    return line
 
 
 class _Fields(dict[str, list[str]]):
+    """Collects the header fields that llhttp finds."""
+
     def on_header(self, name: bytes, value: bytes) -> None:
         self.setdefault(name.decode().lower(), []).append(value.strip(b" \t").decode("latin-1"))
 
 
-def _read_fields(fields: bytes, version: str) -> tuple[Mapping[str, str], int, str]:
-    """Return what the header fields of a request are and say: headers, length and connection, as in `Request`."""
+@lru_cache(256)  # a browser sends the same fields with all of its requests
+def _parse_fields(fields: bytes, version: str) -> tuple[Mapping[str, str], int, bool]:
+    """Return the headers, length and keep_alive of a `Request`."""
     found = _Fields()
     try:
-        with suppress(HttpParserUpgrade):  # nobody has to switch protocols (RFC 9110, 7.8)
+        with suppress(HttpParserUpgrade):  # an Upgrade may be ignored (RFC 9110, 7.8)
             HttpRequestParser(found).feed_data(b"GET / HTTP/1.1\r\n" + fields)
     except HttpParserError as error:
-        raise BadRequest(400, f"a header field is malformed: {error}") from None
+        raise Refused(400, f"a header field is malformed: {error}") from None
     headers = {name: ", ".join(values) for name, values in found.items()}
-    if "host" in headers or version != "1.0":  # RFC 9112, 3.2; two of them are none
+    if "transfer-encoding" in headers:
+        raise Refused(411, "a body needs a Content-Length, and no Transfer-Encoding")
+    if "host" in headers or version == "1.1":  # RFC 9112, 3.2; two Hosts, joined by a comma and a space, are invalid
         _check_host(headers.get("host"))
-    return headers, _length(headers, version), _connection(headers, version)
-
-
-# A browser sends the same header fields with whatever it asks for.
-_read_known_fields = lru_cache(1024)(_read_fields)
+    options = {option.strip(" \t").lower() for option in headers.get("connection", "").split(",")}
+    keep_alive = "close" not in options and (version == "1.1" or "keep-alive" in options)
+    return headers, int(headers.get("content-length", 0)), keep_alive
 
 
 def _check_host(host: str | None) -> str:
     if host is None or not _HOST.fullmatch(host):
-        raise BadRequest(400, "the request needs one valid Host header")
+        raise Refused(400, "the request needs one valid Host header")
     return host
-
-
-def _length(headers: Mapping[str, str], version: str) -> int:
-    coding = headers.get("transfer-encoding")
-    if coding is None:
-        return int(headers.get("content-length", 0))
-    if version == "1.0":
-        raise BadRequest(400, "HTTP/1.0 has no Transfer-Encoding")
-    if coding.lower() == "chunked":
-        raise BadRequest(411, "a body needs a Content-Length")
-    raise BadRequest(501, "this Transfer-Encoding is not supported")
-
-
-def _connection(headers: Mapping[str, str], version: str) -> str:
-    wishes = {wish.strip(" \t").lower() for wish in headers.get("connection", "").split(",")}
-    if "close" in wishes:
-        return "close"
-    if version == "1.0":
-        return "keep-alive" if "keep-alive" in wishes else "close"
-    return ""

@@ -1,14 +1,14 @@
 """The server with a small app behind it: `C42_PORT=... python -m tests.small_server '{"option": value}'`.
 
-Options are those of `Limits` and of `Server.serve`; `"uvloop": false` for asyncio's own loop; `"files": 300` for a
-system that allows no more open files.
+Options are those of `Server.serve`; `"uvloop": false` for asyncio's own loop; `"files": 300` for a system that allows
+no more open files; `"rounds": 20` to serve again, each time after SIGHUP, when told to stop.
 """
 
-import dataclasses
 import json
 import logging
 import os
 import resource
+import signal
 import sys
 import threading
 import time
@@ -16,7 +16,7 @@ from collections.abc import Callable, Iterable
 from typing import Any
 
 from answers.value import envelope
-from serving.connection import Answer, Limits
+from serving.connection import Answer
 from serving.request import Request
 
 LARGE = b"x" * 2**20
@@ -58,7 +58,7 @@ class App:
                 logging.info("%d are waiting", self._waiting)
             self._gate.wait(30)
         if path == "/sleep":
-            time.sleep(0.05)
+            time.sleep(0.01)
         start_response("200 OK", [("Content-Type", "text/plain")])
         if path == "/raise-late":
             return (bytes(1 // 0) for _ in range(1))
@@ -75,11 +75,16 @@ def main(options: str) -> None:
     from serving.server import Server
 
     logging.basicConfig(level="INFO")
-    limits = {one.name: given.pop(one.name) for one in dataclasses.fields(Limits) if one.name in given}
-    app = App()
-    server = Server("127.0.0.1", int(os.environ["C42_PORT"]), Limits(**limits))
-    logging.info("serving with %s", type(server.loop).__module__)
-    server.serve(app, immediate=app.immediate, refusal=refusal, **{"threads": 64, "drain": 0, "patience": 10, **given})
+    signal.pthread_sigmask(signal.SIG_BLOCK, [signal.SIGHUP])
+    rounds, app = given.pop("rounds", 1), App()
+    settings = {"threads": 64, "drain": 0, "patience": 10, "immediate": app.immediate, "refusal": refusal, **given}
+    for number in range(1, rounds + 1):
+        server = Server("127.0.0.1", int(os.environ["C42_PORT"]))
+        logging.info("serving with %s", type(server.loop).__module__)
+        server.serve(app, **settings)
+        logging.info("round %d of %d is over", number, rounds)
+        if number < rounds:
+            signal.sigwait([signal.SIGHUP])
 
 
 if __name__ == "__main__":

@@ -184,7 +184,7 @@ def test_hits_are_what_the_route_answers(
     held = iter(found)
     cache: Any = SimpleNamespace(get=lambda key: tuple(next(held)[:4]))
     headers = {} if asked is None else {"if-none-match": asked}
-    request = Request("GET", f"{hits.PREFIX}1", "", "HTTP/1.1", headers, 0, "")
+    request = Request("GET", f"{hits.PREFIX}1", "", "HTTP/1.1", headers, 0, True)
     shortcut = hits.immediate(cache, frozenset(), Counter())(request)
     assert shortcut
     for each in found:

@@ -47,7 +47,7 @@ class Asked:
 
     def route(self) -> Answer:
         """Return the answer of the route, but for its request's id: hits leave nothing in the log that had it too."""
-        head, body = call(self._app, make_environ(self._request, b"", "127.0.0.1", ("127.0.0.1", 80)))
+        head, body = call(self._app, make_environ(self._request, b"", ("127.0.0.1", 80)))
         assert head.count(b"\r\nX-Request-ID: ") == 1
         return re.sub(rb"\r\nX-Request-ID: [^\r]+", b"", head), body
 

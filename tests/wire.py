@@ -10,7 +10,7 @@ from typing import Any, NamedTuple, cast
 from unittest.mock import Mock
 
 from answers import response
-from serving.connection import Answer, Connection, Hub, Limits
+from serving.connection import Answer, Connection, Done, Hub
 from serving.request import Request
 
 
@@ -40,7 +40,7 @@ def responses(data: bytes, methods: Iterable[str] = ()) -> list[Received]:
         status, headers = int(matched[1]), dict(one.split(": ", 1) for one in lines)
         assert len(headers) == len(lines), "each header once"
         bodiless = status in (100, 204, 304) or (status >= 200 and next(asked, "GET") == "HEAD")
-        length = 0 if bodiless else int(headers["Content-Length"])
+        length = 0 if bodiless else int({name.lower(): text for name, text in headers.items()}["content-length"])
         assert len(data) >= length
         found.append(Received(status, headers, data[:length]))
         data = data[length:]
@@ -62,6 +62,9 @@ class Loop:
         """Call it in the next turn."""
         self._soon.append(call)
 
+    def call_later(self, _: float, call: Callable[[], None]) -> None:
+        """Leave it to the test to call it; see `Desk.tick`."""
+
     def turn(self) -> bool:
         """Run a turn; return whether there was anything to do."""
         due = len(self._soon)
@@ -81,13 +84,13 @@ class Desk:
         self.loop = Loop()
         self.seen: list[Request] = []  # every request that was taken for one
         self.bodies: list[bytes] = []
-        self.waiting: deque[tuple[Request, Callable[[Answer], None]]] = deque()
+        self.waiting: deque[tuple[Request, Done]] = deque()
         self.hub = Hub(
             loop=cast(Any, self.loop),
             immediate=immediate or (lambda request: partial(self._immediate, request)),
             refusal=refusal,
             work=self._work,
-            limits=Limits(**limits),
+            **limits,
         )
 
     def _immediate(self, request: Request) -> Answer | None:
@@ -96,7 +99,7 @@ class Desk:
             raise ZeroDivisionError
         return self.answer_to(request) if self.at_once and request.path.startswith(self.at_once) else None
 
-    def _work(self, request: Request, body: bytes, client: str, done: Callable[[Answer], None]) -> None:
+    def _work(self, request: Request, body: bytes, done: Done) -> None:
         self.bodies.append(body)
         self.waiting.append((request, done))
 
@@ -133,7 +136,7 @@ class Wire:
         self._paused_writing = False
         self._coming: deque[bytes] = deque()
         self._half_closed = False
-        self._protocol = Connection(desk.hub, "203.0.113.7")
+        self._protocol = Connection(desk.hub)
         self._protocol.connection_made(cast(Any, self))
 
     # The client's side
