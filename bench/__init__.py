@@ -1,6 +1,5 @@
-"""How fast the service is, beside other ways to do the same, on this machine: `make bench`.
+"""How fast c42c is, compared with other servers that cache, on this machine: `make bench`.
 
-Read in this order: `contenders` (who runs against whom), `figures` (one function for each other figure), `machine`
-(cores, processes, load), `report` (the table and the plot). `servers` and `expire` are what runs in processes of
-their own. Ratios within one run are the result; absolute figures are context.
+`contenders` says who is compared, `figures` has one function for each other figure, `machine` starts servers and
+loads them, `report` writes the page and the plot. `servers` and `expire` run in processes of their own.
 """

@@ -1,24 +1,43 @@
-"""Who runs against whom: each serves the same answers, from its own cache, on the same core, in turns."""
+"""Who is compared: each serves the same cached answer, on the same core, one after the other, in turns."""
 
 import contextlib
 import getpass
-import importlib.util
-import json
 import shutil
 import tempfile
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from pathlib import Path
 from typing import NamedTuple
 
 from bench import machine
 from bench.machine import Load, Server
 
-SERVICE, BARE, PLAIN, NGINX = "c42c", "Granian, constant answer", "plain Flask, global lock", "nginx proxy_cache"
-NGINX_FILES, VARNISH = "nginx proxy_cache + open_file_cache", "Varnish"
-FLASK_CACHING, REQUESTS_CACHE = "Flask-Caching on Granian", "requests-cache on Granian"
+C42C, C42C_CORS, CONSTANT = "c42c", "c42c, CORS on", "a constant on the same server"
+GRANIAN, FLASK = "the old form, on Granian", "plain Flask"
+NGINX, NGINX_FILES = "nginx proxy_cache", "nginx with open_file_cache"
+HAPROXY, VARNISH = "HAProxy's RAM cache", "Varnish"
 
-# The cache keeps the answers for the whole run, as all others do. Without keepalive_requests nginx closes a connection
-# after a thousand requests, which would count against it.
+OLD_FORM = ["-m", "bench.servers", "granian"]  # a command for `machine.service`
+
+ORIGIN = "https://app.example"
+# What Chrome sends with fetch() from a page of another origin, besides Host.
+BROWSER = {
+    "sec-ch-ua-platform": '"Windows"',
+    "User-Agent": "Mozilla/5.0 (Windows NT 10.0; Win64; x64) AppleWebKit/537.36 (KHTML, like Gecko) "
+    "Chrome/142.0.0.0 Safari/537.36",
+    "sec-ch-ua": '"Chromium";v="142", "Google Chrome";v="142", "Not_A Brand";v="99"',
+    "sec-ch-ua-mobile": "?0",
+    "Accept": "*/*",
+    "Origin": ORIGIN,
+    "Sec-Fetch-Site": "cross-site",
+    "Sec-Fetch-Mode": "cors",
+    "Sec-Fetch-Dest": "empty",
+    "Referer": f"{ORIGIN}/",
+    "Accept-Encoding": "gzip, deflate, br, zstd",
+    "Accept-Language": "en-GB,en;q=0.9,nl;q=0.8",
+}
+REQUESTS: dict[str, dict[str, str]] = {"bare": {}, "browser": BROWSER}
+
+# nginx closes a connection after a thousand requests unless told otherwise.
 _NGINX = """
 worker_processes 1; {user} daemon off; pid nginx.pid; error_log error.log crit;
 events {{ worker_connections 1024; }}
@@ -27,12 +46,31 @@ http {{
   client_body_temp_path body; proxy_temp_path proxy; fastcgi_temp_path fastcgi; uwsgi_temp_path uwsgi;
   scgi_temp_path scgi;
   proxy_cache_path cache levels=1:2 keys_zone=events:10m inactive=1h;
-  {extra}
+  {open_files}
   server {{
     listen 127.0.0.1:{port} backlog=1024;
     location / {{ proxy_pass http://127.0.0.1:{origin}; proxy_cache events; proxy_cache_lock on; }}
   }}
 }}
+"""
+_HAPROXY = """
+global
+  nbthread 1
+defaults
+  mode http
+  timeout connect 5s
+  timeout client 600s
+  timeout server 600s
+cache events
+  total-max-size 64
+  max-age 36000
+frontend front
+  bind 127.0.0.1:{port}
+  http-request cache-use events
+  http-response cache-store events
+  default_backend origin
+backend origin
+  server origin 127.0.0.1:{origin}
 """
 _VARNISH = """
 vcl 4.1;
@@ -41,109 +79,82 @@ backend origin {{ .host = "127.0.0.1"; .port = "{origin}"; }}
 
 
 class Round(NamedTuple):
-    """What all contenders did, one after the other, with answers of one size."""
+    """What all contenders did, one after the other, with one kind of request."""
 
-    size: int
-    loads: dict[str, Load]
+    request: str  # a key of REQUESTS
+    loads: dict[str, Load]  # by contender
+
+
+def program(name: str) -> str | None:
+    """Return the path of a program, which may stand where only root's PATH leads."""
+    return shutil.which(name) or shutil.which(f"/usr/sbin/{name}")
 
 
 def missing() -> list[str]:
-    """Name the contenders that can't run, since what they need is not installed."""
-    needs = {
-        FLASK_CACHING: importlib.util.find_spec("flask_caching"),
-        REQUESTS_CACHE: importlib.util.find_spec("requests_cache"),
-        NGINX: _nginx(),
-        NGINX_FILES: _nginx(),
-        VARNISH: _varnish(),
-    }
-    return [name for name, found in needs.items() if not found]
+    """Name the contenders that are left out since they are not installed."""
+    needs = {NGINX: "nginx", NGINX_FILES: "nginx", HAPROXY: "haproxy", VARNISH: "varnishd"}
+    return [name for name, command in needs.items() if not program(command)]
 
 
-def versions() -> dict[str, str]:
-    """Return the version of each program that is no Python package."""
-    commands = {"wrk": ("wrk", "-v"), "nginx": (_nginx(), "-v"), "varnish": (_varnish(), "-V")}
-    return {name: machine.version([program, option]) for name, (program, option) in commands.items() if program}
-
-
-def contest(base_url: str, event_ids: dict[int, str], *, rounds: int, seconds: int) -> Iterator[Round]:
-    """Start all contenders, and let them answer in turns; `event_ids` by the size of their answers."""
+def contest(base_url: str, event_id: str, *, rounds: int, seconds: int) -> Iterator[Round]:
+    """Start all contenders and have each answer for `event_id` in turns."""
+    path = machine.PREFIX + event_id
     with contextlib.ExitStack() as stack:
-        servers = dict(_start(base_url, event_ids, stack))
-        for server in servers.values():
-            for size, event_id in event_ids.items():
-                for _ in range(2):  # the second time from the cache, for whoever has one
-                    status, _, body = machine.get(server.port, machine.PREFIX + event_id)
-                assert (status, len(body.strip())) == (200, size), (status, len(body))
+        servers = _start(base_url, path, stack)
+        bodies = [machine.get(server.port, path)[2].strip() for server in servers.values() for _ in range(2)]
+        assert {len(body) for body in bodies} == {300}, bodies
         names = list(servers)
         for number in range(rounds):
-            for size, event_id in event_ids.items():
-                turn = names[number % len(names) :] + names[: number % len(names)]
-                loads = {name: machine.wrk(servers[name], machine.PREFIX + event_id, seconds) for name in turn}
-                assert not any(load.refused for load in loads.values()), loads
-                yield Round(size, loads)
+            for request, headers in REQUESTS.items():
+                origin_used = machine.cpu(servers[CONSTANT].pid)
+                first = number % len(names)
+                turn = names[first:] + names[:first]
+                loads = {name: machine.wrk(servers[name], path, seconds, headers=headers) for name in turn}
+                origin_used = machine.cpu(servers[CONSTANT].pid) - origin_used
+                assert origin_used < 1.5 * seconds, "a cache keeps asking its origin"
+                yield Round(request, loads)
 
 
-def _start(base_url: str, event_ids: dict[int, str], stack: contextlib.ExitStack) -> Iterator[tuple[str, Server]]:
-    service = stack.enter_context(machine.service(base_url))
-    yield SERVICE, service
+def _start(base_url: str, path: str, stack: contextlib.ExitStack) -> dict[str, Server]:
     place = Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="c42c-bench-")))
-    # The same headers and bytes as the service's own hits, for the bare server and for whoever is in front of it.
-    answers: dict[str, dict[str, object]] = {}
-    for event_id in event_ids.values():
-        path = machine.PREFIX + event_id
-        machine.get(service.port, path)
-        _, headers, body = machine.get(service.port, path)
-        own = [header for header in headers if header[0].lower() not in ("date", "server")]
-        answers[path] = {"headers": own, "body": body.decode()}
-    (place / "answers.json").write_text(json.dumps(answers))
-
-    def python(kind: str, argument: str) -> Server:
-        return stack.enter_context(machine.python_server(kind, argument))
-
-    bare = python("constant", str(place / "answers.json"))
-    yield BARE, bare
-    left_out = missing()
-    others: dict[str, Callable[[], Server]] = {
-        NGINX: lambda: _start_nginx(place / "plain", bare.port, "", stack),
-        NGINX_FILES: lambda: _start_nginx(place / "files", bare.port, "open_file_cache max=1000 inactive=1h;", stack),
-        VARNISH: lambda: _start_varnish(place / "varnish", bare.port, stack),
-        FLASK_CACHING: lambda: python("flask-caching", base_url),
-        REQUESTS_CACHE: lambda: python("requests-cache", base_url),
-        PLAIN: lambda: python("plain", base_url),
+    enter = stack.enter_context
+    servers = {
+        C42C: enter(machine.service(base_url)),
+        C42C_CORS: enter(machine.service(base_url, C42_CORS_ORIGINS=ORIGIN)),
+        GRANIAN: enter(machine.service(base_url, OLD_FORM)),
+        FLASK: enter(machine.service(base_url, ["-m", "bench.servers", "flask"])),
     }
-    for name, begin in others.items():
+    # What the caches get from their origin are the headers and the body of the service's own hits.
+    machine.get(servers[C42C].port, path)
+    _, headers, body = machine.get(servers[C42C].port, path)
+    head = "".join(f"{name}: {text}\r\n" for name, text in headers if name != "Date")
+    (place / "answer").write_bytes(f"HTTP/1.1 200 OK\r\n{head}\r\n".encode() + body)
+    command = ["-m", "bench.servers", "constant", str(place / "answer")]
+    servers[CONSTANT] = enter(machine.service(base_url, command))
+    origin = servers[CONSTANT].port
+    left_out = missing()
+    for name in (NGINX, NGINX_FILES, HAPROXY, VARNISH):
         if name not in left_out:
-            yield name, begin()
+            servers[name] = enter(_cache(name, origin, place))
+    return servers
 
 
-def _start_nginx(place: Path, origin: int, extra: str, stack: contextlib.ExitStack) -> Server:
+def _cache(name: str, origin: int, place: Path) -> contextlib.AbstractContextManager[Server]:
+    """Run one of the programs that cache in front of `origin`."""
+    place, port = place / name, machine.free_port()
     place.mkdir()
-    port, nginx = machine.free_port(), _nginx()
-    assert nginx
-    # Started by root its worker would become another user, who may not enter the directory of this run.
-    user = "user root;" if getpass.getuser() == "root" else ""
-    (place / "nginx.conf").write_text(_NGINX.format(port=port, origin=origin, extra=extra, user=user))
-    pid = stack.enter_context(
-        machine.running([nginx, "-p", str(place), "-c", "nginx.conf", "-e", "error.log"], cwd=place)
-    )
-    machine.wait_until_ready(port)
-    return Server(port, pid)
-
-
-def _start_varnish(place: Path, origin: int, stack: contextlib.ExitStack) -> Server:
-    place.mkdir()
-    port, varnish = machine.free_port(), _varnish()
-    assert varnish
-    (place / "default.vcl").write_text(_VARNISH.format(origin=origin))
-    own = ["-F", "-j", "none", "-n", str(place), "-f", str(place / "default.vcl"), "-s", "malloc,64m"]
-    pid = stack.enter_context(machine.running([varnish, *own, "-a", f"127.0.0.1:{port}"]))
-    machine.wait_until_ready(port)
-    return Server(port, pid)
-
-
-def _nginx() -> str | None:
-    return shutil.which("nginx") or shutil.which("/usr/sbin/nginx")
-
-
-def _varnish() -> str | None:
-    return shutil.which("varnishd") or shutil.which("/usr/sbin/varnishd")
+    config = place / "config"
+    if name == HAPROXY:
+        config.write_text(_HAPROXY.format(port=port, origin=origin))
+        command = ["haproxy", "-db", "-f", str(config)]
+    elif name == VARNISH:
+        config.write_text(_VARNISH.format(origin=origin))
+        here = ["-n", str(place), "-f", str(config), "-a", f"127.0.0.1:{port}"]
+        command = ["varnishd", "-F", "-j", "none", "-s", "malloc,64m", *here]
+    else:
+        # Started by root, nginx would change to a user who may not enter the directory.
+        user = "user root;" if getpass.getuser() == "root" else ""
+        open_files = "open_file_cache max=1000 inactive=1h;" if name == NGINX_FILES else ""
+        config.write_text(_NGINX.format(port=port, origin=origin, user=user, open_files=open_files))
+        command = ["nginx", "-p", str(place), "-c", str(config), "-e", "error.log"]
+    return machine.running([program(command[0]) or command[0], *command[1:]], port)

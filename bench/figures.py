@@ -1,4 +1,4 @@
-"""The figures of the issue that no comparison gives: one function each, which measures and says what it found."""
+"""The figures that are no comparison between servers: each function measures one thing and yields its rows."""
 
 import contextlib
 import itertools
@@ -7,27 +7,31 @@ import statistics
 import subprocess
 import sys
 import tempfile
+import threading
 import time
 from collections import Counter
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
+from http.client import HTTPConnection
 from pathlib import Path
 from typing import NamedTuple
 
-from bench import machine
-from bench.machine import PREFIX, ROOT
+from bench import contenders, machine
+from bench.machine import NAMES, PREFIX, TITLE, Server
 from standin import Gate, Standin
+
+COLD = 200  # cold answers a second, beside the hits
+_CLIENTS = 64  # threads that ask for them
 
 _numbers = itertools.count(1)
 
 
 class Row(NamedTuple):
-    """One figure: what was wanted, and what came out."""
+    """One figure: what was wanted, and what was measured."""
 
     what: str
     wanted: str
     measured: str
-    reached: bool | None = None  # None: nothing was wanted but the figure
-    limit: str = ""  # what stands in the way where it is not reached, and how that is known
+    reached: bool
 
 
 class Scale(NamedTuple):
@@ -35,264 +39,231 @@ class Scale(NamedTuple):
 
     rounds: int
     seconds: int
-    many: int  # stands for "a million"
+    many: int  # entries
     cold: int  # cold answers
 
 
-def new_event(upstream: Standin, size: int = 300) -> str:
-    """Add an event whose merged answer has `size` bytes, on one page; return its id."""
-    event_id = f"{0xBE << 64 | next(_numbers):032x}_14602021609581"
-    count = min(90, size // 25)
-    bare = len(f'{{"id":"{event_id}","title":"","names":[]}}') - 1 + count * 3  # quotes and commas of the names
-    width = (size - bare - 10) // count
-    names = [
-        f"{number} {'Arthur of the bench and of the long names in it'}"[:width] for number in range(10, 10 + count)
-    ]
-    title = "x" * (size - bare - sum(len(name) for name in names))
-    upstream.add_event(event_id, title=title, names=names)
+def new_event(upstream: Standin) -> str:
+    """Add an event whose answer has 300 bytes; return its id."""
+    event_id = f"{next(_numbers):032x}_14602021609581"
+    upstream.add_event(event_id, title=TITLE, names=NAMES)
     return event_id
 
 
-def spread(values: list[float], digits: int = 1) -> str:
-    """Write the median of `values` with their least and greatest."""
+def ask(connection: HTTPConnection, upstream: Standin) -> None:
+    """Ask for an event that the service doesn't know yet."""
+    connection.request("GET", PREFIX + new_event(upstream))
+    response = connection.getresponse()
+    response.read()
+    assert response.status == 200
+
+
+def spread(values: list[float], digits: int = 2) -> str:
+    """Write the median of `values`, and the least and the greatest."""
     return f"{statistics.median(values):.{digits}f} ({min(values):.{digits}f}–{max(values):.{digits}f})"
 
 
-def hanging(upstream: Standin, scale: Scale) -> Iterator[Row]:
-    """Hits while the upstream hangs and the waiting room is full."""
-    rates, singles, room = list[float](), list[float](), 0
-    with machine.service(upstream.base_url) as service:
-        hot = PREFIX + new_event(upstream)
-        machine.get(service.port, hot)
-        for _ in range(scale.rounds):
+def start_and_rest(upstream: Standin, scale: Scale) -> Iterator[Row]:
+    """Time from `python main.py` to the first answer, and memory after it."""
+    path = PREFIX + new_event(upstream)
+    times, sizes = list[float](), list[float]()
+    for _ in range(scale.rounds):
+        began = time.perf_counter()
+        with machine.service(upstream.base_url) as service:
+            status, _, _ = machine.get(service.port, path)
+            times.append(time.perf_counter() - began)
+            assert status == 200
+            sizes.append(machine.memory(service.pid))
+    yield Row("start to first answer, s", "≤ 0.5", spread(times), statistics.median(times) <= 0.5)
+    yield Row("memory at rest, MB", "≤ 45", spread(sizes, 1), statistics.median(sizes) <= 45)
+
+
+def waiting_room(upstream: Standin, scale: Scale) -> Iterator[Row]:
+    """Hits and memory while the upstream hangs and as many requests wait for it as may."""
+    rates, singles, sizes = list[float](), list[float](), list[float]()
+    for _ in range(scale.rounds):
+        with machine.service(upstream.base_url) as service:
+            hot = PREFIX + new_event(upstream)
+            machine.get(service.port, hot)
             calm = machine.wrk(service, hot, scale.seconds)
-            gate = Gate()
-            rule = upstream.rule(gate=gate)
-            with _waiting(service.port, upstream) as (waiting, still_waiting):
-                room = waiting
-                full = machine.wrk(service, hot, scale.seconds)
-                single = machine.wrk(service, hot, scale.seconds, connections=1)
-                assert still_waiting(), "the upstream's time-out was over before the measurement"
-                assert not full.refused + single.refused, (full, single)
-                gate.open()
-            rule.remove()
-            rates.append(full.rate / calm.rate)
-            singles.append(single.p99)
-    what = f"hits while the upstream hangs and all {room} places of the waiting room are taken"
-    yield Row(f"{what}: rate / undisturbed", "≥ 0.8", spread(rates, 2), statistics.median(rates) >= 0.8)
-    yield Row("the same: a single hit's p99, ms", "< 20", spread(singles, 2), statistics.median(singles) < 20)
+            before = machine.memory(service.pid)
+            with _waiting(service, upstream) as sockets:
+                sizes.append(machine.memory(service.pid) - before)
+                rates.append(machine.wrk(service, hot, scale.seconds).rate / calm.rate)
+                singles.append(machine.wrk(service, hot, scale.seconds, connections=1).p99)
+                assert not any(_peek(sock) for sock in sockets), "they did not wait to the end"
+    what = f"{len(sockets)} requests wait for a hanging upstream"
+    yield Row(f"{what}: hit rate / undisturbed", "≥ 0.95", spread(rates), statistics.median(rates) >= 0.95)
+    yield Row("the same: p99 of hits, one at a time, ms", "≤ 2", spread(singles), statistics.median(singles) <= 2)
+    yield Row("the same: memory added, MB", "≤ 15", spread(sizes, 1), statistics.median(sizes) <= 15)
 
 
 @contextlib.contextmanager
-def _waiting(port: int, upstream: Standin) -> Iterator[tuple[int, Callable[[], bool]]]:
-    """Fill the waiting room with requests for different events, until one more is refused with 503."""
+def _waiting(service: Server, upstream: Standin) -> Iterator[list[socket.socket]]:
+    """Fill the waiting room with requests for different events, until one is refused; yield those that wait."""
+    gate = Gate()
+    rule = upstream.rule(gate=gate)
     with contextlib.ExitStack() as stack:
-        sockets: list[socket.socket] = []
-
-        def answered() -> bool:
-            return any(_peek(sock) for sock in sockets)
-
-        while not answered():
-            sock = stack.enter_context(socket.create_connection(("127.0.0.1", port)))
+        sockets = list[socket.socket]()
+        while not (refused := [sock for sock in sockets if _peek(sock)]):
+            sock = stack.enter_context(socket.create_connection(("127.0.0.1", service.port)))
             sock.sendall(f"GET {PREFIX}{new_event(upstream)} HTTP/1.1\r\nHost: bench\r\n\r\n".encode())
             sockets.append(sock)
-            time.sleep(0.002)
-        time.sleep(0.1)
-        refused = [sock for sock in sockets if _peek(sock)]
-        assert all(_peek(sock).startswith(b"HTTP/1.1 503 ") for sock in refused)
-        sockets = [sock for sock in sockets if sock not in refused]
-        yield len(sockets), lambda: not answered()
-        for sock in sockets:  # let the last of them end before the next round
-            sock.settimeout(machine.PATIENCE)
-            sock.recv(1)
+            time.sleep(0.005)
+        yield [sock for sock in sockets if sock not in refused]
+        gate.open()
+        rule.remove()
 
 
 def _peek(sock: socket.socket) -> bytes:
+    sock.setblocking(False)
     try:
-        return sock.recv(64, socket.MSG_DONTWAIT | socket.MSG_PEEK)
+        return sock.recv(64, socket.MSG_PEEK)
     except BlockingIOError:
         return b""
 
 
-def held(upstream: Standin, scale: Scale) -> Iterator[Row]:
-    """Hits with few and with very many entries held; and what one entry costs. The upstream is a stub here."""
+def beside_cold_answers(upstream: Standin, scale: Scale) -> Iterator[Row]:
+    """Hits beside cold answers, by the service and by its old form."""
+    hot = PREFIX + new_event(upstream)
+    rates, p99s, paces = ([list[float](), list[float]()] for _ in range(3))  # of the service, of the old form
+    with machine.service(upstream.base_url) as new, machine.service(upstream.base_url, contenders.OLD_FORM) as old:
+        for _, (which, server) in itertools.product(range(scale.rounds), enumerate([new, old])):
+            machine.get(server.port, hot)
+            calm = machine.wrk(server, hot, scale.seconds)
+            with _cold_answers(server.port, upstream) as answered:
+                beside = machine.wrk(server, hot, scale.seconds)
+                paces[which].append(next(answered) / scale.seconds)
+            rates[which].append(beside.rate / calm.rate)
+            p99s[which].append(beside.p99)
+    what = f"beside {' or '.join(f'{statistics.median(pace):.0f}' for pace in paces)} cold answers a second"
+    rate, p99 = (" or ".join(map(spread, each)) for each in (rates, p99s))
+    yield Row(
+        f"{what}, c42c or its old form: hit rate / undisturbed", "≥ 0.5", rate, statistics.median(rates[0]) >= 0.5
+    )
+    reached = statistics.median(p99s[0]) <= statistics.median(p99s[1])
+    yield Row("the same: p99 of hits, ms", "≤ the old form's", p99, reached)
+
+
+@contextlib.contextmanager
+def _cold_answers(port: int, upstream: Standin) -> Iterator[Iterator[int]]:
+    """Ask for `COLD` new events a second; the next number of what it yields is how many were answered."""
+    answered, stop = itertools.count(), threading.Event()
+    began = time.monotonic()
+
+    def ask_in_turn(number: int) -> None:
+        with machine.connect(port) as connection:
+            for due in itertools.count(began + number / COLD, _CLIENTS / COLD):
+                if stop.wait(max(0.0, due - time.monotonic())):
+                    return
+                ask(connection, upstream)
+                next(answered)
+
+    threads = [threading.Thread(target=ask_in_turn, args=(number,)) for number in range(_CLIENTS)]
+    for thread in threads:
+        thread.start()
+    yield answered
+    stop.set()
+    for thread in threads:
+        thread.join()
+
+
+def entries_held(upstream: Standin, scale: Scale) -> Iterator[Row]:
+    """Hits with few and with very many entries held, and the memory of one."""
     counts = [10, min(10_000, scale.many), scale.many]
+    loads: dict[tuple[int, bool], list[float]] = {}
     with contextlib.ExitStack() as stack:
-        started = {count: stack.enter_context(machine.python_server("filled", str(count))) for count in counts}
-        sizes = {count: machine.memory(server.pid) for count, server in started.items()}
-        for same in (True, False):
-            rates: dict[int, list[float]] = {count: [] for count in counts}
-            for _ in range(scale.rounds):
-                for count, server in started.items():
-                    script = [PREFIX, "0", "0" if same else str(count - 1)]
-                    load = machine.wrk(server, "/", scale.seconds, script=script)
-                    assert not load.refused, load
-                    rates[count].append(load.rate)
-            ratios = {
-                count: statistics.median(a / b for a, b in zip(rates[count], rates[10], strict=True))
-                for count in counts
-            }
-            asked = "one asked for" if same else "asked for at random"
-            yield Row(
-                f"hits with {', '.join(f'{count:,}' for count in counts)} entries held, {asked}: rate / rate with 10",
-                "within 10 % of each other" if same else "(reported)",
-                ", ".join(f"{ratio:.2f}" for ratio in ratios.values()),
-                max(ratios.values()) / min(ratios.values()) <= 1.1 if same else None,
+        filled = {
+            count: stack.enter_context(
+                machine.service(
+                    upstream.base_url,
+                    ["-m", "bench.servers", "filled", str(count)],
+                    C42_MAX_ENTRIES=str(2 * scale.many),
+                )
             )
-        each = (sizes[counts[-1]] - sizes[10]) / (counts[-1] - 10)
-    yield Row("memory per kept answer of 300 bytes", "≤ 1.2 KB", f"{each:.0f} bytes", each <= 1200)
+            for count in counts
+        }
+        sizes = {count: machine.memory(server.pid) for count, server in filled.items()}
+        for _, count, at_random in itertools.product(range(scale.rounds), counts, (False, True)):
+            load = machine.wrk(filled[count], PREFIX, scale.seconds, ids=count if at_random else 1)
+            loads.setdefault((count, at_random), []).append(load.rate)
+    for at_random in (False, True):
+        medians = [statistics.median(loads[count, at_random]) for count in counts]
+        ratios = [median / medians[0] for median in medians]
+        what = f"{', '.join(f'{count:,}' for count in counts)} entries held: hit rate / with {counts[0]}"
+        if at_random:
+            yield Row(f"{what}, asked for at random", "", ", ".join(f"{ratio:.2f}" for ratio in ratios), True)
+        else:
+            yield Row(
+                what, "0.9 to 1.1", ", ".join(f"{ratio:.2f}" for ratio in ratios), max(ratios) - min(ratios) <= 0.1
+            )
+    each = (sizes[counts[-1]] - sizes[10]) * 1e6 / (counts[-1] - 10)
+    yield Row("memory per kept answer of 300 bytes, bytes", "≤ 1200", f"{each:.0f}", each <= 1200)
 
 
-def unknown(upstream: Standin, scale: Scale) -> Iterator[Row]:
-    """How the process grows with ever new unknown ids."""
-    with machine.python_server("filled", "10") as few, machine.python_server("filled", f"10,{scale.many}") as many:
-        growth = (machine.memory(many.pid) - machine.memory(few.pid)) / 1e6
-    what = f"{scale.many:,} different unknown ids, loaded into the cache of a service with a stub upstream: growth"
-    yield Row(what, "≤ 60 MB", f"{growth:.1f} MB", growth <= 60)
-    with machine.service(upstream.base_url) as service:
-        machine.wrk(service, "/", 2, script=[PREFIX, str(10**9), ""])  # starts the threads and connections
-        first = machine.memory(service.pid)
-        load = machine.wrk(service, "/", max(2, scale.many // 50_000), script=[PREFIX, str(2 * 10**9), ""])
-        growth = (machine.memory(service.pid) - first) / 1e6
-    what = f"{load.requests:,} different unknown ids asked for over HTTP at 32 connections: growth"
-    yield Row(what, "≤ 60 MB", f"{growth:.1f} MB", growth <= 60)
-
-
-def expiring(upstream: Standin, scale: Scale) -> Iterator[Row]:
-    """The longest that a reader waits while very many entries expire together."""
+def expiry(upstream: Standin, scale: Scale) -> Iterator[Row]:
+    """How long a reader waits while very many entries expire together."""
     command = ["taskset", "-c", str(machine.SERVER_CORE), sys.executable, "-m", "bench.expire", str(scale.many)]
-    said = subprocess.run(command, check=True, capture_output=True, text=True, cwd=ROOT, timeout=300).stdout
+    said = subprocess.run(command, check=True, capture_output=True, text=True, cwd=machine.ROOT, timeout=300).stdout
     without, longest = (float(word) for word in said.split())
-    what = f"{scale.many:,} entries expire together, in process: the longest that a reader waits, ms"
-    yield Row(f"{what} (without that: {without:.2f})", "≤ 10", f"{longest:.2f}", longest <= 10)
+    what = f"{scale.many:,} entries expire together: the longest wait of a reader, ms"
+    yield Row(what, "≤ 10", f"{longest:.2f} (without that: {without:.2f})", longest <= 10)
 
 
-def cold(upstream: Standin, scale: Scale) -> Iterator[Row]:
-    """What a cold answer costs beyond the upstream's own time, alone and with many at once."""
-    delay = 0.05
-    rule = upstream.rule(delay=delay)
-    with machine.service(upstream.base_url) as (port, _):
-        machine.burst(port, [PREFIX + new_event(upstream)])
-        times = [machine.burst(port, [PREFIX + new_event(upstream)])[0] for _ in range(scale.cold // 20)]
-        beyond = [(seconds - delay) * 1000 for seconds in times]
-        yield Row(
-            "a cold answer at concurrency 1, both calls 50 ms: time beyond 50 ms, ms",
-            "≤ 5",
-            spread(beyond),
-            statistics.median(beyond) <= 5,
-        )
-        lasts = [
-            max(machine.burst(port, [PREFIX + new_event(upstream) for _ in range(32)])) * 1000
-            for _ in range(scale.rounds)
-        ]
-        yield Row(
-            "32 cold events at once, calls of 50 ms: all done after, ms",
-            "≤ 200",
-            spread(lasts, 0),
-            statistics.median(lasts) <= 200,
-        )
-        lasts, calls = [], set()
+def cold_answer(upstream: Standin, scale: Scale) -> Iterator[Row]:
+    """The CPU of an answer that takes two calls to the upstream."""
+    costs = list[float]()
+    with machine.service(upstream.base_url) as service, machine.connect(service.port) as connection:
+        ask(connection, upstream)
         for _ in range(scale.rounds):
-            event_id = new_event(upstream)
-            lasts.append(max(machine.burst(port, [PREFIX + event_id] * 200)) * 1000)
-            calls.add(upstream.calls(event_id=event_id))
-        yield Row(
-            f"200 callers of one cold event, {' or '.join(map(str, calls))} upstream calls of 50 ms: all answered, ms",
-            "2 calls, ≤ 350",
-            spread(lasts, 0),
-            statistics.median(lasts) <= 350 and calls == {2},
-        )
-    rule.remove()
-
-
-def cold_cpu(upstream: Standin, scale: Scale) -> Iterator[Row]:
-    """The CPU that a cold answer costs, and where it goes (to `bench/cold-profile.txt`, where py-spy is there)."""
-    with machine.service(upstream.base_url) as (port, pid):
-        # Two connections: the service shall not wait for the bench all the time.
-        events = [PREFIX + new_event(upstream) for _ in range(scale.cold + 40)]
-        batches = [events[at : at + 2] for at in range(0, len(events), 2)]
-        for batch in batches[:20]:
-            machine.burst(port, batch)
-        began = machine.cpu(pid)
-        for batch in batches[20:]:
-            machine.burst(port, batch)
-        each = (machine.cpu(pid) - began) / scale.cold * 1000
-        began = machine.cpu(pid)
-        for batch in batches[20:]:
-            machine.burst(port, batch)  # the same again, from the cache: what the bench's own requests cost
-        hit = (machine.cpu(pid) - began) / scale.cold * 1000
-    measured = f"{each:.2f} (the same as a hit, over a new connection too: {hit:.2f})"
-    yield Row("CPU per cold answer (user and system), ms", "reported", measured)
+            used = machine.cpu(service.pid)
+            for _ in range(scale.cold):
+                ask(connection, upstream)
+            costs.append((machine.cpu(service.pid) - used) / scale.cold * 1000)
+    yield Row("CPU per cold answer, ms", "≤ 1.0", spread(costs), statistics.median(costs) <= 1.0)
 
 
 def profile(upstream: Standin, seconds: int) -> str | None:
-    """Return where the CPU of cold answers goes, or None where py-spy is not there or must not look."""
-    with machine.service(upstream.base_url) as (port, pid), tempfile.TemporaryDirectory() as place:
-        worker = machine.tree(pid)[-1]
-        into = Path(place) / "stacks"
-        how = ["record", "--format", "raw", "--rate", "500", "--gil", "--nonblocking"]
-        command = [
-            str(Path(sys.executable).with_name("py-spy")),
-            *how,
-            "--duration",
-            str(seconds),
-            "--output",
-            str(into),
-        ]
-        try:
-            spy = subprocess.Popen(
-                [*command, "--pid", str(worker)], stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL
-            )
-        except FileNotFoundError:
-            return None
-        until, answers = time.monotonic() + seconds, 0
-        try:
-            while time.monotonic() < until:
-                answers += len(machine.burst(port, [PREFIX + new_event(upstream) for _ in range(2)]))
-            spy.wait(30)
-        finally:
-            spy.kill()
-            spy.wait()
-        stacks = into.read_text() if into.exists() else ""
-        return _summary(stacks, answers) if stacks else None
+    """Return where the CPU of cold answers goes, or None if py-spy is missing or not allowed to look."""
+    spy = Path(sys.executable).with_name("py-spy")
+    if not spy.exists():
+        return None
+    with (
+        machine.service(upstream.base_url) as service,
+        machine.connect(service.port) as connection,
+        tempfile.TemporaryDirectory() as place,
+    ):
+        stacks, answers = Path(place) / "stacks", 0
+        how = ["--format", "raw", "--rate", "500", "--gil", "--nonblocking", "--duration", str(seconds)]
+        command = [str(spy), "record", *how, "--output", str(stacks), "--pid", str(service.pid)]
+        with subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL) as running:
+            while running.poll() is None:
+                ask(connection, upstream)
+                answers += 1
+        return _summary(stacks.read_text(), answers) if stacks.exists() else None
 
 
 def _summary(stacks: str, answers: int) -> str:
-    inclusive, own, total = Counter[str](), Counter[str](), 0
+    inclusive, own = Counter[str](), Counter[str]()
     for line in stacks.splitlines():
         stack, _, count = line.rpartition(" ")
-        # Without line numbers, so that the samples of one function add up.
-        frames = [
-            f"{name} ({place.rpartition(':')[0] or place}"
-            for name, _, place in (frame.partition(" (") for frame in stack.split(";"))
-        ]
-        frames = [frame.rstrip(")") + ")" for frame in frames]
-        total += int(count)
+        frames = [frame.rpartition(":")[0] + ")" for frame in stack.split(";")]  # without line numbers
         own[frames[-1]] += int(count)
-        inclusive.update({frame: int(count) for frame in set(frames)})
-    lines = [
-        f"Where the CPU of {answers} cold answers went: {total} samples, by py-spy, of threads that held Python's",
-        "interpreter lock; what the kernel does for them without it is not in here.",
-        "",
-        "with all that it calls",
-        *(f"{count / total:6.1%}  {frame}" for frame, count in inclusive.most_common(45)),
-        "",
-        "by itself",
-        *(f"{count / total:6.1%}  {frame}" for frame, count in own.most_common(30)),
-    ]
-    return "\n".join(lines) + "\n"
+        inclusive.update(dict.fromkeys(frames, int(count)))
+    total = own.total()
+    return "\n".join(
+        [
+            f"Where the CPU of {answers} cold answers went: {total} samples, taken by py-spy, of threads that held",
+            "Python's interpreter lock. What the kernel did for them is not included.",
+            "",
+            "with everything it calls",
+            *(f"{count / total:6.1%}  {frame}" for frame, count in inclusive.most_common(40)),
+            "",
+            "by itself",
+            *(f"{count / total:6.1%}  {frame}" for frame, count in own.most_common(25)),
+            "",
+        ]
+    )
 
 
-def start(upstream: Standin, scale: Scale) -> Iterator[Row]:
-    """From `python main.py` to the first answer."""
-    path, times = PREFIX + new_event(upstream), []
-    for _ in range(scale.rounds):
-        began = time.perf_counter()
-        with machine.service(upstream.base_url) as (port, _):
-            status, _, _ = machine.get(port, path)
-            times.append(time.perf_counter() - began)
-            assert status == 200
-    yield Row("from `python main.py` to the first answer, s", "≤ 1", spread(times, 2), statistics.median(times) <= 1)
-
-
-ALL = [hanging, held, unknown, expiring, cold, cold_cpu, start]
+ALL = [start_and_rest, waiting_room, beside_cold_answers, entries_held, expiry, cold_answer]

@@ -1,13 +1,12 @@
-"""Processes on one core, load from another, and what the kernel says of a process.
+"""Start servers on one core, load them from the other, and read from /proc what they use.
 
-Everything listens and asks on 127.0.0.1. Whoever starts a process here ends it, by its id.
+Everything is on 127.0.0.1. Each server gets its own process and is stopped by its process id.
 """
 
 import contextlib
 import os
 import platform
 import re
-import selectors
 import shutil
 import signal
 import socket
@@ -22,14 +21,15 @@ from typing import NamedTuple
 ROOT = Path(__file__).resolve().parent.parent
 PREFIX = "/events-with-subscriptions/"
 TOKEN = "a-token-for-the-bench"  # noqa: S105 - the stand-in's
-PATIENCE = 120.0  # seconds for a server to give its first answer; a million entries are filled in before that
+TITLE, NAMES = "A title as long as the titles of events are", ["Someone called so"] * 9  # an answer of 300 bytes
+PATIENCE = 120.0  # seconds until a server's first answer: one of them loads a million entries before that
 
 _cores = sorted(os.sched_getaffinity(0))
 SERVER_CORE, LOAD_CORE = _cores[0], _cores[-1]
 
 
 class Server(NamedTuple):
-    """A server that runs."""
+    """A running server."""
 
     port: int
     pid: int
@@ -40,15 +40,12 @@ class Load(NamedTuple):
 
     rate: float  # answers per second
     p99: float  # milliseconds
-    cost: float  # microseconds of CPU that the server used per answer; hardly depends on what else the machine does
-    share: float  # of its core that the server had: near 1, or else something was in its way
-    requests: int
-    refused: int  # answers other than 2xx and 3xx
-    broken: int  # connections that failed, or were timed out
+    cost: float  # microseconds of CPU, user and system, that the server used per answer
+    share: float  # of its core that the server got: if it is well below 1, something else was using the core
 
 
-def require() -> None:
-    """Exit where this machine can't measure."""
+def require_two_cores_and_wrk() -> None:
+    """Exit with a reason if the bench can't run here; move this process to the load's core."""
     if SERVER_CORE == LOAD_CORE:
         sys.exit("the bench needs two cores: one for the server, one for the load")
     for program in ("wrk", "taskset"):
@@ -58,18 +55,14 @@ def require() -> None:
 
 
 def describe() -> str:
-    """Name the machine, by its kind only."""
+    """Name the kind of machine, and the Python."""
     model = re.search(r"^model name\s*: (.*)$", Path("/proc/cpuinfo").read_text(), re.M)
-    return f"{model[1] if model else platform.machine()}, {len(_cores)} cores, {platform.system()}"
-
-
-def python() -> str:
-    """Name the Python that runs the bench, and all its Python servers."""
-    return f"{platform.python_implementation()} {platform.python_version()}"
+    name = model[1] if model else platform.machine()
+    return f"{name}, {len(_cores)} cores, {platform.python_implementation()} {platform.python_version()}"
 
 
 def free_port() -> int:
-    """Return a port on which nobody listens."""
+    """Return a port on which nothing listens."""
     with socket.socket() as sock:
         sock.bind(("127.0.0.1", 0))
         port: int = sock.getsockname()[1]
@@ -77,18 +70,19 @@ def free_port() -> int:
 
 
 @contextlib.contextmanager
-def running(command: Sequence[str], environ: Mapping[str, str] = os.environ, cwd: Path = ROOT) -> Iterator[int]:
-    """Run a server on its core, give its process id, and end it with all that it started."""
+def running(command: Sequence[str], port: int, environ: Mapping[str, str] = os.environ) -> Iterator[Server]:
+    """Run a server on its core; yield it once it answers on `port`, and end it with its children."""
     process = subprocess.Popen(
-        ["taskset", "-c", str(SERVER_CORE), *command],  # noqa: S607 - from the PATH, as a user has it
-        cwd=cwd,
+        ["taskset", "-c", str(SERVER_CORE), *command],  # noqa: S607 - from the PATH, as users have it
+        cwd=ROOT,
         env=dict(environ),
         stdin=subprocess.DEVNULL,
         stdout=subprocess.DEVNULL,
         stderr=subprocess.DEVNULL,
     )
     try:
-        yield process.pid
+        _wait_until_ready(port, process)
+        yield Server(port, process.pid)
     finally:
         family = tree(process.pid)
         process.send_signal(signal.SIGTERM)
@@ -101,100 +95,75 @@ def running(command: Sequence[str], environ: Mapping[str, str] = os.environ, cwd
             process.wait()
 
 
-@contextlib.contextmanager
-def service(base_url: str) -> Iterator[Server]:
-    """Run the service as `python main.py` does; give it once it answers."""
+def service(
+    base_url: str, command: Sequence[str] = ("main.py",), **settings: str
+) -> contextlib.AbstractContextManager[Server]:
+    """Run the service as `python main.py` does, or a variant of it; `settings` are environment variables."""
     port = free_port()
-    own = {"C42_TOKEN": TOKEN, "C42_BASE_URL": base_url, "C42_PORT": str(port), "C42_EXPIRY": "600"}
     inherited = {name: value for name, value in os.environ.items() if not name.startswith("C42_")}
-    with running([sys.executable, "main.py"], inherited | own) as pid:
-        wait_until_ready(port)
-        yield Server(port, pid)
+    own = {"C42_TOKEN": TOKEN, "C42_BASE_URL": base_url, "C42_PORT": str(port), "C42_EXPIRY": "600"}
+    return running([sys.executable, *command], port, inherited | own | settings)
 
 
-@contextlib.contextmanager
-def python_server(kind: str, argument: str) -> Iterator[Server]:
-    """Run one of `bench.servers`; give it once it answers."""
-    port = free_port()
-    with running([sys.executable, "-m", "bench.servers", kind, str(port), argument]) as pid:
-        wait_until_ready(port)
-        yield Server(port, pid)
-
-
-def wait_until_ready(port: int, path: str = "/") -> None:
-    """Return once the server on `port` answers, whatever it says."""
+def _wait_until_ready(port: int, process: subprocess.Popen[bytes]) -> None:
     give_up = time.monotonic() + PATIENCE
     while True:
         try:
-            get(port, path)
+            get(port, "/")
         except OSError:
-            if time.monotonic() > give_up:
+            if time.monotonic() > give_up or process.poll() is not None:
                 raise
             time.sleep(0.005)
         else:
             return
 
 
+def connect(port: int) -> contextlib.closing[HTTPConnection]:
+    """Return a connection to a server, for a `with`."""
+    return contextlib.closing(HTTPConnection("127.0.0.1", port, timeout=PATIENCE))
+
+
 def get(port: int, path: str) -> tuple[int, list[tuple[str, str]], bytes]:
-    """GET `path` over a connection of its own; return status, headers and body."""
-    connection = HTTPConnection("127.0.0.1", port, timeout=PATIENCE)
-    with contextlib.closing(connection):
+    """GET `path` on a new connection; return status, headers and body."""
+    with connect(port) as connection:
         connection.request("GET", path)
         response = connection.getresponse()
         return response.status, response.getheaders(), response.read()
 
 
-def wrk(server: Server, path: str, seconds: int, *, connections: int = 32, script: Sequence[str] = ()) -> Load:
-    """Ask for `path` over so many keep-alive connections, each again as soon as it is answered."""
-    arguments = ["-t1", f"-c{connections}", f"-d{seconds}s", "--latency", "--timeout", "20s"]
-    lua = ["-s", str(ROOT / "bench" / "ids.lua")] if script else []
-    command = ["wrk", *arguments, *lua, f"http://127.0.0.1:{server.port}{path}", *(["--", *script] if script else [])]
+def wrk(
+    server: Server,
+    path: str,
+    seconds: float,
+    *,
+    connections: int = 32,
+    headers: Mapping[str, str] | None = None,
+    ids: int = 0,
+) -> Load:
+    """Request `path` on so many keep-alive connections; with `ids`, a random id below that is added to `path`."""
+    options = [f"-c{connections}", f"-d{seconds}s", "--latency", "--timeout", "20s"]
+    options += [word for name, text in (headers or {}).items() for word in ("-H", f"{name}: {text}")]
+    script = ["-s", str(ROOT / "bench" / "ids.lua")] if ids else []
+    arguments = ["--", path, str(ids)] if ids else []
+    command = ["wrk", "-t1", *options, *script, f"http://127.0.0.1:{server.port}{path}", *arguments]
     used, began = cpu(server.pid), time.monotonic()
     said = subprocess.run(command, check=True, capture_output=True, text=True, timeout=seconds + 60).stdout
     used, took = cpu(server.pid) - used, time.monotonic() - began
-    p99 = _found(r"99%\s+([\d.]+)(us|ms|s)\b", said)
-    broken = sum(int(count) for count in re.findall(r"(?:connect|read|write|timeout) (\d+)", said))
-    requests = int(_found(r"(\d+) requests in", said)[1])
+    if trouble := re.search("Non-2xx.*|Socket errors.*", said):
+        raise ValueError(f"wrk had trouble: {trouble[0]}")
+    p99 = _find(r"99%\s+([\d.]+)(us|ms|s)\b", said)
     return Load(
-        rate=float(_found(r"Requests/sec:\s+([\d.]+)", said)[1]),
+        rate=float(_find(r"Requests/sec:\s+([\d.]+)", said)[1]),
         p99=float(p99[1]) * {"us": 0.001, "ms": 1.0, "s": 1000.0}[p99[2]],
-        cost=used * 1e6 / max(1, requests),
+        cost=used * 1e6 / max(1, int(_find(r"(\d+) requests in", said)[1])),
         share=used / took,
-        requests=requests,
-        refused=int(match[1]) if (match := re.search(r"Non-2xx or 3xx responses: (\d+)", said)) else 0,
-        broken=broken,
     )
 
 
-def _found(pattern: str, text: str) -> re.Match[str]:
+def _find(pattern: str, text: str) -> re.Match[str]:
     if not (match := re.search(pattern, text)):
-        raise ValueError(f"wrk said something else:\n{text}")
+        raise ValueError(f"{pattern!r} is not in:\n{text}")
     return match
-
-
-def burst(port: int, paths: Sequence[str]) -> list[float]:
-    """Ask for all `paths` at once, each over a connection of its own; return when each was answered, in seconds."""
-    sockets = [socket.create_connection(("127.0.0.1", port), timeout=PATIENCE) for _ in paths]
-    times, pending = [], dict.fromkeys(sockets, b"")
-    with selectors.DefaultSelector() as selector:
-        for sock in sockets:
-            selector.register(sock, selectors.EVENT_READ)
-        began = time.perf_counter()
-        for sock, path in zip(sockets, paths, strict=True):
-            sock.sendall(f"GET {path} HTTP/1.1\r\nHost: bench\r\nConnection: close\r\n\r\n".encode())
-        while pending:
-            for key, _ in selector.select(PATIENCE):
-                ready = key.fileobj
-                assert isinstance(ready, socket.socket)
-                if data := ready.recv(65536):
-                    pending[ready] += data
-                    continue
-                times.append(time.perf_counter() - began)
-                if not pending.pop(ready).startswith(b"HTTP/1.1 200 "):
-                    raise ValueError("one of them was not answered with 200")
-                selector.unregister(ready)
-                ready.close()
-    return times
 
 
 def tree(pid: int) -> list[int]:
@@ -207,22 +176,19 @@ def tree(pid: int) -> list[int]:
     return found
 
 
-def memory(pid: int) -> int:
-    """Return the bytes of memory that `pid` and all processes below it hold."""
+def memory(pid: int) -> float:
+    """Return the resident memory of `pid` and all processes below it, in MB."""
     status = [Path(f"/proc/{one}/status").read_text() for one in tree(pid)]
-    return sum(int(_found(r"VmRSS:\s+(\d+) kB", text)[1]) * 1024 for text in status)
+    return sum(int(_find(r"VmRSS:\s+(\d+) kB", text)[1]) for text in status) * 1024 / 1e6
 
 
 def cpu(pid: int) -> float:
     """Return the seconds of CPU, user and system, that `pid` and all processes below it have used."""
-    ticks = 0
-    for one in tree(pid):
-        fields = Path(f"/proc/{one}/stat").read_text().rpartition(")")[2].split()
-        ticks += int(fields[11]) + int(fields[12])
-    return ticks / os.sysconf("SC_CLK_TCK")
+    fields = [Path(f"/proc/{one}/stat").read_text().rpartition(")")[2].split() for one in tree(pid)]
+    return sum(int(one[11]) + int(one[12]) for one in fields) / os.sysconf("SC_CLK_TCK")
 
 
 def version(command: Sequence[str]) -> str:
-    """Return the first version number that a program names when it is asked."""
+    """Return the first version number that a program prints when asked for it."""
     said = subprocess.run(command, check=False, capture_output=True, text=True)
-    return _found(r"\d+(?:\.\d+)+", said.stdout + said.stderr)[0]
+    return _find(r"\d+(?:\.\d+)+", said.stdout + said.stderr)[0]

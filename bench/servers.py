@@ -1,16 +1,12 @@
-"""The Python servers of the bench: `python -m bench.servers KIND PORT ARGUMENT`.
+"""The Python servers of the bench: `python -m bench.servers KIND [ARGUMENT]`, with settings as the service has them.
 
-constant        the service's own server with one constant answer for each path: ARGUMENT is the file that has them
-plain           the simplest thing a person would write, on Flask's own server: ARGUMENT is the upstream's address
-flask-caching   the same with Flask-Caching instead of the dict, on the service's own server
-requests-cache  the same with requests-cache instead, on the service's own server
-filled          the service, but for its upstream: a stub answers at once, and ARGUMENT says how many events of it are
-                in the cache before the first request ("10"), or how many unknown ids were asked for ("10,1000")
+constant FILE   the service's own server with one constant answer, which FILE holds
+granian         the old form: the service on Granian, with hits answered by a WSGI middleware
+flask           the simplest thing that a person would write, on Flask's own server
+filled COUNT    the service with COUNT entries in its cache, and a stub for its upstream
 """
 
-import importlib
-import json
-import math
+import os
 import sys
 from collections.abc import Callable, Iterable
 from pathlib import Path
@@ -22,123 +18,118 @@ from flask import Flask, jsonify
 from flask import Response as FlaskResponse
 
 import main
-from bench.machine import PREFIX, TOKEN
+from answers import response
+from bench.machine import NAMES, PREFIX, TITLE
 from c42client import Client
-from calendar42.errors import Rejected
+from cache import Found
 from operations import settings
+from operations.settings import Settings
 from serving.server import Server
 
-LIFETIME = 36000  # seconds: nothing expires in a run
-UNKNOWN = json.dumps({"error": {"status_code": 404, "message": "Event not found", "code": "NOT_FOUND"}}).encode()
+
+def constant(config: Settings, path: str) -> None:
+    """Serve nothing but the answer in the file `path`, from the event loop."""
+    head, _, body = Path(path).read_bytes().partition(b"\r\n\r\n")
+    answer = head + b"\r\n", body
+    server = Server(config.host, config.port)
+    server.serve(
+        lambda *_: [],
+        immediate=lambda _: lambda: answer,
+        refusal=lambda *_: answer,
+        threads=1,
+        drain=0,
+        patience=1,
+    )
 
 
-def constant(path: str) -> Callable[..., Iterable[bytes]]:
-    """Make a WSGI app that does nothing but answer."""
-    read = json.loads(Path(path).read_text())
-    ready = {path: ([tuple(header) for header in one["headers"]], [one["body"].encode()]) for path, one in read.items()}
+def granian(config: Settings) -> None:
+    """Serve as c42c did before it had a server of its own."""
+    from granian.constants import Interfaces
+    from granian.server import Server as Granian
 
-    def app(environ: dict[str, Any], start_response: Callable[..., Any]) -> Iterable[bytes]:
-        headers, body = ready.get(environ["PATH_INFO"], ([], []))
-        start_response("200 OK", headers)
-        return body
+    server = Granian(
+        "c42c",
+        config.host,
+        config.port,
+        interface=Interfaces.WSGI,
+        websockets=False,
+        blocking_threads=config.threads,
+        backlog=1024,
+        backpressure=65536,
+        workers_kill_timeout=1,
+    )
+    server.serve(target_loader=lambda: _hits_first(main.create_app(config)), wrap_loader=False)
 
-    return app
+
+def _hits_first(app: Flask) -> Callable[..., Iterable[bytes]]:
+    parts: main.Parts = app.extensions["c42c"]
+    get = parts.cache.get
+
+    def serve(environ: dict[str, Any], start_response: Callable[..., Any]) -> Iterable[bytes]:
+        path, method = environ["PATH_INFO"], environ["REQUEST_METHOD"]
+        if path.startswith(PREFIX) and method in ("GET", "HEAD"):
+            hit = get(path[len(PREFIX) :].removesuffix("/"))
+            if hit is not None:
+                found = Found(*hit, "hit", True)
+                status, headers, body = response.render(found, environ.get("HTTP_IF_NONE_MATCH"))
+                start_response(status, headers)
+                return [body] if method == "GET" else []
+        return app.wsgi_app(environ, start_response)
+
+    return serve
 
 
-def _merge(get: Callable[..., Any], base_url: str, event_id: str) -> dict[str, Any]:
-    headers = {"Authorization": f"Token {TOKEN}", "Accept": "application/json"}
-    event = get(f"{base_url}events/{event_id}/", headers=headers).json()["data"][0]
-    rows = get(f"{base_url}event-subscriptions/?event_ids=[{event_id}]&limit=100", headers=headers).json()["data"]
-    return {"id": event_id, "title": event["title"], "names": [row["subscriber"]["first_name"] for row in rows]}
-
-
-def plain(base_url: str) -> Flask:
-    """Make the simplest app that a person would write: a dict under a global lock, held during the fetch."""
+def flask(config: Settings) -> None:
+    """Serve from a dict under a global lock, which is held during the fetch."""
     app = Flask(__name__)
     answers: dict[str, dict[str, Any]] = {}
     lock = Lock()
+
+    def get(path: str) -> Any:
+        headers = {"Authorization": f"Token {config.token}", "Accept": "application/json"}
+        return requests.get(config.base_url + path, headers=headers, timeout=10).json()["data"]
 
     @app.get(f"{PREFIX}<event_id>")
     def event(event_id: str) -> FlaskResponse:
         with lock:
             if event_id not in answers:
-                answers[event_id] = _merge(requests.get, base_url, event_id)
+                title = get(f"events/{event_id}/")[0]["title"]
+                rows = get(f"event-subscriptions/?event_ids=[{event_id}]&limit=100")
+                names = [row["subscriber"]["first_name"] for row in rows]
+                answers[event_id] = {"id": event_id, "title": title, "names": names}
             return jsonify(answers[event_id])
 
-    return app
-
-
-def flask_caching(base_url: str) -> Flask:
-    """Make the app as Flask-Caching's documentation has it, with its in-memory cache."""
-    app = Flask(__name__)
-    cache = importlib.import_module("flask_caching").Cache(app, config={"CACHE_TYPE": "SimpleCache"})
-
-    @app.get(f"{PREFIX}<event_id>")
-    @cache.cached(timeout=LIFETIME)  # type: ignore[untyped-decorator]  # the library is there for the bench only
-    def event(event_id: str) -> FlaskResponse:
-        return jsonify(_merge(requests.get, base_url, event_id))
-
-    return app
-
-
-def requests_cache(base_url: str) -> Flask:
-    """Make the app as requests-cache's documentation has it, with its in-memory cache: it merges every time."""
-    app = Flask(__name__)
-    session = importlib.import_module("requests_cache").CachedSession(backend="memory", expire_after=LIFETIME)
-
-    @app.get(f"{PREFIX}<event_id>")
-    def event(event_id: str) -> FlaskResponse:
-        return jsonify(_merge(session.get, base_url, event_id))
-
-    return app
+    app.json.sort_keys = False  # type: ignore[attr-defined]  # Flask's own provider has it
+    app.run(config.host, config.port)
 
 
 class _Stub(Client):
-    """Stands where the service's upstream client does: knows all events below a number, each of 300 bytes."""
+    """Stands in for the service's client: knows every event, each with an answer of 300 bytes."""
 
-    def __init__(self, held: int) -> None:
-        self.held = held
+    def __init__(self) -> None:
+        """Needs nothing of what a client needs."""
 
     def fetch(self, event_id: str, deadline: float) -> dict[str, Any]:
-        if int(event_id[:32], 16) >= self.held:
-            raise Rejected("events", 404, UNKNOWN)
-        return {
-            "id": event_id,
-            "title": "A title of the usual length, as they are",
-            "names": ["Someone called so"] * 9 + [""],
-        }
+        return {"id": event_id, "title": TITLE, "names": NAMES}
 
 
-def filled(argument: str, config: settings.Settings) -> Any:
-    """Make the service with a stub for its upstream, and load so many events and unknown ids into its cache."""
-    held, unknown = (int(count) for count in f"{argument},0".split(",")[:2])
-    app = main.create_app(config, client=_Stub(held))
-    parts: main.Parts = app.extensions["c42c"]
-    for number in range(held + unknown):
-        parts.cache.get_or_load_many([f"{number:032x}_14602021609581"], lambda keys: parts.load(keys, math.inf))
-    return app
-
-
-def run(kind: str, port: str, argument: str) -> int:
-    """Serve until told to stop."""
-    if kind == "plain":
-        plain(argument).run(port=int(port))
-        return 0
-    most = "1200000" if kind == "filled" and "," not in argument else "100000"
-    config = settings.read(
-        {"C42_TOKEN": TOKEN, "C42_PORT": port, "C42_EXPIRY": str(LIFETIME / 60), "C42_MAX_ENTRIES": most}
-    )
+def filled(config: Settings, count: str) -> None:
+    """Serve from a cache that holds `count` entries from the start."""
     server = Server(config.host, config.port)
-    app: Any
-    if kind == "filled":
-        app = filled(argument, config)
-        on_loop = app.extensions["c42c"]._asdict()
-    else:
-        app = {"constant": constant, "flask-caching": flask_caching, "requests-cache": requests_cache}[kind](argument)
-        on_loop = {"immediate": lambda _: None, "refusal": lambda *_: (b"HTTP/1.1 400 Bad Request\r\n", b"")}
-    server.serve(app, **on_loop, threads=config.threads, drain=0, patience=config.timeout)
-    return 0
+    app = main.create_app(config, client=_Stub(), server=server)
+    parts: main.Parts = app.extensions["c42c"]
+    for number in range(int(count)):
+        parts.cache.get_or_load_many([f"{number:032x}_14602021609581"], lambda keys: parts.load(keys, float("inf")))
+    server.serve(
+        app.wsgi_app,
+        immediate=parts.immediate,
+        refusal=lambda *_: (b"HTTP/1.1 400 Bad Request\r\n", b""),
+        threads=config.threads,
+        drain=0,
+        patience=1,
+    )
 
 
 if __name__ == "__main__":
-    sys.exit(run(*sys.argv[1:]))
+    kinds: dict[str, Callable[..., None]] = {"constant": constant, "granian": granian, "flask": flask, "filled": filled}
+    kinds[sys.argv[1]](settings.read(os.environ), *sys.argv[2:])
