@@ -133,7 +133,7 @@ def _wire(config: Settings, client: Client | None, clock: Callable[[], float], s
         observe=metrics.called,
         observe_fault=metrics.faulted,
     )
-    load = loader(client, expiry=config.expiry, fault_expiry=config.fault_expiry)
+    load = loader(client.fetch_many, expiry=config.expiry, fault_expiry=config.fault_expiry)
     immediate = hits.immediate(cache, config.cors_origins, metrics.served)
     if log.isEnabledFor(logging.DEBUG):
         immediate = health.log_hits(immediate)

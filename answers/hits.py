@@ -9,7 +9,7 @@ from collections.abc import Callable, Mapping
 from typing import Protocol
 
 from answers import EVENTS, response
-from answers.value import BODY, ETAG, RETRY_AFTER
+from answers.value import Value
 from cache import Cache, Found
 
 PREFIX = EVENTS + "/"
@@ -43,22 +43,23 @@ def immediate(cache: Cache, origins: frozenset[str], served: Counter[bytes]) -> 
             return None
         key = request.path.removeprefix(PREFIX).removesuffix("/")
         condition = request.headers.get("if-none-match")
-        more = response.serialize_headers(response.cors(origins, request.headers.get("origin", ""), request.method))
+        cors = response.cors(origins, request.headers.get("origin", ""), request.method)
         get = cache.get
-        etag, seconds, head, bodiless, status = "", math.inf, b"", False, b""  # of the answer before
+        rendered, seconds, answer, status = None, math.inf, (b"", b""), b""  # the hit before
 
         def shortcut() -> Answer | None:
-            nonlocal etag, seconds, head, bodiless, status
+            nonlocal rendered, seconds, answer, status
             hit = get(key)
             if hit is None:
                 return None
             value, _, _, ttl = hit
-            if value[ETAG] is not etag or not seconds <= ttl + response.ROUNDING < seconds + 1:
-                line, headers, rendered = response.render(Found(*hit, "hit", True), condition)
-                head, bodiless, status = response.serialize(line, headers) + more, not rendered, line[:3].encode()
-                etag, seconds = value[ETAG], math.inf if value[RETRY_AFTER] else response.seconds_left(ttl)
+            if value is not rendered or not seconds <= ttl + response.ROUNDING < seconds + 1:
+                line, headers, body = response.render(Found(*hit, "hit", True), condition)
+                answer, status = (response.serialize(line, headers + cors), body), line[:3].encode()
+                rendered = value
+                seconds = math.inf if Value(*value).retry_after else response.seconds_left(ttl)
             served[status] += 1
-            return head, b"" if bodiless else value[BODY]
+            return answer
 
         return shortcut
 

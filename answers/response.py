@@ -9,22 +9,13 @@ clients take no `Age` off `max-age`.
 
 import json
 import math
-from collections.abc import Mapping
-from http import HTTPStatus
+from collections.abc import Collection, Mapping
 from typing import Any
 
 from werkzeug.http import parse_etags
 
-from answers.value import (
-    JSON,
-    Parts,
-    encode,
-    envelope,
-    error_code,
-    make_etag,
-    phrase,
-)
-from cache import NEGATIVE, OK, Found
+from answers.value import JSON, Value, encode, envelope, make_etag, phrase
+from cache import NEGATIVE, OK, PAUSED, Found
 
 NOSNIFF = ("X-Content-Type-Options", "nosniff")
 NO_STORE = ("Cache-Control", "no-store")
@@ -42,14 +33,12 @@ Response = tuple[str, Headers, bytes]  # status line, headers, and the body, als
 
 def render(found: Found, condition: str | None) -> Response:
     """Make the response of what the cache gave; `condition` is the request's If-None-Match."""
-    value = Parts._make(found.value)
-    asked = value.upstream_status and found.result not in ("shared", "awaited")
-    forwarded = f"; fwd-status={value.upstream_status}" if asked else ""
-    headers = _freshness({_source(found)}, forwarded, found.kind in (OK, NEGATIVE), found.kept, found.ttl)
+    value = Value(*found.value)
+    headers = _describe([found], value.upstream_status)
     if value.retry_after:
-        headers.append(("Retry-After", str(max(1, math.ceil(max(value.retry_after - found.age, found.ttl))))))
-    etag = value.etag if value.status == HTTPStatus.OK else ""
-    return _complete(value.status, value.content_type, value.body, headers, etag, condition)
+        seconds = max(value.retry_after - found.age, found.ttl, 1)
+        headers.append(("Retry-After", str(math.ceil(seconds))))
+    return _complete(value, headers, condition)
 
 
 def render_many(found: Mapping[str, Found], condition: str | None) -> Response:
@@ -57,35 +46,29 @@ def render_many(found: Mapping[str, Found], condition: str | None) -> Response:
 
     Each element is byte for byte what the route of one event answers.
     """
-    data, errors = [], {}
-    for event_id, part in found.items():
-        value = Parts._make(part.value)
-        if value.status == HTTPStatus.OK:
-            data.append(value.body)
-        else:
-            errors[event_id] = _error_of(value.status, value.body)
-    count = encode({"count": len(data)})
-    body = b'{"meta_data":%b,"data":[%b],"errors":%b}' % (count, b",".join(data), encode(errors))
-    lasting = all(part.kind in (OK, NEGATIVE) for part in found.values())
-    kept = all(part.kept for part in found.values())
-    ttl = min(part.ttl for part in found.values())
-    headers = _freshness(set(map(_source, found.values())), "", lasting, kept, ttl)
-    return _complete(HTTPStatus.OK, JSON, body, headers, make_etag(body), condition)
+    values = {event_id: Value(*part.value) for event_id, part in found.items()}
+    data = [value.body for value in values.values() if value.status == 200]
+    errors = {event_id: _error(value) for event_id, value in values.items() if value.status != 200}
+    body = b'{"meta_data":{"count":%d},"data":[%b],"errors":%b}' % (len(data), b",".join(data), encode(errors))
+    value = Value(200, JSON, make_etag(body), 0, 0.0, body)
+    return _complete(value, _describe(found.values()), condition)
 
 
 def error(status: int, message: str, headers: Headers) -> Response:
     """Make the response of an error that no load has to do with; `headers` come on top."""
-    return _complete(status, JSON, envelope(status, message), [NOSNIFF, NO_STORE, *headers], "", None)
+    value = Value(status, JSON, "", 0, 0.0, envelope(status, message))
+    return _complete(value, [NOSNIFF, NO_STORE, *headers], None)
 
 
 def serialize(status: str, headers: Headers) -> bytes:
     """Return status line and header lines as they go over the wire, each with its CRLF."""
-    return f"HTTP/1.1 {status}\r\n".encode() + serialize_headers(headers)
+    lines = [f"HTTP/1.1 {status}", *(f"{name}: {text}" for name, text in headers), ""]
+    return "\r\n".join(lines).encode("latin-1")
 
 
-def serialize_headers(headers: Headers) -> bytes:
-    """Return header lines as they go over the wire, each with its CRLF."""
-    return "".join(f"{name}: {text}\r\n" for name, text in headers).encode("latin-1")
+def seconds_left(ttl: float) -> int:
+    """Return how long an answer may be kept, in whole seconds."""
+    return max(0, int(ttl + ROUNDING))
 
 
 def cors(origins: frozenset[str], origin: str, method: str) -> Headers:
@@ -105,58 +88,53 @@ def cors(origins: frozenset[str], origin: str, method: str) -> Headers:
     return headers
 
 
-def _complete(
-    status: int, content_type: str, body: bytes, headers: Headers, etag: str, condition: str | None
-) -> Response:
+def _complete(value: Value, headers: Headers, condition: str | None) -> Response:
     """Add what depends on the body; make a 304 of it if the client has it already (RFC 9110, 13.1.2 and 15.4.5)."""
-    if etag:
-        headers.append(("ETag", etag))
-        if condition and parse_etags(condition).contains_weak(etag[1:-1]):
+    if value.status == 200:
+        headers.append(("ETag", value.etag))
+        if condition and parse_etags(condition).contains_weak(value.etag[1:-1]):
             return "304 Not Modified", headers, b""
-    return f"{status} {phrase(status)}", [*_content(content_type, len(body)), *headers], body
+    content = [("Content-Type", value.content_type), ("Content-Length", str(len(value.body)))]
+    return f"{value.status} {phrase(value.status)}", content + headers, value.body
 
 
-def seconds_left(ttl: float) -> int:
-    """Return how long an answer may be kept, in whole seconds."""
-    return max(0, int(ttl + ROUNDING))
-
-
-def _content(content_type: str, length: int) -> Headers:
-    return [("Content-Type", content_type), ("Content-Length", str(length))]
-
-
-def _freshness(sources: set[str], forwarded: str, lasting: bool, kept: bool, ttl: float) -> Headers:
-    """Say how an answer came about and how long it may be kept: in whole seconds, rounded down."""
+def _describe(parts: Collection[Found], upstream_status: int = 0) -> Headers:
+    """Say how an answer came about, and for how many seconds it may be kept."""
+    ttl = min(part.ttl for part in parts)
+    lasting = ttl > 0 and all(part.kind in (OK, NEGATIVE) for part in parts)
     left = seconds_left(ttl)
-    cache_control = ("Cache-Control", f"max-age={left}") if lasting and ttl > 0 else NO_STORE
-    return [NOSNIFF, cache_control, ("Cache-Status", _cache_status(sources, forwarded, kept, left))]
+    cache_status = _cache_status(set(map(_came, parts)), upstream_status, all(part.kept for part in parts), left)
+    return [NOSNIFF, ("Cache-Control", f"max-age={left}") if lasting else NO_STORE, ("Cache-Status", cache_status)]
 
 
-def _error_of(status: int, body: bytes) -> dict[str, Any]:
-    """Return what stands in an error's envelope, whether it is the upstream's or our own."""
-    try:
-        said = json.loads(body)["error"]
-        return {"status_code": status, "message": str(said["message"]), "code": str(said["code"])}
-    except (ValueError, RecursionError, LookupError, TypeError):
-        return {"status_code": status, "message": f"Calendar42 answered {status}", "code": error_code(status)}
-
-
-def _source(found: Found) -> str:
-    """Return the result, or "paused" where no call was made, which a 429 of our own tells."""
-    value = Parts._make(found.value)
-    asked = found.result == "hit" or value.status != HTTPStatus.TOO_MANY_REQUESTS or value.upstream_status
+def _came(found: Found) -> str:
+    """Return how it came about: the cache's result, or "paused" if no call was made for it."""
+    asked = found.kind != PAUSED or found.result == "hit" or Value(*found.value).upstream_status
     return found.result if asked else "paused"
 
 
-def _cache_status(sources: set[str], forwarded: str, kept: bool, left: int) -> str:
+def _cache_status(results: set[str], upstream_status: int, kept: bool, left: int) -> str:
     """Say how the cache came by an answer (RFC 9211, 2); `fwd` is only for what went on to the upstream."""
-    freshness = f"; ttl={left}"
-    if sources == {"hit"}:
-        return f"c42c; hit{freshness}"
-    if sources <= {"hit", "paused"}:
-        return f"c42c; detail=paused{freshness}"
-    how = "partial" if "hit" in sources else "miss"
-    if "miss" not in sources:
-        collapsed = "; collapsed" if sources & {"collapsed", "awaited"} else ""
-        forwarded = collapsed + forwarded + ("; detail=shared" if sources & {"shared", "awaited"} else "")
-    return f"c42c; fwd={how}{forwarded}" + (f"; stored{freshness}" if kept else "")
+    if results == {"hit"}:
+        return f"c42c; hit; ttl={left}"
+    if results <= {"hit", "paused"}:
+        return f"c42c; detail=paused; ttl={left}"
+    said = ["c42c", "fwd=partial" if "hit" in results else "fwd=miss"]
+    shared = results & {"shared", "awaited"}
+    if results & {"collapsed", "awaited"} and "miss" not in results:
+        said.append("collapsed")
+    if upstream_status and not shared:
+        said.append(f"fwd-status={upstream_status}")
+    if shared and "miss" not in results:
+        said.append("detail=shared")
+    if kept:
+        said += ["stored", f"ttl={left}"]
+    return "; ".join(said)
+
+
+def _error(value: Value) -> dict[str, Any]:
+    """Return what stands in an error's envelope, whether it is the upstream's or our own."""
+    is_envelope = value.content_type == JSON
+    body = value.body if is_envelope else envelope(value.status, f"Calendar42 answered {value.status}")
+    said = json.loads(body)["error"]
+    return {"status_code": value.status, "message": said["message"], "code": said["code"]}

@@ -8,7 +8,7 @@ filled COUNT    the service with COUNT entries in its cache, and a stub for its 
 
 import os
 import sys
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 from threading import Lock
 from typing import Any
@@ -109,8 +109,9 @@ class _Stub(Client):
     def __init__(self) -> None:
         """Needs nothing of what a client needs."""
 
-    def fetch(self, event_id: str, deadline: float) -> dict[str, Any]:
-        return {"id": event_id, "title": TITLE, "names": NAMES}
+    def fetch_many(self, event_ids: list[str], deadline: float) -> Iterator[tuple[str, dict[str, Any]]]:
+        for event_id in event_ids:
+            yield event_id, {"id": event_id, "title": TITLE, "names": NAMES}
 
 
 def filled(config: Settings, count: str) -> None:

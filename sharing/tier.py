@@ -32,7 +32,7 @@ from cache import Loaded, clock
 from calendar42.pause import LONGEST, Pause
 from sharing.link import PATIENCE, PROBE_EVERY, SLICE, Command, Link, Lost
 
-FORMAT = 2
+FORMAT = 3
 LEASE = 2.0  # seconds that a lock lasts by itself, or the time-out if that is shorter
 SHORTEST_WAIT = 0.01  # seconds between two looks
 
