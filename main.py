@@ -22,8 +22,6 @@ from operations import VERSION, check, health, logs, settings, status_page
 from operations.metrics import NO_ROUTE, Metrics
 from operations.settings import Settings, SettingsError
 from serving.server import Server
-from standin import EVENTS as MADE_UP
-from standin import SHOWN, Standin
 
 GRACE = 0.5  # seconds that a load may take beyond its deadline; who waits for it waits that much longer
 
@@ -159,11 +157,20 @@ def main(arguments: list[str], environ: Mapping[str, str]) -> int:
     options = _parser().parse_args(arguments)
     if options.check:
         return check.run(environ)
-    if not options.demo:
-        return _serve(environ)
-    with Standin() as upstream:
+    return _demo(environ) if options.demo else _serve(environ)
+
+
+def _demo(environ: Mapping[str, str]) -> int:
+    import standin  # here, since nothing else needs its 1.5 MB
+
+    def greeting(url: str) -> str:
+        lines = [f"    curl -i {url}{EVENTS}/{standin.EVENTS[name]}  # {what}" for name, what in standin.SHOWN.items()]
+        first = f"c42c answers on {url}, from made-up events. Try, in another terminal:"
+        return "\n".join([first, "", *lines, "", f"{url}/ shows what it does. Ctrl-C ends it.", ""])
+
+    with standin.Standin() as upstream:
         own = {"C42_TOKEN": upstream.token, "C42_TOKEN_FILE": "", "C42_BASE_URL": upstream.base_url}
-        return _serve({**environ, **own}, _greeting)
+        return _serve({**environ, **own}, greeting)
 
 
 def _serve(environ: Mapping[str, str], greeting: Callable[[str], str] = lambda url: "") -> int:
@@ -192,12 +199,6 @@ def _serve(environ: Mapping[str, str], greeting: Callable[[str], str] = lambda u
         patience=config.timeout + 1,
     )
     return 0
-
-
-def _greeting(url: str) -> str:
-    lines = [f"    curl -i {url}{EVENTS}/{MADE_UP[name]}  # {what}" for name, what in SHOWN.items()]
-    first = f"c42c answers on {url}, from made-up events. Try, in another terminal:"
-    return "\n".join([first, "", *lines, "", f"{url}/ shows what it does. Ctrl-C ends it.", ""])
 
 
 def _parser() -> argparse.ArgumentParser:
