@@ -75,6 +75,7 @@ def call(app: App, environ: dict[str, Any]) -> Answer:
         if close := getattr(result, "close", None):
             close()
     status, headers = began
+    headers = [field for field in headers if field[0].lower() != "date"]  # the server adds one
     body = b"".join(chunks)
     if status[:3] in ("204", "304"):
         body = b""
