@@ -12,26 +12,48 @@ import pytest
 
 from tests.deploy.tools import missing, ran
 
-PACKAGES = "ca-certificates,python3,python3-venv,systemd"
+PACKAGES = "ca-certificates,curl,python3-venv,systemd"
+MOST_SECONDS = 300
 
 
-@pytest.fixture(scope="session")
-def debian() -> Iterator[Path]:
-    """Install Debian with Python and systemd in a folder, from this machine's mirror, and delete it afterwards."""
-    if lacking := missing("debootstrap", "apt-get"):
-        pytest.skip(f"needs {lacking}, as Debian has it")
-    if os.geteuid() != 0:
-        pytest.skip("needs root")
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Run the tests that need Debian last: it is installed meanwhile."""
+    items.sort(key=_needs_debian)
+
+
+def _needs_debian(item: pytest.Item) -> bool:
+    return "debian" in getattr(item, "fixturenames", ())
+
+
+@pytest.fixture(scope="session", autouse=True)
+def installation(request: pytest.FixtureRequest) -> Iterator[tuple[Path, subprocess.Popen[str]] | None]:
+    """Begin to install Debian in a folder, from this machine's mirror, if a test needs it; delete it afterwards."""
+    if missing("mmdebstrap", "apt-get") or os.geteuid() != 0 or not any(map(_needs_debian, request.session.items)):
+        yield None
+        return
     release = re.search(r"^VERSION_CODENAME=(\w+)", Path("/etc/os-release").read_text(), re.M)
     assert release is not None
     sites = ran("apt-get", "indextargets", "--format", "$(SITE)", "Created-By: Packages", f"Codename: {release[1]}")
     with tempfile.TemporaryDirectory(prefix="c42c-debian-") as folder:
         root = Path(folder) / "root"
-        command = ["debootstrap", "--variant=minbase", f"--include={PACKAGES}", release[1], str(root)]
-        ended = subprocess.run([*command, *sites.split()[:1]], check=False, capture_output=True, text=True, timeout=300)
-        if ended.returncode:
-            pytest.skip(f"debootstrap failed: {(ended.stdout + ended.stderr)[-300:]}")
-        yield root
+        command = ["mmdebstrap", "--quiet", "--variant=essential", f"--include={PACKAGES}", release[1], str(root)]
+        with subprocess.Popen(
+            [*command, *sites.split()[:1]], stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True
+        ) as process:
+            yield root, process
+            process.terminate()
+
+
+@pytest.fixture(scope="session")
+def debian(installation: tuple[Path, subprocess.Popen[str]] | None) -> Path:
+    """Return a folder with a Debian that has Python and systemd."""
+    if installation is None:
+        pytest.skip("needs root, and mmdebstrap as Debian has it")
+    root, process = installation
+    _, said = process.communicate(timeout=MOST_SECONDS)
+    if process.returncode:
+        pytest.skip(f"mmdebstrap failed: {said[-300:]}")
+    return root
 
 
 @pytest.fixture(scope="session")
