@@ -2,7 +2,6 @@
 
 import json
 import re
-import shutil
 import socket
 import ssl
 import subprocess
@@ -36,11 +35,6 @@ SMALL = {"C42_THREADS": "20", "C42_TIMEOUT": "5"}  # four requests may wait for 
 
 Samples = dict[tuple[str, frozenset[tuple[str, str]]], float]
 Start = Callable[..., Service]
-
-
-def needs(program: str) -> pytest.MarkDecorator:
-    """Skip a test where Debian's `program` is not installed."""
-    return pytest.mark.skipif(shutil.which(program) is None, reason=f"needs {program}, as Debian has it")
 
 
 def samples(service: Service) -> Samples:
@@ -502,20 +496,6 @@ def test_check_no_tls_there(capsys: pytest.CaptureFixture[str], upstream: Standi
 
 
 # deploy/
-
-
-def ran(*command: str) -> str:
-    """Run a program to its end, and return all that it printed; fail where its exit status is not 0."""
-    ended = subprocess.run(command, check=False, cwd=ROOT / "deploy", capture_output=True, text=True, timeout=30)
-    assert ended.returncode == 0, ended.stdout + ended.stderr
-    return ended.stdout + ended.stderr
-
-
-@needs("promtool")
-def test_prometheus_rules() -> None:
-    """Prometheus takes the configuration; no alert fires while all is well, and each one when nothing is."""
-    ran("promtool", "check", "config", "prometheus.yml")
-    ran("promtool", "test", "rules", "c42c.rules.test.yml")
 
 
 def test_alerts_are_about_what_is_there(service: Service) -> None:

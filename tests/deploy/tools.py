@@ -4,7 +4,7 @@ import shutil
 import socket
 import ssl
 import subprocess
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 
@@ -58,6 +58,18 @@ def listens(port: int) -> bool:
 
 
 @contextmanager
+def running(*command: str | Path, ports: Iterable[int]) -> Iterator[subprocess.Popen[bytes]]:
+    """Run a program until the end of the block; it listens on `ports` by then."""
+    process = subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+    try:
+        until(lambda: all(map(listens, ports)), f"{command[0]} to listen")
+        yield process
+    finally:
+        process.terminate()
+        process.wait(PATIENCE)
+
+
+@contextmanager
 def nginx(folder: Path, site: str, *ports: int) -> Iterator[None]:
     """Run nginx with a site in its http block until the end of the block; it listens on `ports` by then."""
     kinds = ("client_body", "proxy", "fastcgi", "uwsgi", "scgi")
@@ -67,13 +79,8 @@ def nginx(folder: Path, site: str, *ports: int) -> Iterator[None]:
     config.write_text(f"daemon off;\npid {folder}/pid;\nevents {{ worker_connections 1024; }}\nhttp {{\n{http}\n}}\n")
     command = ["nginx", "-p", str(folder), "-c", str(config), "-e", str(folder / "error.log")]
     ran(*command, "-t")
-    process = subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
-    try:
-        until(lambda: all(map(listens, ports)), "nginx to listen")
+    with running(*command, ports=ports):
         yield
-    finally:
-        process.terminate()
-        process.wait(PATIENCE)
 
 
 def trust(certificate: Path) -> ssl.SSLContext:
