@@ -101,7 +101,10 @@ def listen(host: str, port: int) -> socket.socket:
         family, _, _, _, address = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)[0]
     except UnicodeError:  # an empty label, or one that is too long
         raise OSError(errno.EINVAL, "not a host name") from None
-    listener = socket.create_server(address[:2], family=family, backlog=_BACKLOG)
+    try:
+        listener = socket.create_server(address[:2], family=family, backlog=_BACKLOG)
+    except OSError as error:
+        raise OSError(error.errno, os.strerror(error.errno or 0)) from None  # the caller knows the address
     listener.setblocking(False)
     return listener
 
