@@ -32,7 +32,7 @@ Immediate = Callable[[Request], Shortcut | None]  # finds the shortcut of a requ
 Work = Callable[[Request, bytes, Done], object]  # has a request, with its body, answered by a worker
 Parsed = tuple[Request, Shortcut | None]
 
-_READING, _WORKING, _ENDED = "reading", "working", "ended"
+_READING, _WORKING, _ENDED = range(3)
 _KNOWN_REQUESTS = 4096
 _KNOWN_SIZE = 2048  # bytes
 _RESET = struct.pack("ii", 1, 0)  # for SO_LINGER
@@ -127,15 +127,15 @@ class Connection(asyncio.BufferedProtocol):
 
     def buffer_updated(self, size: int) -> None:
         data = self._hub.buffer[:size].tobytes()
-        if self._state is _ENDED:
+        if self._state == _ENDED:
             return  # data that was left unread would make the system reset the connection, and the last answer be lost
-        if self._state is _READING and not self._unread:
+        if self._state == _READING and not self._unread:
             if parsed := self._hub.known.get(data):
                 self._answer(parsed, b"")
                 return
             self.since = self._hub.loop.time()
         self._unread += data
-        if self._state is _READING and size < self._hub.turn:
+        if self._state == _READING and size < self._hub.turn:
             self._advance()
         else:  # this client waits for its answer, or lets others go first
             self.transport.pause_reading()
@@ -143,7 +143,7 @@ class Connection(asyncio.BufferedProtocol):
 
     def eof_received(self) -> bool:
         self._half_closed = True
-        return self._state is _WORKING
+        return self._state == _WORKING
 
     def pause_writing(self) -> None:
         self._blocked = True
@@ -156,7 +156,7 @@ class Connection(asyncio.BufferedProtocol):
     @property
     def idle(self) -> bool:
         """Whether the client has nothing to wait for."""
-        return self._state is _READING and not self._unread and not self.transport.get_write_buffer_size()
+        return self._state == _READING and not self._unread and not self.transport.get_write_buffer_size()
 
     def check(self, now: float) -> None:
         """Let go of the client if it takes too long."""
@@ -165,15 +165,15 @@ class Connection(asyncio.BufferedProtocol):
             self._unsent, self.since = unsent, now
         if unsent:
             allowed = hub.stuck_seconds
-        elif self._state is _ENDED:
+        elif self._state == _ENDED:
             allowed = hub.linger_seconds
         else:
             allowed = hub.idle_seconds if self.idle else hub.request_seconds
-        if self._state is _WORKING or now - self.since < allowed:
+        if self._state == _WORKING or now - self.since < allowed:
             return
         if unsent:  # without a reset, the system would go on trying to send it
             self.transport.get_extra_info("socket").setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, _RESET)
-        if unsent or self._state is _ENDED or self.idle:
+        if unsent or self._state == _ENDED or self.idle:
             self.transport.abort()
         else:
             self._refuse(408, "the request did not arrive in time")
@@ -181,11 +181,11 @@ class Connection(asyncio.BufferedProtocol):
     def _advance(self) -> None:
         """Answer what has arrived, until there is something to wait for."""
         try:
-            while self._state is _READING and not self._blocked and (complete := self._take()):
+            while self._state == _READING and not self._blocked and (complete := self._take()):
                 self._answer(*complete)
         except Refused as error:
             self._refuse(*error.args)
-        if self._state is not _READING or self._blocked:
+        if self._state != _READING or self._blocked:
             return
         if self._half_closed:
             self.transport.close()
@@ -227,7 +227,7 @@ class Connection(asyncio.BufferedProtocol):
             self._hub.work(request, body, partial(self._finish, request))
 
     def _finish(self, request: Request, answer: Answer | None) -> None:
-        if self._state is _WORKING:  # the client is still there
+        if self._state == _WORKING:  # the client is still there
             self._state = _READING
             answer = answer or self._hub.refusal(500, "the service failed; its log says why")
             self._send(answer, request.keep_alive, request.method)

@@ -39,20 +39,19 @@ class Request(NamedTuple):
     keep_alive: bool
 
 
-def find_end(data: bytearray, limit: int) -> int:
-    """Return how long the head at the beginning of `data` is, or 0 if it is incomplete.
+def find_end(data: bytearray, limit: int) -> int | None:
+    """Return how long the head at the beginning of `data` is, or None if it is incomplete.
 
     Raise `Refused` if it is longer than `limit`, or can't become a request.
     """
-    end = data.find(b"\r\n\r\n", 0, limit) + 4
-    if end >= 4:
-        return end
-    start = data[:limit]
-    if b"\n" in start or b"" < start[:1] < b"!":  # no request starts like that, but TLS does
+    start, end, _ = data[:limit].partition(b"\r\n\r\n")
+    if end:
+        return len(start) + len(end)
+    if b"\n" in start or start[:1] == b"\x16":  # TLS begins like that
         _match_line(start)
     if len(start) == limit:
         raise Refused(431 if b"\n" in start else 414, "request line and headers are too large")
-    return 0
+    return None
 
 
 def parse(head: bytes) -> Request:

@@ -6,7 +6,6 @@ import logging
 import sys
 from collections.abc import Callable, Iterable
 from concurrent.futures import Executor
-from contextlib import suppress
 from typing import Any
 
 from serving.connection import Answer, Done, Work
@@ -26,8 +25,7 @@ def bridge(app: App, address: tuple[str, int], loop: asyncio.AbstractEventLoop, 
             answer = call(app, make_environ(request, body, address))
         except BaseException:
             log.exception("a request failed")
-        with suppress(RuntimeError):  # the loop is closed: the server has stopped waiting for this answer
-            loop.call_soon_threadsafe(done, answer)
+        loop.call_soon_threadsafe(done, answer)
 
     return lambda request, body, done: pool.submit(run, request, body, done)
 

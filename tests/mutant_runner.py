@@ -24,7 +24,7 @@ import pytest
 import redis.asyncio  # noqa: F401
 import requests  # noqa: F401
 
-OUTSIDE = {"service", "services", "start", "shared_service"}  # fixtures that start the service in another process
+OUTSIDE = {"service", "services", "small", "start", "shared_service"}  # fixtures that start another process
 MEMORY = 8 * 2**30  # bytes of addresses: a mutant may be greedy
 OUTCOME = Path("outcome.json")
 PATIENCE = 10.0  # seconds that a test may take, besides four times what it takes without a mutant

@@ -42,7 +42,6 @@ LEAST = 0.9  # of each file's mutants must be killed
 
 _LISTS = ["tests/test_client.py", "tests/test_lists.py", "tests/test_fault_matrix.py"]
 _HTTP = ["tests/test_answers.py", "tests/test_http_caching.py", "tests/test_cors.py", "tests/test_lists.py"]
-_WIRE = ["tests/test_connection.py", "tests/test_serving.py"]
 
 # The tests that belong to a file: the longest prefix counts.
 TESTS = {
@@ -52,8 +51,9 @@ TESTS = {
     "calendar42/payload.py": ["tests/test_payload.py", *_LISTS],
     "calendar42/transport.py": ["tests/test_transport.py", "tests/test_fault_matrix.py"],
     "answers/": [*_HTTP, "tests/test_fault_matrix.py"],
-    "serving/": _WIRE,
-    "serving/wsgi.py": ["tests/test_wsgi.py", *_WIRE],
+    "serving/": ["tests/test_connection.py"],
+    "serving/server.py": ["tests/test_serving.py"],
+    "serving/wsgi.py": ["tests/test_wsgi.py"],
     "sharing/": ["tests/test_sharing.py"],
 }
 

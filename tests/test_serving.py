@@ -1,12 +1,9 @@
 """The server: starting, listening, stopping."""
 
-import asyncio
 import contextlib
 import errno
 import json
 import os
-import queue
-import random
 import re
 import select
 import shutil
@@ -18,7 +15,6 @@ import sys
 import threading
 import time
 from collections.abc import Callable, Iterator
-from concurrent.futures import ThreadPoolExecutor
 from functools import partial
 from http.client import HTTPException
 from pathlib import Path
@@ -28,9 +24,6 @@ import pytest
 import requests
 
 from serving import server as serving_server
-from serving.connection import Answer
-from serving.request import parse
-from serving.wsgi import bridge
 from standin import EVENTS, Gate, Standin
 from tests.fixtures import (
     PATIENCE,
@@ -46,8 +39,6 @@ from tests.fixtures import (
 )
 from tests.test_connection import BAD
 from tests.wire import responses
-
-BURSTS = 10  # the promise was checked with 1,000
 
 Start = Callable[..., Service]
 
@@ -83,7 +74,7 @@ def test_exit_status(service: Service) -> None:
 
 @pytest.mark.parametrize("host", ["no-such-host.invalid", "a" * 64, ".", "::ffff:203.0.113.1", "1.2.3.4.5"])
 def test_no_host_of_ours(host: str) -> None:
-    """A host that can't be found, or is another machine's, is an OSError with a reason to print."""
+    """Listening on a host that is unknown or another machine's raises an OSError with a reason to print."""
     with pytest.raises(OSError, match=r".") as raised:
         serving_server.listen(host, 5000)
     assert raised.value.strerror
@@ -121,7 +112,7 @@ def clean(log: str) -> bool:
 
 
 def test_stops_while_starting(start: Start) -> None:
-    """Told to stop as soon as it says that it serves, the service ends with status 0, and quickly."""
+    """A service that is told to stop right after its start ends quickly, with status 0."""
     service = start(C42_TIMEOUT="10", ready=False)
     until(lambda: "serving on" in service.log)
     asked = time.monotonic()
@@ -131,7 +122,7 @@ def test_stops_while_starting(start: Start) -> None:
 
 
 def test_stops_without_those_that_wait_for_nothing(start: Start) -> None:
-    """An idle kept-alive connection and a request that never ends hold the end up for C42_TIMEOUT and 1 s at most."""
+    """Idle connections and incomplete requests delay the end by at most C42_TIMEOUT and 1 s."""
     service = start(C42_TIMEOUT="0.5")
     with service.connect() as idle, service.connect() as half, service.connect() as silent:
         idle.sendall(b"GET /nothing HTTP/1.1\r\nHost: c42c\r\n\r\n")
@@ -145,7 +136,7 @@ def test_stops_without_those_that_wait_for_nothing(start: Start) -> None:
 
 
 def test_second_interrupt_ends_at_once(start: Start, upstream: Standin) -> None:
-    """A second Ctrl-C ends the service, whatever is under way."""
+    """A second Ctrl-C ends the service at once, with status 1, even while requests are active."""
     service, event_id, gate = start(C42_TIMEOUT="60"), new_id(), Gate()
     upstream.rule(event_id=event_id, gate=gate)
     with service.connect() as sock:
@@ -161,7 +152,7 @@ def test_second_interrupt_ends_at_once(start: Start, upstream: Standin) -> None:
 
 @pytest.mark.parametrize("sig", [signal.SIGTERM, signal.SIGINT])
 def test_loses_none_of_fifty(start: Start, upstream: Standin, sig: signal.Signals) -> None:
-    """Told to stop with 50 requests under way, the service takes no more, and answers all 50, and what came before."""
+    """A service that is told to stop answers its 50 active requests and all that were sent before, and ends with 0."""
     service, gate = start(C42_TIMEOUT="10"), Gate()
     event_ids = [new_id() for _ in range(50)]
     for event_id in event_ids:
@@ -253,7 +244,7 @@ def read_all(sock: socket.socket) -> bytes:
 
 @pytest.mark.parametrize(("raw", "status"), [pytest.param(*case, id=name) for name, case in BAD.items()])
 def test_refused_on_the_wire(service: Service, raw: bytes, status: int) -> None:
-    """What is malformed, ambiguous or too large gets its error in the envelope, and the client gets to read it."""
+    """Over a real socket, too, the client of a refused request can read the error before the connection ends."""
     with service.connect() as sock:
         sock.sendall(raw + get("/livez"))
         (answer,) = responses(read_all(sock))
@@ -264,7 +255,7 @@ def test_refused_on_the_wire(service: Service, raw: bytes, status: int) -> None:
 
 @pytest.mark.parametrize("uvloop", [True, False])
 def test_both_loops(small: Callable[..., SmallServer], uvloop: bool) -> None:
-    """The server does the same on uvloop and, where that can't be installed, on asyncio's own loop."""
+    """The server works the same on uvloop and on asyncio's own loop."""
     server = small(uvloop=uvloop, idle_seconds=0.3, request_seconds=0.3, tick_seconds=0.05)
     assert ("serving with uvloop" in server.log) == uvloop
     with server.send(b"") as idle, server.send(b"GET") as slow, server.send(get("/miss"), b"nonsense\r\n") as both:
@@ -280,7 +271,7 @@ def test_both_loops(small: Callable[..., SmallServer], uvloop: bool) -> None:
 
 
 def test_pipelined_hits_and_misses(small: Callable[..., SmallServer]) -> None:
-    """200 pipelined requests, hits and misses mixed, are answered in order, also if the client has closed its side."""
+    """200 pipelined requests, hits and misses mixed, are answered in order, even if the client half-closes."""
     server = small()
     paths = [f"/{'hit' if number % 3 else 'miss'}/{number}" for number in range(200)]
     with server.send(b"".join(get(path) for path in paths)) as sock:
@@ -295,7 +286,7 @@ request = function() return batch end
 
 
 def test_pipelining_tools(small: Callable[..., SmallServer], tmp_path: Path) -> None:
-    """wrk and h2load, each with pipelined requests, get all of their answers."""
+    """wrk and h2load get an answer to each of their pipelined requests."""
     if not (shutil.which("wrk") and shutil.which("h2load")):
         pytest.skip("needs Debian's packages wrk and nghttp2-client")
     url, script = small().url, tmp_path / "pipeline.lua"
@@ -325,7 +316,7 @@ def test_pipelining_tools(small: Callable[..., SmallServer], tmp_path: Path) -> 
     ],
 )
 def test_curl(service: Service, options: str, statuses: list[str]) -> None:
-    """curl gets complete answers to two requests in a row, whatever it does with them."""
+    """curl gets the right answers to two requests in a row, with each of its options."""
     if not shutil.which("curl"):
         pytest.skip("needs curl")
     command = ["curl", "-sS", "--include", "--max-time", "10", *options.split(), *[f"{service.url}/livez"] * 2]
@@ -334,7 +325,7 @@ def test_curl(service: Service, options: str, statuses: list[str]) -> None:
 
 
 def test_expect_on_the_wire(service: Service) -> None:
-    """A client that waits for 100 before it sends its body gets it, and then the answer."""
+    """A client that expects a 100 before it sends its body gets one, and then the answer."""
     with service.connect() as sock:
         sock.sendall(b"POST /livez HTTP/1.1\r\nHost: a\r\nExpect: 100-continue\r\nContent-Length: 2\r\n\r\n")
         assert sock.recv(100) == b"HTTP/1.1 100 Continue\r\n\r\n"
@@ -343,8 +334,8 @@ def test_expect_on_the_wire(service: Service) -> None:
 
 
 def test_bad_clients_are_let_go(small: Callable[..., SmallServer]) -> None:
-    """A byte now and then, 400 silent connections, 64 half-sent heads and 20 clients that take nothing: each is let go
-    in its time, and a good client beside them waits less than 50 ms for its answers."""
+    """A client that dribbles, 400 silent ones, 64 with half a head and 20 that take nothing are all disconnected, and a
+    good client beside them waits less than 50 ms for its answers."""
     server = small(request_seconds=0.5, idle_seconds=1.0, stuck_seconds=1.0, linger_seconds=0.5, tick_seconds=0.1)
     with contextlib.ExitStack() as stack:
         silent = [stack.enter_context(server.send(b"")) for _ in range(400)]
@@ -387,7 +378,7 @@ def test_more_connections_than_open_files(small: Callable[..., SmallServer]) -> 
 
 
 def test_more_busy_connections_than_open_files(small: Callable[..., SmallServer]) -> None:
-    """If all connections that are allowed are busy, new ones get a 503, without costing CPU, and the others go on."""
+    """At the limit with only busy connections, a new client gets a 503, the CPU stays idle, and the others go on."""
     server = small(files=300, threads=200)
     with contextlib.ExitStack() as stack:
         key = stack.enter_context(server.send(b"GET /op"))
@@ -405,7 +396,7 @@ def test_more_busy_connections_than_open_files(small: Callable[..., SmallServer]
 
 @pytest.mark.parametrize("path", ["/raise", "/raise-late", "/exit"])
 def test_an_app_that_raises(small: Callable[..., SmallServer], path: str) -> None:
-    """What the app raises is a 500 in the envelope and a line in the log, and the connection goes on."""
+    """If the app raises, the client gets a 500 in the envelope, the log says why, and the connection goes on."""
     server = small()
     with server.send(get(path) + get("/miss", "Connection: close")) as sock:
         failed, other = responses(read_all(sock))
@@ -414,7 +405,7 @@ def test_an_app_that_raises(small: Callable[..., SmallServer], path: str) -> Non
 
 
 class Client:
-    """Asks one thing after the other until nobody listens, and notes what was lost."""
+    """Sends one request after the other until nobody listens, and notes which were lost."""
 
     def __init__(self, server: Service, path: str, keep: bool) -> None:
         self._server, self._keep = server, keep
@@ -454,8 +445,7 @@ class Client:
 
 
 def test_stops_under_load(small: Callable[..., SmallServer]) -> None:
-    """Told to stop under load, 20 times, the server answers each request that was sent while it listened, and ends
-    with status 0."""
+    """A server that is stopped under load, 20 times, answers every request that was sent while it listened."""
     server = small(rounds=20)
     for number in range(1, 21):
         until(lambda number=number: server.log.count("serving with") == number)  # type: ignore[misc]
@@ -473,7 +463,7 @@ def test_stops_under_load(small: Callable[..., SmallServer]) -> None:
 
 
 def test_what_does_not_finish_is_cut(small: Callable[..., SmallServer]) -> None:
-    """What has not finished when patience is over is cut off: work that hangs, and a client that takes nothing."""
+    """When the time to finish is over, work that hangs and clients that take nothing are cut off."""
     server = small(patience=0.5)
     with server.send(get("/gate")) as hanging, server.send(get("/hit/large") * 30) as greedy:
         server.gather(1)
@@ -487,8 +477,7 @@ def test_what_does_not_finish_is_cut(small: Callable[..., SmallServer]) -> None:
 
 
 def test_drains(start: Start, upstream: Standin) -> None:
-    """For C42_DRAIN seconds after the signal, /readyz says 503 and events are answered, also on new connections; then
-    the service ends with status 0."""
+    """For C42_DRAIN seconds after the signal, /readyz says 503 and events are answered, even on new connections."""
     service = start(C42_DRAIN="1")
     service.process.send_signal(signal.SIGTERM)
     until(lambda: service.get("/readyz").status_code == 503)
@@ -506,34 +495,8 @@ def test_second_signal_ends_the_drain(small: Callable[..., SmallServer]) -> None
     assert server.stop() == 1
 
 
-def test_bursts_of_work() -> None:
-    """Every request of a burst gets a thread at once, though none is there yet: all of them meet at a barrier."""
-    rng = random.Random(42)
-    loop = asyncio.new_event_loop()
-    runs = threading.Thread(target=loop.run_forever)
-    runs.start()
-    request = parse(get("/"))
-    for _ in range(BURSTS):
-        count, done = rng.randint(8, 240), queue.SimpleQueue[Answer | None]()
-        together = threading.Barrier(count)
-
-        def app(_: Any, start_response: Any, together: threading.Barrier = together) -> list[bytes]:
-            together.wait(PATIENCE)  # raises if it takes too long
-            start_response("200 OK", [])
-            return []
-
-        with ThreadPoolExecutor(256) as pool:
-            work = bridge(app, ("", 0), loop, pool)
-            for _ in range(count):
-                work(request, b"", done.put)
-            assert None not in {done.get(timeout=PATIENCE) for _ in range(count)}
-    loop.call_soon_threadsafe(loop.stop)
-    runs.join()
-    loop.close()
-
-
 def test_idle_connections(service: Service) -> None:
-    """1,200 idle connections keep nobody else out."""
+    """1,200 idle connections don't keep other clients out."""
     socks: list[socket.socket] = []
     try:
         socks += [service.connect() for _ in range(1200)]
@@ -547,7 +510,7 @@ def test_idle_connections(service: Service) -> None:
 
 
 def test_demo(start: Start) -> None:
-    """--demo serves made-up events without a token; each of the curl lines that it prints gets an answer."""
+    """--demo serves made-up events without a token, and each of the curl lines that it prints works."""
     service = start("--demo", C42_TOKEN="")
     lines = re.findall(r"^ +curl -i (\S+)  # (.+)$", service.log, re.M)
     assert len(lines) >= 4

@@ -1,15 +1,24 @@
 """The bridge to the app: what PEP 3333 asks of a server."""
 
+import asyncio
+import queue
+import random
+import threading
 from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 from wsgiref.validate import validator
 
 import pytest
 
+from serving.connection import Answer
 from serving.request import parse
-from serving.wsgi import App, call, make_environ
+from serving.wsgi import App, bridge, call, make_environ
+from tests.fixtures import PATIENCE
 from tests.test_connection import GOOD
 from tests.wire import Received, responses
+
+BURSTS = 10  # 1,000 have been run once
 
 Start = Callable[..., Callable[[bytes], object]]
 
@@ -40,7 +49,7 @@ def answering(*chunks: bytes, status: str = "200 OK", headers: tuple[tuple[str, 
 
 @pytest.mark.parametrize("raw", [pytest.param(raw, id=name) for name, raw in GOOD.items() if b"BREW" not in raw])
 def test_passes_the_standard_librarys_validator(raw: bytes) -> None:
-    """wsgiref.validate finds nothing wrong with how an app is called, whatever is asked for."""
+    """wsgiref.validate finds nothing wrong with how the app is called, for any request."""
 
     def app(environ: dict[str, Any], start_response: Start) -> Iterator[bytes]:
         body = environ["wsgi.input"].read(int(environ.get("CONTENT_LENGTH") or 0))
@@ -53,7 +62,7 @@ def test_passes_the_standard_librarys_validator(raw: bytes) -> None:
 
 
 def test_environ() -> None:
-    """The app is told all of a request; a name with an underscore can't pass for another."""
+    """The environment has all of the request, except headers with an underscore, which could pass for others."""
     raw = get(b"Content-Type: text/x", b"Content-Length: 2", b"X-A: 1", b"x-a: 2", b"X_A: 3", method=b"PUT", body=b"hi")
     head, _, body = raw.partition(b"\r\n\r\n")
     environ = make_environ(parse(head + b"\r\n\r\n"), body, ("127.0.0.1", 5000))
@@ -80,7 +89,7 @@ def test_environ() -> None:
 
 
 def test_answers_are_joined_and_closed() -> None:
-    """What the app writes and what it yields is sent in this order, and what it returned is closed, once."""
+    """What the app writes is sent before what it yields, and the iterable it returned is closed once."""
     closed = []
 
     class Chunks:
@@ -114,7 +123,7 @@ def test_begins_late() -> None:
 
 
 def test_changes_its_mind() -> None:
-    """With exc_info an app may replace an answer of which nothing was sent."""
+    """With exc_info, an app may replace the status and headers it gave before."""
 
     def app(_: dict[str, Any], start_response: Start) -> list[bytes]:
         start_response("200 OK", [("X", "y")])
@@ -126,12 +135,12 @@ def test_changes_its_mind() -> None:
 
 @pytest.mark.parametrize("status", ["204 No Content", "304 Not Modified"])
 def test_statuses_without_a_body(status: str) -> None:
-    """Where HTTP allows no body, none is sent, nor a length."""
+    """An answer that may not have a body is sent without body and Content-Length."""
     assert ask(answering(b"body", status=status), get()) == Received(int(status[:3]), {}, b"")
 
 
 def test_head_keeps_its_length() -> None:
-    """The length that an app gives with HEAD is that of GET, and none is made up."""
+    """The app's Content-Length for HEAD is passed on, and none is added."""
     head = get(method=b"HEAD")
     assert ask(answering(headers=(("Content-Length", "42"),)), head).headers == {"Content-Length": "42"}
     assert ask(answering(), head).headers == {}
@@ -152,7 +161,7 @@ def test_an_app_that_begins_no_answer() -> None:
 
 
 def test_closes_what_fails() -> None:
-    """What an app returned is closed also if it raises."""
+    """The iterable that the app returned is closed even if it raises."""
     closed = []
 
     class Chunks:
@@ -169,3 +178,55 @@ def test_closes_what_fails() -> None:
     with pytest.raises(ZeroDivisionError):
         ask(app, get())
     assert closed == [True]
+
+
+@pytest.fixture
+def loop() -> Iterator[asyncio.AbstractEventLoop]:
+    """Give a test an event loop that runs in a thread."""
+    loop = asyncio.new_event_loop()
+    thread = threading.Thread(target=loop.run_forever)
+    thread.start()
+    yield loop
+    loop.call_soon_threadsafe(loop.stop)
+    thread.join()
+    loop.close()
+
+
+def test_bursts(loop: asyncio.AbstractEventLoop) -> None:
+    """Each request of a burst gets a thread at once: none is done before all of them have met at a barrier."""
+    rng = random.Random(42)
+    for _ in range(BURSTS):
+        count, done = rng.randint(8, 240), queue.SimpleQueue[Answer | None]()
+        together = threading.Barrier(count)
+
+        def app(_: Any, start_response: Any, together: threading.Barrier = together) -> list[bytes]:
+            together.wait(PATIENCE)  # raises if it takes too long
+            start_response("200 OK", [])
+            return []
+
+        with ThreadPoolExecutor(256) as pool:
+            work = bridge(app, ("", 0), loop, pool)
+            for _ in range(count):
+                work(parse(get()), b"", done.put)
+            assert None not in [done.get(timeout=PATIENCE) for _ in range(count)]
+
+
+@pytest.mark.parametrize("error", [ZeroDivisionError, SystemExit])
+def test_bridge(loop: asyncio.AbstractEventLoop, error: type[BaseException], caplog: pytest.LogCaptureFixture) -> None:
+    """The answer is handed over in the event loop; None is, and the error is logged, if the app raises."""
+    done = queue.SimpleQueue[tuple[Answer | None, asyncio.AbstractEventLoop]]()
+
+    def app(environ: dict[str, Any], start_response: Start) -> list[bytes]:
+        if environ["wsgi.input"].read() == b"raise":
+            raise error
+        start_response("200 OK", [])
+        return [b"hello"]
+
+    with ThreadPoolExecutor(1) as pool:
+        work = bridge(app, ("127.0.0.1", 5000), loop, pool)
+        for body in (b"raise", b""):
+            work(parse(get()), body, lambda answer: done.put((answer, asyncio.get_running_loop())))
+        answers = [done.get(timeout=PATIENCE) for _ in range(2)]
+    assert answers == [(None, loop), ((b"HTTP/1.1 200 OK\r\nContent-Length: 5\r\n", b"hello"), loop)]
+    (record,) = caplog.records
+    assert (record.name, record.message, error.__name__ in caplog.text) == ("c42c", "a request failed", True)

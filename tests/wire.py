@@ -3,11 +3,11 @@
 import json
 import re
 import socket
+import struct
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator
 from functools import partial
 from typing import Any, NamedTuple, cast
-from unittest.mock import Mock
 
 from answers import response
 from serving.connection import Answer, Connection, Done, Hub
@@ -52,6 +52,7 @@ class Loop:
 
     def __init__(self) -> None:
         self.now = 1000.0
+        self.later: list[Callable[[], None]] = []
         self._soon: deque[Callable[[], None]] = deque()
 
     def time(self) -> float:
@@ -62,8 +63,10 @@ class Loop:
         """Call it in the next turn."""
         self._soon.append(call)
 
-    def call_later(self, _: float, call: Callable[[], None]) -> None:
-        """Leave it to the test to call it; see `Desk.tick`."""
+    def call_later(self, seconds: float, call: Callable[[], None]) -> None:
+        """Keep it for `Desk.tick`, which calls it after up to a second."""
+        assert 0 < seconds <= 1
+        self.later.append(call)
 
     def turn(self) -> bool:
         """Run a turn; return whether there was anything to do."""
@@ -116,13 +119,15 @@ class Desk:
             done(self.answer_to(request))
 
     def tick(self, seconds: float) -> None:
-        """Let so much time pass, as the clock of the server notices it."""
+        """Let so much time pass, and have the server notice it."""
         self.loop.now += seconds
-        self.hub.tick()
+        (tick,) = self.loop.later
+        self.loop.later.clear()
+        tick()
 
 
 class Wire:
-    """A transport: `send` is the client's side, the rest is what asyncio wants of it."""
+    """A transport and its socket: `send` is the client's side, the rest is what the server calls."""
 
     def __init__(self, desk: Desk) -> None:
         self.desk = desk
@@ -131,6 +136,7 @@ class Wire:
         self.ended = False  # the server sends nothing more
         self.closed = False
         self.aborted = False
+        self.reset = False  # the client hears of an abort even if it takes no data
         self._unsent = bytearray()
         self._reading = True
         self._paused_writing = False
@@ -217,7 +223,11 @@ class Wire:
 
     def get_extra_info(self, name: str) -> Any:
         assert name == "socket"
-        return Mock(spec=socket.socket)
+        return self
+
+    def setsockopt(self, level: int, option: int, value: bytes) -> None:
+        assert (level, option) == (socket.SOL_SOCKET, socket.SO_LINGER)
+        self.reset = struct.unpack("ii", value) == (1, 0)
 
     def write(self, data: bytes) -> None:
         assert self.open
