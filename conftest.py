@@ -7,18 +7,30 @@
 - `tests/soak/`, `tests/mutants.py`: tools that take minutes: `make soak`, `make mutants`.
 """
 
-import subprocess
-import sys
+import contextlib
+import io
+import signal
 from importlib.util import find_spec
+from typing import NoReturn
+
+import pytest
 
 # The fixtures that start the service need what it needs; test_cache.py needs neither.
 pytest_plugins = ["tests.fixtures"] if find_spec("flask") else []
 
 
-def run_as_script(path: str) -> int:
-    """Run the tests of one file; print nothing where all is well, and what pytest says where it is not."""
-    command = [sys.executable, "-m", "pytest", path, "-p", "no:cacheprovider", "--tb=short"]
-    ended = subprocess.run(command, check=False, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
-    if ended.returncode:
-        print(ended.stdout, end="")
-    return min(ended.returncode, 1)
+def pytest_sessionstart() -> None:
+    """Have SIGTERM end the tests as Ctrl-C does, so that they end the services that they have started."""
+    signal.signal(signal.SIGTERM, _interrupt)
+
+
+def _interrupt(*_: object) -> NoReturn:
+    raise KeyboardInterrupt
+
+
+def run_as_script(path: str) -> str | int:
+    """Run the tests of one file; return what pytest says if any fails, and nothing else."""
+    output = io.StringIO()
+    with contextlib.redirect_stdout(output), contextlib.redirect_stderr(output):
+        status = pytest.main([path, "-p", "no:cacheprovider", "--tb=short"])
+    return output.getvalue() if status else 0

@@ -5,11 +5,14 @@ import subprocess
 import tempfile
 from collections.abc import Iterator
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import pytest
-from selenium import webdriver
 
 from tests.fixtures import PATIENCE
+
+if TYPE_CHECKING:
+    from selenium import webdriver
 
 CHROMIUM = Path("/usr/bin/chromium")
 CHROMEDRIVER = Path("/usr/bin/chromedriver")
@@ -26,10 +29,12 @@ BROWSER_FLAGS = (
 
 
 @pytest.fixture(scope="session")
-def shared_browser() -> Iterator[webdriver.Chrome]:
+def shared_browser() -> "Iterator[webdriver.Chrome]":
     """Start a headless Chromium, from Debian's packages, which keeps still towards the world outside."""
     if not (CHROMIUM.exists() and CHROMEDRIVER.exists()):
         pytest.skip("needs Debian's packages chromium and chromium-driver")
+    from selenium import webdriver
+
     with tempfile.TemporaryDirectory(ignore_cleanup_errors=True) as profile:
         options = webdriver.ChromeOptions()
         options.binary_location = str(CHROMIUM)
@@ -46,7 +51,7 @@ def shared_browser() -> Iterator[webdriver.Chrome]:
 
 
 @pytest.fixture
-def browser(shared_browser: webdriver.Chrome) -> Iterator[webdriver.Chrome]:
+def browser(shared_browser: "webdriver.Chrome") -> "Iterator[webdriver.Chrome]":
     """Give a test the browser, 1280 pixels wide, light, and with nothing in its log."""
     shared_browser.set_window_size(1280, 1000)
     shared_browser.get_log("browser")  # type: ignore[no-untyped-call]
