@@ -31,6 +31,12 @@ def _interrupt(*_: object) -> NoReturn:
 def run_as_script(path: str) -> str | int:
     """Run the tests of one file; return what pytest says if any fails, and nothing else."""
     output = io.StringIO()
+    options = [
+        "-p",
+        "no:cacheprovider",
+        "-W",
+        "ignore::pytest.PytestAssertRewriteWarning",
+    ]  # the script imports fixtures
     with contextlib.redirect_stdout(output), contextlib.redirect_stderr(output):
-        status = pytest.main([path, "-p", "no:cacheprovider", "--tb=short"])
+        status = pytest.main([path, "--tb=short", *options])
     return output.getvalue() if status else 0
