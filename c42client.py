@@ -2,7 +2,7 @@
 
 `Client.fetch` makes both calls side by side, gets all pages, and returns the merged answer or raises a `C42Error`;
 `Client.fetch_many` does it for many events at once. `python c42client.py EVENT_ID` prints the merged answer of one
-event: a quick check of a token.
+event, to check a token.
 """
 
 import argparse
@@ -12,12 +12,14 @@ import os
 import sys
 import time
 from collections.abc import Callable, Iterator, Mapping
-from concurrent.futures import Future, ThreadPoolExecutor
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import closing
+from dataclasses import replace
 from typing import Any
 
 from calendar42 import EVENTS, SUBSCRIPTIONS, ids, payload
 from calendar42.calls import Call, Job, Upstream
-from calendar42.errors import C42Error, Exhausted, ListFailed, Paused, TimedOut, TooLarge, Unusable
+from calendar42.errors import C42Error, Exhausted, Paused, TimedOut, TooLarge
 from calendar42.pause import Pause
 from calendar42.payload import Page
 from operations import settings
@@ -25,7 +27,7 @@ from operations import settings
 PAGE = 100  # rows: the upstream's largest page
 PAGES_AT_ONCE = 16  # of one event or list
 LIST = 6500  # characters of ids in one URL: half a list of the longest ids, and less than servers take
-GRACE = 0.1  # seconds: a call ends itself at the deadline; whoever waits for it stops waiting this much later
+GRACE = 0.1  # seconds: a call ends itself at the deadline; who waits for it stops waiting this much later
 
 log = logging.getLogger("c42c.upstream")
 Merged = dict[str, Any]
@@ -52,11 +54,8 @@ class Client:
     ) -> None:
         self._timeout = timeout
         self._observe_fault = observe_fault
-        threads = callers + PAGES_AT_ONCE  # and the callers, who make calls themselves
-        self._pool = ThreadPoolExecutor(threads, thread_name_prefix="c42c-upstream")
-        self._upstream = Upstream(
-            base_url=base_url, token=token, timeout=timeout, pause=pause, at_once=callers + threads, observe=observe
-        )
+        self._pool = ThreadPoolExecutor(callers + PAGES_AT_ONCE, thread_name_prefix="c42c-upstream")
+        self._upstream = Upstream(base_url=base_url, token=token, pause=pause, observe=observe)
 
     def fetch(self, event_id: str, deadline: float) -> Merged:
         """Return `{"id": …, "title": …, "names": […]}` of one event, or raise `C42Error`, by `deadline`.
@@ -74,38 +73,40 @@ class Client:
         A list that is too large or refused is asked for again in halves, down to single events. If a list fails for
         another reason, or there is no time left, that is the outcome of each of its events.
         """
-        parts = [event_ids]
-        while parts:
-            part = parts.pop(0)
-            if len(part) > PAGE or len(",".join(part)) > LIST:
-                parts = _halves(part) + parts
-                continue
-            job, left = Job(deadline, []), dict.fromkeys(part)
-            try:
-                for event_id, outcome in self._fetch(part, job):
-                    del left[event_id]
-                    yield event_id, _report(event_id, outcome, job)
-            except C42Error as error:
-                if len(part) > 1 and (error.definite or isinstance(error, TooLarge)):
-                    log.info("a list of %d events failed (%s): asking for its halves", len(left), error)
-                    parts = _halves(list(left)) + parts
-                    continue
-                self._found(error)
-                own = len(part) == 1 and (part == event_ids or not isinstance(error, TimedOut))
-                for event_id in left:
-                    outcome = error if own or isinstance(error, Paused) else ListFailed(error)
-                    yield event_id, _report(event_id, outcome, job)
+        yield from self._fetch_list(event_ids, deadline, is_part=False)
 
     def close(self) -> None:
-        """Let the connections go; calls under way end by their deadline."""
+        """Close the connections; calls under way end by their deadline."""
         self._pool.shutdown(wait=False, cancel_futures=True)
         self._upstream.close()
 
+    def _fetch_list(self, event_ids: list[str], deadline: float, *, is_part: bool) -> Iterator[Outcome]:
+        job, left = Job(deadline, self._timeout, []), dict.fromkeys(event_ids)
+        if len(event_ids) <= PAGE and len(",".join(event_ids)) <= LIST:
+            try:
+                for event_id, outcome in self._fetch(event_ids, job):
+                    del left[event_id]
+                    yield _logged(event_id, outcome, job)
+                return
+            except (C42Error, TimeoutError) as caught:
+                error = caught if isinstance(caught, C42Error) else job.late(SUBSCRIPTIONS)
+            if len(event_ids) == 1 or not (error.definite or isinstance(error, TooLarge)):
+                self._found(error)
+                of_list = len(event_ids) > 1 or (is_part and isinstance(error, TimedOut))
+                for event_id in left:
+                    is_own = isinstance(error, Paused) or not of_list
+                    yield _logged(event_id, error if is_own else replace(error, of_list=True), job)
+                return
+            log.info("a list of %d events failed (%s): asking for its halves", len(left), error)
+        ids_left, middle = list(left), (len(left) + 1) // 2
+        for half in filter(None, (ids_left[:middle], ids_left[middle:])):
+            yield from self._fetch_list(half, deadline, is_part=True)
+
     def _fetch(self, event_ids: list[str], job: Job) -> Iterator[Outcome]:
         """Yield each event with its answer or an error of its own; raise `C42Error` if a call fails."""
-        rest = f"{event_ids[0]}/" if len(event_ids) == 1 else f"?ids=[{','.join(event_ids)}]&limit={PAGE}"
         first = self._pool.submit(self._page, event_ids, 0, job)
         try:
+            rest = f"{event_ids[0]}/" if len(event_ids) == 1 else f"?ids=[{','.join(event_ids)}]&limit={PAGE}"
             events = payload.events(self._upstream.call(EVENTS, rest, job))
             answers: dict[str, Merged] = {}
             for event_id in event_ids:
@@ -117,78 +118,59 @@ class Client:
                 else:
                     answers[event_id] = {"id": event_id, "title": title and self._upstream.blank(title), "names": []}
             known = [event_id for event_id in event_ids if event_id in events]
-            if answers and known == event_ids:
-                self._add_names(answers, known, self._result(first, job), job)
-            elif answers:  # an id that the upstream can't read may have turned its filter off
-                self._add_names(answers, known, self._page(known, 0, job), job)
+            if answers:  # an id that Calendar42 can't read may have turned its filter off
+                page = first.result(job.left + GRACE) if known == event_ids else self._page(known, 0, job)
+                for event_id, name in self._names(known, page, job):
+                    if event_id in answers:  # not deleted
+                        answers[event_id]["names"].append(self._upstream.blank(name))
             yield from answers.items()
         finally:
             first.cancel()
 
-    def _add_names(self, answers: dict[str, Merged], event_ids: list[str], page: Page, job: Job) -> None:
-        """Add the names of all subscriptions, given the first page; if they move between pages, read them again."""
+    def _names(self, event_ids: list[str], page: Page, job: Job) -> list[tuple[str, str]]:
+        """Return the names on all pages, given the first; if they move between pages, read them again."""
         names = payload.join(self._pages(event_ids, page, job))
         if names is None and page.total > PAGE:
             names = payload.join(self._pages(event_ids, self._page(event_ids, 0, job), job))
         if names is None:
-            raise Unusable(SUBSCRIPTIONS, "sent subscriptions that don't add up")
-        for event_id, name in names:
-            if event_id in answers:  # not deleted
-                answers[event_id]["names"].append(self._upstream.blank(name))
+            raise C42Error(SUBSCRIPTIONS, "Calendar42 sent subscriptions that don't add up")
+        return names
 
     def _pages(self, event_ids: list[str], first: Page, job: Job) -> list[Page]:
-        """Return all pages, of which some are read at a time."""
-        pages = [first]
-        offsets = range(PAGE, first.total, PAGE)
+        """Return all pages, some of which are read at a time."""
+        pages, offsets = [first], range(PAGE, first.total, PAGE)
         for start in range(0, len(offsets), PAGES_AT_ONCE):
-            some = [self._pool.submit(self._page, event_ids, at, job) for at in offsets[start:][:PAGES_AT_ONCE]]
-            try:
-                pages += [self._result(page, job) for page in some]
-            finally:
-                for page in some:
-                    page.cancel()
+            some = offsets[start : start + PAGES_AT_ONCE]
+            pages += self._pool.map(lambda at: self._page(event_ids, at, job), some, timeout=job.left + GRACE)
         return pages
 
     def _page(self, event_ids: list[str], offset: int, job: Job) -> Page:
         rest = f"?event_ids=[{','.join(event_ids)}]&limit={PAGE}&offset={offset}"
         return payload.page(self._upstream.call(SUBSCRIPTIONS, rest, job), event_ids)
 
-    def _result(self, page: Future[Page], job: Job) -> Page:
-        try:
-            return page.result(max(0.0, job.deadline - time.monotonic()) + GRACE)
-        except TimeoutError:
-            raise TimedOut(SUBSCRIPTIONS, self._timeout) from None
-
     def _found(self, error: C42Error) -> None:
         if not error.definite and not isinstance(error, Paused):
             self._observe_fault(error)
 
 
-def _halves(event_ids: list[str]) -> list[list[str]]:
-    middle = (len(event_ids) + 1) // 2
-    return [half for half in (event_ids[:middle], event_ids[middle:]) if half]
-
-
-def _report(event_id: str, outcome: Merged | C42Error, job: Job) -> Merged | C42Error:
-    """Log how a load ended, and return the outcome."""
+def _logged(event_id: str, outcome: Merged | C42Error, job: Job) -> Outcome:
+    """Log how a load ended, and return it. A pause has a line of its own."""
     level, kind, status, names = logging.INFO, "ok", 200, None
-    if not isinstance(outcome, C42Error):
-        names = len(outcome["names"])
-        remark = f"{names} names"
+    if isinstance(outcome, C42Error):
+        level = logging.ERROR if isinstance(outcome, Exhausted) else logging.WARNING
+        level = logging.INFO if outcome.definite else level
+        kind, status, said = "negative" if outcome.definite else "fault", outcome.status, str(outcome)
     else:
-        kind, status, remark = "negative" if outcome.definite else "fault", outcome.status, str(outcome)
-        if isinstance(outcome, Paused):  # the pause has a line of its own
-            level = logging.INFO if outcome.upstream_status else logging.DEBUG
-        elif not outcome.definite:
-            level = logging.ERROR if isinstance(outcome, Exhausted) else logging.WARNING
-    if log.isEnabledFor(level):
-        calls = list(job.calls)
-        shown = ", ".join(f"{call.endpoint} {call.seconds * 1000:.0f} ms {call.trouble}".strip() for call in calls)
-        fields = {"event": event_id, "outcome": kind, "status": status, "names": names}
-        fields["calls"] = [call._asdict() | {"seconds": round(call.seconds, 4)} for call in calls]
+        names = len(outcome["names"])
+        said = f"{names} names"
+    calls = list(job.calls)
+    shown = ", ".join(f"{call.endpoint} {call.seconds * 1000:.0f} ms {call.trouble}".strip() for call in calls)
+    fields = {"event": event_id, "outcome": kind, "status": status, "names": names}
+    fields["calls"] = [call._asdict() | {"seconds": round(call.seconds, 4)} for call in calls]
+    if not isinstance(outcome, Paused):
         text = "load event=%s outcome=%s status=%d: %s (%s)"
-        log.log(level, text, event_id, kind, status, remark, shown, extra={"fields": fields})
-    return outcome
+        log.log(level, text, event_id, kind, status, said, shown, extra={"fields": fields})
+    return event_id, outcome
 
 
 def main(arguments: list[str], environ: Mapping[str, str] = os.environ) -> int:
@@ -198,18 +180,12 @@ def main(arguments: list[str], environ: Mapping[str, str] = os.environ) -> int:
     options = parser.parse_args(arguments)
     try:
         event_id, config = ids.check(options.event_id), settings.read(environ)
-    except (ids.BadIds, settings.SettingsError) as error:
+        pause, timeout = Pause(config.fault_expiry), config.timeout
+        with closing(Client(base_url=config.base_url, token=config.token, timeout=timeout, pause=pause)) as client:
+            print(json.dumps(client.fetch(event_id, time.monotonic() + timeout), ensure_ascii=False))
+    except (ids.BadIds, settings.SettingsError, C42Error) as error:
         print(error, file=sys.stderr)
-        return 2
-    pause = Pause(config.fault_expiry)
-    client = Client(base_url=config.base_url, token=config.token, timeout=config.timeout, pause=pause)
-    try:
-        print(json.dumps(client.fetch(event_id, time.monotonic() + config.timeout), ensure_ascii=False))
-    except C42Error as error:
-        print(error, file=sys.stderr)
-        return 1
-    finally:
-        client.close()
+        return 1 if isinstance(error, C42Error) else 2
     return 0
 
 

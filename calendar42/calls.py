@@ -1,6 +1,6 @@
 """One call to Calendar42, and what its answer means: the README's table, row by row.
 
-Every call carries the token; it is blanked out of whatever comes back and is passed on.
+Every call carries the token; it is removed from whatever comes back and is passed on.
 """
 
 import html
@@ -11,29 +11,38 @@ from collections.abc import Callable
 from typing import Any, NamedTuple
 from urllib.parse import unquote
 
-from calendar42.errors import Exhausted, Paused, Rejected, TimedOut, TooLarge, Unusable
+from calendar42.errors import C42Error, Exhausted, Paused, TimedOut, TooLarge
 from calendar42.pause import Pause
 from calendar42.transport import Answer, Transport
 
 MAX_BODY = 8 * 2**20  # bytes of one answer
-MAX_ERROR_BODY = 64 * 2**10  # bytes that are passed through of an error
-LONGEST_SPELLING = 24  # bytes, of one character of the token
+MAX_ERROR_BODY = 64 * 2**10  # bytes of an error that are passed through
 
 
 class Call(NamedTuple):
     """One call to the upstream that has ended."""
 
     endpoint: str  # "events" or "event-subscriptions"
-    status: int  # 0 where no whole answer came
+    status: int  # 0: no whole answer came
     seconds: float
-    trouble: str = ""  # what kept the answer from coming
+    trouble: str = ""  # why no whole answer came
 
 
 class Job(NamedTuple):
     """All upstream work for one answer, to be done by `deadline` (of `time.monotonic`)."""
 
     deadline: float
+    timeout: float  # seconds: what a late answer's error says
     calls: list[Call]  # that have ended
+
+    @property
+    def left(self) -> float:
+        """The seconds until the deadline."""
+        return max(0.0, self.deadline - time.monotonic())
+
+    def late(self, endpoint: str) -> TimedOut:
+        """Return the error for an answer that didn't come in time."""
+        return TimedOut(endpoint, f"Calendar42 did not answer within {self.timeout:g} seconds", 504, 0)
 
 
 def headers(token: str) -> dict[str, str]:
@@ -43,48 +52,37 @@ def headers(token: str) -> dict[str, str]:
 
 
 class Upstream:
-    """Calls Calendar42 with a `token`, over at most `at_once` kept-alive connections. Any thread may use it.
+    """Calls Calendar42 with a `token`, but not during a `pause`. `observe` is called with each `Call`.
 
-    No call is made during a `pause`. `observe` is called with each `Call`. `timeout` is what clients are told.
+    Any thread may use it.
     """
 
-    def __init__(
-        self,
-        *,
-        base_url: str,
-        token: str,
-        timeout: float,
-        pause: Pause,
-        at_once: int,
-        observe: Callable[[Call], None],
-    ) -> None:
+    def __init__(self, *, base_url: str, token: str, pause: Pause, observe: Callable[[Call], None]) -> None:
         self._token = token
-        self._timeout = timeout
         self._pause = pause
         self._observe = observe
-        self._transport = Transport(base_url=base_url, headers=headers(token), connections=at_once)
+        self._transport = Transport(base_url=base_url, headers=headers(token))
 
     def call(self, endpoint: str, rest: str, job: Job) -> Any:
-        """Make one call and return the JSON of its answer; raise what else comes of it, one of `errors`."""
-        if left := self._pause.left:
-            raise Paused(endpoint, left)
-        if time.monotonic() >= job.deadline:
-            raise TimedOut(endpoint, self._timeout)
-        answer = self._get(endpoint, rest, job)
-        status = answer.status
+        """Make one call and return the JSON of its answer, or raise `C42Error`."""
+        if self._pause.left:
+            raise self._paused(endpoint)
+        if not job.left:
+            raise job.late(endpoint)
+        status, headers, body = self._get(endpoint, rest, job)
         if status == 429:
-            self._pause.begin(answer.headers.get("Retry-After", ""))
-            raise Paused(endpoint, self._pause.left, status, self._error_body(answer.body))
+            self._pause.begin(headers.get("retry-after", ""))
+            raise self._paused(endpoint, status, self._error_body(body))
         if 400 <= status <= 599:
-            raise Rejected(endpoint, status, self._error_body(answer.body))
+            raise C42Error(endpoint, f"Calendar42 answered {status}", status, status, self._error_body(body))
         if status != 200:
-            raise Unusable(endpoint, f"answered {status}", status)
-        if len(answer.body) > MAX_BODY:
-            raise TooLarge(endpoint, f"sent more than {MAX_BODY} bytes")
+            raise C42Error(endpoint, f"Calendar42 answered {status}", 502, status)
+        if len(body) > MAX_BODY:
+            raise TooLarge(endpoint, f"Calendar42 sent more than {MAX_BODY} bytes")
         try:
-            return json.loads(answer.body)
+            return json.loads(body)
         except (ValueError, RecursionError):
-            raise Unusable(endpoint, "sent no JSON") from None
+            raise C42Error(endpoint, "Calendar42 sent no JSON") from None
 
     def _get(self, endpoint: str, rest: str, job: Job) -> Answer:
         began, status, trouble = time.monotonic(), 0, ""
@@ -93,13 +91,14 @@ class Upstream:
             status = answer.status
         except TimeoutError:
             trouble = "timed out"
-            raise TimedOut(endpoint, self._timeout) from None
+            raise job.late(endpoint) from None
         except ConnectionError as error:
             trouble = str(error)
-            raise Unusable(endpoint, "could not be reached, or broke off", 0) from None
+            raise C42Error(endpoint, "Calendar42 could not be reached, or broke off", 502, 0) from None
         except OSError as error:
             trouble = error.strerror or ""
-            raise Exhausted(endpoint) from None
+            message = "c42c has reached its limit of open files (ulimit -n, LimitNOFILE) and can't call Calendar42"
+            raise Exhausted(endpoint, message, 503, 0, retry_after=1.0) from None
         finally:
             call = Call(endpoint, status, time.monotonic() - began, trouble)
             job.calls.append(call)
@@ -111,22 +110,23 @@ class Upstream:
         return text.replace(self._token, "***")
 
     def close(self) -> None:
-        """Let the connections go that are not in use."""
+        """Close the connections that aren't in use."""
         self._transport.close()
 
+    def _paused(self, endpoint: str, upstream_status: int = 0, body: bytes = b"") -> Paused:
+        left = max(self._pause.left, 1.0)
+        return Paused(endpoint, "Calendar42 asked for a pause", 429, upstream_status, body, left)
+
     def _error_body(self, body: bytes) -> bytes:
-        """Return the body of an error as it may be passed through: at most 64 KiB, and nothing if the token is in it.
-
-        It is searched as far as a token that begins in these 64 KiB can reach.
-        """
-        searched = body[: MAX_ERROR_BODY + LONGEST_SPELLING * len(self._token)]
-        readings = _readings(searched.decode("latin-1"))
-        has_token = any(token in reading for token in _readings(self._token) for reading in readings)
-        return b"" if has_token else body[:MAX_ERROR_BODY]
+        """Return what is passed through of an error's body: nothing if the token is in it, however it is written."""
+        said = body[: 2 * MAX_ERROR_BODY].decode("latin-1")  # a token that begins in the first half ends in the second
+        leaks = self._token in said or _plain(self._token) in _plain(said)
+        return b"" if leaks else body[:MAX_ERROR_BODY]
 
 
-def _readings(text: str) -> set[str]:
-    """Return what a text says if it is read as it is, and as JSON (in JSON), HTML and a URL; without backslashes."""
-    from_json = re.sub(r"\\+u00([0-9a-fA-F]{2})", lambda match: chr(int(match[1], 16)), text)
-    from_html = html.unescape(from_json)
-    return {reading.replace("\\", "") for reading in (text, from_json, from_html, unquote(from_html))}
+def _plain(text: str) -> str:
+    """Undo what JSON, HTML and URLs do to text, several times over if need be."""
+    for _ in range(5):
+        text = re.sub(r"\\+u00([0-9a-fA-F]{2})", lambda match: chr(int(match[1], 16)), text)
+        text = unquote(html.unescape(text))
+    return text.replace("\\", "")

@@ -1,4 +1,4 @@
-"""The pause that the upstream asks for with a 429. `Pause._lock` guards its end."""
+"""The pause that Calendar42 asks for with a 429. `Pause._lock` guards its end."""
 
 import logging
 import threading
@@ -6,13 +6,13 @@ import time
 from datetime import UTC
 from email.utils import parsedate_to_datetime
 
-LONGEST = 3600.0  # seconds: the upstream counts its limits by the hour
+LONGEST = 3600.0  # seconds: Calendar42 counts its limits by the hour
 
 log = logging.getLogger("c42c.upstream")
 
 
 class Pause:
-    """Begins when the upstream asks for it, for `default` seconds where it does not say how long."""
+    """A pause in all calls. It lasts `default` seconds if Calendar42 doesn't say how long."""
 
     def __init__(self, default: float) -> None:
         self._default = default
@@ -21,15 +21,16 @@ class Pause:
 
     @property
     def left(self) -> float:
-        """The seconds until the upstream may be asked again; 0 where it may be asked now."""
+        """The seconds until calls may be made again; 0 if there is no pause."""
         return max(0.0, self._until - time.monotonic())
 
     def begin(self, retry_after: str) -> None:
-        """Begin the pause that a `Retry-After` asks for; one that is under way is only ever made longer."""
-        seconds = _seconds(retry_after)
-        pause = self._default if seconds is None else min(max(seconds, 0.0), LONGEST)
-        if self.extend(time.monotonic() + pause):  # calls that were under way bring the same news
-            log.warning("pause: Calendar42 asks for %.0f s", pause, extra={"fields": {"pause_seconds": round(pause)}})
+        """Begin the pause that a `Retry-After` asks for, or make the present one longer."""
+        seconds = min(max(_seconds(retry_after, self._default), 0.0), LONGEST)
+        if self.extend(time.monotonic() + seconds):  # or else a call that was under way has said it already
+            log.warning(
+                "pause: Calendar42 asks for %.0f s", seconds, extra={"fields": {"pause_seconds": round(seconds)}}
+            )
 
     def extend(self, until: float) -> bool:
         """Make the pause last until then (of `time.monotonic`) at least; return whether there was none."""
@@ -39,12 +40,12 @@ class Pause:
         return is_new
 
 
-def _seconds(retry_after: str) -> float | None:
-    """Read seconds or a date in one of its three forms (RFC 9110, 10.2.3 and 5.6.7); None if it is neither."""
+def _seconds(retry_after: str, default: float) -> float:
+    """Read seconds, or a date in one of its three forms (RFC 9110, 10.2.3 and 5.6.7)."""
     if retry_after.isascii() and retry_after.isdigit():
         return float(retry_after)
     try:
         date = parsedate_to_datetime(retry_after)
         return (date if date.tzinfo else date.replace(tzinfo=UTC)).timestamp() - time.time()
     except (TypeError, ValueError, OverflowError):  # no date, or not a year of ours
-        return None
+        return default

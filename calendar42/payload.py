@@ -1,7 +1,6 @@
 """What is read out of Calendar42's JSON, with jsonpath-ng expressions that are compiled once, at import.
 
-Sources are the sections of docs/calendar42.md. All functions are pure; they raise `Missing`, or
-`Unusable` if the JSON is not what the upstream documents.
+Sources are the sections of docs/calendar42.md. All functions are pure. They raise `C42Error`.
 """
 
 from collections.abc import Collection
@@ -11,7 +10,7 @@ from jsonpath_ng.jsonpath import JSONPath
 from jsonpath_ng.parser import parse
 
 from calendar42 import EVENTS, SUBSCRIPTIONS
-from calendar42.errors import ListFailed, Missing, TooLarge, Unusable
+from calendar42.errors import C42Error, TooLarge
 
 DELETED = "the event is deleted"
 MAX_ROWS = 100_000  # of one answer; the upstream claims more only when something is wrong
@@ -35,7 +34,7 @@ def events(body: Any) -> dict[str, Any]:
     """Return the events of an answer by their ids."""
     rows = _rows(EVENTS, body)
     if not all(isinstance(event.get("id"), str) for event in rows):
-        raise Unusable(EVENTS, "sent an event without an id")
+        raise C42Error(EVENTS, "Calendar42 sent an event without an id")
     return {event["id"]: event for event in rows}
 
 
@@ -46,14 +45,13 @@ def title(events: dict[str, Any], event_id: str, asked: Collection[str]) -> str 
     """
     if event_id not in events:
         if not events.keys() <= set(asked):  # then it's not the answer to what was asked
-            error = Unusable(EVENTS, "sent other events")
-            raise ListFailed(error) if len(asked) > 1 else error
-        raise Missing(f"Event {event_id} not found" if len(asked) > 1 else DELETED)
+            raise C42Error(EVENTS, "Calendar42 sent other events", of_list=len(asked) > 1)
+        raise C42Error(EVENTS, f"Event {event_id} not found" if len(asked) > 1 else DELETED, 404)
     if events[event_id].get("permission") == "removed":
-        raise Missing(DELETED)
+        raise C42Error(EVENTS, DELETED, 404)
     found = _value(_TITLE, events[event_id])
     if not isinstance(found, str | None):
-        raise Unusable(EVENTS, "sent a title that is no text")
+        raise C42Error(EVENTS, "Calendar42 sent a title that is no text")
     return found
 
 
@@ -66,16 +64,16 @@ def page(body: Any, event_ids: Collection[str]) -> Page:
     rows = _rows(SUBSCRIPTIONS, body)
     total = _value(_COUNT, body)
     if type(total) is not int or total < 0:
-        raise Unusable(SUBSCRIPTIONS, "did not say how many subscriptions there are")
+        raise C42Error(SUBSCRIPTIONS, "Calendar42 did not say how many subscriptions there are")
     if total > MAX_ROWS:
-        raise TooLarge(SUBSCRIPTIONS, f"has more than {MAX_ROWS} subscriptions")
+        raise TooLarge(SUBSCRIPTIONS, f"Calendar42 has more than {MAX_ROWS} subscriptions")
     names = []
     for row in rows:
         if row.get("event_id") not in event_ids or row.get("permission") == "removed":
             continue
         name = _value(_FIRST_NAME, row)
         if not isinstance(row.get("subscriber"), dict | None) or not isinstance(name, str | None):
-            raise Unusable(SUBSCRIPTIONS, "sent a first name that is no text")
+            raise C42Error(SUBSCRIPTIONS, "Calendar42 sent a first name that is no text")
         if name and name.strip():
             names.append((row["event_id"], name))
     ids = frozenset(row["id"] for row in rows if isinstance(row.get("id"), str))
@@ -98,7 +96,7 @@ def join(pages: list[Page]) -> list[tuple[str, str]] | None:
 def _rows(endpoint: str, body: Any) -> list[dict[str, Any]]:
     rows = _value(_ROWS, body)
     if not isinstance(rows, list) or not all(isinstance(row, dict) for row in rows):
-        raise Unusable(endpoint, f"sent no list of {endpoint}")
+        raise C42Error(endpoint, f"Calendar42 sent no list of {endpoint}")
     return rows
 
 

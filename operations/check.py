@@ -42,7 +42,7 @@ def _findings(environ: Mapping[str, str]) -> Iterator[Finding]:
     url = urlsplit(config.base_url)
     if url.scheme == "http" and url.hostname not in ("localhost", "127.0.0.1", "::1"):
         yield WARN, "encryption: none, so others on the network can read the token; see C42_BASE_URL"
-    transport = Transport(base_url=config.base_url, headers=headers(config.token), connections=1)
+    transport = Transport(base_url=config.base_url, headers=headers(config.token))
     began, asked = time.monotonic(), datetime.now(UTC)
     try:
         answer = transport.get(QUESTION, deadline=began + config.timeout, limit=MAX_BODY)
@@ -54,7 +54,7 @@ def _findings(environ: Mapping[str, str]) -> Iterator[Finding]:
     else:
         yield OK, f"answer: came from {url.netloc} in {(time.monotonic() - began) * 1000:.0f} ms"
         yield _token(answer)
-        yield _clock(answer.headers.get("Date", ""), asked)
+        yield _clock(answer.headers.get("date", ""), asked)
     finally:
         transport.close()
 
