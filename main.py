@@ -198,6 +198,7 @@ def _serve(environ: Mapping[str, str], greeting: Callable[[str], str] = lambda u
         drain=config.drain,
         patience=config.timeout + 1,
     )
+    parts.client.close()
     return 0
 
 

@@ -224,15 +224,15 @@ def test_log(start: Start, upstream: Standin, form: str) -> None:
     service.event(good)
     service.event(good)
     service.event(bad)
+    service.event(TOKEN)
     service.event(busy)
     service.get("/x%0a1970-01-01%20INFO%20forged%1b[2J")
-    service.event(TOKEN)
     assert service.stop() == 0
     lines = service.log.splitlines()
     assert not re.search("Ottilie|Vierundvierzig|" + TOKEN, service.log)
     assert not re.search("^1970|\x1b", service.log, re.M)
     loads = [line for line in lines if "load event=" in line]
-    assert len(loads) == 4
+    assert len(loads) == 3  # a pause has a line of its own
     assert all(
         calls in loads[0] for calls in ("outcome=ok status=200: 2 names", "events ", "event-subscriptions ", " ms")
     )
@@ -391,7 +391,7 @@ def _http_date(offset: float) -> str:
         ({"body": "<html>\n\x1b[2J"}, "not Calendar42's API"),
         ({"status": 301, "headers": {"Location": "/"}}, "not Calendar42's API"),
         ({"reset": True}, "(Connection reset by peer); see C42_BASE_URL, DNS, proxies and firewalls"),
-        ({"truncate": True}, "(IncompleteRead)"),
+        ({"truncate": True}, "(sent no whole answer)"),
         ({"headers": {"Date": _http_date(-600)}}, "ahead of Calendar42; see its time service"),
         ({"headers": {"Date": _http_date(600)}}, "behind Calendar42; see its time service"),
     ],
