@@ -128,7 +128,7 @@ class Cache:
         self._evicted = {"expired": 0, "bound": 0}
         self._misses = self._collapsed = self._refused = self._failed = self._waiting = 0
         self._closed = False
-        self._wake = threading.Condition(self._lock)  # for the reaper: an earlier expiry, or the end
+        self._wake = threading.Event()  # set when the reaper has to look again: for an earlier expiry, or to end
         self._reaper = threading.Thread(target=self._reap_forever, name="c42c-reaper", daemon=True)
         self._reaper.start()
 
@@ -267,7 +267,7 @@ class Cache:
         self._held[entry[_KIND]] += 1
         heapq.heappush(heap, entry)
         if heap[0] is entry:
-            self._wake.notify()
+            self._wake.set()
         return True
 
     def _delete(self, entry: _Entry, now: float) -> bool:
@@ -278,28 +278,21 @@ class Cache:
             self._evicted["expired" if entry[_EXPIRY] <= now else "bound"] += 1
         return there
 
-    def reap(self) -> None:
-        """Delete everything that has expired: the reaper's work."""
-        left = -1.0
-        while left <= 0:
-            with self._lock:
-                left = self._reap_batch()
-
-    def _reap_batch(self) -> float:
-        """Delete a batch of what has expired; return the seconds until the next expiry. The lock is held."""
-        now = self._clock()
-        for heap in self._good, self._bad:
-            for _ in range(_REAP_BATCH):
-                if not heap or heap[0][_EXPIRY] > now:
-                    break
-                self._delete(heapq.heappop(heap), now)
-        return min((heap[0][_EXPIRY] for heap in (self._good, self._bad) if heap), default=math.inf) - now
+    def reap(self) -> float:
+        """Delete a batch of what has expired: the reaper's work. Return the seconds until the next expiry."""
+        with self._lock:
+            now = self._clock()
+            for heap in self._good, self._bad:
+                for _ in range(_REAP_BATCH):
+                    if not heap or heap[0][_EXPIRY] > now:
+                        break
+                    self._delete(heapq.heappop(heap), now)
+            return min((heap[0][_EXPIRY] for heap in (self._good, self._bad) if heap), default=math.inf) - now
 
     def _reap_forever(self) -> None:
-        with self._lock:
-            while not self._closed:
-                left = self._reap_batch()
-                self._wake.wait(min(max(left, _REAP_PAUSE), threading.TIMEOUT_MAX))
+        while not self._closed:
+            self._wake.wait(min(max(self.reap(), _REAP_PAUSE), threading.TIMEOUT_MAX))
+            self._wake.clear()  # before the next look, so that nothing set meanwhile is missed
 
     @property
     def reaper_alive(self) -> bool:
@@ -308,7 +301,6 @@ class Cache:
 
     def close(self) -> None:
         """Stop the reaper. The cache remains usable."""
-        with self._wake:
-            self._closed = True
-            self._wake.notify()
+        self._closed = True
+        self._wake.set()
         self._reaper.join()
