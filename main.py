@@ -21,6 +21,7 @@ from calendar42.pause import Pause
 from operations import VERSION, check, health, logs, settings, status_page
 from operations.metrics import NO_ROUTE, Metrics
 from operations.settings import Settings, SettingsError
+from serving.connection import Answer, Immediate
 from serving.server import Server
 
 GRACE = 0.5  # seconds that a load may take beyond its deadline; who waits for it waits that much longer
@@ -35,13 +36,12 @@ class Parts(NamedTuple):
     client: Client
     load: Load
     metrics: Metrics
-    immediate: hits.Immediate  # answers hits in the event loop, without the app
+    immediate: Immediate  # answers hits in the event loop, without the app
 
-    def refusal(self, status: int, message: str) -> hits.Answer:
+    def refusal(self, status: int, message: str) -> Answer:
         """Count and answer a request that the server refuses before the app sees it."""
         self.metrics.responded(NO_ROUTE, status)
-        line, headers, body = answers.error(status, message, [])
-        return answers.serialize(line, headers), body
+        return answers.serialize(answers.error(status, message))
 
 
 def create_app(
@@ -75,13 +75,13 @@ def create_app(
     @app.get(f"{EVENT}/")
     def event(event_id: str) -> Response:
         found = find([ids.check(event_id)])[event_id]
-        return _respond(answers.render(found, request.headers.get("If-None-Match")))
+        return rules.respond(answers.render(found, request.headers.get("If-None-Match")))
 
     @app.get(EVENTS)
     @app.get(f"{EVENTS}/")
     def events() -> Response:
         wanted = ids.read_list(request.args.getlist("event_ids"))
-        return _respond(answers.render_many(find(wanted), request.headers.get("If-None-Match")))
+        return rules.respond(answers.render_many(find(wanted), request.headers.get("If-None-Match")))
 
     @app.get("/openapi.json")
     def contract() -> Response:
@@ -136,11 +136,6 @@ def _wire(config: Settings, client: Client | None, clock: Callable[[], float], s
     if log.isEnabledFor(logging.DEBUG):
         immediate = health.log_hits(immediate)
     return Parts(cache, client, tier.wrap(load) if tier else load, metrics, immediate)
-
-
-def _respond(answer: answers.Response) -> Response:
-    status, headers, body = answer
-    return Response(body, status, headers)
 
 
 def _configure(environ: Mapping[str, str]) -> Settings:

@@ -5,31 +5,14 @@ What is answered here is the same, byte for byte, as what the route would answer
 
 import math
 from collections import Counter
-from collections.abc import Callable, Mapping
-from typing import Protocol
 
 from answers import EVENTS, response
 from answers.value import Value
 from cache import Cache, Found
+from serving.connection import Answer, Immediate, Shortcut
+from serving.request import Request
 
 PREFIX = EVENTS + "/"
-
-Answer = tuple[bytes, bytes]  # status line and header lines, each with its CRLF; and the body
-
-
-class Request(Protocol):
-    """What a hit needs of a request; names of headers are in lower case."""
-
-    @property
-    def method(self) -> str: ...
-    @property
-    def path(self) -> str: ...
-    @property
-    def headers(self) -> Mapping[str, str]: ...
-
-
-Shortcut = Callable[[], Answer | None]
-Immediate = Callable[[Request], Shortcut | None]
 
 
 def immediate(cache: Cache, origins: frozenset[str], served: Counter[bytes]) -> Immediate:
@@ -53,11 +36,11 @@ def immediate(cache: Cache, origins: frozenset[str], served: Counter[bytes]) -> 
             if hit is None:
                 return None
             value, _, _, ttl = hit
-            if value is not rendered or not seconds <= ttl + response.ROUNDING < seconds + 1:
+            if value is not rendered or not seconds <= ttl < seconds + 1:
                 line, headers, body = response.render(Found(*hit, "hit", True), condition)
-                answer, status = (response.serialize(line, headers + cors), body), line[:3].encode()
-                rendered = value
-                seconds = math.inf if Value(*value).retry_after else response.seconds_left(ttl)
+                answer = response.serialize((line, headers + cors, body))
+                rendered, status = value, line[:3].encode()
+                seconds = math.inf if Value(*value).retry_after else int(ttl)
             served[status] += 1
             return answer
 

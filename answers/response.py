@@ -19,7 +19,6 @@ from cache import NEGATIVE, OK, PAUSED, Found
 
 NOSNIFF = ("X-Content-Type-Options", "nosniff")
 NO_STORE = ("Cache-Control", "no-store")
-ROUNDING = 1e-6  # seconds; a lifetime that was added to a moment and taken off again may be less than it was
 _EXPOSED = ("Access-Control-Expose-Headers", "Cache-Status, ETag, Retry-After, X-Request-ID")
 _PREFLIGHT = [
     ("Access-Control-Allow-Methods", "GET, HEAD"),
@@ -50,25 +49,19 @@ def render_many(found: Mapping[str, Found], condition: str | None) -> Response:
     data = [value.body for value in values.values() if value.status == 200]
     errors = {event_id: _error(value) for event_id, value in values.items() if value.status != 200}
     body = b'{"meta_data":{"count":%d},"data":[%b],"errors":%b}' % (len(data), b",".join(data), encode(errors))
-    value = Value(200, JSON, make_etag(body), 0, 0.0, body)
-    return _complete(value, _describe(found.values()), condition)
+    return _complete(Value(body, 200, JSON, make_etag(body)), _describe(found.values()), condition)
 
 
-def error(status: int, message: str, headers: Headers) -> Response:
-    """Make the response of an error that no load has to do with; `headers` come on top."""
-    value = Value(status, JSON, "", 0, 0.0, envelope(status, message))
-    return _complete(value, [NOSNIFF, NO_STORE, *headers], None)
+def error(status: int, message: str, *headers: tuple[str, str]) -> Response:
+    """Make the response of an error that has nothing to do with a load; `headers` are added."""
+    return _complete(Value(envelope(status, message), status, JSON), [NOSNIFF, NO_STORE, *headers], None)
 
 
-def serialize(status: str, headers: Headers) -> bytes:
-    """Return status line and header lines as they go over the wire, each with its CRLF."""
+def serialize(response: Response) -> tuple[bytes, bytes]:
+    """Return status line and header lines as they go over the wire, each with its CRLF; and the body."""
+    status, headers, body = response
     lines = [f"HTTP/1.1 {status}", *(f"{name}: {text}" for name, text in headers), ""]
-    return "\r\n".join(lines).encode("latin-1")
-
-
-def seconds_left(ttl: float) -> int:
-    """Return how long an answer may be kept, in whole seconds."""
-    return max(0, int(ttl + ROUNDING))
+    return "\r\n".join(lines).encode("latin-1"), body
 
 
 def cors(origins: frozenset[str], origin: str, method: str) -> Headers:
@@ -102,7 +95,7 @@ def _describe(parts: Collection[Found], upstream_status: int = 0) -> Headers:
     """Say how an answer came about, and for how many seconds it may be kept."""
     ttl = min(part.ttl for part in parts)
     lasting = ttl > 0 and all(part.kind in (OK, NEGATIVE) for part in parts)
-    left = seconds_left(ttl)
+    left = max(0, int(ttl))
     cache_status = _cache_status(set(map(_came, parts)), upstream_status, all(part.kept for part in parts), left)
     return [NOSNIFF, ("Cache-Control", f"max-age={left}") if lasting else NO_STORE, ("Cache-Status", cache_status)]
 

@@ -17,7 +17,7 @@ def register(app: Flask, *, origins: frozenset[str]) -> None:
     """Give `app` its error handlers, and let pages of `origins` read its responses."""
     app.before_request(_redirect_nobody)
     app.register_error_handler(Refused, _refused)
-    app.register_error_handler(ids.BadIds, lambda error: _answer(400, str(error)))
+    app.register_error_handler(ids.BadIds, lambda error: respond(answers.error(400, str(error))))
     app.register_error_handler(HTTPException, _failed)
     app.register_error_handler(Exception, _broken)
 
@@ -30,26 +30,27 @@ def register(app: Flask, *, origins: frozenset[str]) -> None:
         return response
 
 
+def respond(answer: answers.Response) -> Response:
+    """Turn an answer into Flask's response."""
+    status, headers, body = answer
+    return Response(body, status, headers)
+
+
 def _redirect_nobody() -> None:
     if isinstance(request.routing_exception, RequestRedirect):  # for two slashes, or no path at all
         raise NotFound  # a redirect would lead to whatever Host the client named
 
 
 def _refused(_: Refused) -> Response:
-    headers = [("Retry-After", "1"), ("Cache-Status", "c42c; detail=refused")]
-    return _answer(503, "too many requests wait for Calendar42", headers)
+    headers = ("Retry-After", "1"), ("Cache-Status", "c42c; detail=refused")
+    return respond(answers.error(503, "too many requests wait for Calendar42", *headers))
 
 
 def _failed(error: HTTPException) -> Response:
-    kept = [(name, value) for name, value in error.get_headers() if name == "Allow"]
-    return _answer(error.code or 500, error.description or "", kept)
+    kept = (header for header in error.get_headers() if header[0] == "Allow")
+    return respond(answers.error(error.code or 500, error.description or "", *kept))
 
 
 def _broken(error: Exception) -> Response:
     log.error("a request failed", exc_info=error)
-    return _answer(500, "the service failed; its log says why")
-
-
-def _answer(status: int, message: str, headers: answers.Headers | None = None) -> Response:
-    line, complete, body = answers.error(status, message, headers or [])
-    return Response(body, line, complete)
+    return respond(answers.error(500, "the service failed; its log says why"))

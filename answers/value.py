@@ -23,30 +23,30 @@ Kept = tuple[Any, ...]  # a value as the cache keeps it, a plain tuple: `Value(*
 class Value(NamedTuple):
     """What is kept of an answer."""
 
+    body: bytes
     status: int
     content_type: str
-    etag: str
-    upstream_status: int  # 0: none
-    retry_after: float  # seconds from its birth; 0: none
-    body: bytes
+    etag: str = ""
+    upstream_status: int = 0  # 0: none
+    retry_after: float = 0.0  # seconds from its birth; 0: none
 
 
 def success(answer: Mapping[str, Any]) -> Kept:
     """Make the value of a merged answer."""
     body = encode(answer)
-    return tuple(Value(200, JSON, make_etag(body), 200, 0.0, body))
+    return tuple(Value(body, 200, JSON, make_etag(body), 200))
 
 
 def failure(error: C42Error) -> Kept:
     """Make the value of an error: the upstream's body to be passed through, or without one the envelope."""
     body = error.body or envelope(error.status, str(error))
-    upstream = error.upstream_status, error.retry_after
-    return tuple(Value(error.status, _content_type(body), make_etag(body), *upstream, body))
+    content_type, etag = _content_type(body), make_etag(body)
+    return tuple(Value(body, error.status, content_type, etag, error.upstream_status, error.retry_after))
 
 
 def pack(loaded: Loaded) -> bytes:
     """Return what Redis keeps of an answer: all but its age, since Redis tells how much time is left."""
-    *parts, body = cast(Kept, loaded.value)
+    body, *parts = cast(Kept, loaded.value)
     rest = b"%b\n%b" % (json.dumps([loaded.kind, loaded.lifetime, *parts]).encode(), body)
     return _digest(rest) + rest
 
@@ -58,7 +58,7 @@ def unpack(packed: bytes) -> Loaded:
         raise ValueError("not a packed answer")
     head, _, body = rest.partition(b"\n")
     kind, lifetime, *parts = json.loads(head)
-    return Loaded((*parts, body), kind, lifetime)
+    return Loaded((body, *parts), kind, lifetime)
 
 
 def envelope(status: int, message: str) -> bytes:

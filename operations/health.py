@@ -14,10 +14,11 @@ from flask import Flask, Response, g, request
 from prometheus_client.exposition import CONTENT_TYPE_LATEST, generate_latest
 
 from answers import response as answers
-from answers.hits import Answer, Immediate, Request, Shortcut
 from answers.value import JSON
 from operations import logs
 from operations.metrics import NO_ROUTE, Metrics
+from serving.connection import Answer, Immediate, Shortcut
+from serving.request import Request
 
 log = logging.getLogger("c42c.requests")
 

@@ -668,7 +668,7 @@ def test_a_late_answer_replaces_no_other(
     """What another instance stored after a lock was lost stays, whatever the one that lost it comes with."""
     first, second, third = (machine(shared_redis.url) for _ in range(3))
     event_id, first.gate = new_id(), threading.Event()
-    first.answer = lambda: Loaded(late, OK if late[0] == 200 else FAULT, 252.0)
+    first.answer = lambda: Loaded(late, OK if values.Value(*late).status == 200 else FAULT, 252.0)
     loading = pool.submit(first.ask, event_id)
     assert first.entered.acquire(timeout=PATIENCE)
     with shared_redis.client() as client:

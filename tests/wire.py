@@ -24,8 +24,7 @@ class Received(NamedTuple):
 
 def refusal(status: int, message: str) -> Answer:
     """Return the answer that the service gives to a request that its server refuses."""
-    line, headers, body = response.error(status, message, [])
-    return response.serialize(line, headers), body
+    return response.serialize(response.error(status, message))
 
 
 def responses(data: bytes, methods: Iterable[str] = ()) -> list[Received]:
