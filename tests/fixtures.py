@@ -77,7 +77,7 @@ class Service:
     def __init__(self, upstream: Standin | None, arguments: tuple[str, ...] = (), **environ: str) -> None:
         with socket.socket() as free:
             free.bind(("127.0.0.1", 0))
-            self.port = free.getsockname()[1]
+            self.port = int(environ.get("C42_PORT", free.getsockname()[1]))
         self.url = f"http://127.0.0.1:{self.port}"
         own = {"C42_PORT": str(self.port), "C42_TOKEN": TOKEN}
         if upstream:

@@ -1,19 +1,23 @@
 """deploy/c42c.nginx.conf in a real nginx, with TLS."""
 
+import itertools
 import json
 import re
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
-from http.client import HTTPConnection, HTTPMessage, HTTPSConnection
+import threading
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import ExitStack, contextmanager
+from http.client import HTTPConnection, HTTPException, HTTPMessage, HTTPSConnection
 from pathlib import Path
-from typing import NamedTuple
+from typing import NamedTuple, Self
 from urllib.parse import urlsplit
 
 from standin import Standin
 from tests.deploy.tools import free_ports, needs, nginx, trust
-from tests.fixtures import PREFIX, ROOT, Service, new_id
+from tests.fixtures import PREFIX, ROOT, Service, new_events, new_id, started
 
 APP = "https://app.example.com"
+CLIENTS = 8
+REQUESTS = 10_000
 
 
 class Answer(NamedTuple):
@@ -30,11 +34,13 @@ class Site:
     def __init__(self, plain: int, tls: int, certificate: Path) -> None:
         self.plain, self._tls, self._context = plain, tls, trust(certificate)
 
+    def connect(self, source: str = "127.0.0.1") -> HTTPSConnection:
+        """Return a connection over TLS, from an address of this machine."""
+        return HTTPSConnection("localhost", self._tls, context=self._context, source_address=(source, 0), timeout=20)
+
     def get(self, path: str, source: str = "127.0.0.1", **headers: str) -> Answer:
         """GET a path over TLS, from an address of this machine."""
-        connection = HTTPSConnection(
-            "localhost", self._tls, context=self._context, source_address=(source, 0), timeout=20
-        )
+        connection = self.connect(source)
         connection.request("GET", path, headers=headers)
         with connection.getresponse() as answer:
             found = Answer(answer.status, answer.headers, answer.read())
@@ -110,3 +116,62 @@ def test_envelope_when_all_are_down(start: Callable[..., Service], certificate: 
         assert {name: said.headers[name] for name in wanted} == wanted
         for origin in ({}, {"Origin": "https://elsewhere.example.com"}):
             assert front.get(PREFIX + new_id(), **origin).headers["Access-Control-Allow-Origin"] is None
+
+
+class Load:
+    """Clients that ask for one event after the other through the site, and remember what went wrong."""
+
+    def __init__(self, front: Site, hits: list[str], misses: Iterable[str]) -> None:
+        self._front, self._hits, self._misses = front, hits, iter(misses)
+        self._over = threading.Event()
+        self._lock = threading.Lock()  # guards `_misses`, of which a client takes the next
+        self._clients = [threading.Thread(target=self._ask) for _ in range(CLIENTS)]
+        self.counts = [0] * CLIENTS
+        self.failures: list[str] = []
+
+    def __enter__(self) -> Self:
+        for client in self._clients:
+            client.start()
+        return self
+
+    def __exit__(self, *error: object) -> None:
+        self._over.set()
+        for client in self._clients:
+            client.join()
+
+    def _ask(self) -> None:
+        me = self._clients.index(threading.current_thread())
+        connection = self._front.connect()
+        while not self._over.is_set():
+            with self._lock:
+                event_id = next(self._misses) if self.counts[me] % 10 == 0 else self._hits[me]
+            try:
+                connection.request("GET", PREFIX + event_id)
+                answer = connection.getresponse()
+                body = answer.read()
+                if answer.status != 200 or json.loads(body)["id"] != event_id:
+                    self.failures.append(f"{answer.status} {body!r}")
+            except (OSError, HTTPException, ValueError) as error:
+                self.failures.append(repr(error))
+                connection.close()
+            self.counts[me] += 1
+        connection.close()
+
+
+@needs("nginx", "openssl")
+def test_rolling_restart_loses_nothing(upstream: Standin, certificate: Path, tmp_path: Path) -> None:
+    """While two instances are restarted in turns, with and without a time to drain, no request of 10,000 fails."""
+    hits, misses = new_events(upstream, CLIENTS), new_events(upstream, REQUESTS // 10)
+    with ExitStack() as stack:
+        instances = [stack.enter_context(started(Service(upstream, (), C42_DRAIN="1"))) for _ in range(2)]
+        front = stack.enter_context(site(tmp_path, certificate, *(one.port for one in instances)))
+        restarts = 0
+        with Load(front, hits, itertools.cycle(misses)) as load:
+            while sum(load.counts) < REQUESTS or restarts < 4:
+                old = instances[restarts % 2]
+                assert old.stop() == 0
+                new = Service(upstream, (), C42_PORT=str(old.port), C42_DRAIN=str(restarts // 2 % 2))
+                instances[restarts % 2] = stack.enter_context(started(new))
+                restarts += 1
+        assert load.failures == []
+        assert sum(load.counts) >= REQUESTS
