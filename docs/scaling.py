@@ -1,7 +1,7 @@
-"""How often Calendar42 is asked: a simulation of many replicas, with and without the shared tier.
+"""How often Calendar42 is asked: a simulation of several instances, with and without Redis.
 
 `python docs/scaling.py` prints the table of `scaling.md`, and beside each simulated figure what the formula says. Every
-caller picks a replica at random and an event at random; callers come independently of each other. A load is two calls.
+caller picks an instance and an event at random; callers come independently of each other. A load is two calls.
 """
 
 import random
@@ -12,13 +12,13 @@ LIFETIME = 252.0  # seconds
 CALLS = 2
 
 
-def simulate(events: int, replicas: int, per_minute: float, lifetime: float, *, shared: bool) -> float:
+def simulate(events: int, instances: int, per_minute: float, lifetime: float, *, shared: bool) -> float:
     """Return the upstream calls in an hour when each event is asked for so often, by all callers together."""
-    rng = random.Random(f"{events} {replicas} {per_minute} {lifetime}")  # noqa: S311 - the same for both ways
+    rng = random.Random(f"{events} {instances} {per_minute} {lifetime}")  # noqa: S311 - the same for both ways
     expiry: dict[tuple[int, int], float] = {}
     loads = 0
     for now in _arrivals(rng, events * per_minute / 60, (HOURS + 1) * 3600):
-        key = (rng.randrange(events), rng.randrange(replicas))
+        key = (rng.randrange(events), rng.randrange(instances))
         key = (key[0], 0) if shared else key
         if expiry.get(key, 0.0) <= now:
             expiry[key] = now + lifetime
@@ -26,9 +26,9 @@ def simulate(events: int, replicas: int, per_minute: float, lifetime: float, *, 
     return CALLS * loads / HOURS
 
 
-def formula(events: int, replicas: int, per_minute: float, lifetime: float, *, shared: bool) -> float:
+def formula(events: int, instances: int, per_minute: float, lifetime: float, *, shared: bool) -> float:
     """Return the same, computed: a load costs nothing more for its lifetime, nor until somebody asks again."""
-    caches = 1 if shared else replicas
+    caches = 1 if shared else instances
     return CALLS * events * caches * 3600 / (lifetime + caches * 60 / per_minute)
 
 
@@ -41,16 +41,16 @@ def _arrivals(rng: random.Random, rate: float, end: float) -> Iterator[float]:
 
 def main() -> None:
     """Print the table."""
-    print("| events | requests a minute for each | lifetime, min | replicas | calls an hour without | with the tier |")
+    print("| events | requests a minute for each | lifetime, min | instances | calls an hour, no Redis | with Redis |")
     print("|---|---|---|---|---|---|")
     for events, per_minute, lifetime in [(20, 10.0, 252.0), (100, 10.0, 252.0), (100, 1.0, 252.0), (100, 10.0, 60.0)]:
-        for replicas in (1, 2, 4, 16):
-            case = (events, replicas, per_minute, lifetime)
+        for instances in (1, 2, 4, 16):
+            case = (events, instances, per_minute, lifetime)
             cells = [
                 f"{simulate(*case, shared=shared):,.0f} ({formula(*case, shared=shared):,.0f})"
                 for shared in (False, True)
             ]
-            print(f"| {events} | {per_minute:g} | {lifetime / 60:g} | {replicas} | {' | '.join(cells)} |")
+            print(f"| {events} | {per_minute:g} | {lifetime / 60:g} | {instances} | {' | '.join(cells)} |")
 
 
 if __name__ == "__main__":
