@@ -1,4 +1,4 @@
-# Every target makes the virtualenv c42c/ and installs what it needs by itself; the next time, that takes no time.
+# Every target creates the virtualenv c42c/ and installs what it needs there, unless that is done.
 PYTHON ?= python3
 VENV ?= c42c
 BIN := $(VENV)/bin
@@ -7,7 +7,7 @@ DEV_ENV := $(VENV)/.dev
 DEPLOY_ENV := $(VENV)/.deploy
 BENCH_ENV := $(VENV)/.bench
 VERSIONS := 3.11 3.12 3.13 3.14 3.15
-PIP_INSTALL = $(BIN)/pip install --quiet --disable-pip-version-check
+PIP_INSTALL = $(BIN)/pip install -qq --disable-pip-version-check
 
 .PHONY: help demo run check-service test test-deploy test-all check soak mutants lock bench clean
 
@@ -26,7 +26,7 @@ check-service: $(RUN_ENV)  ## check the settings, and Calendar42 with the token 
 test: $(DEV_ENV)  ## run the tests
 	@$(BIN)/python -m pytest
 
-test-deploy: $(DEPLOY_ENV)  ## run the slow tests of deployment: image, nginx, systemd, Prometheus, TypeScript, README
+test-deploy: $(DEPLOY_ENV)  ## run the slow tests of deployment: image, systemd, nginx, Prometheus, README and others
 	@$(BIN)/python -m pytest tests/deploy
 
 test-all:  ## run the tests under each supported Python that is installed
@@ -44,21 +44,21 @@ check: $(DEV_ENV)  ## lint, check the format and the types
 	@$(BIN)/ruff format --check .
 	@$(BIN)/mypy .
 
-soak: $(DEV_ENV)  ## traffic, faults and outages for ten minutes, every answer checked; SOAK=60: for that many seconds
+soak: $(DEV_ENV)  ## check every answer under traffic, faults and outages for ten minutes; SOAK=60: for 60 seconds
 	@$(BIN)/python -m tests.soak --seconds $(or $(SOAK),600)
 
-mutants: $(DEV_ENV)  ## change the code in small ways and count what no test notices; FILE=cache.py: only there
+mutants: $(DEV_ENV)  ## change the code in small ways and count the changes that no test notices; FILE=cache.py: only there
 	@$(BIN)/python -m tests.mutants $(FILE)
 
-lock: $(DEPLOY_ENV)  ## pin the newest versions of what deployment installs in requirements.lock
+lock: $(DEPLOY_ENV)  ## pin the newest versions of what deployment installs, in requirements.lock
 	@grep -hvE '^(#|pytest)' requirements.txt requirements-redis.txt | $(BIN)/uv pip compile --quiet --upgrade \
 		--universal --python-version 3.11 --generate-hashes --no-annotate --custom-compile-command "make lock" \
 		--output-file requirements.lock -
 
-bench: $(BENCH_ENV)  ## measure it beside nginx, Varnish and others, 10 minutes; QUICK=1: one minute, writes nothing
+bench: $(BENCH_ENV)  ## measure it beside nginx, HAProxy, Varnish and others for 10 minutes; QUICK=1: one minute, writes nothing
 	@$(BIN)/python -m bench $(if $(QUICK),--quick)
 
-clean:  ## delete the virtualenv and all that tools left behind
+clean:  ## delete the virtualenv and what tools left behind
 	rm -rf c42c .mypy_cache .pytest_cache .ruff_cache
 	find . -name __pycache__ -type d -prune -exec rm -rf {} +
 
