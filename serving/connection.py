@@ -38,7 +38,7 @@ _KNOWN_SIZE = 2048  # bytes
 _RESET = struct.pack("ii", 1, 0)  # for SO_LINGER
 
 
-@dataclass(kw_only=True)
+@dataclass
 class Hub:
     """What the connections of one server share, and what one client may take.
 
@@ -50,7 +50,7 @@ class Hub:
     immediate: Immediate
     refusal: Refusal
     work: Work
-    room: int = 1000  # for connections
+    room: int  # for connections
     head: int = 32 * 1024  # bytes
     body: int = 64 * 1024
     turn: int = 16 * 1024
@@ -102,8 +102,9 @@ class Hub:
 class Connection(asyncio.BufferedProtocol):
     """One client."""
 
+    transport: asyncio.Transport
+
     def __init__(self, hub: Hub) -> None:
-        self.transport = cast(asyncio.Transport, None)
         self.since = hub.loop.time()  # the client has been idle, sending a request, not taking data, or lingering
         self._hub = hub
         self._state = _READING

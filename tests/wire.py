@@ -92,7 +92,7 @@ class Desk:
             immediate=immediate or (lambda request: partial(self._immediate, request)),
             refusal=refusal,
             work=self._work,
-            **limits,
+            **{"room": 1000, **limits},
         )
 
     def _immediate(self, request: Request) -> Answer | None:
@@ -179,19 +179,21 @@ class Wire:
             self.run()
 
     def turn(self) -> bool:
-        """Run one turn of the loop, with at most one read; return whether there was anything to do."""
+        """Run one turn of the loop; return whether there was anything to do."""
         worked = self.desk.loop.turn()
-        if self._reading and not self.closed and (self._coming or self._half_closed):
-            self._read()
+        while self._reading and not self.closed and (self._coming or self._half_closed):
             worked = True
+            if not self._read():
+                break
         return worked
 
-    def _read(self) -> None:
+    def _read(self) -> bool:
+        """Read once; return whether that filled the buffer: then libuv reads again, unless it was told to pause."""
         if not self._coming:
             self._half_closed = self._reading = False
             if not self._protocol.eof_received():
                 self.close()
-            return
+            return False
         view = self._protocol.get_buffer(-1)
         piece = self._coming.popleft()
         if piece[len(view) :]:
@@ -199,6 +201,7 @@ class Wire:
         piece = piece[: len(view)]
         view[: len(piece)] = piece
         self._protocol.buffer_updated(len(piece))
+        return len(piece) == len(view)
 
     def take(self, size: int) -> None:
         """Have a client that was stuck take so many bytes."""
