@@ -2,13 +2,14 @@
 
 import re
 from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
 import pytest
 
 from operations import settings
-from standin import Standin
-from tests.fixtures import PREFIX, TOKEN, Inside, Service, listed, load_outcomes, new_id
+from standin import Gate, Standin
+from tests.fixtures import PREFIX, TOKEN, Inside, Service, listed, load_outcomes, new_id, until
 from tests.reading import cache_status
 
 PAGE = "https://app.example.com"
@@ -19,6 +20,18 @@ Start = Callable[..., Service]
 
 def every_answer(service: Inside, upstream: Standin, **headers: str) -> Iterator[Any]:
     """Yield an answer of each kind, 503 and 304 included, to requests with these headers."""
+    gate, slow = Gate(), new_id()
+    upstream.rule("events", slow, gate=gate)
+    with ThreadPoolExecutor() as pool:
+        waiting = pool.submit(service.app.test_client().get, PREFIX + slow)
+        until(lambda: service.cache.snapshot().waiting == 1)
+        answer = service.event(new_id(), headers=headers)
+        gate.open()
+        assert waiting.result().status_code == 404
+    refused = answer.status_code, answer.headers["Cache-Control"], answer.headers["Retry-After"]
+    assert refused == (503, "no-store", "1")
+    assert cache_status(answer) == {"detail": "refused"}
+    yield answer
     ids = load_outcomes(service, upstream)
     for path in (*(PREFIX + event_id for event_id in ids.values()), PREFIX + "a b", PREFIX, "/nothing", "/livez"):
         for method in ("GET", "HEAD", "POST", "OPTIONS"):
@@ -28,17 +41,6 @@ def every_answer(service: Inside, upstream: Standin, **headers: str) -> Iterator
         answer = service.http.get(path, headers={"If-None-Match": "*", **headers})
         assert answer.status_code == 304
         yield answer
-    waiting = service.cache._max_waiting
-    service.cache._max_waiting = 0  # the waiting room is full
-    answer = service.event(new_id(), headers=headers)
-    assert (answer.status_code, answer.headers["Cache-Control"], answer.headers["Retry-After"]) == (
-        503,
-        "no-store",
-        "1",
-    )
-    assert cache_status(answer) == {"detail": "refused"}
-    yield answer
-    service.cache._max_waiting = waiting
 
 
 def cors_headers(answer: Any) -> dict[str, str]:
@@ -80,7 +82,7 @@ def test_cors(
     inside: MakeInside, upstream: Standin, setting: str, origin: str | None, allowed: str | None, vary: bool
 ) -> None:
     """Every answer, errors, 304 and 503 included, lets those pages read it that the setting names, and no other."""
-    service = inside(C42_CORS_ORIGINS=setting)
+    service = inside(C42_CORS_ORIGINS=setting, C42_THREADS="17")  # one of them may wait
     seen = set()
     for answer in every_answer(service, upstream, **({} if origin is None else {"Origin": origin})):
         seen.add(answer.status_code)
