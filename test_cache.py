@@ -1,8 +1,8 @@
-"""What the cache promises. `python test_cache.py` prints nothing if all of it holds; pytest runs it too.
+"""What the cache promises. `python test_cache.py` prints nothing if all tests pass; pytest runs them too.
 
-Time is a fake clock. What several threads do is ordered by gates and by the number of callers that wait, never by
-sleeping. A cache's reaper is stopped at once, so that nothing but the test deletes entries, except where the reaper is
-what is tested. Whatever would hang if a promise were broken is waited for with a bound.
+The clock is fake. Threads are put in order by gates and by the number of waiting callers, never by sleeping. The reaper
+is stopped at once, so that only the test deletes entries, unless the test is about the reaper. Tests wait for at most
+`BOUND` seconds, so a broken promise makes them fail rather than hang.
 """
 
 import contextlib
@@ -39,7 +39,7 @@ Pairs = Iterator[tuple[str, Loaded]]
 
 
 class Clock:
-    """A clock that stands still, and calls `hook` whenever it is read."""
+    """A clock that stands still until a test moves it. It calls `hook` whenever it is read."""
 
     def __init__(self) -> None:
         self.now = 1000.0
@@ -54,7 +54,7 @@ class Clock:
 
 
 class Gated:
-    """A load that begins, waits until it is let go, and then returns or raises `end`."""
+    """A load that waits for `go`, and then returns or raises `end`."""
 
     def __init__(self, end: Loaded | BaseException) -> None:
         self.end = end
@@ -74,7 +74,7 @@ class Gated:
 
 
 def start(call: Callable[[], T]) -> Future[T]:
-    """Begin `call` in a thread of its own; what it returns or raises is in the future."""
+    """Run `call` in a new thread; the future gets what it returns or raises."""
     future: Future[T] = Future()
 
     def run() -> None:
@@ -96,7 +96,7 @@ def until(condition: Callable[[], object]) -> None:
 
 
 def waiting(cache: Cache, call: Callable[[], T]) -> Future[T]:
-    """Begin `call` in a thread of its own, and return once it has begun to load or to wait."""
+    """Run `call` in a new thread, and return once it loads or waits."""
     before = cache.snapshot().waiting
     caller = start(call)
     until(lambda: cache.snapshot().waiting == before + 1 or caller.done())
@@ -104,17 +104,17 @@ def waiting(cache: Cache, call: Callable[[], T]) -> Future[T]:
 
 
 def ask(cache: Cache, key: str, load: Callable[[str], Loaded]) -> Future[Found]:
-    """Ask for `key` in a thread of its own, and return once it has begun to load or to wait."""
+    """Ask for `key` in a new thread, and return once it loads or waits."""
     return waiting(cache, lambda: cache.get_or_load(key, load))
 
 
 def keep(cache: Cache, key: str, kind: str = OK, lifetime: float = 60.0) -> Found:
-    """Ask for `key` with a load that ends at once and returns the key itself."""
+    """Ask for `key`, and load the key itself if it is missing."""
     return cache.get_or_load(key, lambda key: Loaded(key, kind, lifetime))
 
 
 def fill(cache: Cache, count: int, kind: str = OK, lifetime: float = 60.0) -> None:
-    """Load so many keys, all at once."""
+    """Load `count` keys together."""
     keys = [f"{kind}{number}" for number in range(count)]
     cache.get_or_load_many(keys, lambda keys: ((key, Loaded(key, kind, lifetime)) for key in keys))
 
@@ -129,7 +129,7 @@ def brief(found: dict[str, Found]) -> dict[str, tuple[Any, str]]:
 
 
 def reap(cache: Cache) -> None:
-    """Delete all that has expired."""
+    """Delete everything that has expired."""
     while cache.reap() <= 0:
         pass
 
@@ -139,7 +139,7 @@ def held(stats: Stats) -> int:
 
 
 def checked(cache: Cache, max_entries: int = 1000) -> Stats:
-    """Read the counters, and assert what must be true of them at every moment."""
+    """Read the counters, and check what must always hold for them."""
     stats = cache.snapshot()
     assert list(stats.hits) == list(stats.entries) == list(KINDS)
     assert list(stats.loads) == [*KINDS, "failed"]
@@ -175,7 +175,7 @@ def cache(make: Make) -> Cache:
 
 
 def test_the_names_of_the_kinds() -> None:
-    """The kinds are called as metrics and the shared cache call them."""
+    """The kinds have the names that metrics and the shared cache use."""
     assert KINDS == ("ok", "negative", "fault", "paused")
 
 
@@ -184,7 +184,7 @@ def test_the_names_of_the_kinds() -> None:
 
 @pytest.mark.parametrize("kind", KINDS)
 def test_200_callers_of_a_cold_key(cache: Cache, kind: str) -> None:
-    """200 callers of one cold key cause one load and get one and the same value, whatever its kind."""
+    """200 callers of one cold key cause one load and all get the same object, whatever its kind."""
     load = Gated(Loaded(("a", "value"), kind, 60))
     callers = [start(lambda: cache.get_or_load("key", load)) for _ in range(200)]
     until(lambda: cache.snapshot().waiting == 200)
@@ -204,7 +204,7 @@ def test_200_callers_of_a_cold_key(cache: Cache, kind: str) -> None:
 
 @pytest.mark.parametrize("error", [ValueError("no"), KeyboardInterrupt(), SystemExit(3)], ids=repr)
 def test_200_callers_of_a_load_that_raises(cache: Cache, error: BaseException) -> None:
-    """A load that raises, whatever it raises, releases its 200 callers and leaves nothing behind."""
+    """If a load raises anything, its 200 callers are released and nothing is left behind."""
     load = Gated(error)
     callers = [start(lambda: cache.get_or_load("key", load)) for _ in range(200)]
     until(lambda: cache.snapshot().waiting == 200)
@@ -221,10 +221,10 @@ def test_200_callers_of_a_load_that_raises(cache: Cache, error: BaseException) -
 
 
 def test_a_raised_exception_is_not_held(cache: Cache) -> None:
-    """The cache holds no exception that a load raised."""
+    """The cache doesn't keep exceptions alive."""
 
     class Watched(Exception):
-        """One that a weak reference can watch."""
+        """An exception that can be weakly referenced."""
 
     def fail(_key: str) -> Loaded:
         raise Watched
@@ -238,7 +238,7 @@ def test_a_raised_exception_is_not_held(cache: Cache) -> None:
 
 
 def test_an_answer_that_has_expired_when_it_comes(cache: Cache, clock: Clock) -> None:
-    """An answer that has expired when its load ends goes to those who waited for it, and is not kept."""
+    """A value that has expired when its load ends is handed to the callers that waited, but not kept."""
     load = Gated(Loaded("late", OK, 5))
     callers = [ask(cache, "key", load), ask(cache, "key", load)]
     clock.advance(5)
@@ -253,7 +253,7 @@ def test_an_answer_that_has_expired_when_it_comes(cache: Cache, clock: Clock) ->
 
 
 def test_a_private_outcome(cache: Cache) -> None:
-    """Only the caller that loaded a private outcome gets it, and it isn't kept: those who waited load again, once."""
+    """Only the caller that loaded a private value gets it, and it isn't kept; callers that waited load again, once."""
     load = Gated(Loaded("not about the key", FAULT, 60, private=True))
     first = ask(cache, "key", load)
     second = Gated(Loaded("own", OK, 60))
@@ -270,7 +270,7 @@ def test_a_private_outcome(cache: Cache) -> None:
 
 
 def test_get_does_not_wait(cache: Cache) -> None:
-    """`get` of what is absent, or being loaded by others, is None at once and counts nothing."""
+    """`get` returns None at once if the key is absent or still loading, and counts nothing."""
     load = Gated(Loaded("value", OK, 60))
     caller = ask(cache, "key", load)
     before = checked(cache)
@@ -300,7 +300,7 @@ def test_a_slow_key_delays_no_other(cache: Cache) -> None:
 
 
 def test_a_load_may_use_the_cache(cache: Cache) -> None:
-    """The lock is not held during a load: it may itself ask the cache for another key, cold or fresh."""
+    """The lock isn't held during a load: a load may ask the cache for other keys."""
     keep(cache, "fresh")
 
     def load(_key: str) -> Loaded:
@@ -315,7 +315,7 @@ def test_a_load_may_use_the_cache(cache: Cache) -> None:
 
 @pytest.mark.parametrize("operation", ["snapshot", "reap", "get", "get_or_load"])
 def test_nothing_is_seen_half_changed(cache: Cache, clock: Clock, operation: str) -> None:
-    """While one thread is in the middle of changing the cache, every other operation waits until it is done."""
+    """While one thread changes the cache, every other operation waits."""
     operations = {
         "snapshot": cache.snapshot,
         "reap": cache.reap,
@@ -344,7 +344,7 @@ def test_nothing_is_seen_half_changed(cache: Cache, clock: Clock, operation: str
 
 
 def test_expiry_is_exact(cache: Cache, clock: Clock) -> None:
-    """An entry is served until just before its expiry and never at it, even if the reaper has not deleted it."""
+    """An entry is served until just before its expiry, never at it, even if the reaper hasn't deleted it yet."""
     keep(cache, "key", lifetime=4)
     clock.advance(3.75)
     assert cache.get("key") == ("key", OK, 3.75, 0.25)
@@ -359,7 +359,7 @@ def test_expiry_is_exact(cache: Cache, clock: Clock) -> None:
 
 
 def test_a_list_serves_nothing_that_expired_in_the_cache(make: Make, clock: Clock) -> None:
-    """What was fresh when a list was asked for, and expired while the rest was loaded, is loaded again."""
+    """A hit that expires while the rest of its list is loaded is loaded again."""
     cache = make(max_waiting=1)
     keep(cache, "over", lifetime=4)
     clock.advance(4)
@@ -381,7 +381,7 @@ def test_a_list_serves_nothing_that_expired_in_the_cache(make: Make, clock: Cloc
 @pytest.mark.parametrize("result", ["miss", "shared", "awaited"])
 @pytest.mark.parametrize("kind", [OK, NEGATIVE])
 def test_a_list_serves_nothing_that_expired_since_it_came(cache: Cache, clock: Clock, result: str, kind: str) -> None:
-    """What came first of a list, from wherever, and expired before the rest came is loaded again."""
+    """A key of a list that is loaded first, and expires before the rest is loaded, is loaded again."""
     asked = []
 
     def load(keys: list[str]) -> Pairs:
@@ -397,7 +397,7 @@ def test_a_list_serves_nothing_that_expired_since_it_came(cache: Cache, clock: C
 
 
 def test_a_list_serves_nothing_that_expired_since_others_loaded_it(cache: Cache, clock: Clock) -> None:
-    """What others loaded, and expired before the rest came, is loaded again; so is what had just come to them."""
+    """A key that another caller loads, and that expires before the rest of the list is loaded, is loaded again."""
     first, second = Gated(Loaded("short", OK, 4)), Gated(Loaded("long", OK, 60))
     ask(cache, "first", first)
     ask(cache, "second", second)
@@ -413,7 +413,7 @@ def test_a_list_serves_nothing_that_expired_since_others_loaded_it(cache: Cache,
 
 
 def test_what_was_too_old_when_it_came_is_not_asked_for_again(cache: Cache, clock: Clock) -> None:
-    """An outcome of a list that had expired when it came is handed on as it is: nothing would come of asking again."""
+    """A value that has already expired when its load ends is handed out as it is: loading it again wouldn't help."""
 
     def load(keys: list[str]) -> Pairs:
         for key in keys:
@@ -426,7 +426,7 @@ def test_what_was_too_old_when_it_came_is_not_asked_for_again(cache: Cache, cloc
 
 
 def test_age_counts_from_the_beginning_of_the_load(cache: Cache, clock: Clock) -> None:
-    """Age and lifetime count from when the load began, whoever asks and whenever they came."""
+    """Age and lifetime count from the start of the load, for every caller."""
     load = Gated(Loaded("value", OK, 10))
     leader = ask(cache, "key", load)
     clock.advance(2)
@@ -442,7 +442,7 @@ def test_age_counts_from_the_beginning_of_the_load(cache: Cache, clock: Clock) -
 
 @pytest.mark.parametrize(("age", "left"), [(3.0, 7), (-3.0, 13), (10.0, None)])
 def test_an_outcome_may_be_older_or_younger_than_its_load(cache: Cache, age: float, left: int | None) -> None:
-    """A load may say that its value was born before the load began, or after; its lifetime counts from its birth."""
+    """A load may say that its value is older or younger than the load; the lifetime counts from the value's birth."""
     found = cache.get_or_load("key", lambda key: Loaded(key, OK, 10, age))
     assert (found.age, found.ttl, found.kept) == (age, left or 0, left is not None)
     assert cache.get("key") == (None if left is None else ("key", OK, age, left))
@@ -450,7 +450,7 @@ def test_an_outcome_may_be_older_or_younger_than_its_load(cache: Cache, age: flo
 
 @pytest.mark.parametrize("result", ["miss", "shared", "awaited"])
 def test_the_caller_that_loaded_is_told_the_result(cache: Cache, result: str) -> None:
-    """The caller whose load it was is told what the load said; those who waited for it that they did."""
+    """The caller that loaded gets the load's own result; the callers that waited get "collapsed"."""
     load = Gated(Loaded("value", OK, 0.5, result=result))
     callers = [ask(cache, "key", load), ask(cache, "key", load)]
     load.go.set()
@@ -459,7 +459,7 @@ def test_the_caller_that_loaded_is_told_the_result(cache: Cache, result: str) ->
 
 
 def test_the_clock_counts_while_the_machine_sleeps() -> None:
-    """Unless another clock is given, time goes on while the machine is suspended, if the system has such a clock."""
+    """The default clock includes the time for which the machine was suspended, if the system counts it."""
     seconds = 100_000  # for which the machine was suspended, as far as this process can tell
     script = f"import cache, time; print(cache.clock() - time.monotonic() > {seconds} - {BOUND})"
     command = ["unshare", "--time", "--boottime", str(seconds), sys.executable, "-c", script]
@@ -471,7 +471,7 @@ def test_the_clock_counts_while_the_machine_sleeps() -> None:
 
 
 def test_the_clock_of_other_systems() -> None:
-    """A system without such a clock gets the usual monotonic one."""
+    """On a system without such a clock, the default clock is the monotonic one."""
     script = "import time; vars(time).pop('CLOCK_BOOTTIME', None); import cache; print(cache.clock is time.monotonic)"
     command = [sys.executable, "-c", script]
     ended = subprocess.run(command, cwd=Path(__file__).parent, check=True, capture_output=True, text=True)
@@ -479,7 +479,7 @@ def test_the_clock_of_other_systems() -> None:
 
 
 def test_the_usual_clock() -> None:
-    """Unless another clock is given, lifetimes are real seconds."""
+    """By default, lifetimes are real seconds."""
     cache = Cache(max_entries=1, max_waiting=1)
     cache.close()
     assert 0 <= keep(cache, "key", lifetime=BOUND).age < BOUND
@@ -490,7 +490,7 @@ def test_the_usual_clock() -> None:
 
 
 def test_the_reaper_deletes_what_has_expired(make: Make, clock: Clock) -> None:
-    """The reaper deletes an entry when its time has come, even if it meant to wake later."""
+    """The reaper deletes an entry when it expires, even if it was going to sleep longer."""
     cache = make(reaper=True)
     keep(cache, "long", lifetime=1000)
     keep(cache, "short", FAULT, lifetime=0.01)
@@ -506,18 +506,18 @@ def test_the_reaper_deletes_what_has_expired(make: Make, clock: Clock) -> None:
 
 
 def test_the_reaper_keeps_up(make: Make, clock: Clock) -> None:
-    """The reaper deletes thousands of entries that expire together almost at once, though in batches."""
+    """The reaper works in batches, but deletes thousands of expired entries almost at once."""
     cache = make(max_entries=20_000, reaper=True)
     fill(cache, 9000, lifetime=10)
     fill(cache, 1000, FAULT, lifetime=10)
-    keep(cache, "short", lifetime=0.01)  # it wakes soon
+    keep(cache, "short", lifetime=0.01)  # makes the reaper wake soon
     clock.advance(10)
     until(lambda: len(cache) == 0)
     assert checked(cache, 20_000).evicted["expired"] == 10_001
 
 
 def reads_by_thread(clock: Clock) -> Counter[str]:
-    """Count who reads the clock. The reaper does so once each time it is awake, unless there is much to delete."""
+    """Count how often each thread reads the clock. The reaper does so once per batch."""
     reads = Counter[str]()
 
     def note() -> None:
@@ -529,7 +529,7 @@ def reads_by_thread(clock: Clock) -> Counter[str]:
 
 @pytest.mark.parametrize(("long", "short"), [(OK, FAULT), (FAULT, OK), (OK, OK), (PAUSED, NEGATIVE)])
 def test_the_reaper_wakes_for_what_expires_first(make: Make, clock: Clock, long: str, short: str) -> None:
-    """The reaper wakes for the entry that expires first, be it good or bad, and deletes no other."""
+    """The reaper wakes for the entry that expires first, good or bad, and deletes only that."""
     reads = reads_by_thread(clock)
     cache = make(reaper=True)
     until(lambda: reads[REAPER] == 1)
@@ -544,7 +544,7 @@ def test_the_reaper_wakes_for_what_expires_first(make: Make, clock: Clock, long:
 
 @pytest.mark.parametrize("lifetime", [0.5, 42])
 def test_the_reaper_sleeps_until_the_next_expiry(make: Make, clock: Clock, lifetime: float) -> None:
-    """The reaper does not wake for what expires later than the next entry that does."""
+    """An entry that doesn't expire first doesn't wake the reaper."""
     reads = reads_by_thread(clock)
     cache = make(reaper=True)
     until(lambda: reads[REAPER] == 1)
@@ -553,12 +553,12 @@ def test_the_reaper_sleeps_until_the_next_expiry(make: Make, clock: Clock, lifet
     for number in range(500):
         keep(cache, str(number), (OK, NEGATIVE)[number % 2], lifetime=42 + number)
     start(cache.close).result(BOUND)
-    assert reads[REAPER] <= 20  # by its clock, which stands still, the first never expires: it looks again and again
+    assert reads[REAPER] <= 20  # its clock stands still, so the first entry never expires, and it looks again and again
     assert reads["MainThread"] >= 1000
 
 
 def test_reap_deletes_the_expired_only(cache: Cache, clock: Clock) -> None:
-    """`reap` deletes what is at its expiry, of all kinds, and leaves the rest."""
+    """`reap` deletes the entries of all kinds that have reached their expiry, and no others."""
     for number, kind in itertools.product(range(10), KINDS):
         keep(cache, f"{kind}{number}", kind, lifetime=10 + number)
     clock.advance(13)
@@ -570,7 +570,7 @@ def test_reap_deletes_the_expired_only(cache: Cache, clock: Clock) -> None:
 
 
 class Moment(float):
-    """A reading of a clock that counts comparisons, its own and those of the moments that are computed from it."""
+    """A moment that counts how often it, or a moment computed from it, is compared."""
 
     compared = 0
 
@@ -603,10 +603,7 @@ class Moment(float):
 
 
 def reap_cost(make: Make, clock: Clock, *, held: int, expired: int) -> tuple[int, list[int]]:
-    """Return how many comparisons of moments reaping makes, and how many entries there were at each look at the clock.
-
-    It looks once in each hold of the lock.
-    """
+    """Return how many moments reaping compares, and how many entries were left at the start of each batch."""
     cache = make(max_entries=10**6)
     clock.now = Moment(clock.now)
     for number in random.Random(5).sample(range(held), held):
@@ -623,7 +620,7 @@ def reap_cost(make: Make, clock: Clock, *, held: int, expired: int) -> tuple[int
 
 
 def test_the_cost_of_reaping(make: Make, clock: Clock) -> None:
-    """Reaping costs what expires, not what is held, and holds the lock for a small batch at a time."""
+    """The cost of reaping depends on what expires, not on what is held; each batch is small."""
     base, sizes = reap_cost(make, clock, held=1000, expired=1000)
     more_held, _ = reap_cost(make, clock, held=5000, expired=1000)
     more_expired, _ = reap_cost(make, clock, held=5000, expired=5000)
@@ -638,10 +635,10 @@ def test_the_cost_of_reaping(make: Make, clock: Clock) -> None:
 
 
 def test_spam_evicts_no_good_answer(make: Make) -> None:
-    """Spam of unknown ids evicts other negatives and never a good answer, and memory stays bounded."""
+    """A flood of unknown ids evicts no good answer, and memory stays bounded."""
 
     class Key(str):
-        """A key that can be watched."""
+        """A key that can be weakly referenced."""
 
     cache = make(max_entries=100)
     for number in range(90):
@@ -657,7 +654,7 @@ def test_spam_evicts_no_good_answer(make: Make) -> None:
     assert (stats.entries[OK], len(cache), stats.evicted) == (90, 100, {"expired": 0, "bound": 2990})
     gc.collect()
     assert len(alive) < 100
-    assert keep(cache, "better", lifetime=100).kept  # at the cost of a good one
+    assert keep(cache, "better", lifetime=100).kept  # in place of another good answer
     assert (len(cache), checked(cache, 100).entries[OK]) == (100, 90)
 
 
@@ -666,13 +663,13 @@ def test_spam_evicts_no_good_answer(make: Make) -> None:
 )
 @pytest.mark.parametrize("good_first", [True, False])
 def test_bad_answers_hold_a_tenth(make: Make, max_entries: int, good: int, bad: int, good_first: bool) -> None:
-    """All that is not good holds a tenth of the entries, good answers hold the rest; what expires first makes room."""
+    """Good answers have nine tenths of the entries, all others one; what expires first makes room for its like."""
     cache = make(max_entries=max_entries)
 
     def fill(name: str, room: int, kinds: tuple[str, ...]) -> None:
         for number in range(room + 3):
             assert keep(cache, f"{name}{number}", kinds[number % len(kinds)], lifetime=60 - number).kept
-        # Each one too many took the place of the one that expired first: the one before it.
+        # Each one too many replaced the one that expired first: the one before it.
         assert [number for number in range(room + 3) if cache.get(f"{name}{number}")] == [*range(room - 1), room + 2]
 
     parts = [("good", good, (OK,)), ("bad", bad, (FAULT, NEGATIVE, PAUSED))]
@@ -683,7 +680,7 @@ def test_bad_answers_hold_a_tenth(make: Make, max_entries: int, good: int, bad: 
 
 
 def test_what_was_loaded_again_makes_room_once(make: Make, clock: Clock) -> None:
-    """An entry that expired and was loaded again before the reaper came counts once, and is evicted in its new turn."""
+    """An expired entry that is loaded again before it is reaped counts once, and is evicted by its new expiry."""
     cache = make(max_entries=3)
     keep(cache, "twice", lifetime=4)
     clock.advance(4)
@@ -699,7 +696,7 @@ def test_what_was_loaded_again_makes_room_once(make: Make, clock: Clock) -> None
 
 
 def test_the_waiting_room_is_bounded(make: Make) -> None:
-    """Callers beyond the bound are refused at once, whether they would load or wait; hits never are."""
+    """Callers beyond the bound are refused at once, whether they would load or wait. Hits are never refused."""
     cache = make(max_waiting=2)
     keep(cache, "fresh")
     load = Gated(Loaded("value", OK, 60))
@@ -723,7 +720,7 @@ def test_the_waiting_room_is_bounded(make: Make) -> None:
 
 @pytest.mark.parametrize("value", [[], {}, set(), bytearray(), (1, ["deep"])], ids=repr)
 def test_a_value_that_can_be_changed(cache: Cache, value: object) -> None:
-    """A load that returns a mutable value fails for everybody, and nothing is kept."""
+    """A load that returns a mutable value fails for all callers, and nothing is kept."""
     load = Gated(Loaded(cast(Any, value), OK, 60))
     callers = [ask(cache, "key", load), ask(cache, "key", load)]
     load.go.set()
@@ -735,7 +732,7 @@ def test_a_value_that_can_be_changed(cache: Cache, value: object) -> None:
 
 @pytest.mark.parametrize("kind", ["failed", "good", ""])
 def test_an_unknown_kind(cache: Cache, kind: str) -> None:
-    """A load that returns a kind that there isn't fails, and nothing is kept or counted of it."""
+    """A load that returns an unknown kind fails, and nothing is kept."""
     with pytest.raises(KeyError) as raised:
         keep(cache, "key", kind)
     assert raised.value.args == (kind,)
@@ -747,7 +744,7 @@ def test_an_unknown_kind(cache: Cache, kind: str) -> None:
 
 
 def test_a_list_loads_what_is_left_in_one_call(make: Make) -> None:
-    """A list takes the fresh from the cache, waits for what others load, and loads the rest in one call."""
+    """A list takes hits from the cache, waits for keys that others load, and loads the rest in one call."""
     cache = make(max_waiting=2)
     keep(cache, "fresh")
     load = Gated(Loaded("theirs", FAULT, 60))
@@ -760,7 +757,7 @@ def test_a_list_loads_what_is_left_in_one_call(make: Make) -> None:
 
     keys = iter(["z", "other", "a", "fresh", "z"])
     many = start(lambda: cache.get_or_load_many(keys, load_many))
-    until(lambda: cache.get("a"))  # what it loads itself does not wait for what others load
+    until(lambda: cache.get("a"))  # its own keys don't wait for those that others load
     assert (checked(cache).waiting, checked(cache).loading) == (2, 1)
     load.go.set()
     found = many.result(BOUND)
@@ -774,7 +771,7 @@ def test_a_list_loads_what_is_left_in_one_call(make: Make) -> None:
 
 
 def test_each_key_of_a_list_is_settled_as_it_comes(cache: Cache) -> None:
-    """What has come of a list is kept, and given to those who wait for it, while the rest is still being loaded."""
+    """Each key of a list is kept and handed to waiting callers as soon as it is loaded."""
     gates = {key: Gated(Loaded(key, OK, 60)) for key in ("first", "second")}
     many = waiting(cache, lambda: cache.get_or_load_many(gates, lambda keys: ((key, gates[key](key)) for key in keys)))
     single = ask(cache, "first", unwanted)
@@ -789,7 +786,7 @@ def test_each_key_of_a_list_is_settled_as_it_comes(cache: Cache) -> None:
 
 @pytest.mark.parametrize("end", ["missing", "extra", "twice", "raised"])
 def test_a_list_that_ends_wrongly(cache: Cache, end: str) -> None:
-    """A load that leaves a key out, adds one or raises in the middle fails for what is left; what came is kept."""
+    """A load that leaves a key out, adds one or raises half-way fails for the keys that are left; the rest is kept."""
     gate = Gated(Loaded("value", OK, 60))
 
     def load(_keys: list[str]) -> Pairs:
@@ -814,7 +811,7 @@ def test_a_list_that_ends_wrongly(cache: Cache, end: str) -> None:
 
 
 def test_a_list_whose_neighbour_fails(cache: Cache) -> None:
-    """A list that waits for another's load which raises is told so, and what it loaded itself is kept."""
+    """If a list waits for another caller's load and that raises, the list fails, but its own keys are kept."""
     load = Gated(ValueError("no"))
     ask(cache, "other", load)
     many = start(lambda: cache.get_or_load_many(["other", "mine"], lambda keys: [("mine", Loaded(1, OK, 60))]))
@@ -827,7 +824,7 @@ def test_a_list_whose_neighbour_fails(cache: Cache) -> None:
 
 
 def test_lists_that_load_what_the_other_waits_for(cache: Cache) -> None:
-    """Lists that ask for the same keys at the same time, in opposite order, do not deadlock."""
+    """Two lists of the same keys in opposite order don't deadlock."""
     inside = threading.Barrier(2)
 
     def in_step(*keys: str) -> Iterator[str]:
@@ -851,7 +848,7 @@ def test_lists_that_load_what_the_other_waits_for(cache: Cache) -> None:
 
 
 def test_a_caller_that_may_not_wait(cache: Cache) -> None:
-    """A caller that may not wait any more calls its own load, which takes no other's place."""
+    """A caller that may not wait calls its own load, which doesn't replace the load that is under way."""
     slow, late = Gated(Loaded("slow", OK, 60)), Gated(Loaded("no time", FAULT, 60))
     first = ask(cache, "key", slow)
     second = ask(cache, "key", slow)
@@ -867,7 +864,7 @@ def test_a_caller_that_may_not_wait(cache: Cache) -> None:
 
 
 def test_waiting_ends_in_time(cache: Cache) -> None:
-    """A caller that has waited for another's load as long as it may calls its own load then, even if that raises."""
+    """A caller waits for another's load as long as it may, then calls its own, even if that raises."""
     slow = Gated(Loaded("slow", OK, 60))
     first = ask(cache, "key", slow)
     caller = waiting(cache, lambda: cache.get_or_load("key", unwanted, wait_until=time.monotonic() + 0.1))
@@ -884,7 +881,7 @@ def test_waiting_ends_in_time(cache: Cache) -> None:
 
 
 def test_stopping_is_prompt(make: Make) -> None:
-    """`close` ends the reaper within a second, may be called again, and the cache goes on answering."""
+    """`close` ends the reaper within a second and may be called again; the cache remains usable."""
     cache = make(reaper=True)
     (reaper,) = (thread for thread in threading.enumerate() if thread.name == REAPER)
     assert (reaper.daemon, cache.reaper_alive) == (True, True)
@@ -896,7 +893,7 @@ def test_stopping_is_prompt(make: Make) -> None:
 
 
 def test_stopping_does_not_wait_for_a_long_reap(make: Make, clock: Clock) -> None:
-    """`close` ends the reaper between two batches, however much has expired."""
+    """`close` ends the reaper after the current batch, however much has expired."""
     cache, closing = make(max_entries=3000, reaper=True), list[Future[None]]()
     fill(cache, 2000, lifetime=10)
 
@@ -906,7 +903,7 @@ def test_stopping_does_not_wait_for_a_long_reap(make: Make, clock: Clock) -> Non
             wait(closing, A_WHILE)
 
     clock.hook = close_in_the_first_batch
-    keep(cache, "short", lifetime=0.01)  # it wakes soon
+    keep(cache, "short", lifetime=0.01)  # makes the reaper wake soon
     clock.advance(10)
     until(lambda: closing)
     closing[0].result(BOUND)
@@ -915,7 +912,7 @@ def test_stopping_does_not_wait_for_a_long_reap(make: Make, clock: Clock) -> Non
 
 @contextlib.contextmanager
 def hectic() -> Iterator[None]:
-    """Let threads take turns after every few steps."""
+    """Make threads take turns as often as possible."""
     interval = sys.getswitchinterval()
     sys.setswitchinterval(1e-6)
     try:
@@ -925,7 +922,7 @@ def hectic() -> Iterator[None]:
 
 
 def test_stopping_races_the_reaper(make: Make, clock: Clock) -> None:
-    """`close` ends the reaper whatever it is about to do: begin, reap, or go to sleep."""
+    """`close` ends the reaper whether it is starting, reaping or going to sleep."""
     with hectic():
         for number in range(300):
             cache = make(reaper=True)
@@ -936,7 +933,7 @@ def test_stopping_races_the_reaper(make: Make, clock: Clock) -> None:
 
 
 def close_from_the_reaper(cache: Cache, closing: list[Future[None]]) -> None:
-    """When the reaper looks at the clock, in the lock, for the first time, let another thread wait there to close."""
+    """Close the cache from another thread while the reaper holds the lock for the first time."""
     if threading.current_thread().name == REAPER and not closing:
         closing.append(start(cache.close))
         wait(closing, 0.0005)
@@ -946,7 +943,7 @@ def close_from_the_reaper(cache: Cache, closing: list[Future[None]]) -> None:
 
 
 def random_traffic(cache: Cache, rng: random.Random) -> Counter[str]:
-    """Ask for random keys in all ways; return how often each result was seen, and each kind was loaded."""
+    """Ask for random keys in all ways; return how often each result was seen and each kind was loaded."""
     seen = Counter[str]()
 
     def load_one(key: str) -> Loaded:
@@ -985,7 +982,7 @@ def random_traffic(cache: Cache, rng: random.Random) -> Counter[str]:
 
 
 def test_counters_add_up_under_traffic(make: Make, clock: Clock) -> None:
-    """Under random traffic of eight threads the counters add up at every moment, and are exact in the end."""
+    """With random traffic from eight threads, the counters add up at every moment and are exact in the end."""
     cache = make(max_entries=40, max_waiting=4, reaper=True)
     with hectic():
         callers = [start(functools.partial(random_traffic, cache, random.Random(seed))) for seed in range(8)]

@@ -1,7 +1,9 @@
-"""What `answers` makes of an outcome, without a service: its encoding for Redis, and the bytes of a hit."""
+"""`answers` without a service: the encoding for Redis, content types, and the bytes of a hit."""
 
 import json
+import time
 from collections import Counter
+from collections.abc import Iterator
 from types import SimpleNamespace
 from typing import Any, cast
 
@@ -10,8 +12,9 @@ from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
 from answers import hits, response, value
-from cache import KINDS, OK, Found, Loaded
-from calendar42.errors import C42Error
+from answers.loading import loader
+from cache import FAULT, KINDS, NEGATIVE, OK, PAUSED, Found, Loaded
+from calendar42.errors import C42Error, Paused, TimedOut
 from serving.request import Request
 
 unhurried = settings(deadline=None)  # a busy machine is not a finding
@@ -45,7 +48,7 @@ bad = st.builds(
 @unhurried
 @given(good | bad)
 def test_what_redis_keeps_is_read_as_it_was(loaded: Loaded) -> None:
-    """Every answer that is packed for Redis is unpacked as it was, of exactly the same types."""
+    """An answer that is packed for Redis and unpacked is the same, with the same types."""
     unpacked = value.unpack(value.pack(loaded))
     assert unpacked == loaded
     assert list(map(type, as_kept(unpacked))) == [bytes, int, str, str, int, float] == list(map(type, as_kept(loaded)))
@@ -61,7 +64,7 @@ def as_kept(loaded: Loaded) -> value.Kept:
 @example(b"[" * 100_000)
 @example(b'"123456"\n')
 def test_other_bytes_are_refused(packed: bytes) -> None:
-    """Whatever else stands in Redis is refused with ValueError."""
+    """Anything else that is found in Redis is refused with ValueError."""
     with pytest.raises(ValueError, match="not a packed answer"):
         value.unpack(packed)
 
@@ -69,7 +72,7 @@ def test_other_bytes_are_refused(packed: bytes) -> None:
 @unhurried
 @given(good | bad, st.integers(0), st.binary(max_size=8), st.integers(0, 8))
 def test_a_changed_answer_is_refused(loaded: Loaded, at: int, new: bytes, length: int) -> None:
-    """A packed answer of which any bytes were lost, added or changed is refused."""
+    """A packed answer is refused if any bytes were lost, added or changed."""
     packed = value.pack(loaded)
     at %= len(packed) + 1
     changed = packed[:at] + new + packed[at + length :]
@@ -81,7 +84,7 @@ def test_a_changed_answer_is_refused(loaded: Loaded, at: int, new: bytes, length
 @unhurried
 @given(bad)
 def test_an_error_is_json_in_the_envelope_or_plain_text(loaded: Loaded) -> None:
-    """An error is sent as JSON only if it is in the envelope; nothing is sent that a browser would run."""
+    """An error is sent as JSON only if it is in the envelope, and never as something that a browser would run."""
     kept = value.Value(*as_kept(loaded))
     if kept.content_type == "application/json":
         error = json.loads(kept.body)["error"]
@@ -106,10 +109,148 @@ def test_an_error_is_json_in_the_envelope_or_plain_text(loaded: Loaded) -> None:
     ],
 )
 def test_content_types_of_errors(body: bytes, content_type: str | None) -> None:
-    """What is not an envelope is plain text, in UTF-8 if it can be; whatever the upstream called it."""
+    """A body that isn't an envelope is sent as plain text, marked as UTF-8 if it is."""
     error = C42Error(endpoint="events", message="", status=400, upstream_status=400, body=body)
     kept = value.Value(*value.failure(error))
     assert (kept.content_type, kept.body) == (content_type or "text/plain; charset=utf-8", body)
+
+
+def error(kind: type[C42Error] = C42Error, **said: Any) -> C42Error:
+    return kind(**{"endpoint": "events", "message": "why", "upstream_status": 0, **said})
+
+
+@pytest.mark.parametrize(
+    ("outcome", "has_time", "kind", "lifetime", "private"),
+    [
+        ({"id": "1", "title": None, "names": []}, True, OK, 252.0, False),
+        (error(status=404), True, NEGATIVE, 252.0, False),
+        (error(status=404, of_list=True), True, FAULT, 6.0, True),
+        (error(status=401), True, FAULT, 6.0, False),
+        (error(status=502), True, FAULT, 6.0, False),
+        (error(status=502), False, FAULT, 6.0, False),
+        (error(TimedOut, status=504), True, FAULT, 6.0, False),
+        (error(TimedOut, status=504), False, FAULT, 6.0, True),
+        (error(TimedOut, status=504, of_list=True), True, FAULT, 6.0, True),
+        (error(Paused, status=429, retry_after=1.0), True, PAUSED, 6.0, False),
+        (error(Paused, status=429, retry_after=30.0), True, PAUSED, 30.0, False),
+        (error(Paused, status=429, retry_after=1000.0), True, PAUSED, 252.0, False),
+    ],
+)
+def test_what_is_kept_of_an_outcome(outcome: Any, has_time: bool, kind: str, lifetime: float, private: bool) -> None:
+    """Good answers and refusals are kept for C42_EXPIRY from the load's start, faults for C42_FAULT_EXPIRY from when
+    they were found, and nothing that says nothing about the event."""
+
+    def fetch(event_ids: list[str], deadline: float) -> Iterator[tuple[str, Any]]:
+        for event_id in event_ids:
+            yield event_id, outcome
+
+    deadline = time.monotonic() + (100 if has_time else 0)
+    load = loader(fetch, expiry=252.0, fault_expiry=6.0)
+    (one, first), (two, second) = load(["1", "2"], deadline)
+    assert (one, two) == ("1", "2")
+    for loaded in (first, second):
+        assert (loaded.kind, loaded.lifetime, loaded.private, loaded.result) == (kind, lifetime, private, "miss")
+    ages = first.age, second.age
+    assert ages == (0, 0) if kind in (OK, NEGATIVE) else -1 < ages[1] <= ages[0] < 0
+    expected = value.failure(outcome) if isinstance(outcome, C42Error) else value.success(outcome)
+    assert first.value == second.value == expected
+
+
+def found(result: str, failed: C42Error | None = None, **more: Any) -> Found:
+    """Make what the cache gives 10 s after the birth of a good answer, or of an error."""
+    kept = value.failure(failed) if failed else value.success({"id": "1", "title": None, "names": []})
+    return Found(**{"value": kept, "kind": OK, "age": 10.0, "ttl": 242.9, "result": result, "kept": True, **more})
+
+
+PAUSE = error(Paused, status=429, retry_after=30.0)
+REFUSAL = error(status=404, upstream_status=404)
+
+
+@pytest.mark.parametrize(
+    ("parts", "cache_status", "cache_control"),
+    [
+        ([found("hit")], "hit; ttl=242", "max-age=242"),
+        ([found("hit", ttl=0.9)], "hit; ttl=0", "max-age=0"),
+        ([found("miss")], "fwd=miss; fwd-status=200; stored; ttl=242", "max-age=242"),
+        ([found("miss", REFUSAL, kind=NEGATIVE)], "fwd=miss; fwd-status=404; stored; ttl=242", "max-age=242"),
+        ([found("miss", ttl=-3.0, kept=False)], "fwd=miss; fwd-status=200", "no-store"),
+        ([found("miss", ttl=0.0, kept=False)], "fwd=miss; fwd-status=200", "no-store"),
+        ([found("miss", error(), kind=FAULT)], "fwd=miss; stored; ttl=242", "no-store"),
+        ([found("collapsed")], "fwd=miss; collapsed; fwd-status=200; stored; ttl=242", "max-age=242"),
+        ([found("shared")], "fwd=miss; detail=shared; stored; ttl=242", "max-age=242"),
+        ([found("awaited")], "fwd=miss; collapsed; detail=shared; stored; ttl=242", "max-age=242"),
+        ([found("miss", PAUSE, kind=PAUSED)], "detail=paused; ttl=242", "no-store"),
+        ([found("miss", PAUSE, kind=PAUSED, ttl=-1.0, kept=False)], "detail=paused; ttl=0", "no-store"),
+        ([found("hit", PAUSE, kind=PAUSED)], "hit; ttl=242", "no-store"),
+        (
+            [found("miss", error(Paused, status=429, upstream_status=429), kind=PAUSED)],
+            "fwd=miss; fwd-status=429; stored; ttl=242",
+            "no-store",
+        ),
+        ([found("hit"), found("hit", ttl=7.0)], "hit; ttl=7", "max-age=7"),
+        ([found("hit"), found("miss", ttl=300.0)], "fwd=partial; stored; ttl=242", "max-age=242"),
+        ([found("hit"), found("miss", error(), kind=FAULT)], "fwd=partial; stored; ttl=242", "no-store"),
+        ([found("hit"), found("miss", REFUSAL, kind=NEGATIVE)], "fwd=partial; stored; ttl=242", "max-age=242"),
+        ([found("hit"), found("miss", kept=False)], "fwd=partial", "max-age=242"),
+        ([found("hit"), found("collapsed")], "fwd=partial; collapsed; stored; ttl=242", "max-age=242"),
+        ([found("miss"), found("collapsed"), found("shared")], "fwd=miss; stored; ttl=242", "max-age=242"),
+        ([found("shared"), found("awaited")], "fwd=miss; collapsed; detail=shared; stored; ttl=242", "max-age=242"),
+        ([found("hit"), found("miss", PAUSE, kind=PAUSED)], "detail=paused; ttl=242", "no-store"),
+        ([found("miss"), found("miss", PAUSE, kind=PAUSED)], "fwd=miss; stored; ttl=242", "no-store"),
+    ],
+)
+def test_what_an_answer_says_of_its_origin(parts: list[Found], cache_status: str, cache_control: str) -> None:
+    """Cache-Status says how an answer came about, and Cache-Control for how long a client may keep it."""
+    if len(parts) == 1:
+        _, headers, _ = response.render(parts[0], None)
+    else:
+        _, headers, _ = response.render_many({str(number): part for number, part in enumerate(parts)}, None)
+    said = dict(headers)
+    assert len(headers) == len(said)
+    assert (said["Cache-Status"], said["Cache-Control"]) == (f"c42c; {cache_status}", cache_control)
+    assert said["X-Content-Type-Options"] == "nosniff"
+
+
+@pytest.mark.parametrize(
+    ("retry_after", "age", "ttl", "seconds"),
+    [
+        (0.0, 0.0, 30.0, None),
+        (30.0, 0.0, 30.0, "30"),
+        (30.0, 0.5, 29.5, "30"),
+        (30.0, 10.0, 20.0, "20"),
+        (1.0, 0.0, 6.0, "6"),  # kept for longer
+        (1000.0, 10.0, 242.0, "990"),  # kept for less
+        (0.5, 0.0, 0.25, "1"),
+    ],
+)
+def test_retry_after(retry_after: float, age: float, ttl: float, seconds: str | None) -> None:
+    """Retry-After covers both what the upstream asked for and the time for which the answer is kept."""
+    paused = found("hit", error(Paused, status=429, retry_after=retry_after), kind=PAUSED, age=age, ttl=ttl)
+    assert dict(response.render(paused, None)[1]).get("Retry-After") == seconds
+
+
+def test_errors_in_a_list() -> None:
+    """A list has the envelope's content of each error; one that isn't an envelope gets the service's own words."""
+    said = b'{"error": {"status_code": 1, "message": "Gone fishing", "code": "FISHING", "more": 1}}'
+    errors = {
+        "ours": error(status=502),
+        "theirs": error(status=404, body=said),
+        "text": error(status=418, body=b"<p>no"),
+        "unknown": error(status=599, body=b"{}"),
+    }
+    parts = {event_id: found("hit", each, kind=FAULT) for event_id, each in errors.items()} | {"good": found("hit")}
+    status, _, body = response.render_many(parts, None)
+    assert status == "200 OK"
+    assert json.loads(body) == {
+        "meta_data": {"count": 1},
+        "data": [{"id": "1", "title": None, "names": []}],
+        "errors": {
+            "ours": {"status_code": 502, "message": "why", "code": "BAD_GATEWAY"},
+            "theirs": {"status_code": 404, "message": "Gone fishing", "code": "FISHING"},
+            "text": {"status_code": 418, "message": "Calendar42 answered 418", "code": "IM_A_TEAPOT"},
+            "unknown": {"status_code": 599, "message": "Calendar42 answered 599", "code": "UNKNOWN"},
+        },
+    }
 
 
 @unhurried
@@ -121,7 +262,7 @@ def test_content_types_of_errors(body: bytes, content_type: str | None) -> None:
 def test_hits_are_what_the_route_answers(
     answers: list[Loaded], hits_of_them: list[tuple[int, float, float]], condition: str | None
 ) -> None:
-    """A request asked again and again gets what the route would say: of any answer, of another, at any age."""
+    """A repeated request gets exactly what the route would answer: for any answer, at any age."""
     asked = condition and condition.format(value.Value(*as_kept(answers[0])).etag)
     found = [
         Found(loaded.value, loaded.kind, age, ttl, "hit", True)

@@ -1,4 +1,4 @@
-"""The cache against a model: operations in any order, and from several threads at once."""
+"""The cache is compared with a model: operations in any order, and from several threads at once."""
 
 import itertools
 import math
@@ -36,7 +36,7 @@ class Got(NamedTuple):
 
 
 class Reference:
-    """The cache, said as simply as can be: one caller at a time, no heap, no reaper."""
+    """The simplest cache that does the same: one caller at a time, no heap, no reaper."""
 
     def __init__(self, max_entries: int, now: float) -> None:
         self.max_entries, self.now = max_entries, now
@@ -101,13 +101,13 @@ SECONDS = st.sampled_from([0, 0, 0, 1, 4])
 
 
 def script(outcomes: list[Outcome], error: BaseException | None = None) -> Iterator[Outcome]:
-    """Yield the outcomes, then the error, if there is one; of all further keys comes the same."""
+    """Yield the outcomes, then the error, if there is one, then the same outcome for ever."""
     last: Outcome = (0, Loaded("the last", OK, 100.0))
     return itertools.chain(outcomes, [(0, error)] if error else [], itertools.repeat(last))
 
 
 def plain(outcomes: list[Loaded]) -> list[Outcome]:
-    """Let no time pass."""
+    """Add that no time passes."""
     return [(0, loaded) for loaded in outcomes]
 
 
@@ -164,18 +164,18 @@ class CacheMachine(RuleBasedStateMachine):
 
     @rule()
     def close(self) -> None:
-        """Close it once more: it goes on answering."""
+        """Close it again: it remains usable."""
         self.cache.close()
 
     @rule(key=KEY)
     def get(self, key: str) -> None:
-        """Take what is fresh."""
+        """Get a key."""
         hit = self.cache.get(key)
         assert ({key: Found(*hit, "hit", True)} if hit else {}) == self.expect(self.reference.hits([key]))
 
     @rule(keys=KEYS, outcomes=st.lists(st.tuples(SECONDS, LOADED), max_size=3), error=ERROR)
     def ask(self, keys: list[str], outcomes: list[Outcome], error: BaseException | None) -> None:
-        """Ask for a list, whose load may take time, or raise in the middle."""
+        """Ask for a list, whose load may take time or raise in the middle."""
         expected = attempt(lambda: self.expect(self.reference.ask(keys, script(outcomes, error))))
         plan = script(outcomes, error)
         assert attempt(lambda: self.cache.get_or_load_many(keys, lambda missing: self.load(missing, plan))) == expected
@@ -184,7 +184,7 @@ class CacheMachine(RuleBasedStateMachine):
     def overlap(
         self, outer: list[str], inner: list[str], outcomes: list[Loaded], own: list[Loaded], error: BaseException | None
     ) -> None:
-        """Ask for a list from another thread while one is being loaded that may have some of the same keys."""
+        """Ask for a list in another thread while a list that may have some of the same keys is being loaded."""
         theirs = [key for key in outer if key not in self.reference.hits(outer)]
         if not theirs:
             return
@@ -215,7 +215,7 @@ class CacheMachine(RuleBasedStateMachine):
         assert found_too == expected_too
 
     def expect_both(self, outer: list[str], inner: list[str], plan: Iterator[Outcome], own: Iterator[Outcome]) -> Any:
-        """Return what both callers of `overlap` get: the outer one's load begins first, and ends last."""
+        """Return what both callers of `overlap` get: the outer load begins first and ends last."""
         reference, now = self.reference, self.reference.now
         got, got_too = reference.hits(outer), reference.hits(inner)
         theirs, left = [key for key in outer if key not in got], [key for key in inner if key not in got_too]
@@ -251,7 +251,7 @@ class CacheMachine(RuleBasedStateMachine):
 
     @invariant()
     def agree(self) -> None:
-        """What is held and counted is what the reference says."""
+        """Both hold and count the same."""
         stats, reference = self.cache.snapshot(), self.reference
         assert stats.entries == {kind: sum(entry[3] == kind for entry in reference.entries.values()) for kind in KINDS}
         assert stats.hits == {kind: self.hits[kind] for kind in KINDS}
@@ -267,7 +267,7 @@ TestCache.settings = settings(max_examples=60, stateful_step_count=30, deadline=
 
 
 class Load(NamedTuple):
-    """A load of one key, in the order of all that happened."""
+    """A load of one key, and when it happened."""
 
     key: str
     caller: int
@@ -278,7 +278,7 @@ class Load(NamedTuple):
 
 
 class Asked(NamedTuple):
-    """One operation of a caller, and what came of it."""
+    """One operation of a caller, and its result."""
 
     caller: int
     begun: int
@@ -290,7 +290,7 @@ class Asked(NamedTuple):
 
 
 class Traffic:
-    """Callers in several threads, and the history of what they did."""
+    """Callers in several threads, and a history of what they did."""
 
     def __init__(self) -> None:
         ticks = itertools.count()
@@ -342,7 +342,7 @@ class Traffic:
 
 
 def check_found(one: Asked, found: Found, load: Load, settled: float, loads: list[Load]) -> None:
-    """Assert that `found` may come of `load`, settled before then, among all loads of the key, for what was asked."""
+    """Assert that `found` is a legal answer to `one`, given the `load` that it is from and all loads of the key."""
     loaded = cast(Loaded, load.outcome)
     assert found.kind == loaded.kind
     assert abs(found.age + found.ttl - loaded.lifetime) < 1e-6
@@ -360,7 +360,7 @@ def check_found(one: Asked, found: Found, load: Load, settled: float, loads: lis
 
 
 def check_none(one: Asked, key: str, loads: dict[Any, Load], known: dict[str, list[tuple[int, Any]]]) -> None:
-    """Assert that nothing was fresh: whatever a caller had got of the key before may have expired."""
+    """Assert that it is legal to find nothing: whatever was found before may have expired."""
     for ended, value in known[key]:
         load = loads[value]
         if ended < one.begun:
@@ -368,7 +368,7 @@ def check_none(one: Asked, key: str, loads: dict[Any, Load], known: dict[str, li
 
 
 def test_what_several_threads_see_is_in_a_legal_order() -> None:
-    """From many threads, no load of a key overlaps another of it, and each answer is one that could come just then."""
+    """With many threads, two loads of one key never overlap, and each answer is legal at its time."""
     traffic = Traffic()
     interval = sys.getswitchinterval()
     sys.setswitchinterval(1e-6)

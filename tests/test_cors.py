@@ -81,7 +81,7 @@ def allowing(origin: str, options: bool) -> dict[str, str]:
 def test_cors(
     inside: MakeInside, upstream: Standin, setting: str, origin: str | None, allowed: str | None, vary: bool
 ) -> None:
-    """Every answer, errors, 304 and 503 included, lets those pages read it that the setting names, and no other."""
+    """Every answer, including errors, 304 and 503, can be read by pages of the configured origins and no others."""
     service = inside(C42_CORS_ORIGINS=setting, C42_THREADS="17")  # one of them may wait
     seen = set()
     for answer in every_answer(service, upstream, **({} if origin is None else {"Origin": origin})):
@@ -96,7 +96,7 @@ def test_cors(
 
 
 def test_preflight(inside: MakeInside, upstream: Standin) -> None:
-    """What a browser asks before a fetch with headers of its own is answered, with no call to the upstream."""
+    """A preflight request is answered without a call to the upstream."""
     service = inside(C42_CORS_ORIGINS=PAGE)
     headers = {
         "Origin": PAGE,
@@ -126,7 +126,7 @@ WRONG_ORIGINS = [
 
 @pytest.mark.parametrize("origins", WRONG_ORIGINS)
 def test_malformed_origins(origins: str) -> None:
-    """A setting that no browser's `Origin` could match is refused, in one line that names it."""
+    """An origin that no browser could send is refused, in one line that names the setting."""
     with pytest.raises(settings.SettingsError, match=r"^C42_CORS_ORIGINS.* is invalid: expected .*$") as refused:
         settings.read({"C42_TOKEN": TOKEN, "C42_CORS_ORIGINS": origins})
     assert "\n" not in str(refused.value)
@@ -137,6 +137,6 @@ def test_malformed_origins(origins: str) -> None:
     ["", "*", PAGE, f" {PAGE} , http://localhost:3000 ", "http://127.0.0.1:8080", "http://[::1]:1", "https://x:80"],
 )
 def test_sound_origins(origins: str) -> None:
-    """Every origin that a browser can send may be named."""
+    """Every origin that a browser can send is accepted."""
     expected = frozenset(filter(None, origins.replace(" ", "").split(",")))
     assert settings.read({"C42_TOKEN": TOKEN, "C42_CORS_ORIGINS": origins}).cors_origins == expected

@@ -32,7 +32,7 @@ Start = Callable[..., Service]
 
 
 class Asked:
-    """A request that is asked again and again, as the server does it: it finds the shortcut once."""
+    """A repeated request. Like the server, it looks for its shortcut once."""
 
     def __init__(self, service: Inside, raw: bytes) -> None:
         self.raw = raw
@@ -46,7 +46,7 @@ class Asked:
         return (answer[0], b"") if answer and self._request.method == "HEAD" else answer  # no body will be sent
 
     def route(self) -> Answer:
-        """Return the answer of the route, but for its request's id: hits leave nothing in the log that had it too."""
+        """Return the route's answer without X-Request-ID, which hits don't have: nothing in the log belongs to them."""
         head, body = call(self._app, make_environ(self._request, b"", ("127.0.0.1", 80)))
         assert head.count(b"\r\nX-Request-ID: ") == 1
         return re.sub(rb"\r\nX-Request-ID: [^\r]+", b"", head), body
@@ -78,7 +78,7 @@ def requests_of(ids: dict[str, str], etag: str) -> Iterator[bytes]:
 
 @pytest.mark.parametrize("origins", ["", PAGE, "*"])
 def test_immediate_answers_are_the_routes(inside: MakeInside, upstream: Standin, origins: str) -> None:
-    """Whatever is asked for: an immediate answer is the route's, byte for byte, and every hit has one."""
+    """Every hit has an immediate answer, and it equals the route's answer byte for byte."""
     service = inside(C42_CORS_ORIGINS=origins)
     ids = load_outcomes(service, upstream)
     etag = service.event(ids["ok"]).headers["ETag"]
@@ -98,7 +98,7 @@ def test_immediate_answers_are_the_routes(inside: MakeInside, upstream: Standin,
 
 
 def test_only_hits_are_answered_at_once(inside: MakeInside, upstream: Standin) -> None:
-    """What is cold, and what has expired at this very instant, is left to the route."""
+    """There is no immediate answer for a cold event, or at the very moment of expiry."""
     service, event_id = inside(), new_events(upstream, 1)[0]
     get = f"GET {PREFIX}{event_id} HTTP/1.1\r\nHost: c42c\r\n\r\n".encode()
     shortcut = service.parts.immediate(parse(get))
@@ -111,7 +111,7 @@ def test_only_hits_are_answered_at_once(inside: MakeInside, upstream: Standin) -
 
 
 def test_immediate_answers_follow_the_cache(inside: MakeInside, upstream: Standin) -> None:
-    """When an event was loaded anew, its immediate answer is the new one."""
+    """After an event was loaded again, its immediate answer is the new one."""
     service, event_id = inside(), new_id()
     request = Asked(service, f"GET {PREFIX}{event_id} HTTP/1.1\r\nHost: c42c\r\n\r\n".encode())
     for title in ("Old", "New", None, "Old"):
@@ -127,7 +127,7 @@ def test_immediate_answers_follow_the_cache(inside: MakeInside, upstream: Standi
 
 
 def test_hits_do_not_reach_flask(inside: MakeInside, upstream: Standin) -> None:
-    """A hit is answered in the event loop, in the turn that read it; a miss is handed to a worker."""
+    """A hit is answered in the turn of the event loop that read it, without Flask; a miss goes to a worker."""
     service, (event_id, cold) = inside(), new_events(upstream, 2)
     service.event(event_id)
     desk = Desk(immediate=service.parts.immediate)
@@ -147,7 +147,7 @@ def test_hits_do_not_reach_flask(inside: MakeInside, upstream: Standin) -> None:
     ("minutes", "seconds"), [("4.2", 252.0), ("0.04", 2.4), ("1", 60.0), ("0.005", 0.3), ("7.77", 466.2)]
 )
 def test_nobody_keeps_an_answer_longer(inside: MakeInside, upstream: Standin, minutes: str, seconds: float) -> None:
-    """At any age `max-age` is what is left in whole seconds, so that a copy is fresh no longer than the entry."""
+    """`max-age` is always what is left in whole seconds, so that no copy outlives the entry."""
     service = inside(C42_EXPIRY=minutes, C42_FAULT_EXPIRY="0.001")
     good, bad = new_events(upstream, 1)[0], new_id()
     began = service.clock.now
@@ -172,7 +172,7 @@ def test_nobody_keeps_an_answer_longer(inside: MakeInside, upstream: Standin, mi
 
 
 def test_who_waits_for_a_load(inside: MakeInside, upstream: Standin) -> None:
-    """Those who wait for a load are told what is left of its answer's life when it ends."""
+    """Callers that waited for a load are told how much of the answer's lifetime is left when it ends."""
     service, event_id, gate = inside(), new_events(upstream, 1)[0], Gate()
     upstream.rule("events", gate=gate)
     with ThreadPoolExecutor() as pool:
@@ -190,7 +190,7 @@ def test_who_waits_for_a_load(inside: MakeInside, upstream: Standin) -> None:
 
 
 def test_a_load_longer_than_the_lifetime(inside: MakeInside, upstream: Standin) -> None:
-    """What is over when its load ends is answered once, and nobody may keep it."""
+    """An answer that has expired when its load ends is sent once, and no client may keep it."""
     service, event_id, gate = inside(C42_EXPIRY="0.05"), new_events(upstream, 1)[0], Gate()
     upstream.rule("events", gate=gate)
     with ThreadPoolExecutor() as pool:
@@ -205,7 +205,7 @@ def test_a_load_longer_than_the_lifetime(inside: MakeInside, upstream: Standin) 
 
 
 def test_libraries_keep_a_late_hit_no_longer(start: Start, upstream: Standin, tmp_path: Path) -> None:
-    """requests-cache, CacheControl and hishel ask again when an answer's life is over, also if they got it late."""
+    """requests-cache, CacheControl and hishel ask again when an answer expires, even if they got it late."""
     service, event_id = start(C42_EXPIRY="0.05"), new_id()
     upstream.add_event(event_id, title="Old")
     url = service.url + PREFIX + event_id
@@ -226,7 +226,7 @@ def test_libraries_keep_a_late_hit_no_longer(start: Start, upstream: Standin, tm
 
 
 def test_etag_is_of_the_body(inside: MakeInside, upstream: Standin) -> None:
-    """An ETag is strong, stays where an event was reloaded and did not change, and changes with any of its parts."""
+    """An ETag is strong, stays the same if an event is reloaded unchanged, and changes with any part of the answer."""
     service, event_id = inside(), new_id()
     upstream.add_event(event_id, title="One", names=["Ella"])
     seen = []
@@ -246,7 +246,7 @@ def test_etag_is_of_the_body(inside: MakeInside, upstream: Standin) -> None:
     ["{}", "W/{}", "*", '"x", {}', 'W/"x" , W/{},"y"', '"a,b",{}', ", {} ,", '"",{}', '"x",' * 5000 + "{}"],
 )
 def test_not_modified(inside: MakeInside, condition: str) -> None:
-    """A client that has the answer is spared the body, with every header of the 200 that RFC 9110, 15.4.5 asks for."""
+    """A client that has the answer gets a 304 without a body, but with the headers that RFC 9110, 15.4.5 asks for."""
     service = inside(C42_CORS_ORIGINS=PAGE)
     headers = {"Origin": PAGE, "X-Request-ID": "the-same"}
     full = service.event(EVENTS["plain"])
@@ -268,7 +268,7 @@ def test_not_modified(inside: MakeInside, condition: str) -> None:
     ['"x"', 'W/"x"', '"x", "y"', '"', '"*"', "", ",", "W/", "\\", "x" * 50_000, '"x",' * 5000, "\xff", ' " '],
 )
 def test_modified(inside: MakeInside, condition: str) -> None:
-    """A client that has another answer, or asks in a way that makes no sense, gets the whole."""
+    """A client that has another answer, or sends a malformed condition, gets the whole answer."""
     service = inside()
     for path in (PREFIX + EVENTS["plain"], listed([EVENTS["plain"]])):
         answer = service.http.get(path, headers={"If-None-Match": condition})
@@ -276,7 +276,7 @@ def test_modified(inside: MakeInside, condition: str) -> None:
 
 
 def test_errors_are_not_conditional(inside: MakeInside, upstream: Standin) -> None:
-    """Whoever has anything at all still gets an error in full (RFC 9110, 13.2.1)."""
+    """If-None-Match doesn't apply to errors (RFC 9110, 13.2.1)."""
     service = inside()
     ids = load_outcomes(service, upstream)
     for event_id in (*(ids[name] for name in ids if name != "ok"), "%20", "a/b"):
@@ -290,7 +290,7 @@ def test_errors_are_not_conditional(inside: MakeInside, upstream: Standin) -> No
 
 
 def test_cache_status_of_every_outcome(inside: MakeInside, upstream: Standin) -> None:
-    """Cache-Status says of every outcome whether it was a hit, what the upstream said, and whether it is kept."""
+    """Cache-Status says whether it was a hit, what the upstream answered, and whether the answer is kept."""
     service = inside()
     said = {}
     outcomes: list[tuple[str, dict[str, Any]]] = [
@@ -333,7 +333,7 @@ def test_cache_status_of_every_outcome(inside: MakeInside, upstream: Standin) ->
 
 
 def test_retry_after_covers_what_is_kept(inside: MakeInside, upstream: Standin) -> None:
-    """Who comes back after `Retry-After` seconds does not find the same 429 in the cache."""
+    """A client that comes back after `Retry-After` seconds doesn't find the same 429 in the cache."""
     service = inside()
     upstream.rule("events", times=1, status=429, headers={"Retry-After": "30"})
     for event_id in new_events(upstream, 2):
@@ -351,7 +351,7 @@ def test_retry_after_covers_what_is_kept(inside: MakeInside, upstream: Standin) 
 
 @pytest.mark.parametrize("path", [PREFIX + EVENTS["plain"], PREFIX + EVENTS["plain"] + "/", listed([EVENTS["plain"]])])
 def test_head_and_options_on_the_wire(service: Service, path: str) -> None:
-    """HEAD is GET without the body, OPTIONS says what is allowed, and all else is a 405 that says it too."""
+    """HEAD is GET without the body, OPTIONS says what is allowed, and other methods get a 405 that says so too."""
     target = path.encode()
     service.get(path)
     get, head = service.raw(target), service.raw(target, b"HEAD")
@@ -373,7 +373,7 @@ def test_head_and_options_on_the_wire(service: Service, path: str) -> None:
 
 
 def test_nobody_keeps_what_is_no_answer(inside: MakeInside) -> None:
-    """A 400, an unknown path and a wrong method may be stored by nobody."""
+    """No client may store a 400, a 404 for an unknown path, or a 405."""
     service = inside()
     for method, path, status in (
         ("GET", PREFIX + "a b", 400),
