@@ -75,7 +75,7 @@ def start_and_rest(upstream: Standin, scale: Scale) -> Iterator[Row]:
             assert status == 200
             sizes.append(machine.memory(service.pid))
     yield Row("start to first answer, s", "≤ 0.5", spread(times), statistics.median(times) <= 0.5)
-    yield Row("memory at rest, MB", "≤ 45", spread(sizes, 1), statistics.median(sizes) <= 45)
+    yield Row("memory at rest, MiB", "≤ 45", spread(sizes, 1), statistics.median(sizes) <= 45)
 
 
 def waiting_room(upstream: Standin, scale: Scale) -> Iterator[Row]:
@@ -95,7 +95,7 @@ def waiting_room(upstream: Standin, scale: Scale) -> Iterator[Row]:
     what = f"{len(sockets)} requests wait for a hanging upstream"
     yield Row(f"{what}: hit rate / undisturbed", "≥ 0.95", spread(rates), statistics.median(rates) >= 0.95)
     yield Row("the same: p99 of hits, one at a time, ms", "≤ 2", spread(singles), statistics.median(singles) <= 2)
-    yield Row("the same: memory added, MB", "≤ 15", spread(sizes, 1), statistics.median(sizes) <= 15)
+    yield Row("the same: memory added, MiB", "≤ 15", spread(sizes, 1), statistics.median(sizes) <= 15)
 
 
 @contextlib.contextmanager
@@ -197,7 +197,7 @@ def entries_held(upstream: Standin, scale: Scale) -> Iterator[Row]:
             yield Row(
                 what, "0.9 to 1.1", ", ".join(f"{ratio:.2f}" for ratio in ratios), max(ratios) - min(ratios) <= 0.1
             )
-    each = (sizes[counts[-1]] - sizes[10]) * 1e6 / (counts[-1] - 10)
+    each = (sizes[counts[-1]] - sizes[10]) * 2**20 / (counts[-1] - 10)
     yield Row("memory per kept answer of 300 bytes, bytes", "≤ 1200", f"{each:.0f}", each <= 1200)
 
 

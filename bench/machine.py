@@ -109,7 +109,7 @@ def _wait_until_ready(port: int, process: subprocess.Popen[bytes]) -> None:
     give_up = time.monotonic() + PATIENCE
     while True:
         try:
-            get(port, "/")
+            get(port, "/livez")
         except OSError:
             if time.monotonic() > give_up or process.poll() is not None:
                 raise
@@ -177,9 +177,9 @@ def tree(pid: int) -> list[int]:
 
 
 def memory(pid: int) -> float:
-    """Return the resident memory of `pid` and all processes below it, in MB."""
+    """Return the resident memory of `pid` and all processes below it, in MiB."""
     status = [Path(f"/proc/{one}/status").read_text() for one in tree(pid)]
-    return sum(int(_find(r"VmRSS:\s+(\d+) kB", text)[1]) for text in status) * 1024 / 1e6
+    return sum(int(_find(r"VmRSS:\s+(\d+) kB", text)[1]) for text in status) / 1024
 
 
 def cpu(pid: int) -> float:
