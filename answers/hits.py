@@ -4,7 +4,7 @@ What is answered here is the same, byte for byte, as what the route would answer
 """
 
 import math
-from collections import Counter
+from collections.abc import MutableMapping
 
 from answers import EVENTS, response
 from answers.value import Value
@@ -15,7 +15,7 @@ from serving.request import Request
 PREFIX = EVENTS + "/"
 
 
-def immediate(cache: Cache, origins: frozenset[str], served: Counter[bytes]) -> Immediate:
+def immediate(cache: Cache, origins: frozenset[str], served: MutableMapping[bytes, int]) -> Immediate:
     """Return a function that finds the shortcut of a request: a function that answers it if it is a hit at the moment.
 
     `origins` are those of `response.cors`; `served` counts the answers by status, in the event loop's thread.

@@ -9,7 +9,7 @@ import math
 import os
 import platform
 import threading
-from collections import Counter, deque
+from collections import Counter, defaultdict, deque
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from datetime import UTC, datetime
 from functools import partial
@@ -61,7 +61,8 @@ class Metrics(Collector):
         self._cache, self._pause, self._tier = cache, pause, tier
         self._expiry, self._limits = expiry, {"max_entries": max_entries, "max_waiting": max_waiting}
         self._clock, self._stopping, self._began = clock, stopping, clock()
-        self.served = Counter[bytes]()  # hits answered in the event loop, by status; only its thread writes
+        # Hits answered in the event loop, by status; only its thread writes. A Counter would take three times as long.
+        self.served = defaultdict[bytes, int](int)
         self._lock = threading.Lock()
         self._responses = Counter[tuple[str, str]]()  # all others, by route and status
         self._calls = Counter[tuple[str, str]]()  # by endpoint and status
