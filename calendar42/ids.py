@@ -3,7 +3,7 @@
 import re
 
 RULE = "an event id is 1 to 128 letters, digits, hyphens and underscores"
-LONGEST_LIST = 100  # what the upstream lists on one page
+LONGEST_LIST = 100  # ids: Calendar42 lists no more on one page
 
 
 class BadIds(ValueError):
@@ -11,7 +11,7 @@ class BadIds(ValueError):
 
 
 def check(event_id: str) -> str:
-    """Return `event_id`, or raise BadIds: anything else might mean something to the upstream that nobody meant."""
+    """Return `event_id`, or raise `BadIds`: Calendar42 might take anything else for something else."""
     if not re.fullmatch(r"[A-Za-z0-9_-]{1,128}", event_id):
         raise BadIds(RULE)
     return event_id
@@ -29,6 +29,6 @@ def read_list(values: list[str]) -> list[str]:
     for position, event_id in enumerate(event_ids, 1):
         try:
             check(event_id)
-        except BadIds as error:
-            raise BadIds(f"entry {position} of event_ids is wrong: {error}") from None
+        except BadIds:
+            raise BadIds(f"entry {position} of event_ids is wrong: {RULE}") from None
     return event_ids

@@ -1,6 +1,6 @@
 """What is read out of Calendar42's JSON, with jsonpath-ng expressions that are compiled once, at import.
 
-Sources are the sections of docs/calendar42.md. All functions are pure. They raise `C42Error`.
+All functions are pure, and raise `C42Error` if the JSON isn't what Calendar42 documents.
 """
 
 from collections.abc import Collection
@@ -12,8 +12,7 @@ from jsonpath_ng.parser import parse
 from calendar42 import EVENTS, SUBSCRIPTIONS
 from calendar42.errors import C42Error, TooLarge
 
-DELETED = "the event is deleted"
-MAX_ROWS = 100_000  # of one answer; the upstream claims more only when something is wrong
+MAX_ROWS = 100_000  # of one answer; Calendar42 claims more only when something is wrong
 
 _ROWS = parse("data")
 _TITLE = parse("title")
@@ -41,15 +40,15 @@ def events(body: Any) -> dict[str, Any]:
 def title(events: dict[str, Any], event_id: str, asked: Collection[str]) -> str | None:
     """Return the title of one of the `events` that came for the ids `asked` for; None if it has none.
 
-    A deleted event comes without content, or not at all; one that is unknown is left out of a list (sections 3, 5).
+    A deleted event comes without content, or not at all; an unknown one is left out of a list.
     """
-    if event_id not in events:
-        if not events.keys() <= set(asked):  # then it's not the answer to what was asked
-            raise C42Error(EVENTS, "Calendar42 sent other events", of_list=len(asked) > 1)
-        raise C42Error(EVENTS, f"Event {event_id} not found" if len(asked) > 1 else DELETED, 404)
-    if events[event_id].get("permission") == "removed":
-        raise C42Error(EVENTS, DELETED, 404)
-    found = _value(_TITLE, events[event_id])
+    event = events.get(event_id, {"permission": "removed"})
+    if not events.keys() <= set(asked) and event_id not in events:
+        raise C42Error(EVENTS, "Calendar42 sent other events", of_list=len(asked) > 1)
+    if event.get("permission") == "removed":
+        is_unknown = event_id not in events and len(asked) > 1
+        raise C42Error(EVENTS, f"Event {event_id} not found" if is_unknown else "the event is deleted", 404)
+    found = _value(_TITLE, event)
     if not isinstance(found, str | None):
         raise C42Error(EVENTS, "Calendar42 sent a title that is no text")
     return found
@@ -58,8 +57,8 @@ def title(events: dict[str, Any], event_id: str, asked: Collection[str]) -> str 
 def page(body: Any, event_ids: Collection[str]) -> Page:
     """Return what one page of subscriptions says of `event_ids`.
 
-    The upstream ignores a filter that it can't read, so a row counts only for the event that it names (section 2).
-    Removed subscriptions, and names that are blank or null, are left out.
+    Calendar42 ignores a filter that it can't read, so a row counts only for the event that it names. Removed
+    subscriptions, and names that are blank or null, are left out.
     """
     rows = _rows(SUBSCRIPTIONS, body)
     total = _value(_COUNT, body)
@@ -69,13 +68,12 @@ def page(body: Any, event_ids: Collection[str]) -> Page:
         raise TooLarge(SUBSCRIPTIONS, f"Calendar42 has more than {MAX_ROWS} subscriptions")
     names = []
     for row in rows:
-        if row.get("event_id") not in event_ids or row.get("permission") == "removed":
-            continue
-        name = _value(_FIRST_NAME, row)
-        if not isinstance(row.get("subscriber"), dict | None) or not isinstance(name, str | None):
-            raise C42Error(SUBSCRIPTIONS, "Calendar42 sent a first name that is no text")
-        if name and name.strip():
-            names.append((row["event_id"], name))
+        if row.get("event_id") in event_ids and row.get("permission") != "removed":
+            name = _value(_FIRST_NAME, row)
+            if not isinstance(row.get("subscriber"), dict | None) or not isinstance(name, str | None):
+                raise C42Error(SUBSCRIPTIONS, "Calendar42 sent a first name that is no text")
+            if name and name.strip():
+                names.append((row["event_id"], name))
     ids = frozenset(row["id"] for row in rows if isinstance(row.get("id"), str))
     return Page(total, len(rows), ids, names)
 

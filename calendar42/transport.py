@@ -30,6 +30,7 @@ from urllib3.util import wait_for_read
 
 _CHUNK = 65536  # bytes
 _MOST_AROUND = 65536  # bytes that may come besides the body: headers, informational answers, the framing of chunks
+_LENGTHS = {"content-length", "transfer-encoding"}
 _opener = ThreadPoolExecutor(64, thread_name_prefix="c42c-connect")
 
 
@@ -142,17 +143,22 @@ class _Reply:
         self.received = 0  # bytes
         self.is_last = True  # on its connection
         self._limit = limit
-        self._parser = httptools.HttpResponseParser(self)
         self._status = 0
         self._headers: dict[str, str] = {}
         self._body = bytearray()
         self._is_whole = False
+        self._parser = httptools.HttpResponseParser(self)
 
     def read(self, sock: socket.socket, deadline: float) -> Answer:
         """Return the answer, unpacked."""
         while not self._is_whole and len(self._body) <= self._limit:
             sock.settimeout(_left(deadline))
-            self._take(sock.recv(_CHUNK))
+            data = sock.recv(_CHUNK)
+            self._parse(data)
+            if not data:  # the end of the connection, and of an answer that doesn't say how long it is
+                self._is_whole = bool(self._status) and not self._headers.keys() & _LENGTHS
+            if not self._is_whole and (not data or self.received - len(self._body) > _MOST_AROUND):
+                raise ConnectionError("sent no whole answer")
         body = bytes(self._body[: self._limit + 1])
         if body and self._headers.get("content-encoding", "").lower() in ("gzip", "x-gzip"):
             try:
@@ -161,7 +167,7 @@ class _Reply:
                 raise ConnectionError("sent broken gzip") from None
         return Answer(self._status, self._headers, body)
 
-    def _take(self, data: bytes) -> None:
+    def _parse(self, data: bytes) -> None:
         self.received += len(data)
         try:
             self._parser.feed_data(data)
@@ -169,10 +175,6 @@ class _Reply:
             self.is_last = True
             if not self._is_whole:
                 raise ConnectionError("sent no HTTP") from None
-        if not data:  # the end of the connection, and of an answer that doesn't say how long it is
-            self._is_whole = self._status > 0 and not self._headers.keys() & {"content-length", "transfer-encoding"}
-        if not self._is_whole and (not data or self.received - len(self._body) > _MOST_AROUND):
-            raise ConnectionError("sent no whole answer")
 
     def on_message_begin(self) -> None:
         if self._is_whole:
