@@ -56,7 +56,6 @@ FAULTS: dict[str, dict[str, Any]] = {
 FAULTS_OF_EVENTS: dict[str, dict[str, Any]] = {
     "another event": {"body": '{"data": [{"id": "another", "title": "Not asked for"}]}'},
     "no id": {"body": '{"data": [{"title": "Whose?"}]}'},
-    "a title that is no text": {"body": '{"data": [{"id": "%s", "title": {"en": "Dinner"}}]}'},
 }
 FAULTS_OF_SUBSCRIPTIONS: dict[str, dict[str, Any]] = {
     "no count": {"body": '{"meta_data": {}, "data": []}'},
@@ -164,8 +163,39 @@ def test_bad_gateway(inside: MakeInside, upstream: Standin, fault: dict[str, Any
 
 @pytest.mark.parametrize("fault", FAULTS_OF_EVENTS.values(), ids=FAULTS_OF_EVENTS)
 def test_wrong_events(inside: MakeInside, upstream: Standin, fault: dict[str, Any]) -> None:
-    """An event that is not the one asked for, or has no readable title, is a 502."""
+    """Events that are not those asked for, or of which it is not known which they are, are a 502."""
+    everywhere(inside, upstream, fault, BAD_GATEWAY, FAULT_EXPIRY, ("events",))
+
+
+def test_a_wrong_title(inside: MakeInside, upstream: Standin) -> None:
+    """A title that is no text is a 502; in a list, that of this event alone, so it is kept for C42_FAULT_EXPIRY."""
+    fault = {"body": '{"data": [{"id": "%s", "title": {"en": "Dinner"}}]}'}
     single(inside(), upstream, fault, BAD_GATEWAY, FAULT_EXPIRY, "events")
+    service, (bad, good) = inside(), new_events(upstream, 2)
+    events = [{"id": bad, "title": ["Dinner"]}, {"id": good, "title": f"Title {good}"}]
+    rule = upstream.rule("events", bad, body=json.dumps({"data": events}))
+    answer: Any = service.http.get(listed([bad, good]))
+    assert [is_right(part, good) for part in answer.json["data"]] == [True]
+    assert {event_id: error["status_code"] for event_id, error in answer.json["errors"].items()} == {bad: BAD_GATEWAY}
+    rule.remove()
+    service.clock.now += FAULT_EXPIRY - 0.01
+    assert service.event(bad).status_code == BAD_GATEWAY
+    service.clock.now += 1
+    assert is_right(service.event(bad).json, bad)
+    assert (upstream.calls("events", bad), upstream.calls("events", good)) == (2, 1)
+
+
+@pytest.mark.parametrize("informational", [100, 102, 103])
+@pytest.mark.parametrize("endpoint", ENDPOINTS)
+def test_informational(inside: MakeInside, upstream: Standin, endpoint: str, informational: int) -> None:
+    """Informational answers are skipped: each event gets its own answer, and no call is made twice."""
+    service, (first, second, *others) = inside(), new_events(upstream, 4)
+    upstream.rule(endpoint, informational=informational)
+    for event_id in first, second:
+        assert is_right(service.event(event_id).json, event_id)
+    parts = json.loads(service.http.get(listed(others)).data)["data"]
+    assert [is_right(part, event_id) for part, event_id in zip(parts, others, strict=True)] == [True, True]
+    assert [upstream.calls(called) for called in ENDPOINTS] == [3, 3]
 
 
 @pytest.mark.parametrize("fault", FAULTS_OF_SUBSCRIPTIONS.values(), ids=FAULTS_OF_SUBSCRIPTIONS)
@@ -274,4 +304,6 @@ def test_unreachable(inside: MakeInside, upstream: Standin, certificate: Path, h
         assert (errors, lifetime(listing)) == ({BAD_GATEWAY}, None)
         service.clock.now += FAULT_EXPIRY - 1
         assert service.event(event_ids[0]).headers["Cache-Status"].startswith("c42c; hit")
+        service.clock.now += 2
+        assert not service.event(event_ids[0]).headers["Cache-Status"].startswith("c42c; hit")
         assert upstream.calls() == 0
