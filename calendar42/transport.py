@@ -178,7 +178,7 @@ class _Reply:
 
     def on_message_begin(self) -> None:
         if self._is_whole:
-            raise ValueError("more than the answer")
+            raise ValueError  # more than the answer: don't parse it
 
     def on_header(self, name: bytes, value: bytes) -> None:
         self._headers[name.decode("latin-1").lower()] = value.decode("latin-1")

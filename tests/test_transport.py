@@ -10,6 +10,7 @@ import ssl
 import threading
 import time
 import tracemalloc
+import zlib
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -358,6 +359,7 @@ BROKEN = {
     "closing 103": (b"HTTP/1.1 103 Early Hints\r\nConnection: close\r\n\r\n" + REPLY, NO_HTTP),
     "endless 103": (b"HTTP/1.1 103 Early Hints\r\n\r\n" * 5_000, NOT_WHOLE),
     "no gzip": (answer(b"{}", b"Content-Encoding: gzip"), "sent broken gzip"),
+    "zlib": (answer(zlib.compress(b"{}"), b"Content-Encoding: gzip"), "sent broken gzip"),
 }  # fmt: skip
 
 
