@@ -159,11 +159,11 @@ def _demo(environ: Mapping[str, str]) -> int:
     import standin  # here, since nothing else needs its 1.5 MB
 
     def greeting(url: str) -> str:
-        lines = [f"    curl -i {url}{EVENTS}/{standin.EVENTS[name]}  # {what}" for name, what in standin.SHOWN.items()]
+        lines = [f"    curl -i {url}{EVENTS}/{event_id}  # {what}" for event_id, what in standin.SHOWN.items()]
         first = f"c42c answers on {url}, from made-up events. Try, in another terminal:"
         return "\n".join([first, "", *lines, "", f"{url}/ shows what it does. Ctrl-C ends it.", ""])
 
-    with standin.Standin() as upstream:
+    with standin.Demo() as upstream:
         own = {"C42_TOKEN": upstream.token, "C42_TOKEN_FILE": "", "C42_BASE_URL": upstream.base_url}
         return _serve({**environ, **own}, greeting)
 

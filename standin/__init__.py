@@ -1,10 +1,12 @@
 """A Calendar42 stand-in on real sockets, for the demo and the tests: known events, and faults on demand.
 
-`data` has the events, `api` says what Calendar42 would, `rules` what goes wrong, `server` has the sockets.
+`data` has the events, `api` says what Calendar42 would, `rules` what goes wrong, `server` has the sockets,
+and `demo` is what `make demo` shows.
 """
 
-from standin.data import EVENTS, SHOWN
+from standin.data import EVENTS
+from standin.demo import SHOWN, Demo
 from standin.rules import Gate, Rule
 from standin.server import Standin
 
-__all__ = ["EVENTS", "SHOWN", "Gate", "Rule", "Standin"]
+__all__ = ["EVENTS", "SHOWN", "Demo", "Gate", "Rule", "Standin"]

@@ -61,19 +61,13 @@ def _stamp(moment: datetime) -> str:
     return moment.strftime("%Y-%m-%dT%H:%M:%S.%fZ")
 
 
-def _event_id(name: str, number: int) -> str:
+def make_id(name: str, number: int) -> str:
+    """Return an id that looks like Calendar42's and is the same in every run."""
     return f"{_key(name)}_{int(_created(number).timestamp() * 10_000)}"
 
 
-EVENTS = {name: _event_id(name, number) for number, (name, _, _) in enumerate(_TELLING)}
-EVENTS["unknown"] = _event_id("unknown", len(_TELLING))
-SHOWN = {  # to somebody who tries the service for the first time
-    "plain": "a plain event",
-    "big": "one with 250 people, on three pages",
-    "scripts": "names in several scripts",
-    "deleted": "a deleted event",
-    "unknown": "one that Calendar42 does not know",
-}
+EVENTS = {name: make_id(name, number) for number, (name, _, _) in enumerate(_TELLING)}
+EVENTS["unknown"] = make_id("unknown", len(_TELLING))
 _API_ACCOUNT = {"id": _key("0 API"), "first_name": "API", "last_name": ""}
 
 
@@ -122,7 +116,7 @@ class Catalogue:
         for name, title, names in _TELLING:
             self.add(EVENTS[name], title, names)
         for number, title in enumerate(_ORDINARY_TITLES, len(EVENTS)):
-            self.add(_event_id(title, number), title, _CROWD[: 2 + number % 9])
+            self.add(make_id(title, number), title, _CROWD[: 2 + number % 9])
 
         unset = dict.fromkeys(("start", "end", "start_timezone", "end_timezone", "all_day", "start_location"))
         self.events[EVENTS["untitled"]] |= {"event_type": "todo", **unset}

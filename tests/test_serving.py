@@ -510,13 +510,14 @@ def test_idle_connections(service: Service) -> None:
 
 
 def test_demo(start: Start) -> None:
-    """--demo serves made-up events without a token, and each of the curl lines that it prints works."""
+    """--demo serves made-up events without a token; each of its curl lines works, and trouble shows in the status."""
     service = start("--demo", C42_TOKEN="")
     lines = re.findall(r"^ +curl -i (\S+)  # (.+)$", service.log, re.M)
-    assert len(lines) >= 4
     answers = {what: service.get(address.removeprefix(service.url)) for address, what in lines}
-    assert [answer.status_code for answer in answers.values()] == [200, 200, 200, 404, 404]
-    assert len(answers["one with 250 people, on three pages"].json()["names"]) == 250
+    assert [answer.status_code for answer in answers.values()] == [200, 200, 200, 404, 404, 200, 500, 429]
+    assert len(answers["250 people, on three pages"].json()["names"]) == 250
+    assert answers["a slow event: Calendar42 takes 3 s"].elapsed.total_seconds() >= 3
+    assert set(service.get("/status.json").json()["troubles"]) == {"faults", "pause"}
     os.killpg(service.process.pid, signal.SIGINT)
     assert service.process.wait(PATIENCE) == 0
     assert clean(service.log), service.log

@@ -1,0 +1,37 @@
+"""The demo's Calendar42: the stand-in, with events that show trouble too."""
+
+from typing import Any
+
+from standin.data import EVENTS, make_id
+from standin.server import Standin
+
+SLOW = 3.0  # seconds
+PAUSE = 20  # seconds
+
+TROUBLE: dict[str, dict[str, Any]] = {
+    "slow": {"delay": SLOW},
+    "fault": {"status": 500},
+    "pause": {"status": 429, "headers": {"Retry-After": str(PAUSE)}},
+}
+_IDS = {name: make_id(name, number) for number, name in enumerate(TROUBLE, 100)}
+
+SHOWN = {  # to somebody who tries the service for the first time
+    EVENTS["plain"]: "a plain event",
+    EVENTS["big"]: "250 people, on three pages",
+    EVENTS["scripts"]: "names in several scripts",
+    EVENTS["deleted"]: "a deleted event",
+    EVENTS["unknown"]: "an event that Calendar42 doesn't know",
+    _IDS["slow"]: f"a slow event: Calendar42 takes {SLOW:g} s",
+    _IDS["fault"]: "a fault in Calendar42",
+    _IDS["pause"]: f"Calendar42 asks for a pause: for {PAUSE} s, everything that isn't cached gets a 429",
+}
+
+
+class Demo(Standin):
+    """The stand-in, with an event for each kind of trouble."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        for name, fault in TROUBLE.items():
+            self.add_event(_IDS[name], title=f"An event with a {name}", names=["API", "Arthur", "Ella"])
+            self.rule("events", _IDS[name], **fault)
