@@ -104,11 +104,8 @@ def _wire(config: Settings, client: Client | None, clock: Callable[[], float], s
 
         tier = SharedTier(
             config.cache_url,
-            base_url=config.base_url,
-            token=config.token,
+            scope=(config.base_url, config.token, config.expiry, config.fault_expiry),
             timeout=config.timeout,
-            expiry=config.expiry,
-            fault_expiry=config.fault_expiry,
             pause=pause,
             loop=server.loop if server else None,
         )

@@ -1,27 +1,28 @@
 """Answers shared with other instances through Redis.
 
-A `SharedTier` stands around the load function. It looks in Redis first. What is absent is loaded by the instance that
-gets the event's lock, and put there; the others look again and again until the answer is there, or the lock is free.
-The upstream's pause is shared as well. While Redis is lost, every instance loads for itself.
+A `SharedTier` stands around the load function. It looks in Redis first. What isn't there is loaded by the instance that
+gets the event's lock, and stored there; the others look again until the answer is there or the lock is free. The
+upstream's pause is shared as well. While Redis is down, each instance loads for itself.
 
-A lock lasts two seconds and is renewed while its load is under way, so an instance that dies holds nobody up for more.
-One that is gone is lost, whether its holder was suspended or Redis was restarted or flushed: they can't be told apart,
-and another instance may have loaded since. So it isn't taken again, and whoever lost it stores nothing.
+A lock lasts two seconds and is renewed during its load, so an instance that dies holds nobody up for longer. If a lock
+is gone (its holder was suspended, or Redis was restarted or flushed), its holder stores nothing: another instance may
+have loaded the event since.
 
-Times come from Redis: what is left of an answer is what is left there (PTTL). What is written says when it ends on
-Redis's clock, as it may be held up on its way. Times are whole milliseconds, of which one may be over already.
+Redis keeps an answer for what is left of its lifetime, by Redis's clock. What is written says when it expires by that
+clock, so that it may arrive late. Redis counts whole milliseconds, and one of them may be over already.
 
-Keys: `c42c:`, format, digest of base URL and token; then `pause`, or the lifetimes and the event, and `:lock` for its
-lock. `SharedTier._lock` guards all that changes.
+Keys: `c42c:`, format and digest of the scope; then `pause`, or the event in braces (which put all keys of an event on
+the same node of a cluster), and `:lock` for its lock. `SharedTier._lock` guards the counters.
 """
 
 import asyncio
+import contextlib
 import logging
 import math
 import secrets
 import threading
 import time
-from collections.abc import Callable, Generator, Iterator, Mapping
+from collections.abc import Callable, Generator, Iterator
 from functools import partial
 from hashlib import blake2b
 from typing import NamedTuple
@@ -33,58 +34,44 @@ from calendar42.pause import LONGEST, Pause
 from sharing.link import PATIENCE, PROBE_EVERY, SLICE, Command, Link, Lost
 
 FORMAT = 3
-LEASE = 2.0  # seconds that a lock lasts by itself, or the time-out if that is shorter
+LEASE = 2.0  # seconds that a lock lasts unless it's renewed, or the time-out if that is shorter
 SHORTEST_WAIT = 0.01  # seconds between two looks
 
 log = logging.getLogger("c42c.redis")
 
-_NOW = "local now = redis.call('time') now = now[1] * 1000 + math.floor(now[2] / 1000) "
-
-# Returns time, answer and what is left of its lifetime; or the time alone, with the lock taken; or nothing. An answer
-# that was of no use at the last look counts as none.
-LOOK_UP = f"""{_NOW}
+# Returns Redis's time, the answer and what is left of it; or the time alone if this took the lock; or else nothing.
+LOOK_UP = """
+local time = redis.call('time')
+local now = time[1] * 1000 + math.floor(time[2] / 1000)
 local left = redis.call('pttl', KEYS[1])
 local answer = left ~= 0 and redis.call('get', KEYS[1])
-if answer and answer ~= ARGV[3] then return {{now, answer, left}} end
+if answer then return {now, answer, left} end
 local holder = redis.call('get', KEYS[2])
-if holder and holder ~= ARGV[1] then return {{}} end
+if holder and holder ~= ARGV[1] then return {} end
 redis.call('set', KEYS[2], ARGV[1], 'px', ARGV[2])
-return {{now}}"""
+return {now}"""
 
-# Releases the lock and puts the answer there, but only if the lock is still held.
-PUT = f"""{_NOW}
+# Releases the lock and stores the answer if there is one, but only if the lock is still held.
+_PUT = """
 if redis.call('get', KEYS[2]) ~= ARGV[1] then return 0 end
 redis.call('del', KEYS[2])
-local left = math.min(tonumber(ARGV[3]), ARGV[4] - now - 1)
-if left > 0 then redis.call('set', KEYS[1], ARGV[2], 'px', left) end
-return left"""
+if ARGV[2] == '' then return 1 end
+redis.call('set', KEYS[1], ARGV[2])
+return redis.call('pexpireat', KEYS[1], ARGV[3])"""
 
-_RENEW = """
-if redis.call('get', KEYS[1]) == ARGV[1] then redis.call('set', KEYS[1], ARGV[1], 'px', ARGV[2]) end
-return 1"""
+_RENEW = "if redis.call('get', KEYS[1]) == ARGV[1] then redis.call('set', KEYS[1], ARGV[1], 'px', ARGV[2]) end"
 
-_PROBE = """
-redis.call('set', KEYS[1], ARGV[1], 'px', ARGV[2])
-return redis.call('get', KEYS[1])"""
+# Says when the pause ends, unless it is known to last longer.
+_PAUSE = """
+if tonumber(ARGV[1]) <= tonumber(redis.call('get', KEYS[1]) or 0) then return 0 end
+redis.call('set', KEYS[1], ARGV[1])
+return redis.call('pexpireat', KEYS[1], ARGV[1])"""
 
-_PAUSE = f"""{_NOW}
-local left = math.min(tonumber(ARGV[1]), ARGV[2] - now - 1)
-if left > redis.call('pttl', KEYS[1]) then redis.call('set', KEYS[1], '', 'px', left) end
-return left"""
-
-
-class _Look(NamedTuple):
-    """What a look into Redis found."""
-
-    found: dict[str, Loaded]
-    locked: list[str]  # the events to be loaded here, whose locks are held with `token`
-    token: str
-    ahead: float  # seconds that Redis's clock is ahead of ours, at least
-    patience: float  # seconds left
+_Pairs = Iterator[tuple[str, Loaded]]
 
 
 class TierStats(NamedTuple):
-    """One consistent reading of the shared tier. An event that was to be loaded counts once among the first four."""
+    """One consistent reading of the shared tier. Each event that was to be loaded counts once in the first four."""
 
     found: int  # in Redis, at once
     awaited: int  # in Redis, after another instance had loaded it
@@ -94,47 +81,31 @@ class TierStats(NamedTuple):
 
 
 class SharedTier:
-    """Shares answers through the Redis at `url` with instances of the same `base_url`, `token` and lifetimes.
+    """Shares answers through the Redis at `url` with instances of the same `scope`.
 
-    All times are in seconds. `pause` is the one of the client whose loads it wraps. `loop` is an event loop that runs,
-    or will run; without one, one is started.
+    `timeout` is the longest that a load takes, in seconds; `pause` is the one of the client that loads. `loop` is an
+    event loop that runs, or will run; without one, one is started.
     """
 
     def __init__(
         self,
         url: str,
         *,
-        base_url: str,
-        token: str,
+        scope: tuple[object, ...],
         timeout: float,
-        expiry: float,
-        fault_expiry: float,
         pause: Pause,
         loop: asyncio.AbstractEventLoop | None = None,
         clock: Callable[[], float] = clock,
         probe_every: float = PROBE_EVERY,
     ) -> None:
-        self._expiry, self._pause, self._clock = expiry, pause, clock
-        lease = min(LEASE, timeout)
-        self._lease = math.ceil(lease * 1000)
-        scope = blake2b(f"{base_url}\0{token}".encode(), digest_size=16).hexdigest()
-        self._prefix = f"c42c:{FORMAT}:{scope}:"
-        self._lifetimes = f"{expiry:g}/{fault_expiry:g}"
+        self._pause, self._clock = pause, clock
+        self._prefix = f"c42c:{FORMAT}:{blake2b(repr(scope).encode(), digest_size=16).hexdigest()}:"
+        self._token = secrets.token_hex(8)  # of our locks; the cache loads an event only once at a time
+        self._lease = math.ceil(min(LEASE, timeout) * 1000)
+        self._ahead = 0.0  # seconds that Redis's clock is ahead of ours, at least
         self._lock = threading.Lock()
-        self._held: dict[str, str] = {}  # the tokens of the locks to be renewed, by event
         self._counts = dict.fromkeys(TierStats._fields[:-1], 0)
-        self._ahead = -math.inf  # seconds that Redis's clock was ahead of ours at least, before it was set back
-        self._noticed = math.inf  # when it was noticed that it was
-        own = secrets.token_hex(8)
-        self._link = Link(
-            url,
-            probe=("EVAL", _PROBE, 1, f"{self._prefix}probe:{own}", own, self._lease),
-            right=own.encode(),
-            regular=self._renewals,
-            beat=lease / 4,
-            probe_every=probe_every,
-            loop=loop,
-        )
+        self._link = Link(url, probe_every=probe_every, loop=loop)
 
     def snapshot(self) -> TierStats:
         """Read all counters at one moment."""
@@ -142,136 +113,109 @@ class SharedTier:
             return TierStats(**self._counts, up=bool(self._link.up))
 
     def close(self) -> None:
-        """Let Redis go."""
+        """Disconnect from Redis. Loads go on without it."""
         self._link.close()
 
     def key(self, event_id: str) -> str:
-        """Return the key of an event's answer; the braces put its lock on the same node of a cluster."""
-        return f"{self._prefix}{self._lifetimes}:{{{event_id}}}"
+        """Return the key of an event's answer."""
+        return f"{self._prefix}{{{event_id}}}"
 
     def wrap(self, load: Load) -> Load:
         """Return a load function for the cache that looks in Redis first, and asks `load` for the rest."""
         return partial(self._load, load)
 
-    def _load(self, load: Load, event_ids: list[str], deadline: float) -> Iterator[tuple[str, Loaded]]:
+    def _load(self, load: Load, event_ids: list[str], deadline: float) -> _Pairs:
         began = self._clock()
-        wanted, useless, wait, patience = event_ids, dict[str, bytes](), 0.0, PATIENCE
+
+        def load_here(events: list[str]) -> _Pairs:
+            waited = self._clock() - began
+            for event_id, loaded in load(events, deadline):
+                yield event_id, loaded._replace(age=loaded.age - waited)
+
+        wanted, result, patience = event_ids, "shared", PATIENCE
         while wanted:
             try:
                 if time.monotonic() > deadline + PATIENCE:
-                    raise Lost  # whoever loads it should have ended
-                look = self._look(wanted, useless, patience, began)
+                    raise Lost  # another instance's load should have ended
+                found, locked, left = self._look(wanted, patience, began)
             except Lost:
                 self._count("alone", len(wanted))
-                yield from self._dated(load, wanted, deadline, began)
+                yield from load_here(wanted)
                 return
-            self._count("awaited" if wait else "found", len(look.found))
-            for event_id, loaded in look.found.items():
-                yield event_id, loaded._replace(result="awaited" if wait else "shared")
-            spent = patience - (yield from self._load_for_all(load, look, deadline, began))
-            if wanted := [each for each in wanted if each not in look.found and each not in look.locked]:
-                # The time of another's load is not spent on Redis: only what has passed since it was seen under way is.
+            self._count("found" if result == "shared" else "awaited", len(found))
+            for event_id, loaded in found.items():
+                yield event_id, loaded._replace(result=result)
+            if locked:
+                left = yield from self._load_for_all(load_here(locked), locked, left, began)
+            if wanted := [each for each in wanted if each not in found and each not in locked]:
+                # An answer waits for Redis from when its load was last seen under way: all that this look took counts.
+                spent = patience - left
                 wait = min(max((self._clock() - began) / 5, SHORTEST_WAIT), (PATIENCE - spent) / 5)
-                patience = PATIENCE - spent - wait
+                result, patience = "awaited", PATIENCE - spent - wait
                 time.sleep(wait)
 
-    def _look(self, wanted: list[str], useless: dict[str, bytes], patience: float, began: float) -> _Look:
-        """Look for all events at once, and take the locks of those that nobody loads; add what can't be used."""
-        token = secrets.token_hex(8)
+    def _look(self, wanted: list[str], patience: float, began: float) -> tuple[dict[str, Loaded], list[str], float]:
+        """Return what Redis has of the events, those to load here, whose locks are held now, and the patience left."""
+        found, locked, useless = dict[str, Loaded](), list[str](), list[str]()
         commands: list[Command] = [("PTTL", f"{self._prefix}pause")]
-        for event_id in wanted:
-            known = useless.get(event_id, b"")
-            commands.append(("EVAL", LOOK_UP, 2, *self._keys(event_id), token, self._lease, known))
-        sent = self._clock()
+        commands += [("EVAL", LOOK_UP, 2, *self._keys(each), self._token, self._lease) for each in wanted]
+        sent, asked = self._clock(), time.monotonic()
         (pause, *replies), left = self._link.ask(commands, patience)
-        found, locked, ahead = dict[str, Loaded](), [], 0.0
         try:
             if 0 < pause <= LONGEST * 1000:
-                self._pause.extend(time.monotonic() + sent - self._clock() + (pause - 1) / 1000)
+                self._pause.extend(asked + (pause - 1) / 1000)
             for event_id, reply in zip(wanted, replies, strict=True):
                 if reply:
-                    ahead, set_back = self._compare_clocks(reply[0] / 1000, sent)
+                    self._ahead = reply[0] / 1000 - self._clock()
                 if len(reply) == 1:
                     locked.append(event_id)
                 elif reply:
-                    _, content, milliseconds = reply
-                    ends = sent + (milliseconds - 1) / 1000 - set_back
-                    loaded = _read(event_id, content, milliseconds)
-                    if loaded and ends > self._clock():
-                        found[event_id] = loaded._replace(age=began - ends + loaded.lifetime)
+                    loaded, expiry = _read(event_id, *reply[1:]), sent + (reply[2] - 1) / 1000
+                    if loaded and expiry > self._clock():
+                        found[event_id] = loaded._replace(age=began - expiry + loaded.lifetime)
                     else:
-                        useless[event_id] = content
+                        useless.append(self.key(event_id))
         except Exception as error:  # whatever comes of what is not as it should be
             self._link.lose(f"it answers nonsense ({type(error).__name__})")
             raise Lost from None
-        return _Look(found, locked, token, ahead, left)
-
-    def _compare_clocks(self, redis_now: float, sent: float) -> tuple[float, float]:
-        """Return how far Redis's clock is ahead of ours at least, and by how much it was set back lately, in seconds.
-
-        What was in Redis before will live longer by that, so it counts until all of that has expired.
-        """
-        now = self._clock()
-        least, most = redis_now - now, redis_now - sent
-        with self._lock:
-            set_back = self._ahead - most
-            self._noticed = min(self._noticed, now) if set_back > 0 else math.inf
-            if now > self._noticed + self._expiry + set_back:
-                self._ahead, self._noticed = -math.inf, math.inf
-            self._ahead = max(self._ahead, least)
-            return least, max(0.0, self._ahead - most)
+        if useless:  # the next look finds nothing in its place
+            left = self._link.ask([("DEL", *useless)], left)[1]
+        return found, locked, left
 
     def _load_for_all(
-        self, load: Load, look: _Look, deadline: float, began: float
+        self, loads: _Pairs, locked: list[str], patience: float, began: float
     ) -> Generator[tuple[str, Loaded], None, float]:
-        """Load the events whose locks are held, put the answers where all find them, and return the patience left."""
-        if not look.locked:
-            return look.patience
-        self._count("loaded", len(look.locked))
-        with self._lock:
-            self._held |= dict.fromkeys(look.locked, look.token)
-        loads = dict[str, Loaded]()
+        """Load events, store the answers and the pause in Redis, release the locks, and return the patience left."""
+        self._count("loaded", len(locked))
+        renewals = [("EVAL", _RENEW, 1, self._keys(each)[1], self._token, self._lease) for each in locked]
+        renewing = self._link.repeat(renewals, self._lease / 4000)
+        answers = dict[str, tuple[bytes, float]]()  # with their expiry
         try:
-            for event_id, loaded in self._dated(load, look.locked, deadline, began):
+            for event_id, loaded in loads:
                 if not loaded.private:
-                    loads[event_id] = loaded
+                    answers[event_id] = pack(loaded), began - loaded.age + loaded.lifetime
                 yield event_id, loaded
         finally:
-            with self._lock:
-                for event_id in look.locked:
-                    self._held.pop(event_id, None)
-            left = self._put(loads, look, began)
-        return left
-
-    def _put(self, loads: Mapping[str, Loaded], look: _Look, began: float) -> float:
-        now = self._clock()
-        commands: list[Command] = []
-        if pause := self._pause.left:
-            commands.append(("EVAL", _PAUSE, 1, f"{self._prefix}pause", *_times(now + pause, now, look.ahead)))
-        for event_id in look.locked:
-            loaded = loads.get(event_id)
-            content, until = (pack(loaded), began - loaded.age + loaded.lifetime) if loaded else (b"", now)
-            times = _times(until, now, look.ahead)
-            commands.append(("EVAL", PUT, 2, *self._keys(event_id), look.token, content, *times))
-        try:
-            return self._link.ask(commands, max(look.patience, 2 * SLICE))[1]
-        except Lost:  # the answers are right all the same, and the locks end by themselves
-            return 0.0
-
-    def _dated(self, load: Load, event_ids: list[str], deadline: float, began: float) -> Iterator[tuple[str, Loaded]]:
-        """Load, and date the answers back to `began`."""
-        waited = self._clock() - began
-        for event_id, loaded in load(event_ids, deadline):
-            yield event_id, loaded._replace(age=loaded.age - waited)
-
-    def _renewals(self) -> list[Command]:
-        with self._lock:
-            held = list(self._held.items())
-        return [("EVAL", _RENEW, 1, self._keys(event_id)[1], token, self._lease) for event_id, token in held]
+            renewing.cancel()
+            commands: list[Command] = []
+            if pause := self._pause.left:
+                ends = self._on_redis(self._clock() + pause)
+                commands.append(("EVAL", _PAUSE, 1, f"{self._prefix}pause", ends))
+            for event_id in locked:
+                content, expiry = answers.get(event_id, (b"", 0.0))
+                arguments = self._token, content, self._on_redis(expiry)
+                commands.append(("EVAL", _PUT, 2, *self._keys(event_id), *arguments))
+            with contextlib.suppress(Lost):  # the answers are right all the same, and the locks end by themselves
+                patience = self._link.ask(commands, max(patience, SLICE))[1]
+        return patience
 
     def _keys(self, event_id: str) -> tuple[str, str]:
         key = self.key(event_id)
         return key, f"{key}:lock"
+
+    def _on_redis(self, moment: float) -> int:
+        """Return a moment of our clock in milliseconds of Redis's."""
+        return math.floor((moment + self._ahead) * 1000)
 
     def _count(self, what: str, number: int) -> None:
         with self._lock:
@@ -283,12 +227,7 @@ def _read(event_id: str, content: bytes, left: int) -> Loaded | None:
         loaded = unpack(content)
         if not 0 < left <= loaded.lifetime * 1000:
             raise ValueError(f"{left} ms are left of it")
-    except ValueError as error:  # it will be replaced
+    except ValueError as error:
         log.warning("Redis has something else than an answer of event %s: %s", event_id, error)
         return None
     return loaded
-
-
-def _times(until: float, now: float, ahead: float) -> tuple[int, int]:
-    """Return the milliseconds that are left `until` then, and when that is on Redis's clock."""
-    return math.floor((until - now) * 1000), math.floor((until + ahead) * 1000)

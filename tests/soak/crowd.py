@@ -35,6 +35,8 @@ async def run(rounds: int, instances: Sequence[Instance], redis: Redis, calls: l
     upstream.delay = DELAY
     redis.start()
     await start(instances, upstream, RULES, redis)
+    for instance in instances:
+        await instance.shares()
     wrong = 0
     for number in range(1, rounds + 1):
         calls.clear()
@@ -54,7 +56,9 @@ async def main() -> int:
     parser.add_argument("--rounds", type=int, default=50)
     parser.add_argument("--load", type=float, default=0.0, help="the load average to wait for")
     options = parser.parse_args()
-    busy = [Process(["nice", sys.executable, "-c", "while True: pass"]) for _ in range(int(options.load * 1.5))]
+    busy = [
+        Process(["nice", "-n", "19", sys.executable, "-c", "while True: pass"]) for _ in range(int(options.load * 1.5))
+    ]
     instances, redis = [Instance() for _ in range(4)], Redis()
     try:
         for process in busy:

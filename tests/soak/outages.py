@@ -123,6 +123,14 @@ class Instance(Process):
                 raise TimeoutError(f"an instance does not start:\n{self.log[-2000:]}")
             await asyncio.sleep(0.05)
 
+    async def shares(self) -> None:
+        """Return once it has found Redis."""
+        until = time.monotonic() + PATIENCE
+        while not re.search(r"^c42_shared_tier_up 1", await self.numbers(), re.M):
+            if time.monotonic() > until:
+                raise TimeoutError("an instance does not find Redis")
+            await asyncio.sleep(0.1)
+
     async def numbers(self, path: str = "/metrics") -> str:
         """Return one of its pages for operators; nothing if it can't be had."""
         try:
@@ -245,13 +253,11 @@ class Outages:
 
     async def _all_share(self) -> None:
         """Return once all instances have found Redis again."""
-        until = time.monotonic() + PATIENCE
         for instance in self._instances:
-            while not re.search(r"^c42_shared_tier_up 1", await instance.numbers(), re.M):
-                if time.monotonic() > until:
-                    self._checker.violation("Redis not found again", f"{PATIENCE} s after {self.happened[-1]}")
-                    return
-                await asyncio.sleep(0.1)
+            try:
+                await instance.shares()
+            except TimeoutError:
+                self._checker.violation("Redis not found again", f"{PATIENCE} s after {self.happened[-1]}")
 
     async def _alone(self) -> int:
         """How many loads all instances have made without Redis."""

@@ -1,0 +1,196 @@
+"""What the tests of sharing use: a real Redis, a proxy in front of one that fails in every way, and machines.
+
+Most of these tests let several caches and tiers in this process stand for several machines, with loads that are counted
+and wait at a gate.
+"""
+
+import asyncio
+import contextlib
+import shutil
+import signal
+import socket
+import subprocess
+import threading
+import time
+from collections import Counter
+from collections.abc import Callable, Iterator
+from typing import Any
+
+import pytest
+import redis
+
+from answers import value as values
+from cache import OK, Cache, Found, Loaded, clock
+from calendar42.pause import Pause
+from sharing.tier import SharedTier
+from tests.fixtures import PATIENCE, until
+
+VALUE = values.success({"id": "1", "title": "Ein schöner Titel\n", "names": []})
+TIMEOUT = 0.8  # seconds; a lock lasts as long
+PROBE_EVERY = 0.1  # seconds
+
+Spoil = Callable[[bytes, socket.socket], None]  # is handed what Redis sent, and what it should be sent on to
+
+
+def free_port() -> int:
+    """Return a port that was free a moment ago."""
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        return int(free.getsockname()[1])
+
+
+class Redis:
+    """A redis-server on a free port of loopback, which keeps nothing on disk."""
+
+    def __init__(self, *options: str) -> None:
+        if not shutil.which("redis-server"):
+            pytest.skip("there is no redis-server; Debian's package of that name has it")
+        self.port = free_port()
+        self.url = f"redis://127.0.0.1:{self.port}/0"
+        self._options = options
+        self.start()
+
+    def start(self) -> None:
+        """Start it, at first and again."""
+        own = ["--port", str(self.port), "--bind", "127.0.0.1", "--save", "", "--appendonly", "no"]
+        self._process = subprocess.Popen(["redis-server", *own, *self._options], stdout=subprocess.DEVNULL, cwd="/")
+        until(self._listens, "redis-server to listen")
+
+    def _listens(self) -> bool:
+        with socket.socket() as sock:
+            return sock.connect_ex(("127.0.0.1", self.port)) == 0
+
+    def signal(self, sig: signal.Signals) -> None:
+        """Send it a signal."""
+        self._process.send_signal(sig)
+
+    def kill(self) -> None:
+        """End it at once."""
+        self._process.kill()
+        self._process.wait(PATIENCE)
+
+    @contextlib.contextmanager
+    def client(self) -> Iterator[Any]:
+        """Look into it, past the tier."""
+        with redis.Redis(port=self.port, protocol=2) as client:
+            yield client
+
+
+class Proxy:
+    """Passes on what it gets to a port and back; `spoil`, if there is one, does something else to what comes back.
+
+    Without a port, what clients send comes back.
+    """
+
+    def __init__(self, port: int = 0, spoil: Spoil | None = None) -> None:
+        self._target = port
+        self.spoil = spoil
+        self._open = [socket.create_server(("127.0.0.1", 0))]
+        self.address = f"127.0.0.1:{self._open[0].getsockname()[1]}"
+        self.url = f"redis://{self.address}"
+        self._spawn(self._accept)
+
+    def _spawn(self, target: Callable[..., None], *args: Any) -> None:
+        threading.Thread(target=target, args=args, daemon=True).start()
+
+    def _accept(self) -> None:
+        with contextlib.suppress(OSError):
+            while True:
+                here = self._open[0].accept()[0]
+                there = socket.create_connection(("127.0.0.1", self._target)) if self._target else here
+                self._open += [here, there]
+                if self._target:
+                    self._spawn(self._copy, here, there, None)
+                self._spawn(self._copy, there, here, self)
+
+    def _copy(self, source: socket.socket, sink: socket.socket, back: "Proxy | None") -> None:
+        with contextlib.suppress(OSError), source:
+            while data := source.recv(65536):
+                if back and back.spoil:
+                    back.spoil(data, sink)
+                else:
+                    sink.sendall(data)
+            sink.shutdown(socket.SHUT_RDWR)
+
+    def end(self) -> None:
+        """Close everything."""
+        for sock in self._open:
+            with contextlib.suppress(OSError):
+                sock.shutdown(socket.SHUT_RDWR)
+            sock.close()
+
+
+class Machine:
+    """An instance's cache over a tier, with a load that counts, and waits at `gate` if there is one."""
+
+    def __init__(self, url: str, counts: Counter[str], expiry: float = 252.0, **options: Any) -> None:
+        self.expiry = expiry
+        self.pause = Pause(6.0)
+        own: dict[str, Any] = {"scope": (expiry,), "timeout": TIMEOUT, "probe_every": PROBE_EVERY}
+        self.tier = SharedTier(url, pause=self.pause, **own | options)
+        self.cache = Cache(max_entries=1000, max_waiting=1000, clock=options.get("clock", clock))
+        self.gate: threading.Event | None = None
+        self.entered = threading.Semaphore(0)
+        self.answer: Callable[[], Loaded] = lambda: Loaded(VALUE, OK, self.expiry)
+        self._counts = counts
+
+    def load(self, event_ids: list[str], deadline: float) -> Iterator[tuple[str, Loaded]]:
+        """Load, as the client would."""
+        for event_id in event_ids:
+            self._counts[event_id] += 1
+            self.entered.release()
+            assert not self.gate or self.gate.wait(PATIENCE)
+            yield event_id, self.answer()
+
+    def ask(self, event_id: str) -> Found:
+        """Answer a request for an event."""
+        return self.ask_many([event_id])[event_id]
+
+    def ask_many(self, event_ids: list[str], timeout: float = 5.0) -> dict[str, Found]:
+        """Answer a request for a list."""
+        deadline, load = time.monotonic() + timeout, self.tier.wrap(self.load)
+        return self.cache.get_or_load_many(event_ids, lambda wanted: load(wanted, deadline), deadline)
+
+    def held(self, event_id: str) -> Found:
+        """Return what the cache holds."""
+        hit = self.cache.get(event_id)
+        assert hit
+        return Found(*hit, "hit", True)
+
+    @property
+    def shares(self) -> bool:
+        """Whether Redis is up."""
+        return self.tier.snapshot().up
+
+    def key(self, event_id: str) -> str:
+        """Return an event's key in Redis."""
+        return self.tier.key(event_id)
+
+    def lock(self, event_id: str) -> str:
+        """Return the key of an event's lock in Redis."""
+        return f"{self.key(event_id)}:lock"
+
+    def end(self) -> None:
+        """Let go of everything."""
+        if self.gate:
+            self.gate.set()
+        self.tier.close()
+        self.cache.close()
+
+
+@contextlib.contextmanager
+def running(factory: Callable[[], asyncio.AbstractEventLoop]) -> Iterator[asyncio.AbstractEventLoop]:
+    """Run an event loop in a thread, as the server runs one in the main thread."""
+    runner, ended = asyncio.Runner(loop_factory=factory), asyncio.Event()
+
+    def run() -> None:
+        with runner:
+            runner.run(ended.wait())
+
+    loop = runner.get_loop()
+    thread = threading.Thread(target=run)
+    thread.start()
+    yield loop
+    loop.call_soon_threadsafe(ended.set)
+    thread.join(PATIENCE)
+    assert not thread.is_alive()
