@@ -183,9 +183,14 @@ def running(factory: Callable[[], asyncio.AbstractEventLoop]) -> Iterator[asynci
     """Run an event loop in a thread, as the server runs one in the main thread."""
     runner, ended = asyncio.Runner(loop_factory=factory), asyncio.Event()
 
+    async def until_idle() -> None:
+        await ended.wait()
+        while len(asyncio.all_tasks()) > 1:  # what was closed is disconnecting
+            await asyncio.sleep(0.01)
+
     def run() -> None:
         with runner:
-            runner.run(ended.wait())
+            runner.run(until_idle())
 
     loop = runner.get_loop()
     thread = threading.Thread(target=run)

@@ -263,12 +263,12 @@ def test_nothing_outlives_its_time_in_a_list(
     loader: str, shared_redis: Redis, machine: Make, counts: Counter[str], pool: ThreadPoolExecutor
 ) -> None:
     """What Redis had at first, and what expired while the rest of the list was waited for, is loaded again."""
-    first, second = (machine(shared_redis.url, expiry=0.5) for _ in range(2))
+    first, second = (machine(shared_redis.url, expiry=1.0) for _ in range(2))
     there, missing = new_id(), new_id()
     first.ask(there)
+    first.answer = second.answer = lambda: Loaded(VALUE, OK, 252.0)
     loading = second if loader == "here" else first
     loading.gate = threading.Event()
-    loading.answer = lambda: Loaded(VALUE, OK, 252.0)
     alone = pool.submit(first.ask, missing) if loader == "elsewhere" else None
     listed = pool.submit(second.ask_many, [there, missing])
     assert loading.entered.acquire(timeout=PATIENCE)
@@ -918,24 +918,18 @@ def test_a_connection_that_was_closed_meanwhile_is_no_loss(shared_redis: Redis, 
     assert said("Redis is lost") == 0
 
 
-def test_a_full_redis(machine: Make, said: Said) -> None:
+def test_a_full_redis(own_redis: Redis, machine: Make, said: Said) -> None:
     """A Redis that takes no more is left, once in the log, until it has room again."""
-    full = Redis("--maxmemory", "3mb", "--maxmemory-policy", "noeviction")
-    try:
-        one = machine(full.url)
-        with full.client() as client:
-            with contextlib.suppress(redis.exceptions.OutOfMemoryError):
-                for number in range(10**6):
-                    client.set(f"other:{number}", "x" * 10000)
-            assert one.ask(new_id()).value == VALUE
-            until(lambda: not one.shares)
-            tried = client.info("errorstats")["errorstat_OOM"]["count"] + 3
-            until(lambda: client.info("errorstats")["errorstat_OOM"]["count"] >= tried, "more tries")
-            assert said("OutOfMemory") == said("Redis is lost") == 1
-            client.flushall()
-            until(lambda: one.shares)
-    finally:
-        full.kill()
+    one = machine(own_redis.url)
+    with own_redis.client() as client:
+        client.config_set("maxmemory", 1)
+        assert one.ask(new_id()).value == VALUE
+        until(lambda: not one.shares)
+        tried = client.info("errorstats")["errorstat_OOM"]["count"] + 3
+        until(lambda: client.info("errorstats")["errorstat_OOM"]["count"] >= tried, "more tries")
+        assert said("OutOfMemory") == said("Redis is lost") == 1
+        client.config_set("maxmemory", 0)
+        until(lambda: one.shares)
 
 
 def test_many_loads_at_once_do_not_look_like_a_slow_redis(
