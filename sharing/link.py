@@ -10,6 +10,7 @@ import contextlib
 import logging
 import secrets
 import threading
+import time
 from collections import deque
 from collections.abc import Sequence
 from concurrent.futures import Future
@@ -114,19 +115,20 @@ class Link:
     async def _exchange(self, asks: list[_Ask]) -> None:
         """Send the commands of all and hand out the replies. If anybody's patience runs out, nobody gets any.
 
-        Patience is spent in turns of the loop: if the loop itself is held up, as on a crowded machine, that isn't
-        Redis's fault.
+        A slice that takes much longer isn't counted: the loop itself is held up then, as on a crowded machine.
         """
         pipeline = self._redis.pipeline(transaction=False)
         for command in (command for ask in asks for command in ask.commands):
             pipeline.execute_command(*command)
-        replying = asyncio.ensure_future(pipeline.execute())
+        replying, began = asyncio.ensure_future(pipeline.execute()), time.monotonic()
         try:
             while not (await asyncio.wait([replying], timeout=SLICE))[0]:
-                for ask in (*asks, *self._asks):
+                waiting, now = (*asks, *self._asks), time.monotonic()
+                for ask in waiting if now - began < 2 * SLICE else ():
                     ask.patience -= SLICE
-                if any(ask.patience <= 0 for ask in (*asks, *self._asks)):
+                if any(ask.patience <= 0 for ask in waiting):
                     raise TimeoutError
+                began = now
             replies = replying.result()
         except Exception as error:  # whatever redis-py makes of what it reads
             self.lose("timed out" if isinstance(error, TimeoutError) else reason(error))
