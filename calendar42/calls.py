@@ -71,7 +71,7 @@ class Upstream:
             raise job.late(endpoint)
         status, headers, body = self._get(endpoint, rest, job)
         if status == 429:
-            self._pause.begin(headers.get("retry-after", ""))
+            self._pause.begin(headers.get("Retry-After", ""))
             raise self._paused(endpoint, status, self._error_body(body))
         if 400 <= status <= 599:
             raise C42Error(endpoint, f"Calendar42 answered {status}", status, status, self._error_body(body))

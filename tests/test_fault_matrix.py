@@ -34,7 +34,6 @@ FAULTS: dict[str, dict[str, Any]] = {
     "reset in the body": {"reset_halfway": True},
     "cut short": {"truncate": True},
     "less than its length": {"headers": {"Content-Length": "9"}},
-    "no number as its length": {"headers": {"Content-Length": "nine"}},
     "chunked garbage": {"body": "garbage\r\n", "headers": {"Transfer-Encoding": "chunked", "Content-Length": None}},
     "not gzip": {"headers": {"Content-Encoding": "gzip"}},
     "gzip bomb": {"body": gzip.compress(b" " * 2**26), "headers": {"Content-Encoding": "gzip"}},
@@ -73,6 +72,7 @@ HANGS: dict[str, dict[str, Any]] = {
     "too late": {"delay": 1.0},
     "trickle of headers": {"trickle_headers": 0.05},
     "trickle of the body": {"trickle": 0.05},
+    "no number as its length": {"headers": {"Content-Length": "nine"}},
     "more than it sends": {"headers": {"Content-Length": "99999"}},
     "a chunk without an end": {"body": "ff\r\n{", "headers": {"Transfer-Encoding": "chunked", "Content-Length": None}},
 }
