@@ -25,23 +25,30 @@ def _needs_debian(item: pytest.Item) -> bool:
     return "debian" in getattr(item, "fixturenames", ())
 
 
+@pytest.fixture(scope="session")
+def memory() -> Iterator[Path]:
+    """Return a folder that is kept in memory: whole systems are written there, and are gone in an instant."""
+    with tempfile.TemporaryDirectory(prefix="c42c-deploy-") as folder:
+        ran("mount", "-t", "tmpfs", "-o", "size=3g,mode=755", "c42c", folder)
+        yield Path(folder)
+        ran("umount", "--recursive", "--lazy", folder)
+
+
 @pytest.fixture(scope="session", autouse=True)
 def installation(request: pytest.FixtureRequest) -> Iterator[tuple[Path, subprocess.Popen[str]] | None]:
-    """Begin to install Debian in a folder, from this machine's mirror, if a test needs it; delete it afterwards."""
+    """Begin to install Debian in a folder, from this machine's mirror, if a test needs it."""
     if missing("mmdebstrap", "apt-get") or os.geteuid() != 0 or not any(map(_needs_debian, request.session.items)):
         yield None
         return
+    root = request.getfixturevalue("memory") / "debian"
     release = re.search(r"^VERSION_CODENAME=(\w+)", Path("/etc/os-release").read_text(), re.M)
     assert release is not None
     sites = ran("apt-get", "indextargets", "--format", "$(SITE)", "Created-By: Packages", f"Codename: {release[1]}")
-    with tempfile.TemporaryDirectory(prefix="c42c-debian-") as folder:
-        root = Path(folder) / "root"
-        command = ["mmdebstrap", "--quiet", "--variant=essential", f"--include={PACKAGES}", release[1], str(root)]
-        with subprocess.Popen(
-            [*command, *sites.split()[:1]], stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True
-        ) as process:
-            yield root, process
-            process.terminate()
+    options = ["--quiet", "--variant=essential", f"--include={PACKAGES}"]
+    command = ["mmdebstrap", *options, release[1], str(root), *sites.split()[:1]]
+    with subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True) as process:
+        yield root, process
+        process.terminate()
 
 
 @pytest.fixture(scope="session")

@@ -4,9 +4,7 @@ import json
 import os
 import signal
 import subprocess
-import tempfile
 import time
-from collections.abc import Iterator
 from functools import partial
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -47,17 +45,12 @@ class Image(NamedTuple):
 
 
 @pytest.fixture(scope="module")
-def image(debian: Path, pip_mounts: list[tuple[Path, str]]) -> Iterator[Image]:
+def image(debian: Path, memory: Path, pip_mounts: list[tuple[Path, str]]) -> Image:
     """Build the image with buildah, from a Debian of our own, so that no registry of images is needed."""
     if lacking := missing("buildah", "unshare"):
         pytest.skip(f"needs {lacking}, as Debian has it")
-    with tempfile.TemporaryDirectory(prefix="c42c-images-") as store:
-        yield build(Path(store), debian, pip_mounts)
-
-
-def build(store: Path, debian: Path, pip_mounts: list[tuple[Path, str]]) -> Image:
-    """Build the image with everything that buildah keeps in the folder `store`."""
-    options = ["--root", str(store / "root"), "--runroot", str(store / "run"), "--storage-driver", "vfs"]
+    driver = "overlay" if "\toverlay\n" in Path("/proc/filesystems").read_text() else "vfs"
+    options = ["--root", str(memory / "images"), "--runroot", str(memory / "run"), "--storage-driver", driver]
     buildah = partial(ran, "buildah", *options, timeout=200)
     base = buildah("from", "scratch").strip()
     buildah("add", "--quiet", base, str(debian), "/")
