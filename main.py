@@ -8,7 +8,7 @@ import time
 from collections.abc import Callable, Mapping
 from typing import NamedTuple
 
-from flask import Flask, Response, request, send_file
+from flask import Flask, Response, request
 
 from answers import EVENT, EVENTS, hits, rules
 from answers import response as answers
@@ -71,21 +71,15 @@ def create_app(
             parts.metrics.refused()
             raise
 
-    @app.get(EVENT)
-    @app.get(f"{EVENT}/")
+    @app.get(EVENT, strict_slashes=False)
     def event(event_id: str) -> Response:
         found = find([ids.check(event_id)])[event_id]
         return rules.respond(answers.render(found, request.headers.get("If-None-Match")))
 
-    @app.get(EVENTS)
-    @app.get(f"{EVENTS}/")
+    @app.get(EVENTS, strict_slashes=False)
     def events() -> Response:
         wanted = ids.read_list(request.args.getlist("event_ids"))
         return rules.respond(answers.render_many(find(wanted), request.headers.get("If-None-Match")))
-
-    @app.get("/openapi.json")
-    def contract() -> Response:
-        return send_file("operations/openapi.json")
 
     return app
 
@@ -155,14 +149,9 @@ def main(arguments: list[str], environ: Mapping[str, str]) -> int:
 def _demo(environ: Mapping[str, str]) -> int:
     import standin  # here, since nothing else needs its 1.5 MB
 
-    def greeting(url: str) -> str:
-        lines = [f"    curl -i {url}{EVENTS}/{event_id}  # {what}" for event_id, what in standin.SHOWN.items()]
-        first = f"c42c answers on {url}, from made-up events. Try, in another terminal:"
-        return "\n".join([first, "", *lines, "", f"{url}/ shows what it does. Ctrl-C ends it.", ""])
-
     with standin.Demo() as upstream:
         own = {"C42_TOKEN": upstream.token, "C42_TOKEN_FILE": "", "C42_BASE_URL": upstream.base_url}
-        return _serve({**environ, **own}, greeting)
+        return _serve({**environ, **own}, lambda url: standin.greeting(url, EVENTS))
 
 
 def _serve(environ: Mapping[str, str], greeting: Callable[[str], str] = lambda url: "") -> int:

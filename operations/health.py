@@ -8,9 +8,10 @@ import logging
 import re
 import secrets
 import time
+from pathlib import Path
 from typing import Any
 
-from flask import Flask, Response, g, request
+from flask import Flask, Response, g, request, send_file
 from prometheus_client.exposition import CONTENT_TYPE_LATEST, generate_latest
 
 from answers import response as answers
@@ -36,7 +37,7 @@ def register(app: Flask, metrics: Metrics) -> None:
     def end(response: Response) -> Response:
         seconds = time.monotonic() - g.began
         route = request.url_rule.rule if request.url_rule else NO_ROUTE
-        metrics.responded(route.rstrip("/") or "/", response.status_code, seconds)
+        metrics.responded(route, response.status_code, seconds)
         _log_request(request.method, request.path, response.status_code, seconds)
         response.headers["X-Request-ID"] = logs.request_id.get()
         return response
@@ -66,6 +67,10 @@ def register(app: Flask, metrics: Metrics) -> None:
             },
         }
         return _respond(answer, 200 if ready else 503)
+
+    @app.get("/openapi.json")
+    def contract() -> Response:
+        return send_file(Path(__file__).with_name("openapi.json"))
 
     @app.get("/status.json")
     def status() -> Response:

@@ -5,8 +5,8 @@ and `demo` is what `make demo` shows.
 """
 
 from standin.data import EVENTS
-from standin.demo import SHOWN, Demo
+from standin.demo import Demo, greeting
 from standin.rules import Gate, Rule
 from standin.server import Standin
 
-__all__ = ["EVENTS", "SHOWN", "Demo", "Gate", "Rule", "Standin"]
+__all__ = ["EVENTS", "Demo", "Gate", "Rule", "Standin", "greeting"]

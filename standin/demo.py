@@ -35,3 +35,10 @@ class Demo(Standin):
         for name, fault in TROUBLE.items():
             self.add_event(_IDS[name], title=f"An event with a {name}", names=["API", "Arthur", "Ella"])
             self.rule("events", _IDS[name], **fault)
+
+
+def greeting(url: str, path: str) -> str:
+    """Return what the demo prints: what to try with the service at `url`, which has the events below `path`."""
+    lines = [f"    curl -i {url}{path}/{event_id}  # {what}" for event_id, what in SHOWN.items()]
+    first = f"c42c answers on {url}, from made-up events. Try, in another terminal:"
+    return "\n".join([first, "", *lines, "", f"{url}/ shows the status page. Press Ctrl-C to stop.", ""])
