@@ -85,7 +85,7 @@ def create_app(
 
 
 def app_from_environment() -> Flask:
-    """Make the service for any WSGI server; `SettingsError` if a setting is missing or invalid."""
+    """Make the service for any WSGI server; raises `SettingsError`."""
     return create_app()
 
 
@@ -123,10 +123,10 @@ def _wire(config: Settings, client: Client | None, clock: Callable[[], float], s
         observe_fault=metrics.faulted,
     )
     load = loader(client.fetch_many, expiry=config.expiry, fault_expiry=config.fault_expiry)
-    immediate = hits.immediate(cache, config.cors_origins, metrics.served)
-    if log.isEnabledFor(logging.DEBUG):
-        immediate = health.log_hits(immediate)
-    return Parts(cache, client, tier.wrap(load) if tier else load, metrics, immediate)
+    load = tier.wrap(load) if tier else load
+    if log.isEnabledFor(logging.DEBUG):  # the app answers hits as well then, and logs them
+        return Parts(cache, client, load, metrics, immediate=lambda request: None)
+    return Parts(cache, client, load, metrics, hits.immediate(cache, config.cors_origins, metrics.served))
 
 
 def _configure(environ: Mapping[str, str]) -> Settings:

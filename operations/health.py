@@ -18,8 +18,6 @@ from answers import response as answers
 from answers.value import JSON
 from operations import logs
 from operations.metrics import NO_ROUTE, Metrics
-from serving.connection import Answer, Immediate, Shortcut
-from serving.request import Request
 
 log = logging.getLogger("c42c.requests")
 
@@ -38,7 +36,9 @@ def register(app: Flask, metrics: Metrics) -> None:
         seconds = time.monotonic() - g.began
         route = request.url_rule.rule if request.url_rule else NO_ROUTE
         metrics.responded(route, response.status_code, seconds)
-        _log_request(request.method, request.path, response.status_code, seconds)
+        fields = {"method": request.method, "path": request.path, "status": response.status_code}
+        fields["seconds"] = round(seconds, 4)
+        log.debug("request %s %r %d %.4f s", *fields.values(), extra={"fields": fields})
         response.headers["X-Request-ID"] = logs.request_id.get()
         return response
 
@@ -79,26 +79,3 @@ def register(app: Flask, metrics: Metrics) -> None:
 
 def _respond(data: dict[str, Any], status: int = 200) -> Response:
     return Response(json.dumps(data), status, [("Content-Type", JSON), answers.NO_STORE, answers.NOSNIFF])
-
-
-def log_hits(immediate: Immediate) -> Immediate:
-    """Return `immediate`, whose shortcuts also log the requests that they answer, for the level DEBUG."""
-
-    def find_shortcut(request: Request) -> Shortcut | None:
-        shortcut = immediate(request)
-
-        def logged() -> Answer | None:
-            began = time.monotonic()
-            answer = shortcut() if shortcut else None
-            if answer:
-                _log_request(request.method, request.path, int(answer[0][9:12]), time.monotonic() - began)
-            return answer
-
-        return logged
-
-    return find_shortcut
-
-
-def _log_request(method: str, path: str, status: int, seconds: float) -> None:
-    fields = {"method": method, "path": path, "status": status, "seconds": round(seconds, 4)}
-    log.debug("request %s %r %d %.1f ms", method, path, status, seconds * 1000, extra={"fields": fields})

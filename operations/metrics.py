@@ -11,6 +11,7 @@ import platform
 import threading
 from collections import Counter, defaultdict, deque
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
 from datetime import UTC, datetime
 from functools import partial
 from typing import Any
@@ -39,6 +40,7 @@ NO_ROUTE = "other"
 disable_created_metrics()  # type: ignore[no-untyped-call]  # they are half of all series, and no query uses them
 
 
+@dataclass(eq=False)
 class Metrics(Collector):
     """All numbers of the process. Any thread may use it.
 
@@ -46,24 +48,20 @@ class Metrics(Collector):
     numbers of the shared tier, if there is one.
     """
 
-    def __init__(
-        self,
-        cache: Cache,
-        pause: Pause,
-        *,
-        expiry: float,
-        max_entries: int,
-        max_waiting: int,
-        clock: Callable[[], float] = clock,
-        stopping: Callable[[], bool] = lambda: False,
-        tier: Callable[[], Any] | None = None,
-    ) -> None:
-        self._cache, self._pause, self._tier = cache, pause, tier
-        self._expiry, self._limits = expiry, {"max_entries": max_entries, "max_waiting": max_waiting}
-        self._clock, self._stopping, self._began = clock, stopping, clock()
+    cache: Cache
+    pause: Pause
+    expiry: float
+    max_entries: int
+    max_waiting: int
+    clock: Callable[[], float] = clock
+    stopping: Callable[[], bool] = lambda: False
+    tier: Callable[[], Any] | None = None
+
+    def __post_init__(self) -> None:
+        self._began = self.clock()
+        self._lock = threading.Lock()
         # Hits answered in the event loop, by status; only its thread writes. A Counter would take three times as long.
         self.served = defaultdict[bytes, int](int)
-        self._lock = threading.Lock()
         self._responses = Counter[tuple[str, str]]()  # all others, by route and status
         self._calls = Counter[tuple[str, str]]()  # by endpoint and status
         self._seconds = {endpoint: deque[float](maxlen=CALLS_KEPT) for endpoint in ENDPOINTS}
@@ -90,7 +88,7 @@ class Metrics(Collector):
     def refused(self) -> None:
         """Notice that a request was refused because too many were waiting."""
         with self._lock:
-            self._refused_at = self._clock()
+            self._refused_at = self.clock()
 
     def called(self, call: Call) -> None:
         """Count a call to the upstream."""
@@ -103,43 +101,45 @@ class Metrics(Collector):
         """Remember a fault; equal ones of one second are one."""
         fault = {"time": _now(), "endpoint": error.endpoint, "status": error.upstream_status}
         with self._lock:
-            self._fault_at = self._clock()
+            self._fault_at = self.clock()
             if fault not in self._faults:
                 self._faults.appendleft(fault)
 
     def status(self) -> dict[str, Any]:
         """Return what the status page shows, as JSON has it."""
-        stats = self._cache.snapshot()
-        tier = self._tier()._asdict() if self._tier else None
+        stats = self.cache.snapshot()
+        tier = self.tier()._asdict() if self.tier else None
         hits = sum(stats.hits.values())
         asked = hits + stats.misses + stats.collapsed + stats.refused
         useful = stats.hits[OK] + stats.hits[NEGATIVE]
+        entries = sum(stats.entries.values())
+        totals = {"hits": hits, "entries": entries, "max_entries": self.max_entries, "max_waiting": self.max_waiting}
         return {
             "version": VERSION,
             "pid": os.getpid(),
-            "uptime_seconds": round(self._clock() - self._began, 1),
+            "uptime_seconds": round(self.clock() - self._began, 1),
             "now": _now(),
             "troubles": self._troubles(stats, tier),
-            "stopping": self._stopping(),
-            "reaper_alive": self._cache.reaper_alive,
-            "expiry_seconds": self._expiry,
+            "stopping": self.stopping(),
+            "reaper_alive": self.cache.reaper_alive,
+            "expiry_seconds": self.expiry,
             "requests": asked,
             "hit_ratio": useful / asked if asked else None,
             "saved_calls": CALLS_PER_LOAD * useful,
-            "cache": _flat(stats._asdict()) | {"hits": hits, "entries": sum(stats.entries.values())} | self._limits,
+            "cache": _flat(stats._asdict()) | totals,
             "upstream": self._upstream(),
             "shared_tier": tier,
         }
 
     def _troubles(self, stats: Stats, tier: Mapping[str, Any] | None) -> list[str]:
         """Return the names of what is wrong at the moment."""
-        recent = self._clock() - RECENT
+        recent = self.clock() - RECENT
         troubles = {
-            "stopping": self._stopping(),
-            "reaper": not self._cache.reaper_alive,
-            "full": stats.waiting >= self._limits["max_waiting"],
+            "stopping": self.stopping(),
+            "reaper": not self.cache.reaper_alive,
+            "full": stats.waiting >= self.max_waiting,
             "refusing": self._refused_at > recent,
-            "pause": self._pause.left > 0,
+            "pause": self.pause.left > 0,
             "faults": self._fault_at > recent,
             "redis": tier and not tier["up"],
         }
@@ -157,12 +157,12 @@ class Metrics(Collector):
             }
             for endpoint in ENDPOINTS
         }
-        pause = round(self._pause.left, 1)
+        pause = round(self.pause.left, 1)
         return {"pause_seconds": pause, "requests": calls.total(), "endpoints": endpoints, "faults": faults}
 
     def collect(self) -> Iterator[Metric]:
         """Yield what is read off one snapshot of the cache, and what is counted here."""
-        stats = self._cache.snapshot()
+        stats = self.cache.snapshot()
         with self._lock:
             calls, responses = self._calls.copy(), self._responses.copy()
         for status, served in self.served.copy().items():
@@ -182,16 +182,16 @@ class Metrics(Collector):
             (counter, "upstream_requests", "Calls to Calendar42; status 0: no answer.", ["endpoint", "status"], calls),
             (counter, "http_requests", "Responses of the service.", ["route", "status"], responses),
             (gauge, "cache_entries", "Answers held.", ["kind"], stats.entries),
-            (gauge, "cache_entries_limit", "Answers that may be held.", [], {(): self._limits["max_entries"]}),
+            (gauge, "cache_entries_limit", "Answers that may be held.", [], {(): self.max_entries}),
             (gauge, "cache_loading", "Loads under way.", [], {(): stats.loading}),
             (gauge, "waiting_requests", "Requests that wait for Calendar42.", [], {(): stats.waiting}),
-            (gauge, "waiting_requests_limit", "Requests that may wait.", [], {(): self._limits["max_waiting"]}),
-            (gauge, "upstream_pause_seconds", "Time left of a pause (429).", [], {(): self._pause.left}),
-            (gauge, "reaper_alive", "1 while expired answers are deleted.", [], {(): self._cache.reaper_alive}),
-            (gauge, "stopping", "1 once the service was told to stop.", [], {(): self._stopping()}),
+            (gauge, "waiting_requests_limit", "Requests that may wait.", [], {(): self.max_waiting}),
+            (gauge, "upstream_pause_seconds", "Time left of a pause (429).", [], {(): self.pause.left}),
+            (gauge, "reaper_alive", "1 while expired answers are deleted.", [], {(): self.cache.reaper_alive}),
+            (gauge, "stopping", "1 once the service was told to stop.", [], {(): self.stopping()}),
         ]
-        if self._tier:
-            loads = self._tier()._asdict()
+        if self.tier:
+            loads = self.tier()._asdict()
             up = {(): loads.pop("up")}
             families.append((gauge, "shared_tier_up", "1 while answers are shared through Redis.", [], up))
             families.append((counter, "shared_tier_loads", "Events to be loaded, by result.", ["result"], loads))
