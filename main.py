@@ -1,4 +1,4 @@
-"""The service: its routes, and what wires and runs it. `python main.py --help` says how."""
+"""The service: its routes, its wiring and its command line. `python main.py --help` shows how to run it."""
 
 import argparse
 import logging
@@ -51,7 +51,7 @@ def create_app(
     clock: Callable[[], float] = default_clock,
     server: Server | None = None,
 ) -> Flask:
-    """Make the service, configured by the environment unless there is a `config`.
+    """Make the service, configured by the environment unless a `config` is given.
 
     `client` asks the upstream, `clock` is the cache's, and `server` is the one that will serve the app.
     """
@@ -125,7 +125,7 @@ def _wire(config: Settings, client: Client | None, clock: Callable[[], float], s
     load = loader(client.fetch_many, expiry=config.expiry, fault_expiry=config.fault_expiry)
     load = tier.wrap(load) if tier else load
     if log.isEnabledFor(logging.DEBUG):  # the app answers hits as well then, and logs them
-        return Parts(cache, client, load, metrics, immediate=lambda request: None)
+        return Parts(cache, client, load, metrics, lambda request: None)
     return Parts(cache, client, load, metrics, hits.immediate(cache, config.cors_origins, metrics.served))
 
 
@@ -140,7 +140,16 @@ def _configure(environ: Mapping[str, str]) -> Settings:
 
 def main(arguments: list[str], environ: Mapping[str, str]) -> int:
     """Run the service until it is told to stop; return the exit status."""
-    options = _parser().parse_args(arguments)
+    parser = argparse.ArgumentParser(
+        prog="python main.py",
+        description="Returns a Calendar42 event's title and the first names of its attendees in one GET.",
+        epilog=f"environment variables:\n{settings.usage()}",
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    parser.add_argument("--demo", action="store_true", help="serve made-up events from a stand-in; needs no token")
+    parser.add_argument("--check", action="store_true", help="check the settings and the connection to Calendar42")
+    parser.add_argument("--version", action="version", version=f"c42c {VERSION}")
+    options = parser.parse_args(arguments)
     if options.check:
         return check.run(environ)
     return _demo(environ) if options.demo else _serve(environ)
@@ -181,19 +190,6 @@ def _serve(environ: Mapping[str, str], greeting: Callable[[str], str] = lambda u
     )
     parts.client.close()
     return 0
-
-
-def _parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(
-        prog="python main.py",
-        description="Serve the title of a Calendar42 event and the first names of everyone on it.",
-        epilog=f"environment variables:\n{settings.usage()}",
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-    )
-    parser.add_argument("--demo", action="store_true", help="serve made-up events from a stand-in; needs no token")
-    parser.add_argument("--check", action="store_true", help="check the settings and the way to Calendar42")
-    parser.add_argument("--version", action="version", version=f"c42c {VERSION}")
-    return parser
 
 
 if __name__ == "__main__":

@@ -1,6 +1,6 @@
-"""What operators and their programs ask: `/metrics`, health, and the numbers of the status page.
+"""`/metrics`, the health checks, `/status.json` and the contract; and the id, time and count of every request.
 
-None of it asks the upstream or waits for anything, and none tells an id, a name or the token.
+No route here calls the upstream or waits for anything, and none shows an event id, a name or the token.
 """
 
 import json
@@ -23,7 +23,7 @@ log = logging.getLogger("c42c.requests")
 
 
 def register(app: Flask, metrics: Metrics) -> None:
-    """Add the routes to `app`; count its responses, and give each request an id. To be called before other handlers."""
+    """Add the routes to `app`, give each of its requests an id, and count them. Must come before all other handlers."""
 
     @app.before_request
     def begin() -> None:

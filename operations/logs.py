@@ -1,7 +1,7 @@
-"""How a log line looks: one line per record, whatever is in it, as text or as one JSON object.
+"""The format of log lines: one line per record, as text or as a JSON object.
 
-A record may bring values of its own, for programs to read, as `extra={"fields": {…}}`: the JSON object has them as they
-are, the text has what its message says. Records of a request also have its id.
+A record may have values for programs to read, as `extra={"fields": {…}}`. They become members of the JSON object; the
+text shows the message alone. Records of a request have its id in both.
 """
 
 import json

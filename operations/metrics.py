@@ -1,8 +1,8 @@
-"""What the service counts, for Prometheus and for the status page.
+"""The numbers of the service, for Prometheus and for the status page.
 
-The cache counts for itself. What it can't know is counted here: responses by route and status, and calls to the
-upstream. Labels are route templates, endpoints, status codes and kinds of answers: never an id, and nothing that a
-client could make up. `Metrics._lock` guards everything in it that changes.
+The cache has counters of its own. Responses and calls to the upstream are counted here. Labels are route templates,
+endpoints, status codes and kinds of answers: never an id, and nothing that a client could make up. `Metrics._lock`
+guards everything in it that changes.
 """
 
 import math
@@ -79,14 +79,14 @@ class Metrics(Collector):
         ProcessCollector(registry=self.registry)
 
     def responded(self, route: str, status: int, seconds: float | None = None) -> None:
-        """Count a response that was not a hit, with the time that it took unless the server refused the request."""
+        """Count a response of the app; or, without `seconds`, of the server, which refused the request."""
         with self._lock:
             self._responses[route, str(status)] += 1
         if seconds is not None:
             self._response_seconds.labels(route).observe(seconds)
 
     def refused(self) -> None:
-        """Notice that a request was refused because too many were waiting."""
+        """Remember that a request was refused because too many were waiting."""
         with self._lock:
             self._refused_at = self.clock()
 
@@ -106,7 +106,7 @@ class Metrics(Collector):
                 self._faults.appendleft(fault)
 
     def status(self) -> dict[str, Any]:
-        """Return what the status page shows, as JSON has it."""
+        """Return the content of `/status.json`."""
         stats = self.cache.snapshot()
         tier = self.tier()._asdict() if self.tier else None
         hits = sum(stats.hits.values())
@@ -132,7 +132,7 @@ class Metrics(Collector):
         }
 
     def _troubles(self, stats: Stats, tier: Mapping[str, Any] | None) -> list[str]:
-        """Return the names of what is wrong at the moment."""
+        """Return the names of what is wrong now."""
         recent = self.clock() - RECENT
         troubles = {
             "stopping": self.stopping(),
@@ -161,7 +161,7 @@ class Metrics(Collector):
         return {"pause_seconds": pause, "requests": calls.total(), "endpoints": endpoints, "faults": faults}
 
     def collect(self) -> Iterator[Metric]:
-        """Yield what is read off one snapshot of the cache, and what is counted here."""
+        """Yield all metrics but the histograms."""
         stats = self.cache.snapshot()
         with self._lock:
             calls, responses = self._calls.copy(), self._responses.copy()
@@ -211,7 +211,7 @@ def _flat(numbers: Mapping[str, Any]) -> dict[str, int]:
 
 
 def _quantile(ordered: Sequence[float], share: float) -> float | None:
-    """Return the smallest value that `share` of all do not exceed; None where there is none."""
+    """Return the smallest value that `share` of all values don't exceed; None if there are none."""
     return round(ordered[math.ceil(share * len(ordered)) - 1], 4) if ordered else None
 
 

@@ -15,7 +15,7 @@ RESERVED_THREADS = 16  # worker threads that never wait for the upstream
 _YEAR = 525600  # minutes
 _LEVELS = ("DEBUG", "INFO", "WARNING", "ERROR", "CRITICAL")
 _SAFE = "[!-~]{8,}"
-_EIGHT = "at least 8 printable ASCII characters without spaces"  # logs show *** instead, so a short one would hurt them
+_EIGHT = "at least 8 printable ASCII characters without spaces"  # logs show *** wherever a token stands
 _PORT = "(:([1-9][0-9]{0,3}|[1-5][0-9]{4}|6[0-4][0-9]{3}|65[0-4][0-9]{2}|655[0-2][0-9]|6553[0-5]))?"
 # As browsers write it: in lower case, and without the port that the scheme implies.
 _ORIGIN = rf" *(?!http:[^, ]*:80\b|https:[^, ]*:443\b)https?://([a-z0-9.-]+|\[[0-9a-f:]+\]){_PORT} *"
@@ -32,7 +32,7 @@ class SettingsError(Exception):
 
 
 def _kind(expected: str, pattern: str, convert: Parse = str) -> Parse:
-    """Return what parses a text that matches `pattern`; it raises ValueError, also if `convert` returns None."""
+    """Return a parser: it raises ValueError if the text doesn't match `pattern`, or `convert` returns None for it."""
 
     def parse(text: str) -> Any:
         value = convert(text) if re.fullmatch(pattern, text) else None
@@ -93,23 +93,23 @@ def _setting(parse: Parse, meaning: str, default: str = "", *, secret: bool = Fa
 class Settings:
     """The configuration of one service: `C42_TOKEN` is `token` here. All times are in seconds."""
 
-    token: str = _setting(_token, "token for Calendar42: mandatory, unless C42_TOKEN_FILE is set", secret=True)
-    token_file: str = _setting(str, "file that holds the token")
+    token: str = _setting(_token, "token for Calendar42; required unless C42_TOKEN_FILE is set", secret=True)
+    token_file: str = _setting(str, "file to read the token from")
     expiry: float = _setting(_number("minutes", _YEAR, 60), "minutes an answer is kept", "4.2")
-    loglevel: str = _setting(_level, "a level name of Python's logging", "INFO")
+    loglevel: str = _setting(_level, "lowest level of log lines: DEBUG, INFO, WARNING...", "INFO")
     logformat: str = _setting(_kind("text or json", "text|json"), "format of log lines: text or json", "text")
-    base_url: str = _setting(_base_url, "the upstream", "https://demo.calendar42.com/api/v2/")
-    host: str = _setting(_host, "address where the service listens", "127.0.0.1")
-    port: int = _setting(_integer(1, 65535), "port where the service listens", "5000")
-    timeout: float = _setting(_number("seconds", 3600), "seconds for all upstream work of one answer", "10")
-    fault_expiry: float = _setting(_number("minutes", _YEAR, 60), "minutes a fault is kept, at most C42_EXPIRY", "0.1")
-    max_entries: int = _setting(_integer(2, 100_000_000), "how many answers are kept at most", "100000")
+    base_url: str = _setting(_base_url, "address of Calendar42's API", "https://demo.calendar42.com/api/v2/")
+    host: str = _setting(_host, "address to listen on", "127.0.0.1")
+    port: int = _setting(_integer(1, 65535), "port to listen on", "5000")
+    timeout: float = _setting(_number("seconds", 3600), "seconds within which Calendar42 must answer", "10")
+    fault_expiry: float = _setting(_number("minutes", _YEAR, 60), "minutes a fault is kept; at most C42_EXPIRY", "0.1")
+    max_entries: int = _setting(_integer(2, 100_000_000), "maximum number of answers kept", "100000")
     threads: int = _setting(
-        _integer(RESERVED_THREADS + 1, 10_000), f"worker threads, {RESERVED_THREADS} in reserve", "256"
+        _integer(RESERVED_THREADS + 1, 10_000), "worker threads; 16 never wait for Calendar42", "256"
     )
-    drain: float = _setting(_integer(0, 3600), "seconds for which requests are still taken after SIGTERM", "0")
+    drain: float = _setting(_integer(0, 3600), "seconds to keep taking requests after SIGTERM", "0")
     cors_origins: frozenset[str] = _setting(_origins, "origins whose pages may read answers, separated by commas; or *")
-    cache_url: str = _setting(_cache_url, "redis://...: share answers with other instances", secret=True)
+    cache_url: str = _setting(_cache_url, "redis://... to share answers with other instances", secret=True)
 
     @property
     def max_waiting(self) -> int:
@@ -130,7 +130,7 @@ def usage() -> str:
 
 
 def read(environ: Mapping[str, str]) -> Settings:
-    """Read all settings out of `environ`; raise `SettingsError` if any is missing or invalid."""
+    """Read all settings from `environ`; raise `SettingsError` if any is missing or invalid."""
     values: dict[str, Any] = {}
     mistakes: list[str] = []
     for name, one in _VARIABLES.items():
@@ -158,11 +158,13 @@ def read(environ: Mapping[str, str]) -> Settings:
 
 
 def _find_token(token: str, path: str) -> str:
-    """Return the token, out of the file at `path` if there is one; raise ValueError with a whole sentence."""
+    """Return the token, from the file at `path` if there is one; raise ValueError with a whole sentence."""
     if token and path:
         raise ValueError("C42_TOKEN and C42_TOKEN_FILE are both set: expected only one of them")
     if not token and not path:
-        raise ValueError("C42_TOKEN is missing: the token for Calendar42, or C42_TOKEN_FILE, a file that holds it")
+        raise ValueError(
+            "C42_TOKEN is missing: expected the token for Calendar42, or C42_TOKEN_FILE with the path of a file"
+        )
     if path:
         try:
             token = Path(path).read_text("ascii", "replace").rstrip("\n")

@@ -15,6 +15,7 @@ from email.utils import format_datetime
 from functools import partial
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
+from typing import NamedTuple
 
 import pytest
 from flask import Flask
@@ -208,6 +209,23 @@ def test_endpoints_keep_secrets(service: Service, upstream: Standin) -> None:
         answer = service.get(path)
         told = [secret for secret in secrets if secret in answer.text + str(answer.headers)]
         assert (path, told) == (path, [])
+
+
+class Tier(NamedTuple):
+    """The numbers of a shared tier."""
+
+    found: int = 0
+    up: bool = False
+
+
+def test_troubles() -> None:
+    """A service that stops, a dead reaper and a lost Redis are troubles."""
+    cache, tier = Cache(max_entries=10, max_waiting=1), Tier()
+    assert small_metrics(cache, Pause(1)).status()["troubles"] == []
+    assert small_metrics(cache, Pause(1), tier=lambda: Tier(up=True)).status()["troubles"] == []
+    cache.close()
+    metrics = small_metrics(cache, Pause(1), stopping=lambda: True, tier=lambda: tier)
+    assert metrics.status()["troubles"] == ["stopping", "reaper", "redis"]
 
 
 # Logs

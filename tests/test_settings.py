@@ -64,7 +64,7 @@ def test_words(capsys: pytest.CaptureFixture[str]) -> None:
         "C42_PORT=0 is invalid: expected a whole number from 1 to 65535",
         "C42_THREADS=16 is invalid: expected a whole number from 17 to 10000",
         "C42_DRAIN=-1 is invalid: expected a whole number from 0 to 3600",
-        "C42_TOKEN is missing: the token for Calendar42, or C42_TOKEN_FILE, a file that holds it",
+        "C42_TOKEN is missing: expected the token for Calendar42, or C42_TOKEN_FILE with the path of a file",
     ]
 
 
