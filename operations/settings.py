@@ -104,9 +104,7 @@ class Settings:
     timeout: float = _setting(_number("seconds", 3600), "seconds within which Calendar42 must answer", "10")
     fault_expiry: float = _setting(_number("minutes", _YEAR, 60), "minutes a fault is kept; at most C42_EXPIRY", "0.1")
     max_entries: int = _setting(_integer(2, 100_000_000), "maximum number of answers kept", "100000")
-    threads: int = _setting(
-        _integer(RESERVED_THREADS + 1, 10_000), "worker threads; 16 never wait for Calendar42", "256"
-    )
+    threads: int = _setting(_integer(RESERVED_THREADS + 1, 10_000), "maximum number of worker threads", "256")
     drain: float = _setting(_integer(0, 3600), "seconds to keep taking requests after SIGTERM", "0")
     cors_origins: frozenset[str] = _setting(_origins, "origins whose pages may read answers, separated by commas; or *")
     cache_url: str = _setting(_cache_url, "redis://... to share answers with other instances", secret=True)
