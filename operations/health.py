@@ -24,6 +24,7 @@ log = logging.getLogger("c42c.requests")
 
 def register(app: Flask, metrics: Metrics) -> None:
     """Add the routes to `app`, give each of its requests an id, and count them. Must come before all other handlers."""
+    _add_routes(app, metrics)
 
     @app.before_request
     def begin() -> None:
@@ -42,6 +43,8 @@ def register(app: Flask, metrics: Metrics) -> None:
         response.headers["X-Request-ID"] = logs.request_id.get()
         return response
 
+
+def _add_routes(app: Flask, metrics: Metrics) -> None:
     @app.get("/metrics")
     def prometheus() -> Response:
         headers = [("Content-Type", CONTENT_TYPE_LATEST), answers.NO_STORE, answers.NOSNIFF]

@@ -167,12 +167,8 @@ class Metrics(Collector):
             calls, responses = self._calls.copy(), self._responses.copy()
         for status, served in self.served.copy().items():
             responses[EVENT, status.decode()] += served
-        asked = {
-            "hit": sum(stats.hits.values()),
-            "miss": stats.misses,
-            "collapsed": stats.collapsed,
-            "refused": stats.refused,
-        }
+        hits = sum(stats.hits.values())
+        asked = {"hit": hits, "miss": stats.misses, "collapsed": stats.collapsed, "refused": stats.refused}
         counter, gauge = CounterMetricFamily, GaugeMetricFamily
         families: list[tuple[type[Any], str, str, list[str], Mapping[Any, float]]] = [
             (counter, "cache_requests", "Events asked for, by what the cache made of them.", ["result"], asked),
