@@ -76,7 +76,7 @@ def create_app(
         found = find([ids.check(event_id)])[event_id]
         return rules.respond(answers.render(found, request.headers.get("If-None-Match")))
 
-    @app.get(EVENTS, strict_slashes=False)
+    @app.get(f"{EVENTS}/", strict_slashes=False)
     def events() -> Response:
         wanted = ids.read_list(request.args.getlist("event_ids"))
         return rules.respond(answers.render_many(find(wanted), request.headers.get("If-None-Match")))

@@ -36,7 +36,7 @@ def register(app: Flask, metrics: Metrics) -> None:
     def end(response: Response) -> Response:
         seconds = time.monotonic() - g.began
         route = request.url_rule.rule if request.url_rule else NO_ROUTE
-        metrics.responded(route, response.status_code, seconds)
+        metrics.responded(route.rstrip("/") or "/", response.status_code, seconds)
         fields = {"method": request.method, "path": request.path, "status": response.status_code}
         fields["seconds"] = round(seconds, 4)
         log.debug("request %s %r %d %.4f s", *fields.values(), extra={"fields": fields})
