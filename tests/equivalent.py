@@ -15,4 +15,11 @@ class Equivalent(NamedTuple):
     reason: str
 
 
-EQUIVALENT: list[Equivalent] = []
+EQUIVALENT: list[Equivalent] = [
+    Equivalent(
+        "cache.py",
+        "mine, theirs = self._claim(missing, late=time.monotonic() >= wait_until)",
+        ">= → >",
+        "the clock would have to show exactly `wait_until`; either way the caller waits for no time at all",
+    ),
+]
