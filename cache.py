@@ -1,11 +1,11 @@
 """Answers kept for a lifetime, each loaded once.
 
 A `Cache` is a dict under one lock. The first caller that asks for an absent or expired key loads it; callers that ask
-meanwhile wait for that load and share its outcome. Keys never wait for each other, and the lock is never held during a
+for it during the load wait and share the outcome. Keys never wait for each other, and the lock is never held during a
 load. Nothing is served at or past its expiry. A thread, the reaper, deletes expired entries: it sleeps until the next
-expiry and works in small batches, so its cost follows what expires and no reader waits for long.
+expiry and works in small batches, so its cost depends on what expires, and no reader waits for long.
 
-`Cache._lock` guards everything in a cache that changes.
+`Cache._lock` guards everything that changes, except for the two signals to the reaper, `_closed` and `_wake`.
 """
 
 import heapq
@@ -27,7 +27,7 @@ KINDS: Final = (OK, NEGATIVE, FAULT, PAUSED)
 _REAP_BATCH = 256  # entries of each heap deleted per hold of the lock: a few tenths of a millisecond
 _REAP_PAUSE = 0.0001  # seconds between two batches, in which readers get the lock
 
-# Monotonic seconds that include the time for which the machine was suspended, where the system counts them.
+# Monotonic seconds. They include the time for which the machine was suspended, if the system counts it.
 clock = partial(time.clock_gettime, time.CLOCK_BOOTTIME) if hasattr(time, "CLOCK_BOOTTIME") else time.monotonic
 
 # The garbage collector doesn't track plain tuples of plain values, so a million of them don't slow it down.
@@ -36,7 +36,7 @@ _EXPIRY: Final = 0
 _KEY: Final = 1
 _KIND: Final = 3
 
-Hit = tuple[Any, str, float, float]  # value, kind, age, ttl; a plain tuple, since a named one costs half a hit more
+Hit = tuple[Any, str, float, float]  # value, kind, age, ttl; a named tuple would make a hit half as slow again
 
 
 class Loaded(NamedTuple):
@@ -44,7 +44,7 @@ class Loaded(NamedTuple):
 
     All callers get the same `value`, so it must be immutable all the way down: hashable. `lifetime` and `age` are in
     seconds: the value was born `age` before the load began (negative: after), and expires `lifetime` after its birth.
-    If it has expired when the load ends, it is handed to those who waited and not kept.
+    If it has expired when the load ends, it is handed to the waiting callers but not kept.
     """
 
     value: Hashable
@@ -52,7 +52,7 @@ class Loaded(NamedTuple):
     lifetime: float
     age: float = 0.0
     result: str = "miss"  # or, from a cache further on: "shared" (it was there) or "awaited" (another loaded it)
-    private: bool = False  # only for the caller that loaded it: not kept, and callers that wait for it load it again
+    private: bool = False  # only for the caller that loaded it: it isn't kept, and waiting callers load again
 
 
 LoadMany = Callable[[list[str]], Iterable[tuple[str, Loaded]]]
@@ -84,7 +84,7 @@ class Stats(NamedTuple):
 
 
 class Refused(Exception):
-    """Too many callers wait for a load already; nothing was loaded."""
+    """Too many callers are waiting for loads already; nothing was loaded."""
 
 
 class LoadFailed(Exception):
@@ -121,7 +121,7 @@ class Cache:
         self._clock = clock
         self._lock = threading.Lock()
         self._entries: dict[str, _Entry] = {}
-        self._good: list[_Entry] = []  # heaps; an entry in them that is no longer the dict's is passed over
+        self._good: list[_Entry] = []  # heaps; they may have entries that the dict no longer has
         self._bad: list[_Entry] = []  # all but good answers
         self._loads: dict[str, _Load] = {}
         self._hits, self._loaded, self._held = (dict.fromkeys(KINDS, 0) for _ in range(3))
@@ -133,7 +133,7 @@ class Cache:
         self._reaper.start()
 
     def __len__(self) -> int:
-        """The number of entries held, including expired ones that the reaper has not deleted yet."""
+        """The number of entries held, including expired ones that the reaper hasn't deleted yet."""
         return len(self._entries)
 
     def snapshot(self) -> Stats:
@@ -145,7 +145,7 @@ class Cache:
             return Stats(*requests, loads, *entries, self._waiting, self._misses - sum(loads.values()))
 
     def get(self, key: str) -> Hit | None:
-        """Return what is fresh under `key` and count a hit; if there is nothing, return None and count nothing."""
+        """Return the fresh entry of `key` and count a hit; if there is none, return None and count nothing."""
         with self._lock:
             entry = self._entries.get(key)
             if entry is None or entry[_EXPIRY] <= (now := self._clock()):
@@ -155,19 +155,19 @@ class Cache:
         return value, kind, now - born, expiry - now
 
     def get_or_load(self, key: str, load: Callable[[str], Loaded], wait_until: float = math.inf) -> Found:
-        """Return what is fresh under `key`, or else what `load` returns; as `get_or_load_many` with one key."""
+        """Return the fresh entry of `key`, or what `load` returns; like `get_or_load_many` with one key."""
         return self.get_or_load_many((key,), lambda keys: ((key, load(key)) for key in keys), wait_until)[key]
 
     def get_or_load_many(self, keys: Iterable[str], load: LoadMany, wait_until: float = math.inf) -> dict[str, Found]:
-        """Return what is fresh under `keys`, in their order; load together those that nobody else is loading.
+        """Return the fresh entries of `keys`, in their order; load the others together, unless another caller does.
 
-        `load` yields each key with what came of it, which is kept and handed to those who wait for it at once. This
-        caller runs its own loads before it waits for others', so that two callers can't deadlock. What expires while
-        it waits is loaded again. It waits until `wait_until`, a moment of `time.monotonic`, and calls `load` for what
-        it still lacks then: so `load` should know how much time there is.
+        `load` yields each key with its outcome, which is kept and handed to waiting callers at once. This caller runs
+        its own loads before it waits for others', so that two callers can't deadlock. Whatever expires meanwhile is
+        loaded again. It waits for others until `wait_until`, a moment of `time.monotonic`, and then calls `load` for
+        the keys it still lacks. So `load` should end in time by itself.
 
         Raises what `load` raises, KeyError if it leaves a key out or there is no such kind, TypeError if a value is
-        mutable, `LoadFailed` if another caller's load raised, and `Refused` at once if too many wait already.
+        mutable, `LoadFailed` if another caller's load raised, and `Refused` at once if too many callers wait already.
         """
         keys = list(dict.fromkeys(keys))
         got = dict[str, _Outcome]()
@@ -200,7 +200,7 @@ class Cache:
                 self._waiting -= waits
 
     def _look_up(self, keys: list[str], got: dict[str, _Outcome], now: float) -> list[str]:
-        """Add to `got` what is fresh, drop what has expired, and return the keys that are missing. The lock is held."""
+        """Drop what has expired from `got`, add what is fresh, and return the missing keys. The lock is held."""
         for key in keys:
             if key in got and got[key].kept and got[key].entry[_EXPIRY] <= now:
                 del got[key]
@@ -209,16 +209,16 @@ class Cache:
         return [key for key in keys if key not in got]
 
     def _claim(self, keys: list[str], *, late: bool) -> tuple[dict[str, _Load], dict[str, _Load]]:
-        """Return the loads of `keys` that this caller has to run, and those of others to wait for. The lock is held."""
+        """Begin loads of `keys`; return this caller's, and those of others that it waits for. The lock is held."""
         theirs = {} if late else {key: self._loads[key] for key in keys if key in self._loads}
         mine = {key: _Load() for key in keys if key not in theirs}
-        self._loads = mine | self._loads  # a late caller takes nobody's place
+        self._loads = mine | self._loads  # a late caller's load doesn't replace another's
         self._misses += len(mine)
         self._collapsed += len(theirs)
         return mine, theirs
 
     def _run(self, mine: dict[str, _Load], load: LoadMany, got: dict[str, _Outcome]) -> None:
-        """Load the keys of `mine` into `got`, each as it comes; whatever happens, those who wait are released."""
+        """Load the keys of `mine` into `got`. Whatever happens, waiting callers are released."""
         try:
             began = self._clock()
             for key, loaded in load(list(mine)):
@@ -236,13 +236,13 @@ class Cache:
             raise
 
     def _settle(self, key: str, running: _Load, loaded: Loaded, began: float) -> _Outcome:
-        """Keep what came of a load, and hand it to those who wait for it."""
+        """Keep the outcome of a load, and hand it to waiting callers."""
         born = began - loaded.age
         entry = (born + loaded.lifetime, key, born, loaded.kind, loaded.value)
         hash(loaded.value)  # TypeError: it is mutable
         with self._lock:
             self._loaded[loaded.kind] += 1  # KeyError: there is no such kind
-            listed = self._loads.get(key) is running  # a late caller's load isn't
+            listed = self._loads.get(key) is running  # unless it is a late caller's
             if listed:
                 del self._loads[key]
             kept = listed and not loaded.private and self._keep(entry)
@@ -251,11 +251,11 @@ class Cache:
         return outcome
 
     def _keep(self, entry: _Entry) -> bool:
-        """Put `entry` in, after making room for it; return False if it has expired already. The lock is held."""
+        """Make room for `entry` and add it; return False if it has expired already. The lock is held."""
         now = self._clock()
         if entry[_EXPIRY] <= now:
             return False
-        if old := self._entries.get(entry[_KEY]):  # expired, and the reaper has not deleted it yet
+        if old := self._entries.get(entry[_KEY]):  # expired, but not reaped yet
             self._delete(old, now)
         if entry[_KIND] == OK:
             heap, held, most = self._good, self._held[OK], self._max_good
@@ -271,7 +271,7 @@ class Cache:
         return True
 
     def _delete(self, entry: _Entry, now: float) -> bool:
-        """Delete `entry`, and return False if the dict has it no more. The lock is held."""
+        """Delete `entry`; return False if the dict no longer has it. The lock is held."""
         if there := self._entries.get(entry[_KEY]) is entry:
             del self._entries[entry[_KEY]]
             self._held[entry[_KIND]] -= 1
@@ -292,7 +292,7 @@ class Cache:
     def _reap_forever(self) -> None:
         while not self._closed:
             self._wake.wait(min(max(self.reap(), _REAP_PAUSE), threading.TIMEOUT_MAX))
-            self._wake.clear()  # before the next look, so that nothing set meanwhile is missed
+            self._wake.clear()  # before the next look at `_closed` and the heaps, so that no signal is missed
 
     @property
     def reaper_alive(self) -> bool:

@@ -1,6 +1,6 @@
-"""Hits, answered in the event loop: routing, request and response objects of Flask cost ten times what a hit does.
+"""Answers to hits, given in the event loop: Flask's routing, request and response cost ten times as much.
 
-What is answered here is the same, byte for byte, as what the route would answer.
+They are the same as the route's answers, byte for byte, but for X-Request-ID.
 """
 
 import math
@@ -16,9 +16,10 @@ PREFIX = EVENTS + "/"
 
 
 def immediate(cache: Cache, origins: frozenset[str], served: MutableMapping[bytes, int]) -> Immediate:
-    """Return a function that finds the shortcut of a request: a function that answers it if it is a hit at the moment.
+    """Return a function that finds the shortcut of a request, which in turn answers the request whenever it is a hit.
 
-    `origins` are those of `response.cors`; `served` counts the answers by status, in the event loop's thread.
+    A shortcut keeps its last answer, and renders it anew once a second. `origins` are those of `response.cors`;
+    `served` counts the answers by status, in the event loop's thread.
     """
 
     def find_shortcut(request: Request) -> Shortcut | None:
@@ -28,7 +29,7 @@ def immediate(cache: Cache, origins: frozenset[str], served: MutableMapping[byte
         condition = request.headers.get("if-none-match")
         cors = response.cors(origins, request.headers.get("origin", ""), request.method)
         get = cache.get
-        rendered, seconds, answer, status = None, math.inf, (b"", b""), b""  # the hit before
+        rendered, seconds, answer, status = None, math.inf, (b"", b""), b""  # of the last hit
 
         def shortcut() -> Answer | None:
             nonlocal rendered, seconds, answer, status

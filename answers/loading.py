@@ -1,4 +1,4 @@
-"""What is kept of a load, and for how long: the step from the upstream's outcome to the cache."""
+"""What the cache keeps of Calendar42's answers and errors, and for how long."""
 
 import time
 from collections.abc import Callable, Iterator, Mapping
@@ -30,9 +30,9 @@ def loader(fetch: Fetch, *, expiry: float, fault_expiry: float) -> Load:
                 kind, lifetime = FAULT, fault_expiry
                 if isinstance(outcome, Paused):
                     kind, lifetime = PAUSED, min(max(outcome.retry_after, fault_expiry), expiry)
-                age = began - time.monotonic()  # it ages from when it was found, which may be long after `began`
+                age = began - time.monotonic()  # a fault ages from when it was found
                 unasked = deadline <= began and isinstance(outcome, TimedOut)
-                private = unasked or outcome.of_list  # it says nothing about this event
+                private = unasked or outcome.of_list  # it says nothing about the event
                 loaded = Loaded(failure(outcome), kind, lifetime, age, private=private)
             yield event_id, loaded
 

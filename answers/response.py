@@ -1,10 +1,10 @@
-"""What one answer looks like as HTTP: its bytes, its headers, conditional requests, CORS and errors.
+"""Answers as HTTP: status, headers, body, conditional requests, CORS and errors.
 
 Sources: RFC 9110 (conditional requests, Retry-After), RFC 9111 (Cache-Control), RFC 9211 (Cache-Status), RFC 8259
 (JSON), the Fetch standard (CORS).
 
-`max-age` is what is left of an answer's life, and there is no `Age`: c42c is the origin of its answers, and too many
-clients take no `Age` off `max-age`.
+`max-age` is what is left of an answer's lifetime, and there is no `Age`: c42c is the origin of its answers, and many
+clients ignore `Age`.
 """
 
 import json
@@ -27,11 +27,11 @@ _PREFLIGHT = [
 ]
 
 Headers = list[tuple[str, str]]
-Response = tuple[str, Headers, bytes]  # status line, headers, and the body, also if HEAD will not send it
+Response = tuple[str, Headers, bytes]  # status and reason, headers, and the body, even for HEAD
 
 
 def render(found: Found, condition: str | None) -> Response:
-    """Make the response of what the cache gave; `condition` is the request's If-None-Match."""
+    """Make the response for one event; `condition` is the request's If-None-Match."""
     value = Value(*found.value)
     headers = _describe([found], value.upstream_status)
     if value.retry_after:
@@ -41,9 +41,9 @@ def render(found: Found, condition: str | None) -> Response:
 
 
 def render_many(found: Mapping[str, Found], condition: str | None) -> Response:
-    """Make the response of what the cache gave for a list of events, which others may keep as long as all of it.
+    """Make the response for a list of events, which clients may keep until its first part expires.
 
-    Each element is byte for byte what the route of one event answers.
+    Each part is byte for byte what the route of a single event answers.
     """
     values = {event_id: Value(*part.value) for event_id, part in found.items()}
     data = [value.body for value in values.values() if value.status == 200]
@@ -53,21 +53,21 @@ def render_many(found: Mapping[str, Found], condition: str | None) -> Response:
 
 
 def error(status: int, message: str, *headers: tuple[str, str]) -> Response:
-    """Make the response of an error that has nothing to do with a load; `headers` are added."""
+    """Make the response for an error that isn't an event's; `headers` are added."""
     return _complete(Value(envelope(status, message), status, JSON), [NOSNIFF, NO_STORE, *headers], None)
 
 
 def serialize(response: Response) -> tuple[bytes, bytes]:
-    """Return status line and header lines as they go over the wire, each with its CRLF; and the body."""
+    """Return status line and header lines as bytes, each with its CRLF; and the body."""
     status, headers, body = response
     lines = [f"HTTP/1.1 {status}", *(f"{name}: {text}" for name, text in headers), ""]
     return "\r\n".join(lines).encode("latin-1"), body
 
 
 def cors(origins: frozenset[str], origin: str, method: str) -> Headers:
-    """Return the headers that let a browser hand an answer to a page of one of `origins` (`*`: of any).
+    """Return the headers that let pages of `origins` read an answer; `*` stands for all origins.
 
-    Source: the Fetch standard. No credentials are ever asked for, so the star may stand for everybody.
+    Source: the Fetch standard. There are no credentials, so `*` may be sent as it is.
     """
     if not origins:
         return []
@@ -82,7 +82,7 @@ def cors(origins: frozenset[str], origin: str, method: str) -> Headers:
 
 
 def _complete(value: Value, headers: Headers, condition: str | None) -> Response:
-    """Add what depends on the body; make a 304 of it if the client has it already (RFC 9110, 13.1.2 and 15.4.5)."""
+    """Add the headers of the body, or make it a 304 if the client has the body (RFC 9110, 13.1.2 and 15.4.5)."""
     if value.status == 200:
         headers.append(("ETag", value.etag))
         if condition and parse_etags(condition).contains_weak(value.etag[1:-1]):
@@ -92,7 +92,7 @@ def _complete(value: Value, headers: Headers, condition: str | None) -> Response
 
 
 def _describe(parts: Collection[Found], upstream_status: int = 0) -> Headers:
-    """Say how an answer came about, and for how many seconds it may be kept."""
+    """Return the headers that say how an answer came about, and for how many seconds clients may keep it."""
     ttl = min(part.ttl for part in parts)
     lasting = ttl > 0 and all(part.kind in (OK, NEGATIVE) for part in parts)
     left = max(0, int(ttl))
@@ -101,13 +101,13 @@ def _describe(parts: Collection[Found], upstream_status: int = 0) -> Headers:
 
 
 def _came(found: Found) -> str:
-    """Return how it came about: the cache's result, or "paused" if no call was made for it."""
+    """Return the cache's result, or "paused" if a pause kept the upstream from being called."""
     asked = found.kind != PAUSED or found.result == "hit" or Value(*found.value).upstream_status
     return found.result if asked else "paused"
 
 
 def _cache_status(results: set[str], upstream_status: int, kept: bool, left: int) -> str:
-    """Say how the cache came by an answer (RFC 9211, 2); `fwd` is only for what went on to the upstream."""
+    """Return Cache-Status (RFC 9211, 2); `fwd` is only for requests that went on to the upstream."""
     if results == {"hit"}:
         return f"c42c; hit; ttl={left}"
     if results <= {"hit", "paused"}:
@@ -126,7 +126,7 @@ def _cache_status(results: set[str], upstream_status: int, kept: bool, left: int
 
 
 def _error(value: Value) -> dict[str, Any]:
-    """Return what stands in an error's envelope, whether it is the upstream's or our own."""
+    """Return the content of an error's envelope, the upstream's or our own."""
     is_envelope = value.content_type == JSON
     body = value.body if is_envelope else envelope(value.status, f"Calendar42 answered {value.status}")
     said = json.loads(body)["error"]

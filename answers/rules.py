@@ -1,4 +1,4 @@
-"""What holds for every response of the app: errors in the envelope, no redirects, CORS."""
+"""What applies to all responses of the app: errors in the envelope, no redirects, CORS."""
 
 import logging
 
@@ -14,7 +14,7 @@ log = logging.getLogger("c42c")
 
 
 def register(app: Flask, *, origins: frozenset[str]) -> None:
-    """Give `app` its error handlers, and let pages of `origins` read its responses."""
+    """Add the error handlers to `app`, and let pages of `origins` read its responses."""
     app.before_request(_redirect_nobody)
     app.register_error_handler(Refused, _refused)
     app.register_error_handler(ids.BadIds, lambda error: respond(answers.error(400, str(error))))
@@ -38,7 +38,7 @@ def respond(answer: answers.Response) -> Response:
 
 def _redirect_nobody() -> None:
     if isinstance(request.routing_exception, RequestRedirect):  # for two slashes, or no path at all
-        raise NotFound  # a redirect would lead to whatever Host the client named
+        raise NotFound  # a redirect would lead to whatever host the client named
 
 
 def _refused(_: Refused) -> Response:

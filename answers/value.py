@@ -38,21 +38,21 @@ def success(answer: Mapping[str, Any]) -> Kept:
 
 
 def failure(error: C42Error) -> Kept:
-    """Make the value of an error: the upstream's body to be passed through, or without one the envelope."""
+    """Make the value of an error: the upstream's body, or the envelope if there is none."""
     body = error.body or envelope(error.status, str(error))
     content_type, etag = _content_type(body), make_etag(body)
     return tuple(Value(body, error.status, content_type, etag, error.upstream_status, error.retry_after))
 
 
 def pack(loaded: Loaded) -> bytes:
-    """Return what Redis keeps of an answer: all but its age, since Redis tells how much time is left."""
+    """Return what Redis keeps of an answer: everything but its age, since Redis knows how much time is left."""
     body, *parts = cast(Kept, loaded.value)
     rest = b"%b\n%b" % (json.dumps([loaded.kind, loaded.lifetime, *parts]).encode(), body)
     return _digest(rest) + rest
 
 
 def unpack(packed: bytes) -> Loaded:
-    """Return the answer that `pack` was given, without its age; raise ValueError for anything that it did not make."""
+    """Return the answer that `pack` was given, without its age; raise ValueError for any other bytes."""
     rest = packed[_DIGEST:]
     if packed[:_DIGEST] != _digest(rest):
         raise ValueError("not a packed answer")
@@ -62,7 +62,7 @@ def unpack(packed: bytes) -> Loaded:
 
 
 def envelope(status: int, message: str) -> bytes:
-    """Return the upstream's own form of an error, in which this service reports its own as well."""
+    """Return an error in the upstream's form, which this service uses for its own errors too."""
     code = re.sub("[^A-Z]", "_", phrase(status).upper().replace("'", ""))
     return encode({"error": {"status_code": status, "message": message, "code": code}})
 
@@ -79,7 +79,7 @@ def make_etag(body: bytes) -> str:
 
 
 def phrase(status: int) -> str:
-    """Return what a status line says after the status."""
+    """Return the reason phrase of a status."""
     return _PHRASES.get(status, "Unknown")
 
 
@@ -90,7 +90,7 @@ def _digest(data: bytes) -> bytes:
 def _content_type(body: bytes) -> str:
     """Return the content type of an error: JSON if it is in the envelope, plain text otherwise.
 
-    What the upstream calls it doesn't matter, so that it sends nothing that a browser would run.
+    The upstream's own Content-Type is ignored, so that no browser ever runs its body.
     """
     try:
         error = json.loads(body.decode(), parse_constant=_no_constant)["error"]
