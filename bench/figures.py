@@ -82,7 +82,7 @@ def waiting_room(upstream: Standin, scale: Scale) -> Iterator[Row]:
     """Hits and memory while the upstream hangs and as many requests wait for it as may."""
     rates, singles, sizes = list[float](), list[float](), list[float]()
     for _ in range(scale.rounds):
-        with machine.service(upstream.base_url) as service:
+        with machine.service(upstream.base_url, C42_TIMEOUT="60") as service:
             hot = PREFIX + new_event(upstream)
             machine.get(service.port, hot)
             calm = machine.wrk(service, hot, scale.seconds)
