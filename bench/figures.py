@@ -105,12 +105,13 @@ def _waiting(service: Server, upstream: Standin) -> Iterator[list[socket.socket]
     rule = upstream.rule(gate=gate)
     with contextlib.ExitStack() as stack:
         sockets = list[socket.socket]()
-        while not (refused := [sock for sock in sockets if _peek(sock)]):
+        while not any(_peek(sock) for sock in sockets):
             sock = stack.enter_context(socket.create_connection(("127.0.0.1", service.port)))
             sock.sendall(f"GET {PREFIX}{new_event(upstream)} HTTP/1.1\r\nHost: bench\r\n\r\n".encode())
             sockets.append(sock)
             time.sleep(0.005)
-        yield [sock for sock in sockets if sock not in refused]
+        time.sleep(1)  # until all that are refused have been
+        yield [sock for sock in sockets if not _peek(sock)]
         gate.open()
         rule.remove()
 
