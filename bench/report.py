@@ -79,7 +79,7 @@ def _row(
     ours, floor = (
         statistics.median(one.loads[name].cost for one in rounds if one.request == request) for name in (C42C, CONSTANT)
     )
-    why = f"of the {ours:.1f} µs that a hit takes, {floor:.1f} are the server's own, as the constant shows"
+    why = f"{request.capitalize()} hits: of their {ours:.1f} µs, the server takes {floor:.1f} (the constant)"
     return Row(what, f"≥ {least}", f"{spread(off)}; CORS on {spread(on)}", reached, why)
 
 
@@ -98,7 +98,8 @@ def page(rounds: Sequence[Round], rows: Sequence[Row], *, took: str) -> str:
         "|---|---|---|---|",
         *(f"| {row.what} | {row.wanted} | {row.measured} | {_mark(row)} |" for row in rows),
         "",
-        *(f"*{row.what}* was not reached: {row.why}.\n" for row in rows if row.why and not row.reached),
+        *(f"- {why}." for why in dict.fromkeys(row.why for row in rows if row.why and not row.reached)),
+        "",
         "Where the CPU of a cold answer goes: [cold-profile.txt](cold-profile.txt).",
         "",
     ]
