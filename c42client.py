@@ -1,4 +1,4 @@
-"""What Calendar42 says of an event: its title, and the first names of everyone who is subscribed to it.
+"""Gets an event's title and the first names of its subscribers from Calendar42.
 
 `Client.fetch` makes both calls side by side, gets all pages, and returns the merged answer or raises a `C42Error`;
 `Client.fetch_many` does it for many events at once. `python c42client.py EVENT_ID` prints the merged answer of one
@@ -27,7 +27,7 @@ from operations import settings
 PAGE = 100  # rows: the upstream's largest page
 PAGES_AT_ONCE = 16  # of one event or list
 LIST = 6500  # characters of ids in one URL: half a list of the longest ids, and less than servers take
-GRACE = 0.1  # seconds: a call ends itself at the deadline; who waits for it stops waiting this much later
+GRACE = 0.1  # seconds that callers wait beyond the deadline, at which each call ends itself
 
 log = logging.getLogger("c42c.upstream")
 Merged = dict[str, Any]
@@ -35,10 +35,10 @@ Outcome = tuple[str, Merged | C42Error]
 
 
 class Client:
-    """Asks Calendar42 with a `token`, on whose user's view all answers depend. Any thread may use it.
+    """Gets events from Calendar42, as the user of `token` may see them. Thread-safe.
 
     No call is made during a `pause`. `callers` is how many threads may ask at once. `timeout` is what a late answer's
-    error says. `observe` is called with each `Call`, and `observe_fault` with each fault but pauses.
+    error says. `observe` is called with each `Call`, and `observe_fault` with each fault except pauses.
     """
 
     def __init__(
@@ -60,27 +60,19 @@ class Client:
     def fetch(self, event_id: str, deadline: float) -> Merged:
         """Return `{"id": …, "title": …, "names": […]}` of one event, or raise `C42Error`, by `deadline`.
 
-        The event's own failure is the answer, at once. `deadline` is a moment of `time.monotonic`.
+        If the call for the event fails, its error is raised immediately. `deadline` is a moment of `time.monotonic`.
         """
         ((_, outcome),) = self.fetch_many([event_id], deadline)
         if isinstance(outcome, C42Error):
             raise outcome
         return outcome
 
-    def fetch_many(self, event_ids: list[str], deadline: float) -> Iterator[Outcome]:
+    def fetch_many(self, event_ids: list[str], deadline: float, *, is_part: bool = False) -> Iterator[Outcome]:
         """Yield, for each event, what `fetch` would return or raise, as soon as it is known.
 
-        A list that is too large or refused is asked for again in halves, down to single events. If a list fails for
-        another reason, or there is no time left, that is the outcome of each of its events.
+        A list that is too large or refused is asked for again in halves, down to single events: `is_part` is for them.
+        If a list fails for another reason, or there is no time left, that is the outcome of each of its events.
         """
-        yield from self._fetch_list(event_ids, deadline, is_part=False)
-
-    def close(self) -> None:
-        """Close the connections; calls under way end by their deadline."""
-        self._pool.shutdown(wait=False, cancel_futures=True)
-        self._upstream.close()
-
-    def _fetch_list(self, event_ids: list[str], deadline: float, *, is_part: bool) -> Iterator[Outcome]:
         job, left = Job(deadline, self._timeout, []), dict.fromkeys(event_ids)
         if len(event_ids) <= PAGE and len(",".join(event_ids)) <= LIST:
             try:
@@ -100,7 +92,12 @@ class Client:
             log.info("a list of %d events failed (%s): asking for its halves", len(left), error)
         ids_left, middle = list(left), (len(left) + 1) // 2
         for half in filter(None, (ids_left[:middle], ids_left[middle:])):
-            yield from self._fetch_list(half, deadline, is_part=True)
+            yield from self.fetch_many(half, deadline, is_part=True)
+
+    def close(self) -> None:
+        """Close the connections; calls under way end by their deadline."""
+        self._pool.shutdown(wait=False, cancel_futures=True)
+        self._upstream.transport.close()
 
     def _fetch(self, event_ids: list[str], job: Job) -> Iterator[Outcome]:
         """Yield each event with its answer or an error of its own; raise `C42Error` if a call fails."""

@@ -1,3 +1,3 @@
-"""What Calendar42 is: one GET, what its answer means, what is read out of it, its errors and ids."""
+"""The upstream: one GET, the meaning of its answer, extraction from its JSON, errors, and event ids."""
 
 EVENTS, SUBSCRIPTIONS = "events", "event-subscriptions"  # its endpoints

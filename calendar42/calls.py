@@ -1,6 +1,6 @@
-"""One call to Calendar42, and what its answer means: the README's table, row by row.
+"""Makes one call to Calendar42 and interprets the answer, row by row as in the README's table.
 
-Every call carries the token; it is removed from whatever comes back and is passed on.
+Every call carries the token, so it is redacted in whatever is passed on.
 """
 
 import html
@@ -17,10 +17,11 @@ from calendar42.transport import Answer, Transport
 
 MAX_BODY = 8 * 2**20  # bytes of one answer
 MAX_ERROR_BODY = 64 * 2**10  # bytes of an error that are passed through
+PAUSED = "Calendar42 asked for a pause"
 
 
 class Call(NamedTuple):
-    """One call to the upstream that has ended."""
+    """A finished call to Calendar42."""
 
     endpoint: str  # "events" or "event-subscriptions"
     status: int  # 0: no whole answer came
@@ -29,11 +30,11 @@ class Call(NamedTuple):
 
 
 class Job(NamedTuple):
-    """All upstream work for one answer, to be done by `deadline` (of `time.monotonic`)."""
+    """The calls for one answer, to be finished by `deadline` (of `time.monotonic`)."""
 
     deadline: float
-    timeout: float  # seconds: what a late answer's error says
-    calls: list[Call]  # that have ended
+    timeout: float  # seconds, for the error message
+    calls: list[Call]  # finished so far
 
     @property
     def left(self) -> float:
@@ -46,33 +47,30 @@ class Job(NamedTuple):
 
 
 def headers(token: str) -> dict[str, str]:
-    """Return what every call sends."""
+    """Return the headers of every call."""
     json_type = "application/json"
     return {"Accept": json_type, "Content-Type": json_type, "Authorization": f"Token {token}"}
 
 
 class Upstream:
-    """Calls Calendar42 with a `token`, but not during a `pause`. `observe` is called with each `Call`.
-
-    Any thread may use it.
-    """
+    """Calls Calendar42 with a `token`, but not during a `pause`. `observe` is called with each `Call`. Thread-safe."""
 
     def __init__(self, *, base_url: str, token: str, pause: Pause, observe: Callable[[Call], None]) -> None:
         self._token = token
         self._pause = pause
         self._observe = observe
-        self._transport = Transport(base_url=base_url, headers=headers(token))
+        self.transport = Transport(base_url=base_url, headers=headers(token))
 
     def call(self, endpoint: str, rest: str, job: Job) -> Any:
         """Make one call and return the JSON of its answer, or raise `C42Error`."""
-        if self._pause.left:
-            raise self._paused(endpoint)
+        if left := self._pause.left:
+            raise Paused(endpoint, PAUSED, 429, 0, retry_after=max(left, 1.0))
         if not job.left:
             raise job.late(endpoint)
         status, headers, body = self._get(endpoint, rest, job)
         if status == 429:
             self._pause.begin(headers.get("Retry-After", ""))
-            raise self._paused(endpoint, status, self._error_body(body))
+            raise Paused(endpoint, PAUSED, 429, 429, self._error_body(body), max(self._pause.left, 1.0))
         if 400 <= status <= 599:
             raise C42Error(endpoint, f"Calendar42 answered {status}", status, status, self._error_body(body))
         if status != 200:
@@ -87,7 +85,7 @@ class Upstream:
     def _get(self, endpoint: str, rest: str, job: Job) -> Answer:
         began, status, trouble = time.monotonic(), 0, ""
         try:
-            answer = self._transport.get(f"{endpoint}/{rest}", deadline=job.deadline, limit=MAX_BODY)
+            answer = self.transport.get(f"{endpoint}/{rest}", deadline=job.deadline, limit=MAX_BODY)
             status = answer.status
         except TimeoutError:
             trouble = "timed out"
@@ -109,23 +107,15 @@ class Upstream:
         """Return `text` without the token."""
         return text.replace(self._token, "***")
 
-    def close(self) -> None:
-        """Close the connections that aren't in use."""
-        self._transport.close()
-
-    def _paused(self, endpoint: str, upstream_status: int = 0, body: bytes = b"") -> Paused:
-        left = max(self._pause.left, 1.0)
-        return Paused(endpoint, "Calendar42 asked for a pause", 429, upstream_status, body, left)
-
     def _error_body(self, body: bytes) -> bytes:
-        """Return what is passed through of an error's body: nothing if the token is in it, however it is written."""
-        said = body[: 2 * MAX_ERROR_BODY].decode("latin-1")  # a token that begins in the first half ends in the second
+        """Return the part of an error's body to pass through: nothing if it contains the token in any spelling."""
+        said = body[: 2 * MAX_ERROR_BODY].decode("latin-1")  # the second half may hold the end of a token
         leaks = self._token in said or _plain(self._token) in _plain(said)
         return b"" if leaks else body[:MAX_ERROR_BODY]
 
 
 def _plain(text: str) -> str:
-    """Undo what JSON, HTML and URLs do to text, several times over if need be."""
+    """Undo escaping in JSON, HTML and URLs, also if it is nested."""
     for _ in range(5):
         text = re.sub(r"\\+u00([0-9a-fA-F]{2})", lambda match: chr(int(match[1], 16)), text)
         text = unquote(html.unescape(text))

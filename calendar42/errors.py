@@ -1,4 +1,4 @@
-"""Why there is no answer for an event: a `C42Error`, or a subclass where somebody has to tell it from the others."""
+"""The errors of the client: `C42Error`, and subclasses for those that callers handle differently."""
 
 from dataclasses import dataclass
 
@@ -8,7 +8,7 @@ _DEFINITE = frozenset(range(400, 500)) - {401, 403, 408, 429}
 
 @dataclass(eq=False)
 class C42Error(Exception):
-    """There is no answer. By default, what Calendar42 sent can't be understood."""
+    """There is no answer for an event. By default, because Calendar42's answer can't be understood."""
 
     endpoint: str  # where it was found
     message: str
@@ -28,7 +28,7 @@ class C42Error(Exception):
 
 
 class Paused(C42Error):
-    """Calendar42 asked for a pause (429), now or a while ago; no call is made until it is over."""
+    """Calendar42 asked for a pause (429), now or earlier; no calls are made until it is over."""
 
 
 class TimedOut(C42Error):
@@ -36,8 +36,8 @@ class TimedOut(C42Error):
 
 
 class TooLarge(C42Error):
-    """More came than is read."""
+    """The answer exceeds a limit."""
 
 
 class Exhausted(C42Error):
-    """No file descriptor is left for a call: our fault."""
+    """c42c has no file descriptor left for a call."""

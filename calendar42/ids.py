@@ -1,9 +1,9 @@
-"""Event ids: what may be one, and how a list of them is written."""
+"""Validates event ids and lists of them."""
 
 import re
 
 RULE = "an event id is 1 to 128 letters, digits, hyphens and underscores"
-LONGEST_LIST = 100  # ids: Calendar42 lists no more on one page
+LONGEST_LIST = 100  # ids: the largest page of Calendar42
 
 
 class BadIds(ValueError):
@@ -11,7 +11,7 @@ class BadIds(ValueError):
 
 
 def check(event_id: str) -> str:
-    """Return `event_id`, or raise `BadIds`: Calendar42 might take anything else for something else."""
+    """Return `event_id`, or raise `BadIds`: other characters could change the meaning of a URL."""
     if not re.fullmatch(r"[A-Za-z0-9_-]{1,128}", event_id):
         raise BadIds(RULE)
     return event_id

@@ -12,7 +12,7 @@ log = logging.getLogger("c42c.upstream")
 
 
 class Pause:
-    """A pause in all calls. It lasts `default` seconds if Calendar42 doesn't say how long."""
+    """A pause in all calls, for `default` seconds if Calendar42 doesn't say how long. Thread-safe."""
 
     def __init__(self, default: float) -> None:
         self._default = default
@@ -27,10 +27,9 @@ class Pause:
     def begin(self, retry_after: str) -> None:
         """Begin the pause that a `Retry-After` asks for, or make the present one longer."""
         seconds = min(max(_seconds(retry_after, self._default), 0.0), LONGEST)
-        if self.extend(time.monotonic() + seconds):  # or else a call that was under way has said it already
-            log.warning(
-                "pause: Calendar42 asks for %.0f s", seconds, extra={"fields": {"pause_seconds": round(seconds)}}
-            )
+        if self.extend(time.monotonic() + seconds):  # else a concurrent call has logged it
+            fields = {"pause_seconds": round(seconds)}
+            log.warning("pause: Calendar42 asks for %.0f s", seconds, extra={"fields": fields})
 
     def extend(self, until: float) -> bool:
         """Make the pause last until then (of `time.monotonic`) at least; return whether there was none."""

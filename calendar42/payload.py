@@ -1,4 +1,4 @@
-"""What is read out of Calendar42's JSON, with jsonpath-ng expressions that are compiled once, at import.
+"""Extracts titles and names from Calendar42's JSON, with jsonpath-ng expressions that are compiled at import.
 
 All functions are pure, and raise `C42Error` if the JSON isn't what Calendar42 documents.
 """
@@ -12,7 +12,7 @@ from jsonpath_ng.parser import parse
 from calendar42 import EVENTS, SUBSCRIPTIONS
 from calendar42.errors import C42Error, TooLarge
 
-MAX_ROWS = 100_000  # of one answer; Calendar42 claims more only when something is wrong
+MAX_ROWS = 100_000  # of one answer; a larger count is taken for a mistake
 
 _ROWS = parse("data")
 _TITLE = parse("title")
@@ -55,7 +55,7 @@ def title(events: dict[str, Any], event_id: str, asked: Collection[str]) -> str 
 
 
 def page(body: Any, event_ids: Collection[str]) -> Page:
-    """Return what one page of subscriptions says of `event_ids`.
+    """Return the names on one page of subscriptions to `event_ids`.
 
     Calendar42 ignores a filter that it can't read, so a row counts only for the event that it names. Removed
     subscriptions, and names that are blank or null, are left out.
