@@ -163,6 +163,10 @@ def test_finds_calls_in_a_pause(story: Story) -> None:
     story.call("small-1", asked=100.0, fault="pause")
     story.call("small-2", asked=101.1)
     assert not story.checker.found
+    story.checker.suspended(1, 101.2, 101.6)  # which hasn't read the 429 until then
+    story.call("small-1", asked=101.1, fault="pause", instance=1)
+    story.call("small-2", asked=101.65, instance=1)
+    assert not story.checker.found
     story.call("small-3", asked=100.5)
     assert list(story.checker.found) == ["called in a pause"]
 
@@ -193,6 +197,16 @@ def test_finds_faults_without_a_reason(story: Story) -> None:
     assert not story.answer(OUR_502, sent=110.1, status=502, headers=FAULT)
     assert not story.answer(OUR_502, sent=110.6, status=502, headers=FAULT)
     assert story.answer(OUR_502, sent=111.0, status=502, headers=FAULT) == ["unexplained"]
+
+
+@pytest.mark.parametrize(("took", "found"), [(2.05, []), (1.0, ["unexplained"])])
+def test_finds_time_outs_without_a_reason(story: Story, took: float, found: list[str]) -> None:
+    """An event of a list may lack an answer without a call only if the rest of the list took all the time."""
+    other = story.load("small-2")
+    late = {"status_code": 504, "message": "Calendar42 did not answer", "code": "GATEWAY_TIMEOUT"}
+    said = {"meta_data": {"count": 1}, "data": [other], "errors": {"small-1": late}}
+    options: dict[str, Any] = {"event_ids": ["small-1", "small-2"], "is_list": True, "headers": {}}
+    assert story.answer(said, sent=100.0, received=100.0 + took, **options) == found
 
 
 @pytest.mark.parametrize(("status", "lifetime"), [(500, 0.6), (401, 0.6), (410, 3.0)])

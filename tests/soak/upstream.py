@@ -113,8 +113,12 @@ class Upstream:
 
         async def serve(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
             try:
-                while await self._answer(self._arrive(instance, await reader.readuntil(b"\r\n\r\n")), reader, writer):
-                    pass
+                head = await reader.readuntil(b"\r\n\r\n")
+                if head.startswith(b"CONNECT "):  # the port is the instance's proxy
+                    writer.write(b"HTTP/1.1 200 Connected\r\n\r\n")
+                    head = await reader.readuntil(b"\r\n\r\n")
+                while await self._answer(self._arrive(instance, head), reader, writer):
+                    head = await reader.readuntil(b"\r\n\r\n")
             except (OSError, asyncio.IncompleteReadError, asyncio.CancelledError):
                 pass  # the service hung up, or all of it ends
             finally:
