@@ -6,7 +6,7 @@ import os
 import sys
 import time
 from collections.abc import Callable, Mapping
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 from flask import Flask, Response, request
 
@@ -34,6 +34,7 @@ class Parts(NamedTuple):
 
     cache: Cache
     client: Client
+    tier: Any  # a `SharedTier`, or None
     load: Load
     metrics: Metrics
     immediate: Immediate  # answers hits in the event loop, without the app
@@ -122,11 +123,11 @@ def _wire(config: Settings, client: Client | None, clock: Callable[[], float], s
         observe=metrics.called,
         observe_fault=metrics.faulted,
     )
-    load = loader(client.fetch_many, expiry=config.expiry, fault_expiry=config.fault_expiry)
+    load = loader(client.fetch_many, timeout=config.timeout, expiry=config.expiry, fault_expiry=config.fault_expiry)
     load = tier.wrap(load) if tier else load
     if log.isEnabledFor(logging.DEBUG):  # the app answers hits as well then, and logs them
-        return Parts(cache, client, load, metrics, lambda request: None)
-    return Parts(cache, client, load, metrics, hits.immediate(cache, config.cors_origins, metrics.served))
+        return Parts(cache, client, tier, load, metrics, lambda request: None)
+    return Parts(cache, client, tier, load, metrics, hits.immediate(cache, config.cors_origins, metrics.served))
 
 
 def _configure(environ: Mapping[str, str]) -> Settings:

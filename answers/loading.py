@@ -12,11 +12,12 @@ Fetch = Callable[[list[str], float], Iterator[tuple[str, Mapping[str, Any] | C42
 Load = Callable[[list[str], float], Iterator[tuple[str, Loaded]]]
 
 
-def loader(fetch: Fetch, *, expiry: float, fault_expiry: float) -> Load:
+def loader(fetch: Fetch, *, timeout: float, expiry: float, fault_expiry: float) -> Load:
     """Return a function that loads events for the cache.
 
-    `fetch` yields each event with its merged answer or its error, by a deadline, a moment of `time.monotonic`. `expiry`
-    and `fault_expiry` are in seconds.
+    `fetch` yields each event with its merged answer or its error, by a deadline, a moment of `time.monotonic`. A load
+    usually has `timeout` seconds; a time-out after less than half of that says nothing about the event. `expiry` and
+    `fault_expiry` are in seconds, too.
     """
 
     def load(event_ids: list[str], deadline: float) -> Iterator[tuple[str, Loaded]]:
@@ -31,8 +32,8 @@ def loader(fetch: Fetch, *, expiry: float, fault_expiry: float) -> Load:
                 if isinstance(outcome, Paused):
                     kind, lifetime = PAUSED, min(max(outcome.retry_after, fault_expiry), expiry)
                 age = began - time.monotonic()  # a fault ages from when it was found
-                unasked = deadline <= began and isinstance(outcome, TimedOut)
-                private = unasked or outcome.of_list  # it says nothing about the event
+                cut_short = deadline - began < timeout / 2 and isinstance(outcome, TimedOut)
+                private = cut_short or outcome.of_list  # it says nothing about the event
                 loaded = Loaded(failure(outcome), kind, lifetime, age, private=private)
             yield event_id, loaded
 

@@ -21,8 +21,6 @@ from redis.asyncio import Redis
 from redis.asyncio.retry import Retry
 from redis.backoff import NoBackoff
 
-from calendar42.transport import reason
-
 PATIENCE = 0.25  # seconds that an answer may wait for Redis, in all
 SLICE = 0.01  # seconds: patience is spent in such slices
 CONNECT = 1.0  # seconds for a probe that may have to connect
@@ -131,7 +129,7 @@ class Link:
                 began = now
             replies = replying.result()
         except Exception as error:  # whatever redis-py makes of what it reads
-            self.lose("timed out" if isinstance(error, TimeoutError) else reason(error))
+            self.lose("timed out" if isinstance(error, TimeoutError) else type(error).__name__)
             for ask in (*asks, *self._asks):
                 ask.replies.set_exception(Lost())
             self._asks.clear()

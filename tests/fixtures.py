@@ -187,6 +187,8 @@ class Inside:
         """Stop its threads."""
         self.cache.close()
         self.parts.client.close()
+        if self.parts.tier:
+            self.parts.tier.close()
 
 
 Start = Callable[..., Service]  # what the fixture `start` gives

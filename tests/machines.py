@@ -187,6 +187,7 @@ def running(factory: Callable[[], asyncio.AbstractEventLoop]) -> Iterator[asynci
         await ended.wait()
         while len(asyncio.all_tasks()) > 1:  # what was closed is disconnecting
             await asyncio.sleep(0.01)
+        await asyncio.sleep(0.05)  # a transport is closed a turn later
 
     def run() -> None:
         with runner:

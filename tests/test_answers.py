@@ -144,8 +144,8 @@ def test_what_is_kept_of_an_outcome(outcome: Any, has_time: bool, kind: str, lif
         for event_id in event_ids:
             yield event_id, outcome
 
-    deadline = time.monotonic() + (100 if has_time else 0)
-    load = loader(fetch, expiry=252.0, fault_expiry=6.0)
+    deadline = time.monotonic() + (100 if has_time else 49)
+    load = loader(fetch, timeout=100.0, expiry=252.0, fault_expiry=6.0)
     (one, first), (two, second) = load(["1", "2"], deadline)
     assert (one, two) == ("1", "2")
     for loaded in (first, second):

@@ -40,6 +40,9 @@ from tests.reading import lifetime
 
 PASSWORD = "se%2Fcret"
 
+# The loop of these tests may end before uvloop has closed what was dropped.
+pytestmark = pytest.mark.filterwarnings("ignore:unclosed resource <TCPTransport:ResourceWarning")
+
 
 def failed(status: int, body: str = "", retry_after: float = 0.0) -> values.Kept:
     """Make the value that says that the upstream answered so."""

@@ -183,7 +183,8 @@ class Upstream:
         if self._random.random() < self.trouble:
             names = list(FAULTS)
             fault = self._random.choices(names, [weight for weight, _ in FAULTS.values()])[0]
-            right_place = {"moved page": call.offset > 0, "wrong event": call.endpoint == "events"}
+            is_known = call.endpoint == "events" and not call.event_ids[0].startswith("unknown")
+            right_place = {"moved page": call.offset > 0, "wrong event": is_known}
             if fault == "pause":
                 right_place[fault] = call.asked > self._next_pause
                 self._next_pause = max(self._next_pause, call.asked + 10)
