@@ -102,9 +102,8 @@ class Hub:
 class Connection(asyncio.BufferedProtocol):
     """One client."""
 
-    transport: asyncio.Transport
-
     def __init__(self, hub: Hub) -> None:
+        self.transport: asyncio.Transport
         self.since = hub.loop.time()  # the client has been idle, sending a request, not taking data, or lingering
         self._hub = hub
         self._state = _READING

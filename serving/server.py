@@ -11,14 +11,13 @@ import os
 import signal
 import socket
 import struct
-import sys
 from array import array
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
 from functools import partial
 from typing import Any
 
-from serving.connection import Connection, Hub
+from serving.connection import Connection, Hub, Immediate, Refusal
 from serving.wsgi import App, bridge
 
 try:
@@ -47,18 +46,18 @@ class Server:
         for signum in signal.SIGTERM, signal.SIGINT:  # the loop's own handlers would miss those before it runs
             signal.signal(signum, lambda *_: self.loop.call_soon_threadsafe(self._stop))
 
-    def serve(self, app: App, *, threads: int, drain: float, patience: float, **options: Any) -> None:
+    def serve(
+        self, app: App, immediate: Immediate, refusal: Refusal, threads: int, drain: float, patience: float, **hub: Any
+    ) -> None:
         """Serve until told to stop. `app` answers, in `threads` threads, what has no immediate answer.
 
         After the signal, requests are taken for `drain` seconds more, and then have `patience` seconds to finish.
-        `options` are those of `Hub`; it needs `immediate` and `refusal`.
         """
-        address = self._listener.getsockname()[:2]
         pool = ThreadPoolExecutor(threads, thread_name_prefix="c42c-worker")
-        room = _raise_file_limit() // 2  # the other half is for the app
-        hub = Hub(loop=self.loop, work=bridge(app, address, self.loop, pool), room=room, **options)
+        work = bridge(app, self._listener.getsockname()[:2], self.loop, pool)
+        shared = Hub(self.loop, immediate, refusal, work, room=_raise_file_limit() // 2, **hub)  # half for the app
         with self._runner:
-            self._runner.run(self._serve(hub, drain, patience))
+            self._runner.run(self._serve(shared, drain, patience))
         pool.shutdown(wait=False, cancel_futures=True)
 
     def _stop(self) -> None:
@@ -73,8 +72,7 @@ class Server:
         await self._told.wait()
         log.info("stopping: waiting up to %g s for active requests to finish", drain + patience)
         await asyncio.sleep(drain)
-        if sys.platform == "linux":
-            _drop_handshakes(self._listener)
+        _drop_handshakes(self._listener)
         await asyncio.sleep(_GRACE_SECONDS)
         server.close()
         with suppress(OSError):  # accept everybody who has connected
@@ -114,9 +112,8 @@ def _drop_handshakes(listener: socket.socket) -> None:
     # A program for the packet filter, see bpf(4): if SYN is among the TCP flags, byte 13, drop the packet.
     steps = (0x30, 0, 0, 13), (0x45, 0, 1, 2), (0x06, 0, 0, 0), (0x06, 0, 0, 2**32 - 1)
     program = array("B", b"".join(struct.pack("HBBI", *step) for step in steps))
-    so_attach_filter = 26
-    with suppress(OSError):  # not all sandboxes know it
-        listener.setsockopt(socket.SOL_SOCKET, so_attach_filter, struct.pack("HL", 4, program.buffer_info()[0]))
+    with suppress(OSError):  # it is not Linux, or a sandbox; 26 is SO_ATTACH_FILTER
+        listener.setsockopt(socket.SOL_SOCKET, 26, struct.pack("HL", len(steps), program.buffer_info()[0]))
 
 
 def _raise_file_limit() -> int:

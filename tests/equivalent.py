@@ -22,4 +22,11 @@ EQUIVALENT: list[Equivalent] = [
         ">= → >",
         "the clock would have to show exactly `wait_until`; either way the caller waits for no time at all",
     ),
+    Equivalent(
+        "serving/connection.py",
+        "self._needed = 0  # bytes of an incomplete request, once its head is there",
+        "0 → 1",
+        "a read has a byte at least",
+    ),
+    Equivalent("serving/connection.py", "self._needed = 0", "0 → 1", "a head has a byte at least"),
 ]
