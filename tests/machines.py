@@ -146,7 +146,7 @@ class Machine:
         """Answer a request for an event."""
         return self.ask_many([event_id])[event_id]
 
-    def ask_many(self, event_ids: list[str], timeout: float = 5.0) -> dict[str, Found]:
+    def ask_many(self, event_ids: list[str], timeout: float = PATIENCE) -> dict[str, Found]:
         """Answer a request for a list."""
         deadline, load = time.monotonic() + timeout, self.tier.wrap(self.load)
         return self.cache.get_or_load_many(event_ids, lambda wanted: load(wanted, deadline), deadline)
