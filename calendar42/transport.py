@@ -6,6 +6,7 @@ followed, and neither cookies nor a `.netrc` are used: the token goes to one add
 """
 
 import contextlib
+import copy
 import errno
 import http.client
 import io
@@ -20,6 +21,7 @@ from typing import Any, NamedTuple
 import requests
 import urllib3
 from requests.adapters import HTTPAdapter
+from requests.utils import prepend_scheme_if_needed, select_proxy
 
 _KEPT = 1024  # connections
 _CHUNK = 65536  # bytes
@@ -44,7 +46,11 @@ class Transport:
         self._request = requests.Request("GET", base_url, {**headers, "Accept-Encoding": "gzip"}).prepare()
         url = str(self._request.url)
         self._environment: Any = requests.Session().merge_environment_settings(url, {}, True, None, None)
-        self._adapter = _Adapter(pool_connections=1, pool_maxsize=_KEPT)
+        self._adapter: Any = HTTPAdapter(pool_connections=1, pool_maxsize=_KEPT)
+        proxy = select_proxy(url, self._environment["proxies"])
+        proxy = proxy and prepend_scheme_if_needed(proxy, "http")  # type: ignore[no-untyped-call]
+        pools = self._adapter.proxy_manager_for(proxy) if proxy else self._adapter.poolmanager
+        pools.pool_classes_by_scheme = {"http": _Pool, "https": _TLSPool}
 
     def get(self, path: str, *, deadline: float, limit: int) -> Answer:
         """Get `path` by `deadline` (of `time.monotonic`), with `limit` bytes of body and one more at most.
@@ -52,7 +58,7 @@ class Transport:
         Raises TimeoutError, ConnectionError if no whole answer comes for another reason, and OSError with EMFILE or
         ENFILE if there is no file descriptor left here.
         """
-        request = self._request.copy()
+        request = copy.copy(self._request)
         request.url = f"{request.url}{path}"
         try:
             while (left := deadline - time.monotonic()) > 0:
@@ -191,16 +197,3 @@ class _Pool(urllib3.HTTPConnectionPool):
 
 class _TLSPool(urllib3.HTTPSConnectionPool):
     ConnectionCls = _TLSConnection
-
-
-class _Adapter(HTTPAdapter):
-    """Makes connections of the kinds above, with and without a proxy."""
-
-    def init_poolmanager(self, *args: Any, **kwargs: Any) -> None:
-        super().init_poolmanager(*args, **kwargs)
-        self.poolmanager.pool_classes_by_scheme = {"http": _Pool, "https": _TLSPool}
-
-    def proxy_manager_for(self, *args: Any, **kwargs: Any) -> Any:
-        manager = super().proxy_manager_for(*args, **kwargs)
-        manager.pool_classes_by_scheme = {"http": _Pool, "https": _TLSPool}
-        return manager
