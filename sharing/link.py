@@ -26,7 +26,7 @@ SLICE = 0.01  # seconds: patience is spent in such slices
 CONNECT = 1.0  # seconds for a probe that may have to connect
 QUICK = 0.08  # seconds for a probe that shows that Redis is up again
 PROBE_EVERY = 5.0  # seconds
-HELD_UP = 5.0  # seconds that a thread waits for a loop that is held up
+HELD_UP = 10.0  # seconds that a thread waits for a loop that is held up
 AT_ONCE = 64  # callers whose commands go out together
 
 _PROBE = "redis.call('set', KEYS[1], ARGV[1], 'px', 1000) return redis.call('get', KEYS[1])"

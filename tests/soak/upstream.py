@@ -183,8 +183,15 @@ class Upstream:
         if self._random.random() < self.trouble:
             names = list(FAULTS)
             fault = self._random.choices(names, [weight for weight, _ in FAULTS.values()])[0]
-            is_known = call.endpoint == "events" and not call.event_ids[0].startswith("unknown")
-            right_place = {"moved page": call.offset > 0, "wrong event": is_known}
+            is_event = call.endpoint == "events"
+            # What has a 404 without the envelope is passed through, and has no stamp to check.
+            has_body = not (is_event and call.event_ids[0].startswith("unknown"))
+            right_place = {
+                "moved page": call.offset > 0,
+                "wrong event": is_event and has_body,
+                "not JSON": has_body,
+                "wrong shape": has_body,
+            }
             if fault == "pause":
                 right_place[fault] = call.asked > self._next_pause
                 self._next_pause = max(self._next_pause, call.asked + 10)
