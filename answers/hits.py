@@ -1,6 +1,6 @@
 """Answers to hits, given in the event loop: Flask's routing, request and response cost ten times as much.
 
-They are the same as the route's answers, byte for byte, but for X-Request-ID.
+They are the same as the route's answers, byte for byte.
 """
 
 import math

@@ -40,7 +40,8 @@ def register(app: Flask, metrics: Metrics) -> None:
         fields = {"method": request.method, "path": request.path, "status": response.status_code}
         fields["seconds"] = round(seconds, 4)
         log.debug("request %s %r %d %.4f s", *fields.values(), extra={"fields": fields})
-        response.headers["X-Request-ID"] = logs.request_id.get()
+        if not response.headers.get("Cache-Status", "").startswith("c42c; hit"):  # see answers.hits
+            response.headers["X-Request-ID"] = logs.request_id.get()
         return response
 
 
