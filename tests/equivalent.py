@@ -29,4 +29,10 @@ EQUIVALENT: list[Equivalent] = [
         "a read has a byte at least",
     ),
     Equivalent("serving/connection.py", "self._needed = 0", "0 → 1", "a head has a byte at least"),
+    Equivalent(
+        "answers/loading.py",
+        "unasked = deadline <= began and isinstance(outcome, TimedOut)",
+        "<= → <",
+        "the clock would have to show exactly the deadline",
+    ),
 ]
