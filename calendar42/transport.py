@@ -71,7 +71,7 @@ class Transport:
                 socket.socket().close()  # a look-up doesn't say that there is no file descriptor left, but this does
             if isinstance(cause, OSError) and cause.errno in (errno.EMFILE, errno.ENFILE):
                 raise OSError(cause.errno, cause.strerror) from error
-            if isinstance(cause, TimeoutError):
+            if isinstance(cause, TimeoutError) or time.monotonic() >= deadline:
                 raise TimeoutError from error
             raise ConnectionError(reason(error)) from error
 

@@ -144,7 +144,9 @@ class Checker:
             if len(self._bodies) > 5000:
                 del self._bodies[next(iter(self._bodies))]
         try:
-            said = json.loads(answer.body)
+            is_text = answer.headers.get("content-type", "").startswith("text/plain")
+            # A body that isn't in the envelope is passed through as text, and has no stamp.
+            said = {"error": {"status_code": answer.status, "message": ""}} if is_text else json.loads(answer.body)
             if answer.is_list:
                 self._check_list(answer, said)
             else:
