@@ -1,12 +1,14 @@
-"""One GET through `requests`, whole, within a deadline.
+"""One GET, whole, within a deadline.
+
+`requests` says which proxy and which certificates the environment asks for, and makes a pool of connections. The calls
+go straight to that pool: what `requests` adds to each of them costs as much again.
 
 The time-outs of `requests` and urllib3 start again with each read, http.client skips no informational answer but 100,
-and urllib3 doesn't notice that more than the answer has been read. The connection below mends that. Redirects aren't
+and urllib3 doesn't notice that more than the answer has been read. `_Connection` does better. Redirects aren't
 followed, and neither cookies nor a `.netrc` are used: the token goes to one address.
 """
 
 import contextlib
-import copy
 import errno
 import http.client
 import io
@@ -21,7 +23,6 @@ from typing import Any, NamedTuple
 import requests
 import urllib3
 from requests.adapters import HTTPAdapter
-from requests.utils import prepend_scheme_if_needed, select_proxy
 
 _KEPT = 1024  # connections
 _CHUNK = 65536  # bytes
@@ -43,14 +44,16 @@ class Transport:
     """Sends GET requests below `base_url`, with `headers`. Any thread may use it."""
 
     def __init__(self, *, base_url: str, headers: Mapping[str, str]) -> None:
-        self._request = requests.Request("GET", base_url, {**headers, "Accept-Encoding": "gzip"}).prepare()
-        url = str(self._request.url)
-        self._environment: Any = requests.Session().merge_environment_settings(url, {}, True, None, None)
+        base = requests.Request("GET", base_url).prepare()
+        url = str(base.url)
+        environment = requests.Session().merge_environment_settings(url, {}, None, None, None)
+        verify, proxies = environment["verify"], environment["proxies"]
         self._adapter: Any = HTTPAdapter(pool_connections=1, pool_maxsize=_KEPT)
-        proxy = select_proxy(url, self._environment["proxies"])
-        proxy = proxy and prepend_scheme_if_needed(proxy, "http")  # type: ignore[no-untyped-call]
-        pools = self._adapter.proxy_manager_for(proxy) if proxy else self._adapter.poolmanager
-        pools.pool_classes_by_scheme = {"http": _Pool, "https": _TLSPool}
+        self._pool = self._adapter.get_connection_with_tls_context(base, verify, proxies)
+        is_tls = self._pool.scheme == "https"
+        self._pool.ConnectionCls = _TLSConnection if is_tls else _Connection
+        self._prefix = url if self._pool.proxy and not is_tls else base.path_url  # a proxy needs the whole address
+        self._headers = {**headers, "Accept-Encoding": "gzip"}
 
     def get(self, path: str, *, deadline: float, limit: int) -> Answer:
         """Get `path` by `deadline` (of `time.monotonic`), with `limit` bytes of body and one more at most.
@@ -58,12 +61,10 @@ class Transport:
         Raises TimeoutError, ConnectionError if no whole answer comes for another reason, and OSError with EMFILE or
         ENFILE if there is no file descriptor left here.
         """
-        request = copy.copy(self._request)
-        request.url = f"{request.url}{path}"
         try:
             while (left := deadline - time.monotonic()) > 0:
                 with contextlib.suppress(_Stale):
-                    return self._send(request, left, limit)
+                    return self._send(path, left, limit)
             raise TimeoutError
         except (urllib3.exceptions.HTTPError, http.client.HTTPException, OSError, ValueError) as error:
             cause = _cause(error)
@@ -79,10 +80,19 @@ class Transport:
         """Close the connections that aren't in use."""
         self._adapter.close()
 
-    def _send(self, request: requests.PreparedRequest, seconds: float, limit: int) -> Answer:
-        timeout: Any = urllib3.Timeout(total=seconds)
-        with contextlib.closing(self._adapter.send(request, timeout=timeout, **self._environment)) as response:
-            return Answer(response.status_code, response.headers, response.raw.read(limit + 1, decode_content=True))
+    def _send(self, path: str, seconds: float, limit: int) -> Answer:
+        response = self._pool.urlopen(
+            "GET",
+            self._prefix + path,
+            headers=self._headers,
+            timeout=urllib3.Timeout(total=seconds),
+            retries=False,
+            redirect=False,
+            assert_same_host=False,
+            preload_content=False,
+        )
+        with contextlib.closing(response):
+            return Answer(response.status, response.headers, response.read(limit + 1, decode_content=True))
 
 
 def reason(error: BaseException) -> str:
@@ -90,6 +100,8 @@ def reason(error: BaseException) -> str:
     cause = _cause(error)
     if isinstance(cause, ssl.SSLCertVerificationError):
         return f"certificate: {cause.verify_message}"
+    if isinstance(cause, FileNotFoundError):
+        return "certificate bundle: no such file"
     if isinstance(cause, OSError):
         return cause.strerror or str(cause) or "timed out"
     return "sent no whole answer" if isinstance(cause, http.client.IncompleteRead) else "sent an invalid answer"
@@ -189,11 +201,3 @@ class _Connection(urllib3.connection.HTTPConnection):
 
 class _TLSConnection(_Connection, urllib3.connection.HTTPSConnection):
     pass
-
-
-class _Pool(urllib3.HTTPConnectionPool):
-    ConnectionCls = _Connection
-
-
-class _TLSPool(urllib3.HTTPSConnectionPool):
-    ConnectionCls = _TLSConnection
