@@ -18,7 +18,7 @@ import ssl
 import time
 from collections.abc import Mapping
 from concurrent.futures import ThreadPoolExecutor
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, cast
 
 import requests
 import urllib3
@@ -48,8 +48,9 @@ class Transport:
         url = str(base.url)
         environment = requests.Session().merge_environment_settings(url, {}, None, None, None)
         verify, proxies = environment["verify"], environment["proxies"]
-        self._adapter: Any = HTTPAdapter(pool_connections=1, pool_maxsize=_KEPT)
-        self._pool = self._adapter.get_connection_with_tls_context(base, verify, proxies)
+        self._adapter = HTTPAdapter(pool_connections=1, pool_maxsize=_KEPT)
+        pool = self._adapter.get_connection_with_tls_context(base, verify, proxies)
+        self._pool = cast(urllib3.HTTPConnectionPool, pool)
         is_tls = self._pool.scheme == "https"
         self._pool.ConnectionCls = _TLSConnection if is_tls else _Connection
         self._prefix = url if self._pool.proxy and not is_tls else base.path_url  # a proxy needs the whole address
