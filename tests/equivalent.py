@@ -31,8 +31,20 @@ EQUIVALENT: list[Equivalent] = [
     Equivalent("serving/connection.py", "self._needed = 0", "0 → 1", "a head has a byte at least"),
     Equivalent(
         "answers/loading.py",
-        "unasked = deadline <= began and isinstance(outcome, TimedOut)",
-        "<= → <",
-        "the clock would have to show exactly the deadline",
+        "cut_short = deadline - began < timeout / 2 and isinstance(outcome, TimedOut)",
+        "< → <=",
+        "the clock would have to show exactly half of the time",
+    ),
+    Equivalent(
+        "answers/hits.py",
+        'rendered, seconds, answer, status = None, math.inf, (b"", b""), b""  # of the last hit',
+        "b\"\" → b'X'",
+        "no value is rendered yet, so the first hit replaces it",
+    ),
+    Equivalent(
+        "answers/hits.py",
+        'cors = response.cors(origins, request.headers.get("origin", ""), request.method)',
+        "\"\" → 'X'",
+        "neither can be one of the origins in the settings",
     ),
 ]

@@ -238,12 +238,15 @@ def test_errors_in_a_list() -> None:
         "text": error(status=418, body=b"<p>no"),
         "unknown": error(status=599, body=b"{}"),
     }
-    parts = {event_id: found("hit", each, kind=FAULT) for event_id, each in errors.items()} | {"good": found("hit")}
+    parts = {event_id: found("hit", each, kind=FAULT) for event_id, each in errors.items()} | {
+        "a": found("hit"),
+        "b": found("hit"),
+    }
     status, _, body = response.render_many(parts, None)
     assert status == "200 OK"
     assert json.loads(body) == {
-        "meta_data": {"count": 1},
-        "data": [{"id": "1", "title": None, "names": []}],
+        "meta_data": {"count": 2},
+        "data": [{"id": "1", "title": None, "names": []}] * 2,
         "errors": {
             "ours": {"status_code": 502, "message": "why", "code": "BAD_GATEWAY"},
             "theirs": {"status_code": 404, "message": "Gone fishing", "code": "FISHING"},
@@ -277,3 +280,18 @@ def test_hits_are_what_the_route_answers(
     assert shortcut
     for each in found:
         assert shortcut() == response.serialize(response.render(each, asked))
+
+
+def test_a_hit_is_rendered_once_a_second() -> None:
+    """Within one second, a repeated request gets the very same bytes: rendering costs more than all the rest."""
+    held = [found("hit", ttl=ttl) for ttl in (9.9, 9.1, 9.0, 8.9)]
+    waiting = iter(held)
+    cache: Any = SimpleNamespace(get=lambda key: (held[0].value, *next(waiting)[1:4]))
+    shortcut = hits.immediate(cache, frozenset(), Counter())(
+        Request("GET", f"{hits.PREFIX}1", "", "HTTP/1.1", {}, 0, True)
+    )
+    assert shortcut
+    first, second, third, last = (shortcut() for _ in held)
+    assert first is second is third
+    assert last
+    assert b"max-age=8\r\n" in last[0]
