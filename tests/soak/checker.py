@@ -203,6 +203,8 @@ class Checker:
         if status in DEFINITE and (call is None or call.single):
             self._check_age(answer, event_id, stamp.asked, self.rules.expiry)
             return
+        if call and not call.single and answer.is_list:
+            return  # the failure of a list is told to that list, whenever the rest of it comes, and isn't kept
         found = self._load_ended(call, event_id, answer.received) if call else stamp.asked
         kept = self.rules.fault_expiry if status != 429 else max(PAUSE, self.rules.fault_expiry)
         self._check_age(answer, event_id, found, kept)
@@ -234,7 +236,7 @@ class Checker:
 
     def _load_ended(self, call: Call, event_id: str, now: float) -> float:
         """Return when a load ended at the latest, given one of its calls: a fault is as old as that."""
-        end = call.ended or now
+        end = (call.ended or now) + SLACK  # the second call of a load may begin a moment after the first has ended
         others = [one for one in self.by_event.get(event_id, ()) if one.instance == call.instance]
         of_load = [call, *(one for one in others if one.asked <= end and call.asked <= (one.ended or now))]
         return max(min(one.ended or now, one.asked + self.rules.timeout) for one in of_load)
