@@ -154,7 +154,7 @@ def test_200_callers_cause_one_load(room: Service, upstream: Standin, status: in
     socks = [room.connect() for _ in range(201)]
     for sock in socks:
         sock.sendall(f"GET {PREFIX}{event_id} HTTP/1.1\r\nHost: c42c\r\n\r\n".encode())
-    # Nobody is answered before the gate opens, but who comes when 200 wait: so now 200 wait.
+    # Only a request that is refused gets an answer before the gate opens, so 200 are waiting now.
     (refused,), _, _ = select.select(socks, [], [], PATIENCE)
     gate.wait_for(2)
     answer = receive(refused)
@@ -295,7 +295,7 @@ HOSTILE = [
 
 @pytest.mark.parametrize("slash", ["", "/"])
 def test_hostile_ids(quiet: tuple[Service, Standin], slash: str) -> None:
-    """What is no id is refused in the envelope, and never reaches the upstream."""
+    """A malformed id is refused in the envelope, and never reaches the upstream."""
     service, upstream = quiet
     before = upstream.calls()
     for hostile in HOSTILE:
@@ -307,7 +307,7 @@ def test_hostile_ids(quiet: tuple[Service, Standin], slash: str) -> None:
 
 
 def test_hostile_bytes(quiet: tuple[Service, Standin]) -> None:
-    """A request that no client would send is refused, never reaches the upstream, and harms nobody else."""
+    """A request that no client would send is refused, never reaches the upstream, and affects no other client."""
     service, upstream = quiet
     before = upstream.calls()
     for target in b"\xff", b"\xc3\xa9", b"a\x00b", b"a b", b"a\tb", b"\x7f", b"a" * 100_000:
@@ -331,7 +331,7 @@ def test_longest_id(service: Service, upstream: Standin) -> None:
 
 
 def test_hostile_ids_are_not_kept(inside: MakeInside) -> None:
-    """What is no id leaves nothing behind in the cache."""
+    """A malformed id leaves nothing in the cache."""
     service = inside()
     for hostile in HOSTILE:
         assert service.event(hostile).status_code in (400, 404)
@@ -417,7 +417,7 @@ def test_only_subscriptions_fail(service: Service, upstream: Standin) -> None:
 
 
 def test_half_a_surrogate(service: Service, upstream: Standin) -> None:
-    """Text that is no text becomes U+FFFD, rather than a failure or broken UTF-8."""
+    """Lone surrogates become U+FFFD, rather than a failure or broken UTF-8."""
     event_id = new_id()
     upstream.add_event(event_id)
     event = {"data": [{"id": event_id, "title": "a\ud800b"}]}

@@ -66,7 +66,7 @@ class Gated:
         self.calls += 1
         self.begun.set()
         if not self.go.wait(BOUND):
-            self.go.set()  # whoever comes after fails at once
+            self.go.set()  # later callers fail at once
             self.end = AssertionError("nobody let the load go")
         if isinstance(self.end, BaseException):
             raise self.end

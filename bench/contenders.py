@@ -86,7 +86,7 @@ class Round(NamedTuple):
 
 
 def program(name: str) -> str | None:
-    """Return the path of a program, which may stand where only root's PATH leads."""
+    """Return the path of a program, which may be in a directory that only root's PATH has."""
     return shutil.which(name) or shutil.which(f"/usr/sbin/{name}")
 
 

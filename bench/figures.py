@@ -1,4 +1,4 @@
-"""The figures that are no comparison between servers: each function measures one thing and yields its rows."""
+"""The figures that don't compare servers: each function measures one thing and yields its rows."""
 
 import contextlib
 import itertools
@@ -81,7 +81,7 @@ def start_and_rest(upstream: Standin, scale: Scale) -> Iterator[Row]:
 
 
 def waiting_room(upstream: Standin, scale: Scale) -> Iterator[Row]:
-    """Hits and memory while the upstream hangs and as many requests wait for it as may."""
+    """Hits and memory while the upstream hangs and the waiting room is full."""
     rates, singles, sizes = list[float](), list[float](), list[float]()
     for _ in range(scale.rounds):
         with machine.service(upstream.base_url, C42_TIMEOUT="60") as service:

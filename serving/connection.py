@@ -128,7 +128,7 @@ class Connection(asyncio.BufferedProtocol):
     def buffer_updated(self, size: int) -> None:
         data = self._hub.buffer[:size].tobytes()
         if self._state == _ENDED:
-            return  # data that was left unread would make the system reset the connection, and the last answer be lost
+            return  # unread data would make the system reset the connection, and the last answer could get lost
         if self._state == _READING and not self._unread:
             if parsed := self._hub.known.get(data):
                 self._answer(parsed, b"")

@@ -108,7 +108,7 @@ def listen(host: str, port: int) -> socket.socket:
 
 
 def _drop_handshakes(listener: socket.socket) -> None:
-    """Have Linux let nobody connect anymore: a client that does so just before the listener is closed is cut off."""
+    """Have Linux drop new connections: a client that connects just before the listener closes would be cut off."""
     # A program for the packet filter, see bpf(4): if SYN is among the TCP flags, byte 13, drop the packet.
     steps = (0x30, 0, 0, 13), (0x45, 0, 1, 2), (0x06, 0, 0, 0), (0x06, 0, 0, 2**32 - 1)
     program = array("B", b"".join(struct.pack("HBBI", *step) for step in steps))

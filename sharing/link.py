@@ -1,8 +1,8 @@
-"""A connection to Redis, on an event loop, that keeps nobody waiting for long.
+"""A connection to Redis, on an event loop, with bounded waits.
 
 What several threads ask during an exchange goes out together in the next one. Redis is asked only while it is up, and
-probed every few seconds. It's down as soon as somebody's patience runs out or a reply is wrong, and up again once a
-probe is answered rightly and quickly.
+probed every few seconds. It counts as down as soon as a caller's patience runs out or a reply is wrong, and
+as up again once a probe gets the right answer quickly.
 """
 
 import asyncio
@@ -73,7 +73,7 @@ class Link:
         raise Lost
 
     def repeat(self, commands: Sequence[Command], every: float) -> Future[None]:
-        """Send `commands` every so many seconds until what is returned is cancelled; nobody gets the answers."""
+        """Send `commands` every so many seconds until the returned future is cancelled. The answers are ignored."""
 
         async def repeat() -> None:
             while True:
@@ -111,7 +111,7 @@ class Link:
         self._asked.set()
 
     async def _exchange(self, asks: list[_Ask]) -> None:
-        """Send the commands of all and hand out the replies. If anybody's patience runs out, nobody gets any.
+        """Send the commands of all and hand out the replies. If one caller's patience runs out, none get any.
 
         A slice that takes much longer isn't counted: the loop itself is held up then, as on a crowded machine.
         """

@@ -4,7 +4,7 @@ A `SharedTier` stands around the load function. It looks in Redis first. What is
 gets the event's lock, and stored there; the others look again until the answer is there or the lock is free. The
 upstream's pause is shared as well. While Redis is down, each instance loads for itself.
 
-A lock lasts two seconds and is renewed during its load, so an instance that dies holds nobody up for longer. If a lock
+A lock lasts two seconds and is renewed during its load, so if an instance dies, the others don't wait longer. If a lock
 is gone (its holder was suspended, or Redis was restarted or flushed), its holder stores nothing: another instance may
 have loaded the event since.
 
@@ -148,7 +148,7 @@ class SharedTier:
             if locked:
                 left = yield from self._load_for_all(load_here(locked), locked, left, began)
             if wanted := [each for each in wanted if each not in found and each not in locked]:
-                # An answer waits for Redis from when its load was last seen under way: all that this look took counts.
+                # Another instance is loading these, so patience starts again, less what this look took.
                 spent = patience - left
                 wait = min(max((self._clock() - began) / 5, SHORTEST_WAIT), (PATIENCE - spent) / 5)
                 result, patience = "awaited", PATIENCE - spent - wait
@@ -175,7 +175,7 @@ class SharedTier:
                         found[event_id] = loaded._replace(age=began - expiry + loaded.lifetime)
                     else:
                         useless.append(self.key(event_id))
-        except Exception as error:  # whatever comes of what is not as it should be
+        except Exception as error:  # malformed replies can fail in any way
             self._link.lose(f"it answers nonsense ({type(error).__name__})")
             raise Lost from None
         if useless:  # the next look finds nothing in its place

@@ -1,4 +1,4 @@
-"""`python -m standin` runs the stand-in by hand until Ctrl-C, and prints its address and the telling ids."""
+"""`python -m standin` runs the stand-in by hand until Ctrl-C, and prints its address and the ids to try."""
 
 import argparse
 import contextlib

@@ -36,7 +36,7 @@ class Call:
         self.named_ids = [self.event_id] if self.event_id else list(dict.fromkeys(listed))
 
     def number(self, name: str, default: int) -> int | None:
-        """Return a number of the query, or None where what is there is no number."""
+        """Return a number from the query, or None if the value isn't a number."""
         text = self.query.get(name, str(default))
         return int(text) if re.fullmatch("[0-9]{1,9}", text) else None
 
@@ -87,7 +87,7 @@ def _events(call: Call, catalogue: Catalogue) -> list[Json]:
 
 
 def _rows(call: Call, catalogue: Catalogue) -> list[Json] | None:
-    """Return the rows that match, or None for a single unknown event, over which Calendar42 stumbles."""
+    """Return the rows that match, or None for a single unknown event, which Calendar42 answers with a 500."""
     asked, known = set(call.named_ids), catalogue.rows
     # Its documentation has toy ids too, so whatever the catalogue holds is well-formed.
     if not asked or not all(one in known or _WELL_FORMED_ID.fullmatch(one) for one in asked):

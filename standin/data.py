@@ -1,6 +1,6 @@
 """The events and subscriptions that the stand-in knows: the same in every run, ids included.
 
-A catalogue has no lock; whoever shares one between threads guards it. `EVENTS` has the telling ids.
+A catalogue has no lock: code that shares one between threads must guard it. `EVENTS` has the ids for each special case.
 """
 
 from collections.abc import Iterable

@@ -132,7 +132,7 @@ class Standin:
             self._under_way.discard(call)
 
     def right_answer(self, call: Call) -> Answer:
-        """Return what the request gets where no rule has a say."""
+        """Return the answer to a request that no rule applies to."""
         with self._lock:
             return reply(call, self._catalogue, self.token)
 

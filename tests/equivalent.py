@@ -1,4 +1,4 @@
-"""Mutants that no test can kill, since the change makes no difference that anybody could see; see `tests/mutants.py`.
+"""Mutants that no test can kill, because the change makes no visible difference; see `tests/mutants.py`.
 
 An entry names the line's text rather than its number, so that it stays right when lines move.
 """

@@ -101,7 +101,7 @@ SECONDS = st.sampled_from([0, 0, 0, 1, 4])
 
 
 def script(outcomes: list[Outcome], error: BaseException | None = None) -> Iterator[Outcome]:
-    """Yield the outcomes, then the error, if there is one, then the same outcome for ever."""
+    """Yield the outcomes, then the error, if there is one, then the same outcome forever."""
     last: Outcome = (0, Loaded("the last", OK, 100.0))
     return itertools.chain(outcomes, [(0, error)] if error else [], itertools.repeat(last))
 

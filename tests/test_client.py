@@ -114,7 +114,7 @@ def test_callers_do_not_wait_for_each_other(make: Make, upstream: Standin) -> No
 def test_netrc_does_not_replace_the_token(
     make: Make, upstream: Standin, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """A .netrc has no say in who asks."""
+    """A .netrc doesn't change the credentials."""
     netrc = tmp_path / ".netrc"
     netrc.write_text("machine 127.0.0.1\nlogin someone\npassword else\ndefault login a password b\n")
     netrc.chmod(0o600)
@@ -189,7 +189,7 @@ UNUSABLE: dict[str, tuple[dict[str, Any], str, int]] = {
 def test_unusable_answers(
     make: Make, upstream: Standin, endpoint: str, fault: dict[str, Any], what: str, status: int
 ) -> None:
-    """What is no whole answer, no JSON, too large or redirected is a 502 and a fault, from either call."""
+    """An answer that is incomplete, not JSON, too large or a redirect is a 502 and a fault, from either call."""
     upstream.rule(endpoint, **fault)
     error = failure(make(), EVENTS["plain"])
     assert type(error) is (TooLarge if "more than" in what else C42Error)
@@ -213,7 +213,7 @@ def test_limit(make: Make, upstream: Standin) -> None:
     "body", [b'{"data": [1]}', b"[]", b'{"data": [{"id": "other"}]}', b'{"data": [{"title": "?"}]}']
 )
 def test_other_events(make: Make, upstream: Standin, body: bytes) -> None:
-    """What is no list of events, or has another event or one without an id, is a 502: nobody gets another's title."""
+    """Anything but a list of the events asked for, each with an id, is a 502: no event gets another's title."""
     upstream.rule("events", body=body)
     error = failure(make(), EVENTS["plain"])
     assert (error.status, error.endpoint, error.upstream_status) == (502, "events", 200)
@@ -299,7 +299,7 @@ def test_time_out(make: Make, upstream: Standin, endpoint: str, fault: dict[str,
 
 
 def test_a_call_that_cannot_end(make: Make, upstream: Standin) -> None:
-    """A call that doesn't end itself at the deadline, for whatever reason, holds nobody: its caller stops waiting."""
+    """If a call doesn't end by itself at the deadline, its caller stops waiting."""
     gate = Gate()
 
     def stuck(call: Call) -> None:
@@ -394,7 +394,7 @@ def test_pages_that_move(make: Make, upstream: Standin, before: list[str], after
 
 @pytest.mark.parametrize(("before", "after"), MOVES.values(), ids=MOVES)
 def test_pages_that_move_again(make: Make, upstream: Standin, before: list[str], after: list[str]) -> None:
-    """A list that changes while it is read a second time is a fault: it isn't read for ever."""
+    """A list that changes while it is read a second time is a fault: it isn't read a third time."""
     event_id = new_id()
     upstream.add_event(event_id)
     for offset, names in (0, before), (100, after), (200, after):
@@ -502,7 +502,7 @@ def test_a_list(make: Make, upstream: Standin) -> None:
 
 
 def test_a_deleted_event_that_still_has_subscribers(make: Make, upstream: Standin) -> None:
-    """In a list, the subscriptions of a deleted event are nobody's."""
+    """In a list, the subscriptions of a deleted event are ignored."""
     client, (deleted, other) = make(), new_events(upstream, 2)
     upstream.add_event(deleted, permission="removed", names=["Arthur"])
     outcomes = fetch_list(client, [deleted, other])
@@ -511,7 +511,7 @@ def test_a_deleted_event_that_still_has_subscribers(make: Make, upstream: Standi
 
 
 def test_unknown_events(make: Make, upstream: Standin) -> None:
-    """An unknown event is a definite 404, said at once; the others' subscriptions are asked for again without it."""
+    """An unknown event is a definite 404, known at once; the others' subscriptions are asked for again without it."""
     client, (one, two), unknown, gate = make(), new_events(upstream, 2), new_id(), Gate()
     upstream.rule("event-subscriptions", gate=gate)
     outcomes = client.fetch_many([one, unknown, two], time.monotonic() + 10)
@@ -533,7 +533,7 @@ def test_only_unknown_events(make: Make, upstream: Standin) -> None:
 
 
 def test_a_list_that_nobody_waits_for(make: Make, upstream: Standin) -> None:
-    """Who stops reading a list leaves nothing behind but the calls under way."""
+    """A caller that stops reading a list leaves only the active calls behind."""
     client, event_ids, gate = make(), new_events(upstream, 2), Gate()
     upstream.rule("event-subscriptions", gate=gate)
     outcomes = client.fetch_many([new_id(), *event_ids], time.monotonic() + 10)
@@ -688,7 +688,7 @@ def test_pause(make: Make, upstream: Standin, endpoint: str) -> None:
 
 
 def test_the_shortest_pause(make: Make, upstream: Standin) -> None:
-    """Who is told to wait is told at least a second."""
+    """A `Retry-After` is at least one second."""
     upstream.rule("events", status=429, headers={"Retry-After": "0"})
     assert failure(make(), EVENTS["plain"]).retry_after == 1
 

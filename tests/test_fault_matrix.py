@@ -262,7 +262,7 @@ def test_pause(inside: MakeInside, upstream: Standin, retry_after: Any, kept: fl
 
 @contextmanager
 def untrusted(certificate: Path) -> Iterator[str]:
-    """Serve TLS with a certificate that nobody vouches for; give the base URL."""
+    """Serve TLS with an untrusted certificate; yield the base URL."""
     context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
     context.load_cert_chain(certificate / "fullchain.pem", certificate / "privkey.pem")
     with create_server(("127.0.0.1", 0)) as listener:

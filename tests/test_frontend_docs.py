@@ -82,7 +82,7 @@ def test_snippets_notice_changes(run: Run, upstream: Standin) -> None:
 
 
 def test_snippets_get_many(run: Run, upstream: Standin) -> None:
-    """250 events and an unknown one are had in three requests."""
+    """250 events and an unknown one take three requests."""
     event_ids = new_events(upstream, 250, people=0)
     unknown = new_id()
     many = "const {events, errors} = await getEvents(arguments[0]); return [events.map(({id}) => id), errors]"

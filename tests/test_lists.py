@@ -86,7 +86,7 @@ def test_each_event_keeps_its_own_expiry(inside: MakeInside, upstream: Standin) 
 
 
 def test_a_fault_among_many(inside: MakeInside, upstream: Standin) -> None:
-    """A list with a fault in it may be stored by nobody, and its good parts are good."""
+    """A list with a fault in it is `no-store`, and its good parts are good."""
     service, (good, bad) = inside(), new_events(upstream, 2)
     upstream.rule("events", bad, status=500)
     service.event(bad)
@@ -98,7 +98,7 @@ def test_a_fault_among_many(inside: MakeInside, upstream: Standin) -> None:
 
 
 def test_unknown_and_deleted_among_many(inside: MakeInside, upstream: Standin) -> None:
-    """What the list leaves out and what is deleted is a 404 for that id, as the route of one event says it later."""
+    """An event that the list leaves out, or that is deleted, is a 404, as on the route of a single event."""
     service, event_ids = inside(), new_events(upstream, 2)
     unknown, gone = new_id(), EVENTS["deleted"]
     answer = answers_of(service, [unknown, event_ids[1], gone, event_ids[0], unknown])
@@ -175,7 +175,7 @@ def test_the_whole_fails(
 
 
 def test_a_filter_that_is_ignored(inside: MakeInside, upstream: Standin) -> None:
-    """An upstream that ignores the filter leaks no event and no name, and what it did not list is no definite no."""
+    """An upstream that ignores the filter leaks no event or name; a missing event isn't taken for an unknown one."""
     service, (known, other) = inside(), new_events(upstream, 2)
     foreign = new_events(upstream, 3)
     everything = [upstream._catalogue.events[one] for one in (known, *foreign)]
@@ -190,7 +190,7 @@ def test_a_filter_that_is_ignored(inside: MakeInside, upstream: Standin) -> None
 
 
 def test_a_hostile_id_poisons_nothing(inside: MakeInside, upstream: Standin) -> None:
-    """An id over which the upstream stumbles, and drops its filter, changes nothing for the others in the list."""
+    """An id that makes the upstream ignore its filter changes nothing for the others in the list."""
     service, (victim, other) = inside(), new_events(upstream, 2)
     hostile = "x" * 128
     answer = answers_of(service, [hostile, victim, "-", other, "__proto__"])
@@ -228,7 +228,7 @@ HOSTILE_LISTS = [
 
 @pytest.mark.parametrize("slash", ["", "/"])
 def test_hostile_lists(inside: MakeInside, upstream: Standin, slash: str) -> None:
-    """A list that is no list of 1 to 100 ids is a 400 that says what is wrong, and asks the upstream nothing."""
+    """Anything but a list of 1 to 100 ids is a 400 that says what is wrong, without a call to the upstream."""
     service = inside()
     for query, complaint in HOSTILE_LISTS:
         answer: Any = service.http.get(PREFIX.removesuffix("/") + slash + query)
@@ -251,7 +251,7 @@ def test_forms_of_a_sound_list(inside: MakeInside, upstream: Standin) -> None:
 
 
 def test_a_list_waits_as_one(inside: MakeInside, upstream: Standin) -> None:
-    """A list takes one place in the waiting room, and where that is full a list is refused at once, as all are."""
+    """A list takes one place in the waiting room, and if that is full, a list is refused at once like any request."""
     service, event_ids, gate = inside(C42_THREADS="18"), new_events(upstream, 20), Gate()
     upstream.rule("events", gate=gate)
     get = service.app.test_client().get

@@ -457,7 +457,7 @@ def test_check_no_way(capsys: pytest.CaptureFixture[str]) -> None:
 
 
 def test_check_typing_error(capsys: pytest.CaptureFixture[str], upstream: Standin) -> None:
-    """A variable that is no setting is warned about, and no failure."""
+    """An unknown variable causes a warning, not a failure."""
     status, said = checked(capsys, upstream, C42_EXPIRI="5")
     assert status == 0
     assert "warn  settings: C42_EXPIRI is not a setting; did you mean C42_EXPIRY?" in said
@@ -493,7 +493,7 @@ def tls_upstream(certificate: Path) -> Iterator[int]:
 def test_check_certificate(
     capsys: pytest.CaptureFixture[str], certificate: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """A certificate that nobody vouches for, one of another host and one that is trusted are told apart."""
+    """An untrusted certificate, one of another host and one that is trusted are told apart."""
     with tls_upstream(certificate) as port:
         status, said = checked(capsys, C42_BASE_URL=f"https://localhost:{port}/")
         assert status == 1

@@ -138,7 +138,7 @@ WRONG_LISTS: list[Any] = [None, {}, "x", 1, True, [1], [None], [[]]]
     "said", [None, [], 1, "data", True, {}, [{}], *({"data": wrong} for wrong in WRONG_LISTS)], ids=json.dumps
 )
 def test_wrong_shapes(said: Any) -> None:
-    """What is no list of objects is unusable, and the message says of what."""
+    """Anything but a list of objects is unusable, and the message names what should be listed."""
     with pytest.raises(C42Error, match=r"^Calendar42 sent no list of events$"):
         payload.events(said)
     with pytest.raises(C42Error, match=r"^Calendar42 sent no list of event-subscriptions$"):
@@ -230,7 +230,7 @@ def test_read_any_list(event_ids: list[str]) -> None:
 @example(["[a]\n"])
 @example([f"[{','.join('a' * 101)}]"])
 def test_read_any_text_as_a_list(values: list[str]) -> None:
-    """What is no list of ids is refused, and the message says why in a line."""
+    """An invalid list of ids is refused, and the message says why in one line."""
     refusal = ""
     try:
         event_ids = ids.read_list(values)
@@ -278,7 +278,7 @@ def pause_for(retry_after: str) -> float:
     ],
 )  # fmt: skip
 def test_retry_after(retry_after: str, left: float) -> None:
-    """A Retry-After is a number of seconds, an hour at most, and means the default if it makes no sense."""
+    """A Retry-After is a number of seconds, an hour at most, or the default if it is invalid."""
     assert pause_for(retry_after) == pytest.approx(left, abs=0.5)
 
 

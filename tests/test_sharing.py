@@ -492,7 +492,7 @@ def test_a_lock_lasts_by_itself_for_two_seconds_at_most(
 def test_a_lock_that_is_gone_is_lost(
     how: str, own_redis: Redis, machine: Make, counts: Counter[str], pool: ThreadPoolExecutor
 ) -> None:
-    """Whoever has lost its lock in mid-load answers its own callers, stores nothing, and holds nobody up."""
+    """An instance that loses its lock during a load answers its own callers, stores nothing, and delays no one."""
     first, second = (machine(own_redis.url, timeout=0.4) for _ in range(2))
     event_id, first.gate = new_id(), threading.Event()
     loading = pool.submit(first.ask, event_id)
@@ -539,7 +539,7 @@ def test_a_late_answer_replaces_no_other(
 
 
 def test_a_lock_that_became_anothers_is_left_alone(shared_redis: Redis, machine: Make) -> None:
-    """Who has lost its lock neither releases or renews the new holder's nor puts its own answer in the way."""
+    """An instance that lost its lock leaves the new holder's lock and answer alone."""
     first = machine(shared_redis.url, timeout=0.2)
     event_id = new_id()
     with shared_redis.client() as client:
@@ -601,7 +601,7 @@ def test_a_load_that_raises_releases_its_lock(
 
 
 def test_nobody_waits_longer_than_the_time_out(shared_redis: Redis, machine: Make) -> None:
-    """Who waits for another's load in vain asks by itself, with what is left of its own time-out: nothing."""
+    """An instance that waits in vain for another's load then loads by itself, but has no time left to do so."""
     one, deadlines = machine(shared_redis.url), list[float]()
     event_id, deadline = new_id(), time.monotonic() + 0.3
 
@@ -656,7 +656,7 @@ WRONG: dict[str, Callable[[bytes, socket.socket], None]] = {
 def test_a_server_that_is_no_redis(
     kind: str, proxy: MakeProxy, machine: Make, said: Said, caplog: pytest.LogCaptureFixture
 ) -> None:
-    """Whatever answers in Redis's place, the service goes on by itself, says so once, and tells nobody the password."""
+    """Whatever answers in place of Redis, the service goes on alone, logs it once, and keeps the password secret."""
     address = proxy(0, WRONG[kind]).address
     lonely = machine(f"redis://:{PASSWORD}@{address}", ready=False)
     for _ in range(10):
@@ -813,7 +813,7 @@ def test_a_loop_that_is_held_up_is_no_slow_redis(
 
 
 def test_a_name_that_is_looked_up_for_ever(machine: Make, said: Said) -> None:
-    """A name server that doesn't answer keeps nobody waiting; it is tried again, and logged once."""
+    """A name server that doesn't answer delays no request; it is tried again, and logged once."""
     looked_up = list[str]()
 
     class Loop(asyncio.SelectorEventLoop):
@@ -888,7 +888,7 @@ def test_drops_are_not_waited_for(shared_redis: Redis, proxy: MakeProxy, machine
 
 @pytest.mark.parametrize("factory", [asyncio.new_event_loop, None])
 def test_any_loop(factory: Callable[[], asyncio.AbstractEventLoop] | None, shared_redis: Redis, machine: Make) -> None:
-    """Redis is asked on whatever loop there is, and on one of its own where there is none."""
+    """Redis is asked on the given event loop, or else on one of its own."""
     with running(factory) if factory else contextlib.nullcontext() as own:
         first, second = (machine(shared_redis.url, loop=own) for _ in range(2))
         event_id = new_id()

@@ -219,7 +219,7 @@ def test_finds_errors_that_are_kept_too_long(story: Story, status: int, lifetime
 
 
 def test_finds_faults_of_lists_that_are_kept_for_their_members(story: Story) -> None:
-    """What a list failed with is no answer for one of its events."""
+    """The failure of a list isn't an answer for one of its events."""
     story.call("small-1", "small-2", asked=100.0, fault="not JSON")
     assert story.answer(OUR_502, sent=100.1, status=502, headers=FAULT) == ["unexplained"]
 

@@ -155,7 +155,7 @@ def test_shows_errors(browser: Chrome, service: Service, upstream: Standin) -> N
 
 
 def test_an_earlier_question_is_forgotten(browser: Chrome, service: Service, upstream: Standin) -> None:
-    """Who asks again while the first answer is on its way gets the second, whichever comes last."""
+    """If you ask again before the first answer comes, the page shows the second, whichever comes last."""
     slow, gate = new_id(), Gate()
     upstream.add_event(slow, title="slow")
     upstream.rule("events", slow, gate=gate)
@@ -260,7 +260,7 @@ def test_troubles_are_shown(browser: Chrome, service: Service) -> None:
 
 
 def test_hidden_tabs_do_not_ask(browser: Chrome, service: Service) -> None:
-    """A page that nobody looks at leaves the service alone, and goes on when it is shown again."""
+    """A hidden page sends no requests, and goes on when it is shown again."""
     browser.get(service.url)
     browser.execute_script(
         """
@@ -326,7 +326,7 @@ def _contrasts(browser: Chrome) -> list[Any]:
 
 
 def test_headers(service: Service) -> None:
-    """The page may run and load nothing but its own files; it is kept by nobody, and they are checked for changes."""
+    """The page may load and run only its own files. It isn't cached, and its files are revalidated."""
     page = service.get("/")
     assert page.headers["Content-Type"] == "text/html; charset=utf-8"
     assert page.headers["Cache-Control"] == "no-store"

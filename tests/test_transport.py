@@ -445,7 +445,7 @@ def test_a_handshake_ends_at_the_deadline(transport: MakeTransport) -> None:
 
 
 def test_a_look_up_ends_at_the_deadline(transport: MakeTransport, monkeypatch: pytest.MonkeyPatch) -> None:
-    """A name server that doesn't answer holds nobody; what it says too late is not used."""
+    """A name server that doesn't answer delays no call beyond its deadline; a late answer isn't used."""
     asked, answered, look_up = threading.Event(), threading.Event(), socket.getaddrinfo
 
     def slow(*args: Any, **kwargs: Any) -> Any:
@@ -502,7 +502,7 @@ def test_an_unknown_certificate(scripted: Scripted, transport: MakeTransport, ce
 def test_an_unreadable_bundle(
     transport: MakeTransport, monkeypatch: pytest.MonkeyPatch, tmp_path: Path, bundle: str, why: str
 ) -> None:
-    """A bundle of certificates that is missing or senseless is a fault, and the reason says so."""
+    """A missing or invalid certificate bundle is a fault, and the reason says so."""
     (tmp_path / "nonsense").write_text("no certificates")
     monkeypatch.setenv("REQUESTS_CA_BUNDLE", str(tmp_path / bundle))
     with socket.create_server(("127.0.0.1", 0)) as listener, pytest.raises(ConnectionError, match=why):

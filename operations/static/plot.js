@@ -1,4 +1,4 @@
-// A moving plot of the last two minutes. The scale is logarithmic: a few refusals show beside thousands of hits.
+// A moving plot of the last two minutes. The scale is logarithmic: a few refusals are visible next to thousands of hits.
 
 const SPAN = 120; // seconds
 const GAP = 5; // seconds without a sample after which a line breaks

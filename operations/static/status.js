@@ -5,8 +5,8 @@ import { Plot } from "./plot.js";
 import * as tryBox from "./try.js";
 
 const INTERVAL = 1000; // milliseconds from one question to the next
-const PATIENCE = 3000; // milliseconds until no answer is called so
-const AVERAGED = 5; // seconds that a rate is the mean of: single requests are no spikes then
+const PATIENCE = 3000; // milliseconds after which the service counts as not answering
+const AVERAGED = 5; // seconds over which rates are averaged, so that single requests aren't spikes
 
 const byId = (id) => document.getElementById(id);
 const outcomes = ["hits", "misses", "collapsed", "refused"];
@@ -48,7 +48,7 @@ async function poll() {
   }
 }
 
-// Return the service's numbers, or nothing where it does not answer.
+// Return the service's numbers, or undefined if it doesn't answer.
 async function read() {
   try {
     const response = await fetch("status.json", { cache: "no-store", signal: AbortSignal.timeout(PATIENCE) });
@@ -83,7 +83,7 @@ const at = (numbers, path) => path.split(".").reduce((inner, name) => inner?.[na
 
 function showRates(numbers) {
   const last = recent.at(-1);
-  // Another process counts anew, and a rate over the time that the tab was hidden is no rate of now.
+  // A new process counts from 0, and a rate that includes the time the tab was hidden isn't current.
   if (last?.pid !== numbers.pid || numbers.seconds - last.seconds > AVERAGED) recent.length = 0;
   recent.push(numbers);
   if (recent.length > 1 + AVERAGED) recent.shift();
@@ -95,7 +95,7 @@ function showRates(numbers) {
 }
 
 function showFaults(faults) {
-  // Only what is new is touched: rows that are replaced can't be marked and copied.
+  // Unchanged rows are kept, because text in rows that are replaced can't be selected and copied.
   if (JSON.stringify(faults) === JSON.stringify(recent.at(-1)?.upstream.faults)) return;
   byId("no-faults").hidden = faults.length > 0;
   byId("fault-table").hidden = faults.length === 0;
@@ -106,7 +106,7 @@ function showFaults(faults) {
   }));
 }
 
-// Show the sentences of what is wrong. They hold no number that moves, so that a screen reader says each of them once.
+// Show what is wrong. The sentences contain no changing numbers, so that a screen reader reads each of them once.
 function showTroubles(troubles) {
   const shown = troubles.length ? troubles : ["none"];
   for (const item of byId("troubles").children) item.hidden = !shown.includes(item.dataset.trouble);

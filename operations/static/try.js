@@ -15,7 +15,7 @@ export function start() {
 }
 
 async function ask(id) {
-  asking.abort(); // whoever asks again has lost interest in the earlier answer
+  asking.abort(); // the earlier answer is no longer wanted
   asking = new AbortController();
   const { signal } = asking;
   clearTimeout(timer);
@@ -23,7 +23,7 @@ async function ask(id) {
   byId("try-status").textContent = "Asking…";
   const began = performance.now();
   try {
-    // Past the browser's own cache: it is the service that is tried.
+    // Bypass the browser's cache, to see what the service answers.
     const path = `events-with-subscriptions/${encodeURIComponent(id)}`;
     const response = await fetch(path, { cache: "no-store", redirect: "error", signal });
     const body = await response.text();

@@ -51,7 +51,7 @@ def blocks(heading: str) -> list[list[Step]]:
 
 
 def normal(text: str) -> str:
-    """Replace what is another each time."""
+    """Replace what differs each time."""
     for before, pattern in VOLATILE.items():
         text = re.sub(f"{before}{pattern}", f"{before}…", text)
     return text.replace("\r\n", "\n")

@@ -24,7 +24,7 @@ def needs(*programs: str) -> pytest.MarkDecorator:
 
 
 def ran(*command: str | Path, cwd: Path = ROOT, timeout: float = 30, environ: Mapping[str, str] | None = None) -> str:
-    """Run a program to its end, and return all that it printed; fail where its exit status is not 0."""
+    """Run a program and return everything it printed; fail if its exit status isn't 0."""
     ended = subprocess.run(
         command,
         check=False,

@@ -79,7 +79,7 @@ class Checker:
             self.shown.append(f"{kind}: {text}")
 
     def suspended(self, instance: int, begin: float, end: float) -> None:
-        """Note that an instance was stopped or dead for a while: nobody expects anything of it then."""
+        """Note that an instance was stopped or dead for a while, so that nothing is expected of it."""
         self._suspended[instance].append((begin, end))
         self._pauses.pop(instance, None)
 
