@@ -1,5 +1,6 @@
 """Every `C42_…` variable, read and checked once, into one frozen object. Nothing else reads the environment."""
 
+import contextlib
 import difflib
 import math
 import re
@@ -8,6 +9,7 @@ from dataclasses import dataclass, field, fields
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
+from urllib.parse import parse_qs, urlsplit
 
 import requests
 
@@ -16,12 +18,9 @@ _YEAR = 525600  # minutes
 _LEVELS = ("DEBUG", "INFO", "WARNING", "ERROR", "CRITICAL")
 _SAFE = "[!-~]{8,}"
 _EIGHT = "at least 8 printable ASCII characters without spaces"  # logs show *** wherever a token stands
-_PORT = "(:([1-9][0-9]{0,3}|[1-5][0-9]{4}|6[0-4][0-9]{3}|65[0-4][0-9]{2}|655[0-2][0-9]|6553[0-5]))?"
-# As browsers write it: in lower case, and without the port that the scheme implies.
-_ORIGIN = rf" *(?!http:[^, ]*:80\b|https:[^, ]*:443\b)https?://([a-z0-9.-]+|\[[0-9a-f:]+\]){_PORT} *"
+_ORIGIN = r" *https?://([a-z0-9.-]+|\[[0-9a-f:]+\])(:[1-9][0-9]*)? *"
 # redis-py takes more options, which would get in the way.
-_OPTION = r"(db=[0-9]{1,9}|(username|password|ssl_ca_certs|ssl_certfile|ssl_keyfile|ssl_cert_reqs)=[^&#\s]+)"
-_REDIS = rf"(rediss?://([^/?#@\s]*@)?([\w.-]+|\[[0-9a-f:]+\]){_PORT}(/[0-9]{{0,9}})?|unix://([^/?#@\s]*@)?/[^?#\s]*)"
+_REDIS_OPTIONS = {"db", "username", "password", "ssl_ca_certs", "ssl_certfile", "ssl_keyfile", "ssl_cert_reqs"}
 _GONE = {"C42_WORKERS": "run several instances instead, which share answers through C42_CACHE_URL: see docs/scaling.md"}
 
 Parse = Callable[[str], Any]
@@ -31,57 +30,60 @@ class SettingsError(Exception):
     """Settings are missing or invalid. The text has a line for each, which names it and says what is expected."""
 
 
-def _kind(expected: str, pattern: str, convert: Parse = str) -> Parse:
-    """Return a parser: it raises ValueError if the text doesn't match `pattern`, or `convert` returns None for it."""
+def _kind(expected: str, pattern: str, convert: Parse = str, accept: Callable[[Any], bool] = lambda _: True) -> Parse:
+    """Return a parser of what matches `pattern`, is converted and then accepted; it raises ValueError for all else."""
 
     def parse(text: str) -> Any:
-        value = convert(text) if re.fullmatch(pattern, text) else None
-        if value is None:
-            raise ValueError(f"expected {expected}")
-        return value
+        with contextlib.suppress(ValueError):
+            if re.fullmatch(pattern, text) and accept(value := convert(text)):
+                return value
+        raise ValueError(f"expected {expected}")
 
     return parse
 
 
 def _number(unit: str, high: float, factor: float = 1) -> Parse:
-    def convert(text: str) -> float | None:
-        return float(text) * factor if 0 < float(text) <= high else None
-
-    return _kind(f"a number of {unit} greater than 0, at most {high:g}", r"[0-9]*\.?[0-9]+", convert)
+    expected = f"a number of {unit} greater than 0, at most {high:g}"
+    return _kind(expected, r"[0-9]*\.?[0-9]+", lambda text: float(text) * factor, lambda it: 0 < it <= high * factor)
 
 
 def _integer(low: int, high: int) -> Parse:
-    def convert(text: str) -> int | None:
-        return int(text) if low <= int(text) <= high else None
-
-    return _kind(f"a whole number from {low} to {high}", "[0-9]{1,9}", convert)
+    return _kind(f"a whole number from {low} to {high}", "[0-9]{1,9}", int, lambda it: low <= it <= high)
 
 
-def _url(text: str) -> str | None:
-    try:
-        requests.Request("GET", text).prepare()  # it has its own rules for hosts, and a ValueError for each
-    except ValueError:
-        return None
+def _url(text: str) -> str:
+    requests.Request("GET", text).prepare()  # it has its own rules for hosts, and a ValueError for each
     return text.rstrip("/") + "/"
+
+
+def _need_their_ports(origins: frozenset[str]) -> bool:
+    """Tell whether no origin has a port that its scheme implies, which browsers leave out."""
+    return not {(url.scheme, url.port) for url in map(urlsplit, origins)} & {("http", 80), ("https", 443)}
+
+
+def _is_redis(text: str) -> bool:
+    """Tell whether all of it means something to redis-py, which ignores what it doesn't understand."""
+    url = urlsplit(text)
+    options = parse_qs(url.query, strict_parsing=True)
+    is_address = bool(url.hostname and url.port != 0 and re.fullmatch("(/[0-9]*)?", url.path))
+    if url.scheme == "unix":
+        is_address = bool(url.path) and not url.hostname
+    return not text or (is_address and options.keys() <= _REDIS_OPTIONS and options.get("db", ["0"])[0].isdecimal())
 
 
 _token = _kind(_EIGHT, f"({_SAFE})?")
 _level = _kind(f"one of {', '.join(_LEVELS)}", f"(?i){'|'.join(_LEVELS)}", str.upper)
 _host = _kind("an address or a name of this machine", "[A-Za-z0-9.:_-]+")
 _base_url = _kind(
-    "an http:// or https:// address without user, query and fragment",
-    r"(?i)https?://(?=[!-~]+\Z)[^/?#@]+(/[^?#]*)?",
-    _url,
+    "an http:// or https:// URL without user, query or fragment", r"(?i)https?://(?=[!-~]+\Z)[^/?#@]+(/[^?#]*)?", _url
 )
 _origins = _kind(
     "* or origins such as https://app.example.com, in lower case, separated by commas",
     rf"(\*|{_ORIGIN}(,{_ORIGIN})*)?",
     lambda text: frozenset(re.findall("[^, ]+", text)),
+    _need_their_ports,
 )
-_cache_url = _kind(
-    "redis://, rediss:// or unix:// with an address, and a password and a database where it needs them",
-    rf"({_REDIS}(\?{_OPTION}(&{_OPTION})*)?)?",
-)
+_cache_url = _kind("redis://, rediss:// or unix:// with an address", r"((rediss?|unix)://[^\s#]+)?", accept=_is_redis)
 
 
 def _setting(parse: Parse, meaning: str, default: str = "", *, secret: bool = False) -> Any:
@@ -144,10 +146,9 @@ def read(environ: Mapping[str, str]) -> Settings:
     except ValueError as error:
         mistakes.append(str(error))
     if values.get("fault_expiry", 0) > values.get("expiry", math.inf):
+        values["fault_expiry"] = values["expiry"]  # which the default may exceed
         if text := environ.get("C42_FAULT_EXPIRY"):
             mistakes.append(f"C42_FAULT_EXPIRY={text} is invalid: expected at most C42_EXPIRY")
-        else:
-            values["fault_expiry"] = values["expiry"]
     if values.get("cache_url") and not find_spec("redis"):
         mistakes.append("C42_CACHE_URL needs the redis package: pip install -r requirements-redis.txt")
     if mistakes:
@@ -160,9 +161,7 @@ def _find_token(token: str, path: str) -> str:
     if token and path:
         raise ValueError("C42_TOKEN and C42_TOKEN_FILE are both set: expected only one of them")
     if not token and not path:
-        raise ValueError(
-            "C42_TOKEN is missing: expected the token for Calendar42, or C42_TOKEN_FILE with the path of a file"
-        )
+        raise ValueError("C42_TOKEN is missing: expected Calendar42's token, or C42_TOKEN_FILE with the path of a file")
     if path:
         try:
             token = Path(path).read_text("ascii", "replace").rstrip("\n")

@@ -64,7 +64,7 @@ def test_words(capsys: pytest.CaptureFixture[str]) -> None:
         "C42_PORT=0 is invalid: expected a whole number from 1 to 65535",
         "C42_THREADS=16 is invalid: expected a whole number from 17 to 10000",
         "C42_DRAIN=-1 is invalid: expected a whole number from 0 to 3600",
-        "C42_TOKEN is missing: expected the token for Calendar42, or C42_TOKEN_FILE with the path of a file",
+        "C42_TOKEN is missing: expected Calendar42's token, or C42_TOKEN_FILE with the path of a file",
     ]
 
 
@@ -142,7 +142,7 @@ def test_help_and_version(capsys: pytest.CaptureFixture[str]) -> None:
     assert capsys.readouterr().out == f"c42c {VERSION}\n"
 
 
-@pytest.mark.parametrize("app", ["main", "main:app_from_environment"])
+@pytest.mark.parametrize("app", ["main", "main:create_app"])
 def test_flask_finds_the_app(app: str) -> None:
     """`flask --app main routes` works, with and without the name of the factory."""
     command = [sys.executable, "-m", "flask", "--app", app, "routes"]

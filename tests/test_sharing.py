@@ -1026,6 +1026,9 @@ def test_a_user_with_few_rights(own_redis: Redis, machine: Make) -> None:
         "redis://:secret@localhost/one",
         "redis://:secret@localhost?socket_timeout=60",
         "redis://:secret@localhost?db",
+        "redis://:secret@localhost?db=one",
+        "redis://:secret@localhost:0",
+        "unix://:secret@localhost/socket",
         "redis://:secret@local host",
         "redis://:secret@localhost#1",
         "redis://[::1",
@@ -1039,6 +1042,21 @@ def test_senseless_addresses(url: str, capsys: pytest.CaptureFixture[str]) -> No
     assert said.startswith("C42_CACHE_URL is invalid: expected redis://")
     assert said.count("\n") == 1
     assert "cret" not in said
+
+
+@pytest.mark.parametrize(
+    "url",
+    [
+        "redis://localhost",
+        "redis://u:p%2F@h.example.com:6379/15",
+        "rediss://[::1]:1/?ssl_ca_certs=/a.pem&ssl_cert_reqs=required",
+        "unix://:secret@/run/redis.sock?db=3",
+        "unix:///run/redis.sock",
+    ],
+)
+def test_sound_addresses(url: str) -> None:
+    """C42_CACHE_URL takes what docs/scaling.md names."""
+    assert settings.read({"C42_TOKEN": TOKEN, "C42_CACHE_URL": url}).cache_url == url
 
 
 def test_secrets_are_not_shown() -> None:
