@@ -115,10 +115,11 @@ class Cache:
     """
 
     def __init__(self, *, max_entries: int, max_waiting: int, clock: Callable[[], float] = clock) -> None:
+        self.max_entries = max_entries
         self._max_bad = max(1, max_entries // 10)
         self._max_good = max(1, max_entries - self._max_bad)
-        self._max_waiting = max_waiting
-        self._clock = clock
+        self.max_waiting = max_waiting
+        self.clock = clock
         self._lock = threading.Lock()
         self._entries: dict[str, _Entry] = {}
         self._good: list[_Entry] = []  # heaps; they may have entries that the dict no longer has
@@ -148,7 +149,7 @@ class Cache:
         """Return the fresh entry of `key` and count a hit; if there is none, return None and count nothing."""
         with self._lock:
             entry = self._entries.get(key)
-            if entry is None or entry[_EXPIRY] <= (now := self._clock()):
+            if entry is None or entry[_EXPIRY] <= (now := self.clock()):
                 return None
             expiry, _, born, kind, value = entry
             self._hits[kind] += 1
@@ -175,13 +176,13 @@ class Cache:
         try:
             while True:
                 with self._lock:
-                    now = self._clock()
+                    now = self.clock()
                     missing = self._look_up(keys, got, now)
                     if not missing:
                         for outcome in got.values():
                             self._hits[outcome.entry[_KIND]] += outcome.result == "hit"
                         return {key: got[key].found(now) for key in keys}
-                    if not waits and self._waiting >= self._max_waiting:
+                    if not waits and self._waiting >= self.max_waiting:
                         self._refused += len(keys)
                         raise Refused
                     self._waiting += not waits
@@ -220,7 +221,7 @@ class Cache:
     def _run(self, mine: dict[str, _Load], load: LoadMany, got: dict[str, _Outcome]) -> None:
         """Load the keys of `mine` into `got`. Whatever happens, waiting callers are released."""
         try:
-            began = self._clock()
+            began = self.clock()
             for key, loaded in load(list(mine)):
                 got[key] = self._settle(key, mine[key], loaded, began)
                 del mine[key]
@@ -252,7 +253,7 @@ class Cache:
 
     def _keep(self, entry: _Entry) -> bool:
         """Make room for `entry` and add it; return False if it has expired already. The lock is held."""
-        now = self._clock()
+        now = self.clock()
         if entry[_EXPIRY] <= now:
             return False
         if old := self._entries.get(entry[_KEY]):  # expired, but not reaped yet
@@ -281,7 +282,7 @@ class Cache:
     def reap(self) -> float:
         """Delete a batch of what has expired: the reaper's work. Return the seconds until the next expiry."""
         with self._lock:
-            now = self._clock()
+            now = self.clock()
             for heap in self._good, self._bad:
                 for _ in range(_REAP_BATCH):
                     if not heap or heap[0][_EXPIRY] > now:

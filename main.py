@@ -18,7 +18,7 @@ from cache import Cache, Found, Refused
 from cache import clock as default_clock
 from calendar42 import ids
 from calendar42.pause import Pause
-from operations import VERSION, check, health, logs, settings, status_page
+from operations import VERSION, check, health, logs, settings
 from operations.metrics import NO_ROUTE, Metrics
 from operations.settings import Settings, SettingsError
 from serving.connection import Answer, Immediate
@@ -52,7 +52,7 @@ def create_app(
     clock: Callable[[], float] = default_clock,
     server: Server | None = None,
 ) -> Flask:
-    """Make the service, configured by the environment unless a `config` is given.
+    """Make the service for any WSGI server, configured by the environment (or else `SettingsError`) or by `config`.
 
     `client` asks the upstream, `clock` is the cache's, and `server` is the one that will serve the app.
     """
@@ -61,7 +61,6 @@ def create_app(
     app = Flask(__name__, static_folder=None)  # the status page brings its own
     app.extensions["c42c"] = parts
     health.register(app, parts.metrics)
-    status_page.register(app)
     rules.register(app, origins=config.cors_origins)
 
     def find(event_ids: list[str]) -> dict[str, Found]:
@@ -85,11 +84,6 @@ def create_app(
     return app
 
 
-def app_from_environment() -> Flask:
-    """Make the service for any WSGI server; raises `SettingsError`."""
-    return create_app()
-
-
 def _wire(config: Settings, client: Client | None, clock: Callable[[], float], server: Server | None) -> Parts:
     cache = Cache(max_entries=config.max_entries, max_waiting=config.max_waiting, clock=clock)
     pause = Pause(config.fault_expiry)
@@ -97,23 +91,10 @@ def _wire(config: Settings, client: Client | None, clock: Callable[[], float], s
     if config.cache_url:
         from sharing.tier import SharedTier  # it needs redis, which is not installed everywhere
 
-        tier = SharedTier(
-            config.cache_url,
-            scope=(config.base_url, config.token, config.expiry, config.fault_expiry),
-            timeout=config.timeout,
-            pause=pause,
-            loop=server.loop if server else None,
-        )
-    metrics = Metrics(
-        cache,
-        pause,
-        expiry=config.expiry,
-        max_entries=config.max_entries,
-        max_waiting=config.max_waiting,
-        clock=clock,
-        stopping=lambda: server is not None and server.stopping,
-        tier=tier.snapshot if tier else None,
-    )
+        scope = config.base_url, config.token, config.expiry, config.fault_expiry
+        loop = server.loop if server else None
+        tier = SharedTier(config.cache_url, scope=scope, timeout=config.timeout, pause=pause, loop=loop)
+    metrics = Metrics(cache, pause, config.expiry, tier=tier, stopping=lambda: bool(server and server.stopping))
     client = client or Client(
         base_url=config.base_url,
         token=config.token,
@@ -169,25 +150,20 @@ def _serve(environ: Mapping[str, str], greeting: Callable[[str], str] = lambda u
     try:
         config = _configure(environ)
     except SettingsError as error:
-        logs.complain(str(error).splitlines(), form)
+        logs.complain(str(error), form)
         return 2
     url = f"http://{f'[{config.host}]' if ':' in config.host else config.host}:{config.port}"
     try:
         server = Server(config.host, config.port)
     except OSError as error:
-        logs.complain([f"cannot listen on {url}: {error.strerror}; see C42_HOST and C42_PORT"], form)
+        logs.complain(f"cannot listen on {url}: {error.strerror}; see C42_HOST and C42_PORT", form)
         return 1
     app = create_app(config, server=server)
     parts: Parts = app.extensions["c42c"]
     log.info("serving on %s", url)
     print(greeting(url), end="", flush=True)
     server.serve(
-        app.wsgi_app,
-        immediate=parts.immediate,
-        refusal=parts.refusal,
-        threads=config.threads,
-        drain=config.drain,
-        patience=config.timeout + 1,
+        app.wsgi_app, parts.immediate, parts.refusal, config.threads, config.drain, patience=config.timeout + 1
     )
     parts.client.close()
     return 0

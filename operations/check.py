@@ -6,6 +6,7 @@ The question needs the token and changes nothing.
 import json
 import time
 from collections.abc import Iterator, Mapping
+from contextlib import closing, suppress
 from datetime import UTC, datetime
 from email.utils import parsedate_to_datetime
 from urllib.parse import urlsplit
@@ -42,10 +43,10 @@ def _findings(environ: Mapping[str, str]) -> Iterator[Finding]:
     url = urlsplit(config.base_url)
     if url.scheme == "http" and url.hostname not in ("localhost", "127.0.0.1", "::1"):
         yield WARN, "encryption: none, so others on the network can read the token; see C42_BASE_URL"
-    transport = Transport(base_url=config.base_url, headers=headers(config.token))
     began, asked = time.monotonic(), datetime.now(UTC)
     try:
-        answer = transport.get(QUESTION, deadline=began + config.timeout, limit=MAX_BODY)
+        with closing(Transport(base_url=config.base_url, headers=headers(config.token))) as transport:
+            answer = transport.get(QUESTION, deadline=began + config.timeout, limit=MAX_BODY)
     except TimeoutError:
         yield FAIL, f"answer: none within {config.timeout:g} s; see C42_BASE_URL, C42_TIMEOUT, proxies and firewalls"
     except ConnectionError as error:
@@ -55,24 +56,20 @@ def _findings(environ: Mapping[str, str]) -> Iterator[Finding]:
         yield OK, f"answer: came from {url.netloc} in {(time.monotonic() - began) * 1000:.0f} ms"
         yield _token(answer)
         yield _clock(answer.headers.get("Date", ""), asked)
-    finally:
-        transport.close()
 
 
 def _token(answer: Answer) -> Finding:
     if answer.status in (401, 403):
         return FAIL, f"token: Calendar42 rejects it ({answer.status}); see C42_TOKEN"
+    why = f"this is not Calendar42's API ({answer.status}); see C42_BASE_URL"
     if answer.status == 429:
-        return FAIL, "token: not checked, because Calendar42 gets too many calls (429); try again later"
-    if answer.status >= 500:
-        return FAIL, f"token: not checked, because Calendar42 has a fault ({answer.status}); try again later"
-    try:
-        is_list = isinstance(json.loads(answer.body)["data"], list)
-    except (ValueError, TypeError, KeyError, RecursionError):
-        is_list = False
-    if answer.status != 200 or not is_list:
-        return FAIL, f"token: not checked, because this is not Calendar42's API ({answer.status}); see C42_BASE_URL"
-    return OK, "token: Calendar42 accepts it"
+        why = "Calendar42 gets too many calls (429); try again later"
+    elif answer.status >= 500:
+        why = f"Calendar42 has a fault ({answer.status}); try again later"
+    with suppress(ValueError, TypeError, KeyError, RecursionError):
+        if answer.status == 200 and isinstance(json.loads(answer.body)["data"], list):
+            return OK, "token: Calendar42 accepts it"
+    return FAIL, f"token: not checked, because {why}"
 
 
 def _clock(date: str, asked: datetime) -> Finding:

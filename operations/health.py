@@ -1,6 +1,8 @@
-"""`/metrics`, the health checks, `/status.json` and the contract; and the id, time and count of every request.
+"""`/metrics`, the health checks, the status page and the contract; and the id, time and count of every request.
 
-No route here calls the upstream or waits for anything, and none shows an event id, a name or the token.
+No route here calls the upstream or waits for anything, and none shows an event id, a name or the token. A script fills
+the status page with the numbers of `/status.json`, once a second. The page takes nothing from outside and runs nothing
+inline, and browsers are told to hold it to that (CSP level 3).
 """
 
 import json
@@ -11,7 +13,7 @@ import time
 from pathlib import Path
 from typing import Any
 
-from flask import Flask, Response, g, request, send_file
+from flask import Blueprint, Flask, Response, g, render_template, request, send_file
 from prometheus_client.exposition import CONTENT_TYPE_LATEST, generate_latest
 
 from answers import response as answers
@@ -19,12 +21,20 @@ from answers.value import JSON
 from operations import logs
 from operations.metrics import NO_ROUTE, Metrics
 
+_PAGE_HEADERS = {
+    "Content-Security-Policy": "default-src 'none'; script-src 'self'; style-src 'self'; img-src 'self'; "
+    "connect-src 'self'; base-uri 'none'; form-action 'none'; frame-ancestors 'none'",
+    "Referrer-Policy": "no-referrer",
+    "X-Content-Type-Options": "nosniff",
+}
+
 log = logging.getLogger("c42c.requests")
 
 
 def register(app: Flask, metrics: Metrics) -> None:
     """Add the routes to `app`, give each of its requests an id, and count them. Must come before all other handlers."""
     _add_routes(app, metrics)
+    _add_page(app)
 
     @app.before_request
     def begin() -> None:
@@ -34,11 +44,10 @@ def register(app: Flask, metrics: Metrics) -> None:
 
     @app.after_request
     def end(response: Response) -> Response:
-        seconds = time.monotonic() - g.began
+        seconds, status = time.monotonic() - g.began, response.status_code
         route = request.url_rule.rule if request.url_rule else NO_ROUTE
-        metrics.responded(route.rstrip("/") or "/", response.status_code, seconds)
-        fields = {"method": request.method, "path": request.path, "status": response.status_code}
-        fields["seconds"] = round(seconds, 4)
+        metrics.responded(route.rstrip("/") or "/", status, seconds)
+        fields = {"method": request.method, "path": request.path, "status": status, "seconds": round(seconds, 4)}
         log.debug("request %s %r %d %.4f s", *fields.values(), extra={"fields": fields})
         if not response.headers.get("Cache-Status", "").startswith("c42c; hit"):  # see answers.hits
             response.headers["X-Request-ID"] = logs.request_id.get()
@@ -59,15 +68,16 @@ def _add_routes(app: Flask, metrics: Metrics) -> None:
     @app.get("/readyz")
     def readyz() -> Response:
         now = metrics.status()
+        tier, upstream = now["shared_tier"], now["upstream"]
         ready = now["reaper_alive"] and not now["stopping"]
         answer = {
             "status": "ok" if ready else "not ready",
             "stopping": now["stopping"],
             "reaper_alive": now["reaper_alive"],
-            "shared_tier": now["shared_tier"] and ("up" if now["shared_tier"]["up"] else "down"),
+            "shared_tier": tier and ("up" if tier["up"] else "down"),
             "upstream": {
-                "pause_seconds": now["upstream"]["pause_seconds"],
-                "last_fault": next(iter(now["upstream"]["faults"]), None),
+                "pause_seconds": upstream["pause_seconds"],
+                "last_fault": next(iter(upstream["faults"]), None),
             },
         }
         return _respond(answer, 200 if ready else 503)
@@ -79,6 +89,21 @@ def _add_routes(app: Flask, metrics: Metrics) -> None:
     @app.get("/status.json")
     def status() -> Response:
         return _respond(metrics.status())
+
+
+def _add_page(app: Flask) -> None:
+    page = Blueprint("status_page", __name__, static_folder="static", template_folder="templates")
+
+    @page.get("/")
+    def status() -> Response:
+        return Response(render_template("status.html"), headers=[answers.NO_STORE], mimetype="text/html")
+
+    @page.after_request
+    def protect(response: Response) -> Response:
+        response.headers.update(_PAGE_HEADERS)
+        return response
+
+    app.register_blueprint(page)
 
 
 def _respond(data: dict[str, Any], status: int = 200) -> Response:

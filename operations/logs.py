@@ -8,7 +8,6 @@ import json
 import logging
 import os
 import sys
-from collections.abc import Iterable
 from contextvars import ContextVar
 from datetime import UTC, datetime
 from typing import Any
@@ -21,14 +20,12 @@ class _Formatter(logging.Formatter):
 
     def __init__(self, form: str, token: str = "") -> None:
         super().__init__("%(asctime)s %(levelname)s %(name)s %(message)s")
-        self._is_json, self._token = form == "json", token
+        self._is_json = form == "json"
+        self._token = json.dumps(token)[1:-1] if self._is_json else token
 
     def format(self, record: logging.LogRecord) -> str:
-        if self._is_json:
-            line, token = json.dumps(self._fields(record), default=str), json.dumps(self._token)[1:-1]
-        else:
-            line, token = super().format(record), self._token
-        line = line.replace(token, "***") if token else line
+        line = json.dumps(self._fields(record), default=str) if self._is_json else super().format(record)
+        line = line.replace(self._token, "***") if self._token else line
         return "".join(char if char.isprintable() else repr(char)[1:-1] for char in line)
 
     def formatMessage(self, record: logging.LogRecord) -> str:
@@ -62,8 +59,8 @@ def configure(level: str, form: str, token: str) -> None:
     logging.getLogger("c42c").setLevel(level)
 
 
-def complain(lines: Iterable[str], form: str) -> None:
-    """Print why the service does not start: as log lines if `form` is "json", otherwise as they are."""
-    for line in lines:
+def complain(text: str, form: str) -> None:
+    """Print why the service does not start: as log lines if `form` is "json", otherwise as it is."""
+    for line in text.splitlines():
         record = logging.LogRecord("c42c", logging.ERROR, "", 0, line, None, None)
         print(_Formatter(form).format(record) if form == "json" else line, file=sys.stderr)

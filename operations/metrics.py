@@ -22,20 +22,20 @@ from prometheus_client.metrics_core import Metric
 from prometheus_client.registry import Collector
 
 from answers import EVENT
-from cache import NEGATIVE, OK, Cache, Stats, clock
+from cache import NEGATIVE, OK, Cache, Stats
 from calendar42 import EVENTS, SUBSCRIPTIONS
 from calendar42.calls import Call
 from calendar42.errors import C42Error
 from calendar42.pause import Pause
 from operations import VERSION
 
-ENDPOINTS = (EVENTS, SUBSCRIPTIONS)
 CALLS_KEPT = 500  # of each endpoint, for the median and the 99th percentile
 FAULTS_KEPT = 20
 CALLS_PER_LOAD = 2  # at least
 RECENT = 60.0  # seconds for which a fault or a refusal counts as trouble
 BUCKETS = (0.005, 0.01, 0.025, 0.05, 0.1, 0.2, 0.3, 0.5, 0.75, 1, 1.5, 2, 3, 5, 10, 30)  # seconds
 NO_ROUTE = "other"
+TIME = "%Y-%m-%dT%H:%M:%SZ"
 
 disable_created_metrics()  # type: ignore[no-untyped-call]  # they are half of all series, and no query uses them
 
@@ -44,35 +44,29 @@ disable_created_metrics()  # type: ignore[no-untyped-call]  # they are half of a
 class Metrics(Collector):
     """All numbers of the process. Any thread may use it.
 
-    `clock` gives monotonic seconds, `stopping` says whether the service was told to stop, and `tier` returns the
-    numbers of the shared tier, if there is one.
+    `stopping` says whether the service was told to stop; `tier` is the `SharedTier`, if there is one.
     """
 
     cache: Cache
     pause: Pause
     expiry: float
-    max_entries: int
-    max_waiting: int
-    clock: Callable[[], float] = clock
     stopping: Callable[[], bool] = lambda: False
-    tier: Callable[[], Any] | None = None
+    tier: Any = None
 
     def __post_init__(self) -> None:
-        self._began = self.clock()
+        self._began = self.cache.clock()
         self._lock = threading.Lock()
         # Hits answered in the event loop, by status; only its thread writes. A Counter would take three times as long.
         self.served = defaultdict[bytes, int](int)
         self._responses = Counter[tuple[str, str]]()  # all others, by route and status
         self._calls = Counter[tuple[str, str]]()  # by endpoint and status
-        self._seconds = {endpoint: deque[float](maxlen=CALLS_KEPT) for endpoint in ENDPOINTS}
+        self._seconds = {endpoint: deque[float](maxlen=CALLS_KEPT) for endpoint in (EVENTS, SUBSCRIPTIONS)}
         self._faults = deque[dict[str, Any]](maxlen=FAULTS_KEPT)
         self._fault_at = self._refused_at = -math.inf  # when there was the latest
         self.registry = CollectorRegistry()
         histogram = partial(Histogram, registry=self.registry, buckets=BUCKETS)
-        text = "How long calls to Calendar42 took."
-        self._call_seconds = histogram("c42_upstream_request_duration_seconds", text, ["endpoint"])
-        text = "How long requests took that were not hits."
-        self._response_seconds = histogram("c42_http_request_duration_seconds", text, ["route"])
+        self._call_seconds = histogram("c42_upstream_request_duration_seconds", "Calls to Calendar42.", ["endpoint"])
+        self._response_seconds = histogram("c42_http_request_duration_seconds", "Requests except hits.", ["route"])
         build = Info("c42_build", "Always 1.", registry=self.registry)
         build.info({"version": VERSION, "python": platform.python_version()})
         self.registry.register(self)
@@ -88,7 +82,7 @@ class Metrics(Collector):
     def refused(self) -> None:
         """Remember that a request was refused because too many were waiting."""
         with self._lock:
-            self._refused_at = self.clock()
+            self._refused_at = self.cache.clock()
 
     def called(self, call: Call) -> None:
         """Count a call to the upstream."""
@@ -99,26 +93,27 @@ class Metrics(Collector):
 
     def faulted(self, error: C42Error) -> None:
         """Remember a fault; equal ones of one second are one."""
-        fault = {"time": _now(), "endpoint": error.endpoint, "status": error.upstream_status}
+        fault = {"time": datetime.now(UTC).strftime(TIME), "endpoint": error.endpoint, "status": error.upstream_status}
         with self._lock:
-            self._fault_at = self.clock()
+            self._fault_at = self.cache.clock()
             if fault not in self._faults:
                 self._faults.appendleft(fault)
 
     def status(self) -> dict[str, Any]:
         """Return the content of `/status.json`."""
         stats = self.cache.snapshot()
-        tier = self.tier()._asdict() if self.tier else None
+        tier = self.tier.snapshot()._asdict() if self.tier else None
         hits = sum(stats.hits.values())
         asked = hits + stats.misses + stats.collapsed + stats.refused
         useful = stats.hits[OK] + stats.hits[NEGATIVE]
-        entries = sum(stats.entries.values())
-        totals = {"hits": hits, "entries": entries, "max_entries": self.max_entries, "max_waiting": self.max_waiting}
+        totals = {"hits": hits, "entries": sum(stats.entries.values())}
+        kinds = {"hits_by_kind": stats.hits, "entries_by_kind": stats.entries}
+        limits = {"max_entries": self.cache.max_entries, "max_waiting": self.cache.max_waiting}
         return {
             "version": VERSION,
             "pid": os.getpid(),
-            "uptime_seconds": round(self.clock() - self._began, 1),
-            "now": _now(),
+            "uptime_seconds": round(self.cache.clock() - self._began, 1),
+            "now": datetime.now(UTC).strftime(TIME),
             "troubles": self._troubles(stats, tier),
             "stopping": self.stopping(),
             "reaper_alive": self.cache.reaper_alive,
@@ -126,18 +121,18 @@ class Metrics(Collector):
             "requests": asked,
             "hit_ratio": useful / asked if asked else None,
             "saved_calls": CALLS_PER_LOAD * useful,
-            "cache": _flat(stats._asdict()) | totals,
+            "cache": stats._asdict() | totals | kinds | limits,
             "upstream": self._upstream(),
             "shared_tier": tier,
         }
 
     def _troubles(self, stats: Stats, tier: Mapping[str, Any] | None) -> list[str]:
         """Return the names of what is wrong now."""
-        recent = self.clock() - RECENT
+        recent = self.cache.clock() - RECENT
         troubles = {
             "stopping": self.stopping(),
             "reaper": not self.cache.reaper_alive,
-            "full": stats.waiting >= self.max_waiting,
+            "full": stats.waiting >= self.cache.max_waiting,
             "refusing": self._refused_at > recent,
             "pause": self.pause.left > 0,
             "faults": self._fault_at > recent,
@@ -149,14 +144,11 @@ class Metrics(Collector):
         with self._lock:
             calls, faults = self._calls.copy(), list(self._faults)
             seconds = {endpoint: sorted(latest) for endpoint, latest in self._seconds.items()}
-        endpoints = {
-            endpoint: {
-                "requests": sum(made for (its, _), made in calls.items() if its == endpoint),
-                "median_seconds": _quantile(seconds[endpoint], 0.5),
-                "p99_seconds": _quantile(seconds[endpoint], 0.99),
-            }
-            for endpoint in ENDPOINTS
-        }
+        endpoints = {}
+        for endpoint, ordered in seconds.items():
+            made = sum(count for (its, _), count in calls.items() if its == endpoint)
+            median, p99 = _quantile(ordered, 0.5), _quantile(ordered, 0.99)
+            endpoints[endpoint] = {"requests": made, "median_seconds": median, "p99_seconds": p99}
         pause = round(self.pause.left, 1)
         return {"pause_seconds": pause, "requests": calls.total(), "endpoints": endpoints, "faults": faults}
 
@@ -165,10 +157,9 @@ class Metrics(Collector):
         stats = self.cache.snapshot()
         with self._lock:
             calls, responses = self._calls.copy(), self._responses.copy()
-        for status, served in self.served.copy().items():
-            responses[EVENT, status.decode()] += served
-        hits = sum(stats.hits.values())
-        asked = {"hit": hits, "miss": stats.misses, "collapsed": stats.collapsed, "refused": stats.refused}
+        responses.update({(EVENT, status.decode()): served for status, served in self.served.copy().items()})  # adds
+        asked = {"hit": sum(stats.hits.values()), "miss": stats.misses}
+        asked |= {"collapsed": stats.collapsed, "refused": stats.refused}
         counter, gauge = CounterMetricFamily, GaugeMetricFamily
         families: list[tuple[type[Any], str, str, list[str], Mapping[Any, float]]] = [
             (counter, "cache_requests", "Events asked for, by what the cache made of them.", ["result"], asked),
@@ -178,18 +169,17 @@ class Metrics(Collector):
             (counter, "upstream_requests", "Calls to Calendar42; status 0: no answer.", ["endpoint", "status"], calls),
             (counter, "http_requests", "Responses of the service.", ["route", "status"], responses),
             (gauge, "cache_entries", "Answers held.", ["kind"], stats.entries),
-            (gauge, "cache_entries_limit", "Answers that may be held.", [], {(): self.max_entries}),
+            (gauge, "cache_entries_limit", "Answers that may be held.", [], {(): self.cache.max_entries}),
             (gauge, "cache_loading", "Loads under way.", [], {(): stats.loading}),
             (gauge, "waiting_requests", "Requests that wait for Calendar42.", [], {(): stats.waiting}),
-            (gauge, "waiting_requests_limit", "Requests that may wait.", [], {(): self.max_waiting}),
+            (gauge, "waiting_requests_limit", "Requests that may wait.", [], {(): self.cache.max_waiting}),
             (gauge, "upstream_pause_seconds", "Time left of a pause (429).", [], {(): self.pause.left}),
             (gauge, "reaper_alive", "1 while expired answers are deleted.", [], {(): self.cache.reaper_alive}),
             (gauge, "stopping", "1 once the service was told to stop.", [], {(): self.stopping()}),
         ]
         if self.tier:
-            loads = self.tier()._asdict()
-            up = {(): loads.pop("up")}
-            families.append((gauge, "shared_tier_up", "1 while answers are shared through Redis.", [], up))
+            loads = self.tier.snapshot()._asdict()
+            families.append((gauge, "shared_tier_up", "1 while Redis answers.", [], {(): loads.pop("up")}))
             families.append((counter, "shared_tier_loads", "Events to be loaded, by result.", ["result"], loads))
         for kind, name, text, labels, values in families:
             family = kind(f"c42_{name}", text, labels=labels)
@@ -198,18 +188,6 @@ class Metrics(Collector):
             yield family
 
 
-def _flat(numbers: Mapping[str, Any]) -> dict[str, int]:
-    """Return the numbers by name: {"loads": {"ok": 1}} is {"loads_ok": 1}."""
-    flat: dict[str, int] = {}
-    for name, value in numbers.items():
-        flat |= {f"{name}_{kind}": count for kind, count in value.items()} if isinstance(value, dict) else {name: value}
-    return flat
-
-
 def _quantile(ordered: Sequence[float], share: float) -> float | None:
     """Return the smallest value that `share` of all values don't exceed; None if there are none."""
     return round(ordered[math.ceil(share * len(ordered)) - 1], 4) if ordered else None
-
-
-def _now() -> str:
-    return datetime.now(UTC).isoformat(timespec="seconds").replace("+00:00", "Z")

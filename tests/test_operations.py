@@ -31,7 +31,7 @@ from tests.fixtures import ROOT, TOKEN, MakeInside, Service, at_once, new_id, un
 
 PREFIX = "/events-with-subscriptions/"
 ENDPOINTS = ("/metrics", "/livez", "/readyz", "/healthz", "/status.json")
-small_metrics = partial(Metrics, expiry=252.0, max_entries=10, max_waiting=1)
+small_metrics = partial(Metrics, expiry=252.0)
 SMALL = {"C42_THREADS": "20", "C42_TIMEOUT": "5"}  # four requests may wait for the upstream
 
 Samples = dict[tuple[str, frozenset[tuple[str, str]]], float]
@@ -212,19 +212,23 @@ def test_endpoints_keep_secrets(service: Service, upstream: Standin) -> None:
 
 
 class Tier(NamedTuple):
-    """The numbers of a shared tier."""
+    """A shared tier, and its numbers."""
 
     found: int = 0
     up: bool = False
+
+    def snapshot(self) -> "Tier":
+        """Return the numbers."""
+        return self
 
 
 def test_troubles() -> None:
     """A service that stops, a dead reaper and a lost Redis are troubles."""
     cache, tier = Cache(max_entries=10, max_waiting=1), Tier()
     assert small_metrics(cache, Pause(1)).status()["troubles"] == []
-    assert small_metrics(cache, Pause(1), tier=lambda: Tier(up=True)).status()["troubles"] == []
+    assert small_metrics(cache, Pause(1), tier=Tier(up=True)).status()["troubles"] == []
     cache.close()
-    metrics = small_metrics(cache, Pause(1), stopping=lambda: True, tier=lambda: tier)
+    metrics = small_metrics(cache, Pause(1), stopping=lambda: True, tier=tier)
     assert metrics.status()["troubles"] == ["stopping", "reaper", "redis"]
 
 
