@@ -27,7 +27,7 @@ KINDS: Final = (OK, NEGATIVE, FAULT, PAUSED)
 _REAP_BATCH = 256  # entries of each heap deleted per hold of the lock: a few tenths of a millisecond
 _REAP_PAUSE = 0.0001  # seconds between two batches, in which readers get the lock
 
-# Monotonic seconds. They include the time for which the machine was suspended, if the system counts it.
+# Monotonic seconds, including the time that the machine was suspended if the system can tell.
 clock = partial(time.clock_gettime, time.CLOCK_BOOTTIME) if hasattr(time, "CLOCK_BOOTTIME") else time.monotonic
 
 # The garbage collector doesn't track plain tuples of plain values, so a million of them don't slow it down.
@@ -36,7 +36,7 @@ _EXPIRY: Final = 0
 _KEY: Final = 1
 _KIND: Final = 3
 
-Hit = tuple[Any, str, float, float]  # value, kind, age, ttl; a named tuple would make a hit half as slow again
+Hit = tuple[Any, str, float, float]  # value, kind, age, ttl; a named tuple would make hits 50% slower
 
 
 class Loaded(NamedTuple):
@@ -51,7 +51,7 @@ class Loaded(NamedTuple):
     kind: str
     lifetime: float
     age: float = 0.0
-    result: str = "miss"  # or, from a cache further on: "shared" (it was there) or "awaited" (another loaded it)
+    result: str = "miss"  # or, from a shared cache: "shared" (it was there) or "awaited" (another loaded it)
     private: bool = False  # only for the caller that loaded it: it isn't kept, and waiting callers load again
 
 
@@ -88,11 +88,11 @@ class Refused(Exception):
 
 
 class LoadFailed(Exception):
-    """The load that this caller waited for raised; what it raised is the cause."""
+    """The load that this caller waited for raised an exception, which is the cause."""
 
 
 class _Outcome(NamedTuple):
-    """What a caller has of a key while it waits for the rest of its list."""
+    """The outcome of one key, held by a caller while it waits for the rest of its list."""
 
     entry: _Entry
     result: str

@@ -15,7 +15,7 @@ from typing import NoReturn
 
 import pytest
 
-# The fixtures that start the service need what it needs; test_cache.py needs neither.
+# The fixtures that start the service need Flask; test_cache.py needs neither.
 pytest_plugins = ["tests.fixtures"] if find_spec("flask") else []
 
 

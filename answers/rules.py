@@ -15,7 +15,7 @@ log = logging.getLogger("c42c")
 
 def register(app: Flask, *, origins: frozenset[str]) -> None:
     """Add the error handlers to `app`, and let pages of `origins` read its responses."""
-    app.before_request(_redirect_nobody)
+    app.before_request(_refuse_redirect)
     app.register_error_handler(Refused, _refused)
     app.register_error_handler(ids.BadIds, lambda error: respond(answers.error(400, str(error))))
     app.register_error_handler(HTTPException, _failed)
@@ -36,7 +36,7 @@ def respond(answer: answers.Response) -> Response:
     return Response(body, status, headers)
 
 
-def _redirect_nobody() -> None:
+def _refuse_redirect() -> None:
     if isinstance(request.routing_exception, RequestRedirect):  # for two slashes, or no path at all
         raise NotFound  # a redirect would lead to whatever host the client named
 

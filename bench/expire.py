@@ -1,7 +1,7 @@
 """How long a reader waits while very many entries expire together: `python -m bench.expire COUNT` prints two numbers,
 the longest `get` in milliseconds without and with the reaper at work.
 
-The clock is moved rather than waited for: all entries but the reader's own are over at the same moment.
+The clock is moved, so nothing waits: all entries except the reader's own expire together.
 """
 
 import sys

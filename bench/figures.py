@@ -19,7 +19,7 @@ from bench import contenders, machine
 from bench.machine import NAMES, PREFIX, TITLE, Server
 from standin import Gate, Standin
 
-COLD = 200  # cold answers a second, beside the hits
+COLD = 200  # cold answers a second, during the hits
 _CLIENTS = 64  # threads that ask for them
 
 _numbers = itertools.count(1)
@@ -128,7 +128,7 @@ def _peek(sock: socket.socket) -> bytes:
 
 
 def beside_cold_answers(upstream: Standin, scale: Scale) -> Iterator[Row]:
-    """Hits beside cold answers, by the service and by its old form."""
+    """Hits during cold answers, by the service and by its old form."""
     hot = PREFIX + new_event(upstream)
     rates, p99s, paces = ([list[float](), list[float]()] for _ in range(3))  # of the service, of the old form
     with machine.service(upstream.base_url) as new, machine.service(upstream.base_url, contenders.OLD_FORM) as old:

@@ -343,7 +343,7 @@ def test_retry_after_covers_what_is_kept(inside: MakeInside, upstream: Standin) 
         assert service.cache.get(event_id) is None
 
 
-# Methods, and what nobody may keep
+# Methods, and answers that no client may store
 
 
 @pytest.mark.parametrize("path", [PREFIX + EVENTS["plain"], PREFIX + EVENTS["plain"] + "/", listed([EVENTS["plain"]])])

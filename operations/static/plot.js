@@ -49,7 +49,7 @@ export class Plot {
     this.#svg.setAttribute("aria-label", this.#describe());
   }
 
-  // Return the values at which to draw a line across: 1, 2, 5, 10 …, or the powers of ten where those are too many.
+  // Return the values for the grid lines: 1, 2, 5, 10 …, or only powers of ten if those are too many.
   #ticks() {
     const values = this.#samples.flatMap((sample) => sample.values).filter((value) => value > 0);
     const least = this.#floor ?? (values.length ? Math.min(...values) : 0.01), most = Math.max(...values, least * 10);
@@ -74,7 +74,7 @@ export class Plot {
     return path;
   }
 
-  // The plot in words, for those who don't see it.
+  // The plot in words, for screen readers.
   #describe() {
     const lines = this.#lines.map(([, name], at) => {
       const values = this.#samples.map((sample) => sample.values[at]).filter((value) => value !== null);

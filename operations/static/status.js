@@ -34,7 +34,7 @@ tryBox.start();
 document.addEventListener("visibilitychange", poll);
 poll();
 
-// Ask now and then every second, but not while nobody looks: a hidden tab asks again once it is shown.
+// Ask now and then every second, but not while the tab is hidden.
 async function poll() {
   if (asking || document.hidden) return;
   asking = true;

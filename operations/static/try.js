@@ -1,4 +1,4 @@
-// The box to try an event: what the service answers, and how long it keeps that.
+// The box to try an event: shows the service's answer, and how long it is cached.
 
 import { duration, latency } from "./format.js";
 
@@ -49,7 +49,7 @@ function pretty(body) {
   }
 }
 
-// Show the time until the expiry. A fault has no max-age, as nobody else may keep it; the service does, for its ttl.
+// Show the time until the expiry. A fault has no max-age, because clients may not store it; the service caches it for its ttl.
 function runDown(headers) {
   const ttl = number(headers.get("Cache-Status"), /ttl=(\d+)/);
   const maxAge = number(headers.get("Cache-Control"), /max-age=(\d+)/);
