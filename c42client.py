@@ -18,9 +18,8 @@ from dataclasses import replace
 from typing import Any
 
 from calendar42 import EVENTS, SUBSCRIPTIONS, ids, payload
-from calendar42.calls import Call, Job, Upstream
+from calendar42.calls import Call, Job, Pause, Upstream
 from calendar42.errors import C42Error, Exhausted, Paused, TimedOut, TooLarge
-from calendar42.pause import Pause
 from calendar42.payload import Page
 from operations import settings
 

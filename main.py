@@ -17,7 +17,7 @@ from c42client import Client
 from cache import Cache, Found, Refused
 from cache import clock as default_clock
 from calendar42 import ids
-from calendar42.pause import Pause
+from calendar42.calls import Pause
 from operations import VERSION, check, health, logs, settings
 from operations.metrics import NO_ROUTE, Metrics
 from operations.settings import Settings, SettingsError

@@ -1,23 +1,30 @@
 """Makes one call to Calendar42 and interprets the answer, row by row as in the README's table.
 
-Every call carries the token, so it is redacted in whatever is passed on.
+No call is made during the pause that a 429 asks for. Every call carries the token, so it is redacted in whatever is
+passed on.
 """
 
 import html
 import json
+import logging
 import re
+import threading
 import time
 from collections.abc import Callable
+from datetime import UTC
+from email.utils import parsedate_to_datetime
 from typing import Any, NamedTuple
 from urllib.parse import unquote
 
 from calendar42.errors import C42Error, Exhausted, Paused, TimedOut, TooLarge
-from calendar42.pause import Pause
 from calendar42.transport import Answer, Transport
 
 MAX_BODY = 8 * 2**20  # bytes of one answer
 MAX_ERROR_BODY = 64 * 2**10  # bytes of an error that are passed through
+LONGEST = 3600.0  # seconds of a pause: Calendar42 counts its limits by the hour
 PAUSED = "Calendar42 asked for a pause"
+
+log = logging.getLogger("c42c.upstream")
 
 
 class Call(NamedTuple):
@@ -44,6 +51,34 @@ class Job(NamedTuple):
     def late(self, endpoint: str) -> TimedOut:
         """Return the error for an answer that didn't come in time."""
         return TimedOut(endpoint, f"Calendar42 did not answer within {self.timeout:g} seconds", 504, 0)
+
+
+class Pause:
+    """A pause in all calls, for `default` seconds if Calendar42 doesn't say how long. Thread-safe."""
+
+    def __init__(self, default: float) -> None:
+        self._default = default
+        self._lock = threading.Lock()  # guards `_until`
+        self._until = 0.0
+
+    @property
+    def left(self) -> float:
+        """The seconds until calls may be made again; 0 if there is no pause."""
+        return max(0.0, self._until - time.monotonic())
+
+    def begin(self, retry_after: str) -> None:
+        """Begin the pause that a `Retry-After` asks for, or make the present one longer."""
+        seconds = min(max(_seconds(retry_after, self._default), 0.0), LONGEST)
+        if self.extend(time.monotonic() + seconds):  # else a concurrent call has logged it
+            fields = {"pause_seconds": round(seconds)}
+            log.warning("pause: Calendar42 asks for %.0f s", seconds, extra={"fields": fields})
+
+    def extend(self, until: float) -> bool:
+        """Make the pause last until then (of `time.monotonic`) at least; return whether there was none."""
+        with self._lock:
+            is_new = not self.left
+            self._until = max(self._until, until)
+        return is_new
 
 
 def headers(token: str) -> dict[str, str]:
@@ -112,6 +147,17 @@ class Upstream:
         said = body[: 2 * MAX_ERROR_BODY].decode("latin-1")  # the second half may hold the end of a token
         leaks = self._token in said or _plain(self._token) in _plain(said)
         return b"" if leaks else body[:MAX_ERROR_BODY]
+
+
+def _seconds(retry_after: str, default: float) -> float:
+    """Read seconds, or a date in one of its three forms (RFC 9110, 10.2.3 and 5.6.7)."""
+    if retry_after.isascii() and retry_after.isdigit():
+        return float(retry_after)
+    try:
+        date = parsedate_to_datetime(retry_after)
+        return (date if date.tzinfo else date.replace(tzinfo=UTC)).timestamp() - time.time()
+    except (TypeError, ValueError, OverflowError):  # no date, or not a year of ours
+        return default
 
 
 def _plain(text: str) -> str:

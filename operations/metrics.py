@@ -24,9 +24,8 @@ from prometheus_client.registry import Collector
 from answers import EVENT
 from cache import NEGATIVE, OK, Cache, Stats
 from calendar42 import EVENTS, SUBSCRIPTIONS
-from calendar42.calls import Call
+from calendar42.calls import Call, Pause
 from calendar42.errors import C42Error
-from calendar42.pause import Pause
 from operations import VERSION
 
 CALLS_KEPT = 500  # of each endpoint, for the median and the 99th percentile

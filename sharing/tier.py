@@ -30,7 +30,7 @@ from typing import NamedTuple
 from answers.loading import Load
 from answers.value import pack, unpack
 from cache import Loaded, clock
-from calendar42.pause import LONGEST, Pause
+from calendar42.calls import LONGEST, Pause
 from sharing.link import PATIENCE, PROBE_EVERY, SLICE, Command, Link, Lost
 
 FORMAT = 3

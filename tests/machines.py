@@ -21,7 +21,7 @@ import redis
 
 from answers import value as values
 from cache import OK, Cache, Found, Loaded, clock
-from calendar42.pause import Pause
+from calendar42.calls import Pause
 from sharing.tier import SharedTier
 from tests.fixtures import PATIENCE, until
 

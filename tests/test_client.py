@@ -20,9 +20,8 @@ import pytest
 
 import c42client
 from c42client import Client
-from calendar42.calls import Call
+from calendar42.calls import Call, Pause
 from calendar42.errors import C42Error, Exhausted, Paused, TimedOut, TooLarge
-from calendar42.pause import Pause
 from standin import EVENTS, Gate, Standin
 from tests.fixtures import TOKEN, at_once, new_events, new_id, until
 

@@ -22,8 +22,7 @@ from flask import Flask
 from prometheus_client.parser import text_string_to_metric_families
 
 from cache import Cache
-from calendar42.calls import Call
-from calendar42.pause import Pause
+from calendar42.calls import Call, Pause
 from operations import check, health
 from operations.metrics import Metrics
 from standin import Gate, Standin

@@ -11,8 +11,8 @@ from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
 from calendar42 import ids, payload
+from calendar42.calls import LONGEST, Pause
 from calendar42.errors import C42Error, TooLarge
-from calendar42.pause import LONGEST, Pause
 from calendar42.payload import Page
 
 unhurried = settings(deadline=None)  # a busy machine is not a finding
