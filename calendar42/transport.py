@@ -26,6 +26,7 @@ from requests.adapters import HTTPAdapter
 
 _KEPT = 1024  # connections
 _CHUNK = 65536  # bytes
+_ONCE: Any = {"retries": False, "redirect": False, "assert_same_host": False, "preload_content": False}
 _MOST_INTERIM = 100  # informational answers to one call
 _opener = ThreadPoolExecutor(64, thread_name_prefix="c42c-connect")
 
@@ -46,15 +47,14 @@ class Transport:
     def __init__(self, *, base_url: str, headers: Mapping[str, str]) -> None:
         base = requests.Request("GET", base_url).prepare()
         url = str(base.url)
-        environment = requests.Session().merge_environment_settings(url, {}, None, None, None)
-        verify, proxies = environment["verify"], environment["proxies"]
+        env = requests.Session().merge_environment_settings(url, {}, None, None, None)
         self._adapter = HTTPAdapter(pool_connections=1, pool_maxsize=_KEPT)
-        pool = self._adapter.get_connection_with_tls_context(base, verify, proxies)
+        pool = self._adapter.get_connection_with_tls_context(base, env["verify"], env["proxies"])
         self._pool = cast(urllib3.HTTPConnectionPool, pool)
+        self._pool.headers = {**headers, "Accept-Encoding": "gzip"}
         is_tls = self._pool.scheme == "https"
         self._pool.ConnectionCls = _TLSConnection if is_tls else _Connection
         self._prefix = url if self._pool.proxy and not is_tls else base.path_url  # a proxy needs the whole address
-        self._headers = {**headers, "Accept-Encoding": "gzip"}
 
     def get(self, path: str, *, deadline: float, limit: int) -> Answer:
         """Get `path` by `deadline` (of `time.monotonic`), with `limit` bytes of body and one more at most.
@@ -82,17 +82,8 @@ class Transport:
         self._adapter.close()
 
     def _send(self, path: str, seconds: float, limit: int) -> Answer:
-        response = self._pool.urlopen(
-            "GET",
-            self._prefix + path,
-            headers=self._headers,
-            timeout=urllib3.Timeout(total=seconds),
-            retries=False,
-            redirect=False,
-            assert_same_host=False,
-            preload_content=False,
-        )
-        with contextlib.closing(response):
+        timeout = urllib3.Timeout(total=seconds)
+        with contextlib.closing(self._pool.urlopen("GET", self._prefix + path, timeout=timeout, **_ONCE)) as response:
             return Answer(response.status, response.headers, response.read(limit + 1, decode_content=True))
 
 
