@@ -1,8 +1,6 @@
-"""Gets an event's title and the first names of its subscribers from Calendar42.
+"""Gets an event's title and the first names of its subscribers from Calendar42, with both calls side by side.
 
-`Client.fetch` makes both calls side by side, gets all pages, and returns the merged answer or raises a `C42Error`;
-`Client.fetch_many` does it for many events at once. `python c42client.py EVENT_ID` prints the merged answer of one
-event, to check a token.
+`python c42client.py EVENT_ID` prints the merged answer of one event, to check a token.
 """
 
 import argparse
@@ -108,11 +106,10 @@ class Client:
             for event_id in event_ids:
                 try:
                     title = payload.title(events, event_id, event_ids)
+                    answers[event_id] = {"id": event_id, "title": title and self._upstream.blank(title), "names": []}
                 except C42Error as error:
                     self._found(error)
                     yield event_id, error
-                else:
-                    answers[event_id] = {"id": event_id, "title": title and self._upstream.blank(title), "names": []}
             known = [event_id for event_id in event_ids if event_id in events]
             if answers:  # an id that Calendar42 can't read may have turned its filter off
                 page = first.result(job.left + GRACE) if known == event_ids else self._page(known, 0, job)
