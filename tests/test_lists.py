@@ -108,12 +108,12 @@ def test_unknown_and_deleted_among_many(inside: MakeInside, upstream: Standin) -
     }
     assert [one["names"] for one in answer.json["data"]] == [[f"{one} 0", f"{one} 1"] for one in reversed(event_ids)]
     assert lifetime(answer) == 252
-    calls = upstream.calls()
+    assert upstream.calls("events") == 1
     for event_id in (unknown, gone):
         single = service.event(event_id)
         assert (single.status_code, single.json["error"]) == (404, answer.json["errors"][event_id])
         assert (cache_status(single)["hit"], lifetime(single)) == (True, 252)
-    assert upstream.calls() == calls
+    assert upstream.calls("events") == 1  # a load would make another; the list's first page may still arrive
 
 
 def test_another_request_loads_it_already(inside: MakeInside, upstream: Standin) -> None:
