@@ -13,13 +13,14 @@ from serving.connection import Answer, Immediate, Shortcut
 from serving.request import Request
 
 PREFIX = EVENTS + "/"
+_BODY, _ETAG = (Value._fields.index(name) for name in ("body", "etag"))
 
 
 def immediate(cache: Cache, origins: frozenset[str], served: MutableMapping[bytes, int]) -> Immediate:
     """Return a function that finds the shortcut of a request, which in turn answers the request whenever it is a hit.
 
-    A shortcut keeps its last answer, and renders it anew once a second. `origins` are those of `response.cors`;
-    `served` counts the answers by status, in the event loop's thread.
+    A shortcut keeps the head of its last answer, and renders it anew once a second. `origins` are those of
+    `response.cors`; `served` counts the answers by status, in the event loop's thread.
     """
 
     def find_shortcut(request: Request) -> Shortcut | None:
@@ -29,21 +30,21 @@ def immediate(cache: Cache, origins: frozenset[str], served: MutableMapping[byte
         condition = request.headers.get("if-none-match")
         cors = response.cors(origins, request.headers.get("origin", ""), request.method)
         get = cache.get
-        rendered, seconds, answer, status = None, math.inf, (b"", b""), b""  # of the last hit
+        etag, seconds, head, has_body, status = "", math.inf, b"", True, b""  # of the last hit
 
         def shortcut() -> Answer | None:
-            nonlocal rendered, seconds, answer, status
+            nonlocal etag, seconds, head, has_body, status
             hit = get(key)
             if hit is None:
                 return None
             value, _, _, ttl = hit
-            if value is not rendered or not seconds <= ttl < seconds + 1:
+            if value[_ETAG] is not etag or not seconds <= ttl < seconds + 1:  # each load makes an ETag of its own
                 line, headers, body = response.render(Found(*hit, "hit", True), condition)
-                answer = response.serialize((line, headers + cors, body))
-                rendered, status = value, line[:3].encode()
+                head, _ = response.serialize((line, headers + cors, body))
+                etag, has_body, status = value[_ETAG], bool(body), line[:3].encode()
                 seconds = math.inf if Value(*value).retry_after else int(ttl)
             served[status] += 1
-            return answer
+            return head, value[_BODY] if has_body else b""
 
         return shortcut
 

@@ -18,6 +18,7 @@ import ssl
 import time
 from collections.abc import Mapping
 from concurrent.futures import ThreadPoolExecutor
+from functools import cached_property
 from typing import Any, NamedTuple, cast
 
 import requests
@@ -45,16 +46,21 @@ class Transport:
     """Sends GET requests below `base_url`, with `headers`. Any thread may use it."""
 
     def __init__(self, *, base_url: str, headers: Mapping[str, str]) -> None:
-        base = requests.Request("GET", base_url).prepare()
-        url = str(base.url)
-        env = requests.Session().merge_environment_settings(url, {}, None, None, None)
+        self._base = requests.Request("GET", base_url).prepare()
+        self._headers = {**headers, "Accept-Encoding": "gzip"}
         self._adapter = HTTPAdapter(pool_connections=1, pool_maxsize=_KEPT)
-        pool = self._adapter.get_connection_with_tls_context(base, env["verify"], env["proxies"])
-        self._pool = cast(urllib3.HTTPConnectionPool, pool)
-        self._pool.headers = {**headers, "Accept-Encoding": "gzip"}
-        is_tls = self._pool.scheme == "https"
-        self._pool.ConnectionCls = _TLSConnection if is_tls else _Connection
-        self._prefix = url if self._pool.proxy and not is_tls else base.path_url  # a proxy needs the whole address
+
+    @cached_property
+    def _pool(self) -> urllib3.HTTPConnectionPool:
+        env = requests.Session().merge_environment_settings(str(self._base.url), {}, None, None, None)
+        try:
+            pool = self._adapter.get_connection_with_tls_context(self._base, env["verify"], env["proxies"])
+        except ValueError:  # whose text may have the proxy's password
+            raise ConnectionError("the proxy that the environment names can't be used") from None
+        pool = cast(urllib3.HTTPConnectionPool, pool)
+        pool.headers = self._headers
+        pool.ConnectionCls = _TLSConnection if pool.scheme == "https" else _Connection
+        return pool
 
     def get(self, path: str, *, deadline: float, limit: int) -> Answer:
         """Get `path` by `deadline` (of `time.monotonic`), with `limit` bytes of body and one more at most.
@@ -70,7 +76,7 @@ class Transport:
         except (urllib3.exceptions.HTTPError, http.client.HTTPException, OSError, ValueError) as error:
             cause = _cause(error)
             if isinstance(cause, socket.gaierror):
-                socket.socket().close()  # a look-up doesn't say that there is no file descriptor left, but this does
+                socket.socket().close()  # getaddrinfo hides EMFILE, and this raises it
             if isinstance(cause, OSError) and cause.errno in (errno.EMFILE, errno.ENFILE):
                 raise OSError(cause.errno, cause.strerror) from error
             if isinstance(cause, TimeoutError) or time.monotonic() >= deadline:
@@ -82,8 +88,10 @@ class Transport:
         self._adapter.close()
 
     def _send(self, path: str, seconds: float, limit: int) -> Answer:
-        timeout = urllib3.Timeout(total=seconds)
-        with contextlib.closing(self._pool.urlopen("GET", self._prefix + path, timeout=timeout, **_ONCE)) as response:
+        pool, timeout = self._pool, urllib3.Timeout(total=seconds)
+        is_forwarded = pool.proxy and pool.scheme == "http"  # by a proxy, which needs the whole address
+        prefix = self._base.url if is_forwarded else self._base.path_url
+        with contextlib.closing(pool.urlopen("GET", f"{prefix}{path}", timeout=timeout, **_ONCE)) as response:
             return Answer(response.status, response.headers, response.read(limit + 1, decode_content=True))
 
 
@@ -100,7 +108,7 @@ def reason(error: BaseException) -> str:
 
 
 def _cause(error: BaseException) -> BaseException:
-    while earlier := error.__cause__ or error.__context__:
+    while earlier := error.__cause__ or (None if error.__suppress_context__ else error.__context__):
         error = earlier
     return error
 

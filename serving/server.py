@@ -44,7 +44,7 @@ class Server:
         self.stopping = False
         self._told = asyncio.Event()
         for signum in signal.SIGTERM, signal.SIGINT:  # the loop's own handlers would miss those before it runs
-            signal.signal(signum, lambda *_: self.loop.call_soon_threadsafe(self._stop))
+            signal.signal(signum, self._stop)
 
     def serve(
         self, app: App, immediate: Immediate, refusal: Refusal, threads: int, drain: float, patience: float, **hub: Any
@@ -60,11 +60,11 @@ class Server:
             self._runner.run(self._serve(shared, drain, patience))
         pool.shutdown(wait=False, cancel_futures=True)
 
-    def _stop(self) -> None:
+    def _stop(self, *_: object) -> None:
         if self.stopping:
             os._exit(1)
         self.stopping = True
-        self._told.set()
+        self.loop.call_soon_threadsafe(self._told.set)
 
     async def _serve(self, hub: Hub, drain: float, patience: float) -> None:
         connect = partial(Connection, hub)

@@ -183,6 +183,14 @@ def test_no_tunnel(scripted: Scripted, transport: MakeTransport, proxied: Callab
     assert len(script.requests) == 1
 
 
+@pytest.mark.parametrize("proxy", ["http:///x", "http://me:secret@127.0.0.1:99999", "foo://127.0.0.1:1"])
+def test_a_proxy_that_is_none(transport: MakeTransport, proxied: Callable[[str], None], proxy: str) -> None:
+    """An address in the environment that can't be a proxy's is a fault, and isn't shown."""
+    proxied(proxy)
+    with pytest.raises(ConnectionError, match=r"^the proxy that the environment names can't be used$"):
+        ask(transport("http://upstream.invalid/"))
+
+
 def test_no_proxy(scripted: Scripted, transport: MakeTransport, proxied: Callable[[str], None]) -> None:
     """An upstream that NO_PROXY names is called directly."""
     proxied("http://127.0.0.1:1")

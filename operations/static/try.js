@@ -56,9 +56,8 @@ function runDown(headers) {
   const lifetime = maxAge ?? ttl;
   byId("life").hidden = lifetime === null;
   if (lifetime === null) return;
-  const age = maxAge === null ? 0 : Number(headers.get("Age"));
   const bar = document.querySelector("progress");
-  const end = performance.now() + (lifetime - age) * 1000;
+  const end = performance.now() + lifetime * 1000;
   bar.max = lifetime || 1;
   function step() {
     const left = Math.max(0, (end - performance.now()) / 1000);
