@@ -37,9 +37,9 @@ EQUIVALENT: list[Equivalent] = [
     ),
     Equivalent(
         "answers/hits.py",
-        'rendered, seconds, answer, status = None, math.inf, (b"", b""), b""  # of the last hit',
+        'etag, seconds, head, has_body, status = "", math.inf, b"", True, b""  # of the last hit',
         "b\"\" → b'X'",
-        "no value is rendered yet, so the first hit replaces it",
+        "nothing is rendered yet, so the first hit replaces it",
     ),
     Equivalent(
         "answers/hits.py",
