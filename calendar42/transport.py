@@ -1,7 +1,7 @@
 """One GET, whole, within a deadline.
 
 `requests` says which proxy and which certificates the environment asks for, and makes a pool of connections. The calls
-go straight to that pool: what `requests` adds to each of them costs as much again.
+go straight to that pool: what `requests` adds to each of them costs half as much again.
 
 The time-outs of `requests` and urllib3 start again with each read, http.client skips no informational answer but 100,
 and urllib3 doesn't notice that more than the answer has been read. `_Connection` does better. Redirects aren't
