@@ -23,6 +23,18 @@ EQUIVALENT: list[Equivalent] = [
         "the clock would have to show exactly `wait_until`; either way the caller waits for no time at all",
     ),
     Equivalent(
+        "serving/request.py",
+        "@lru_cache(256)  # a browser sends the same fields with all of its requests",
+        "256 → 257",
+        "how many are kept only matters for speed and memory, and one more is no difference in either",
+    ),
+    Equivalent(
+        "serving/request.py",
+        'options = {option.strip(" \\t").lower() for option in headers.get("connection", "").split(",")}',
+        "\"\" → 'X'",
+        "only the options `close` and `keep-alive` count",
+    ),
+    Equivalent(
         "serving/connection.py",
         "self._needed = 0  # bytes of an incomplete request, once its head is there",
         "0 → 1",
