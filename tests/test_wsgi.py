@@ -86,6 +86,7 @@ def test_environ() -> None:
         "wsgi.multiprocess": False,
         "wsgi.run_once": False,
     }
+    assert make_environ(parse(get()), b"", ("127.0.0.1", 5000))["CONTENT_TYPE"] == ""
 
 
 def test_answers_are_joined_and_closed() -> None:
@@ -152,6 +153,14 @@ def test_length(name: str) -> None:
     without, given = answering(b"he", b"llo"), answering(b"he", b"llo", headers=((name, "5"),))
     assert ask(without, get()) == Received(200, {"Content-Length": "5"}, b"hello")
     assert ask(given, get()) == Received(200, {name: "5"}, b"hello")
+
+
+def test_the_date_is_the_servers() -> None:
+    """An app's own Date is left out, since the server adds one to each answer."""
+    assert ask(answering(headers=(("DATE", "today"), ("X", "date"))), get()).headers == {
+        "X": "date",
+        "Content-Length": "0",
+    }
 
 
 def test_an_app_that_begins_no_answer() -> None:
