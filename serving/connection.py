@@ -247,7 +247,6 @@ class Connection(asyncio.BufferedProtocol):
     def _end(self) -> None:
         """Wait for the client to close its side: if the server closed it first, the last answer could get lost."""
         self._state = _ENDED
-        self._unread.clear()
         if self._half_closed:
             self.transport.close()
             return

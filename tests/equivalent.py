@@ -42,6 +42,18 @@ EQUIVALENT: list[Equivalent] = [
     ),
     Equivalent("serving/connection.py", "self._needed = 0", "0 → 1", "a head has a byte at least"),
     Equivalent(
+        "serving/connection.py",
+        'if request.protocol == "HTTP/1.1" and request.headers.get("expect", "").lower() == "100-continue":',
+        "\"\" → 'X'",
+        "only `100-continue` counts",
+    ),
+    Equivalent(
+        "serving/connection.py",
+        'def _send(self, answer: Answer, keep_alive: bool, method: str = "") -> None:',
+        "\"\" → 'X'",
+        "only HEAD counts",
+    ),
+    Equivalent(
         "answers/loading.py",
         "cut_short = deadline - began < timeout / 2 and isinstance(outcome, TimedOut)",
         "< → <=",

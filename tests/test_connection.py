@@ -348,7 +348,10 @@ def test_immediate_answers_are_immediate() -> None:
         assert len(wire.answers()) == count
 
 
-@pytest.mark.parametrize("raw", [HIT, MISS, HIT + MISS, MISS + HIT])
+CLOSES = get(b"Connection: close", target=b"/miss")
+
+
+@pytest.mark.parametrize("raw", [HIT, MISS, HIT + MISS, MISS + HIT, CLOSES])
 def test_half_closed_clients_get_their_answers(raw: bytes) -> None:
     """A client that half-closes after its requests gets all answers, then the connection is closed."""
     wire = Wire(desk := Desk()).send(raw, half_close=True)
@@ -384,6 +387,12 @@ def test_an_immediate_answer_that_fails(caplog: pytest.LogCaptureFixture) -> Non
     assert (caplog.records[0].name, "ZeroDivisionError" in caplog.text) == ("c42c", True)
 
 
+def test_a_request_without_an_immediate_answer(caplog: pytest.LogCaptureFixture) -> None:
+    """If a request never has an immediate answer, a worker answers it, and nothing is logged."""
+    Wire(desk := Desk(immediate=lambda _: None)).send(HIT)
+    assert (len(desk.waiting), caplog.records) == (1, [])
+
+
 def test_work_that_fails() -> None:
     """If the work for a request fails, the client gets a 500 in the envelope, and its connection goes on."""
     wire = Wire(desk := Desk()).send(MISS + HIT)
@@ -414,8 +423,11 @@ def test_date() -> None:
 
 @pytest.mark.parametrize("before", [b"", HIT])
 def test_idle_connections_are_closed(before: bytes) -> None:
-    """An idle connection is closed after 75 s, and nothing is sent on it."""
+    """A connection is closed once it has been idle for 75 s since its last answer, and nothing is sent on it."""
     wire = Wire(desk := Desk()).send(before)
+    if before:
+        desk.tick(60)
+        wire.send(before)
     received = len(wire.received)
     desk.tick(74.5)
     assert wire.open
@@ -488,6 +500,10 @@ def test_after_the_last_answer() -> None:
     desk.tick(0.5)
     assert hasty.closed
     assert len(desk.seen) == 1
+    busy = Wire(desk).send(CLOSES, HIT)
+    busy.settle()
+    busy.send(HIT)
+    assert (busy.ended, busy.closed, busy.untaken) == (True, False, 0)
 
 
 # Fairness and bounds
