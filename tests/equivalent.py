@@ -54,6 +54,18 @@ EQUIVALENT: list[Equivalent] = [
         "only HEAD counts",
     ),
     Equivalent(
+        "answers/value.py",
+        'etag: str = ""',
+        "\"\" → 'X'",
+        "only answers that are errors of our own have the default, and no ETag is sent with an error",
+    ),
+    Equivalent(
+        "answers/value.py",
+        "upstream_status: int = 0  # 0: none",
+        "0 → 1",
+        "only answers that aren't kept have the default, and it isn't read there",
+    ),
+    Equivalent(
         "answers/loading.py",
         "cut_short = deadline - began < timeout / 2 and isinstance(outcome, TimedOut)",
         "< → <=",

@@ -65,6 +65,13 @@ def test_what_redis_keeps_stays_the_same() -> None:
     )
 
 
+def test_half_a_surrogate_pair() -> None:
+    """What JSON can hold and UTF-8 can't becomes one U+FFFD; whole pairs stay."""
+    assert (
+        value.encode(["\ud83d", "a\udfff\ud800b", "\U0001f600"]) == '["\ufffd","a\ufffd\ufffdb","\U0001f600"]'.encode()
+    )
+
+
 def as_kept(loaded: Loaded) -> value.Kept:
     return cast(value.Kept, loaded.value)
 
