@@ -17,12 +17,15 @@ from pathlib import Path
 from time import monotonic
 from typing import Any
 
+import cachecontrol  # noqa: F401 - this and what follows: imported before the forks
 import flask.testing
-import jsonpath_ng  # noqa: F401 - this and what follows: imported before the forks
+import hishel.httpx  # noqa: F401
+import hypothesis.strategies  # noqa: F401
+import jsonpath_ng  # noqa: F401
 import prometheus_client  # noqa: F401
 import pytest
 import redis.asyncio  # noqa: F401
-import requests  # noqa: F401
+import requests_cache  # noqa: F401
 
 OUTSIDE = {"service", "services", "small", "start", "shared_service"}  # fixtures that start another process
 MEMORY = 8 * 2**30  # bytes of addresses: a mutant may be greedy
