@@ -71,11 +71,20 @@ EQUIVALENT: list[Equivalent] = [
         "< → <=",
         "the clock would have to show exactly half of the time",
     ),
+    *(
+        Equivalent(
+            "answers/hits.py",
+            'etag, seconds, head, has_body, status = "", math.inf, b"", True, b""  # of the last hit',
+            change,
+            "nothing is rendered yet, so the first hit replaces it",
+        )
+        for change in ("\"\" → 'X'", "b\"\" → b'X'", "True → False")
+    ),
     Equivalent(
         "answers/hits.py",
-        'etag, seconds, head, has_body, status = "", math.inf, b"", True, b""  # of the last hit',
-        "b\"\" → b'X'",
-        "nothing is rendered yet, so the first hit replaces it",
+        'line, headers, body = response.render(Found(*hit, "hit", True), condition)',
+        "True → False",
+        "only an answer that was just loaded says whether it is kept",
     ),
     Equivalent(
         "answers/hits.py",

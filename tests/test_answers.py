@@ -300,14 +300,16 @@ def test_hits_are_what_the_route_answers(
 
 
 def test_a_hit_is_rendered_once_a_second() -> None:
-    """Within one second, a repeated request gets the very same head: rendering costs more than all the rest."""
+    """Within one second, a repeated request gets the very same head, which is costly to render, and is counted."""
     held = [found("hit", ttl=ttl) for ttl in (9.9, 9.1, 9.0, 8.9)]
     waiting = iter(held)
     cache: Any = SimpleNamespace(get=lambda key: (held[0].value, *next(waiting)[1:4]))
-    shortcut = hits.immediate(cache, frozenset(), Counter())(
+    served = Counter[bytes]()
+    shortcut = hits.immediate(cache, frozenset(), served)(
         Request("GET", f"{hits.PREFIX}1", "", "HTTP/1.1", {}, 0, True)
     )
     assert shortcut
     first, second, third, last = (answer[0] for _ in held if (answer := shortcut()))
     assert first is second is third
     assert b"max-age=8\r\n" in last
+    assert served == {b"200": 4}
