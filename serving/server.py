@@ -100,7 +100,7 @@ def listen(host: str, port: int) -> socket.socket:
     except UnicodeError:  # an empty label, or one that is too long
         raise OSError(errno.EINVAL, "not a host name") from None
     try:
-        listener = socket.create_server(address[:2], family=family, backlog=_BACKLOG)
+        listener = socket.create_server(address, family=family, backlog=_BACKLOG)
     except OSError as error:
         raise OSError(error.errno, os.strerror(error.errno or 0)) from None  # the caller knows the address
     listener.setblocking(False)
@@ -109,11 +109,11 @@ def listen(host: str, port: int) -> socket.socket:
 
 def _drop_handshakes(listener: socket.socket) -> None:
     """Have Linux drop new connections: a client that connects just before the listener closes would be cut off."""
-    # A program for the packet filter, see bpf(4): if SYN is among the TCP flags, byte 13, drop the packet.
-    steps = (0x30, 0, 0, 13), (0x45, 0, 1, 2), (0x06, 0, 0, 0), (0x06, 0, 0, 2**32 - 1)
-    program = array("B", b"".join(struct.pack("HBBI", *step) for step in steps))
+    # A program for the packet filter, see bpf(4): load byte 13, the TCP flags; if it has SYN, drop the packet.
+    steps = struct.pack("HxxI HBBI HxxI HxxI", 0x30, 13, 0x45, 0, 1, 2, 0x06, 0, 0x06, 2**32 - 1)
+    program = array("B", steps)
     with suppress(OSError):  # it is not Linux, or a sandbox; 26 is SO_ATTACH_FILTER
-        listener.setsockopt(socket.SOL_SOCKET, 26, struct.pack("HL", len(steps), program.buffer_info()[0]))
+        listener.setsockopt(socket.SOL_SOCKET, 26, struct.pack("HL", 4, program.buffer_info()[0]))
 
 
 def _raise_file_limit() -> int:

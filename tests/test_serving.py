@@ -5,6 +5,7 @@ import errno
 import json
 import os
 import re
+import resource
 import select
 import shutil
 import signal
@@ -15,6 +16,7 @@ import sys
 import threading
 import time
 from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
 from functools import partial
 from http.client import HTTPException
 from pathlib import Path
@@ -24,6 +26,7 @@ import pytest
 import requests
 
 from serving import server as serving_server
+from serving.wsgi import App
 from standin import EVENTS, Gate, Standin
 from tests.fixtures import (
     PATIENCE,
@@ -38,7 +41,7 @@ from tests.fixtures import (
     until,
 )
 from tests.test_connection import BAD
-from tests.wire import responses
+from tests.wire import refusal, responses
 
 Start = Callable[..., Service]
 
@@ -78,6 +81,7 @@ def test_no_host_of_ours(host: str) -> None:
     with pytest.raises(OSError, match=r".") as raised:
         serving_server.listen(host, 5000)
     assert raised.value.strerror
+    assert (raised.value.strerror == "not a host name") == (host in ("a" * 64, "."))
 
 
 @pytest.mark.parametrize("host", ["localhost", "0.0.0.0", "127.0.0.1"])
@@ -98,6 +102,48 @@ def test_ipv6(start: Start) -> None:
     address = f"http://[::1]:{service.port}"
     until(lambda: f"serving on {address}" in service.log)
     assert requests.get(f"{address}/livez", timeout=PATIENCE, proxies={"http": ""}).status_code == 200
+
+
+def test_many_may_connect_at_once() -> None:
+    """While the server is busy, the system takes several hundred connections for it."""
+    with contextlib.ExitStack() as stack:
+        listener = stack.enter_context(serving_server.listen("127.0.0.1", 0))
+        for _ in range(300):
+            stack.enter_context(socket.create_connection(listener.getsockname(), timeout=PATIENCE))
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="only Linux has the filter")
+@pytest.mark.parametrize("room", [None, 4096], ids=str)
+def test_handshakes_are_dropped(room: int | None) -> None:
+    """Before the listener closes, new connections are dropped; those that there are already lose nothing."""
+    with serving_server.listen("127.0.0.1", 0) as listener, socket.socket() as late:
+        early = socket.create_connection(listener.getsockname(), timeout=PATIENCE)
+        accepted, _ = listener.accept()
+        with early, accepted:
+            for sock in listener, accepted:
+                serving_server._drop_handshakes(sock)
+            if room:  # it is in the packet, next to the flags
+                late.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, room)
+            late.settimeout(0.05)
+            with pytest.raises(TimeoutError):
+                late.connect(listener.getsockname())
+            accepted.settimeout(PATIENCE)
+            early.sendall(b"x" * 1000)
+            early.shutdown(socket.SHUT_WR)
+            assert read_all(accepted) == b"x" * 1000
+
+
+def test_file_limit(monkeypatch: pytest.MonkeyPatch) -> None:
+    """As many open files are allowed as the system allows; where it doesn't say, 512 are expected."""
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    try:
+        resource.setrlimit(resource.RLIMIT_NOFILE, (min(soft, 512), hard))
+        assert serving_server._raise_file_limit() == hard
+        assert resource.getrlimit(resource.RLIMIT_NOFILE) == (hard, hard)
+    finally:
+        resource.setrlimit(resource.RLIMIT_NOFILE, (soft, hard))
+    monkeypatch.setitem(sys.modules, "resource", None)  # as on Windows
+    assert serving_server._raise_file_limit() == 512
 
 
 def free(port: int) -> bool:
@@ -471,6 +517,77 @@ def test_what_does_not_finish_is_cut(small: Callable[..., SmallServer]) -> None:
         assert read_all(hanging) == b""
         read_all(greedy)
     assert "gave up on 2 connections" in server.log
+
+
+# The server in this process
+
+
+def serve(app: App, talk: Callable[[Callable[[bytes], socket.socket]], None], **options: Any) -> None:
+    """Serve `app` while `talk`, in a thread, talks to it through the connections that its argument makes; then stop."""
+    handlers = [(each, signal.getsignal(each)) for each in (signal.SIGTERM, signal.SIGINT)]
+    with contextlib.ExitStack() as stack, ThreadPoolExecutor(1, "talk") as pool:
+        for handler in handlers:
+            stack.callback(signal.signal, *handler)
+        stack.callback(resource.setrlimit, resource.RLIMIT_NOFILE, resource.getrlimit(resource.RLIMIT_NOFILE))
+        server = serving_server.Server("127.0.0.1", 0)
+        address = server._listener.getsockname()
+
+        def ask(raw: bytes) -> socket.socket:
+            sock = stack.enter_context(socket.create_connection(address, timeout=PATIENCE))
+            sock.sendall(raw)
+            return sock
+
+        def talk_and_stop() -> None:
+            try:
+                talk(ask)
+            finally:
+                os.kill(os.getpid(), signal.SIGTERM)
+
+        talking = pool.submit(talk_and_stop)
+        limits = {"immediate": lambda _: None, "threads": 1, "drain": 0, "patience": PATIENCE, **options}
+        server.serve(app, refusal=refusal, **limits)
+        talking.result(PATIENCE)
+
+
+def answer_path(environ: dict[str, Any], start_response: Any) -> list[bytes]:
+    """Answer with the path; an app."""
+    start_response("200 OK", [])
+    return [environ["PATH_INFO"].encode()]
+
+
+def test_stops_without_idle_connections() -> None:
+    """A server that stops closes idle connections without waiting for them."""
+    socks: list[socket.socket] = []
+
+    def talk(ask: Callable[[bytes], socket.socket]) -> None:
+        socks.extend([ask(get("/a")), ask(b"")])
+        assert receive(socks[0]).body == b"/a"
+
+    asked = time.monotonic()
+    serve(answer_path, talk)
+    assert time.monotonic() - asked < PATIENCE / 2
+
+
+def test_work_that_has_not_begun_is_dropped() -> None:
+    """When the time to finish is over, nobody waits for the worker threads, and they begin nothing more."""
+    begun, gate = list[str](), threading.Event()
+
+    def app(environ: dict[str, Any], start_response: Any) -> list[bytes]:
+        begun.append(environ["PATH_INFO"])
+        gate.wait(PATIENCE)
+        return answer_path(environ, start_response)
+
+    def talk(ask: Callable[[bytes], socket.socket]) -> None:
+        ask(get("/a"))
+        until(lambda: begun == ["/a"])
+        ask(get("/b"))
+
+    serve(app, talk, patience=0.2)
+    assert not gate.is_set()
+    (worker,) = [thread for thread in threading.enumerate() if thread.name == "c42c-worker_0"]
+    gate.set()
+    worker.join(PATIENCE)
+    assert (begun, worker.is_alive()) == (["/a"], False)
 
 
 # The service
