@@ -8,13 +8,16 @@ from types import SimpleNamespace
 from typing import Any, cast
 
 import pytest
+from flask import Flask
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
+from werkzeug.exceptions import ImATeapot, MethodNotAllowed
 
-from answers import hits, response, value
+from answers import hits, response, rules, value
 from answers.loading import loader
-from cache import FAULT, KINDS, NEGATIVE, OK, PAUSED, Found, Loaded
+from cache import FAULT, KINDS, NEGATIVE, OK, PAUSED, Found, Loaded, Refused
 from calendar42.errors import C42Error, Paused, TimedOut
+from calendar42.ids import BadIds
 from serving.request import Request
 
 unhurried = settings(deadline=None)  # a busy machine is not a finding
@@ -313,3 +316,44 @@ def test_a_hit_is_rendered_once_a_second() -> None:
     assert first is second is third
     assert b"max-age=8\r\n" in last
     assert served == {b"200": 4}
+
+
+class Silent(ImATeapot):
+    """An error without a description."""
+
+    description = ""
+
+
+def test_what_applies_to_all_responses(caplog: pytest.LogCaptureFixture) -> None:
+    """Each error that a route raises is answered in the envelope; those that nobody expects are logged."""
+    raised: list[tuple[Exception, int, str, dict[str, str]]] = [
+        (Refused(), 503, "too many requests wait for Calendar42", {"Cache-Status": "c42c; detail=refused"}),
+        (BadIds("not an id"), 400, "not an id", {}),
+        (ImATeapot("short"), 418, "short", {}),
+        (Silent(), 418, "", {}),
+        (MethodNotAllowed(["GET"], "not so"), 405, "not so", {"Allow": "GET"}),
+        (ZeroDivisionError("by nought"), 500, "the service failed; its log says why", {}),
+    ]
+    app, waiting = Flask("made-up"), iter(raised)
+    rules.register(app, origins=frozenset())
+
+    @app.get("/")
+    def fail() -> str:
+        raise next(waiting)[0]
+
+    client = app.test_client()
+    for _, status, message, headers in raised:
+        answer: Any = client.get("/")
+        assert (answer.status_code, answer.content_type) == (status, "application/json")
+        assert (answer.json["error"]["status_code"], answer.json["error"]["message"]) == (status, message)
+        assert answer.headers.get("Retry-After") == ("1" if status == 503 else None)
+        assert {
+            name: answer.headers.get(name) for name in ("Allow", "Cache-Status") if name in answer.headers
+        } == headers
+    (record,) = caplog.records
+    assert (record.name, record.message) == ("c42c", "a request failed")
+    assert "ZeroDivisionError: by nought" in caplog.text
+    options = client.options("/")
+    assert (options.status_code, "Content-Type" in options.headers) == (204, False)
+    assert client.options("/nothing").status_code == 404
+    assert client.get("//").status_code == 404
