@@ -16,22 +16,34 @@ import logging
 import socket
 import ssl
 import time
-from collections.abc import Mapping
+from collections import deque
+from collections.abc import Generator, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from functools import cached_property
-from typing import Any, NamedTuple, cast
+from typing import Any, NamedTuple, TypeVar, cast
 
 import requests
 import urllib3
 from requests.adapters import HTTPAdapter
 
-_KEPT = 1024  # connections
 _CHUNK = 65536  # bytes
-_ONCE: Any = {"retries": False, "redirect": False, "assert_same_host": False, "preload_content": False}
 _MOST_INTERIM = 100  # informational answers to one call
 _opener = ThreadPoolExecutor(64, thread_name_prefix="c42c-connect")
 
 logging.getLogger("urllib3.connection").disabled = True  # it quotes malformed headers, which may name people
+
+
+T = TypeVar("T")
+Steps = Generator[None, None, T]  # a call in two steps or more: it yields once it is sent, and returns its result
+
+
+def finish(steps: Steps[T]) -> T:
+    """Run the remaining steps of a call, and return its result."""
+    while True:
+        try:
+            next(steps)
+        except StopIteration as end:
+            return cast(T, end.value)
 
 
 class Answer(NamedTuple):
@@ -48,31 +60,32 @@ class Transport:
     def __init__(self, *, base_url: str, headers: Mapping[str, str]) -> None:
         self._base = requests.Request("GET", base_url).prepare()
         self._headers = {**headers, "Accept-Encoding": "gzip"}
-        self._adapter = HTTPAdapter(pool_connections=1, pool_maxsize=_KEPT)
+        self._kept = deque[_Connection]()  # connections to use again
+        self._closed = False
 
     @cached_property
     def _pool(self) -> urllib3.HTTPConnectionPool:
         env = requests.Session().merge_environment_settings(str(self._base.url), {}, None, None, None)
         try:
-            pool = self._adapter.get_connection_with_tls_context(self._base, env["verify"], env["proxies"])
+            pool = HTTPAdapter().get_connection_with_tls_context(self._base, env["verify"], env["proxies"])
         except ValueError:  # whose text may have the proxy's password
             raise ConnectionError("the proxy that the environment names can't be used") from None
         pool = cast(urllib3.HTTPConnectionPool, pool)
-        pool.headers = self._headers
         pool.ConnectionCls = _TLSConnection if pool.scheme == "https" else _Connection
         return pool
 
-    def get(self, path: str, *, deadline: float, limit: int) -> Answer:
-        """Get `path` by `deadline` (of `time.monotonic`), with `limit` bytes of body and one more at most.
+    def begin(self, path: str, *, deadline: float, limit: int) -> Steps[Answer]:
+        """Send a request for `path`, yield, and return the answer by `deadline` (of `time.monotonic`).
 
-        Raises TimeoutError, ConnectionError if no whole answer comes for another reason, and OSError with EMFILE or
-        ENFILE if there is no file descriptor left here.
+        Of the body, `limit` bytes and one more are read at most. Raises TimeoutError, ConnectionError if no whole
+        answer comes for another reason, and OSError with EMFILE or ENFILE if there is no file descriptor left here.
         """
         try:
-            while (left := deadline - time.monotonic()) > 0:
-                with contextlib.suppress(_Stale):
-                    return self._send(path, left, limit)
-            raise TimeoutError
+            while kept := self._take():
+                with contextlib.suppress(ConnectionError):  # closed at the other end just before the request came
+                    return (yield from self._exchange(kept, path, deadline, limit))
+            new = cast(_Connection, self._pool._new_conn())
+            return (yield from self._exchange(new, path, deadline, limit))
         except (urllib3.exceptions.HTTPError, http.client.HTTPException, OSError, ValueError) as error:
             cause = _cause(error)
             if isinstance(cause, socket.gaierror):
@@ -84,15 +97,62 @@ class Transport:
             raise ConnectionError(reason(error)) from error
 
     def close(self) -> None:
-        """Close the connections that aren't in use."""
-        self._adapter.close()
+        """Close all connections, those in use after their answers."""
+        self._closed = True
+        while self._kept:
+            self._kept.pop().close()
 
-    def _send(self, path: str, seconds: float, limit: int) -> Answer:
-        pool, timeout = self._pool, urllib3.Timeout(total=seconds)
-        is_forwarded = pool.proxy and pool.scheme == "http"  # by a proxy, which needs the whole address
-        prefix = self._base.url if is_forwarded else self._base.path_url
-        with contextlib.closing(pool.urlopen("GET", f"{prefix}{path}", timeout=timeout, **_ONCE)) as response:
-            return Answer(response.status, response.headers, response.read(limit + 1, decode_content=True))
+    def _take(self) -> "_Connection | None":
+        """Return a kept connection on which nothing has happened since; close the others."""
+        with contextlib.suppress(IndexError):
+            while not (connection := self._kept.pop()).is_connected:
+                connection.close()
+            return connection
+        return None
+
+    def _exchange(self, connection: "_Connection", path: str, deadline: float, limit: int) -> Steps[Answer]:
+        sending = None
+        try:
+            connection.timeout = _left(deadline)
+            if connection.is_closed:  # looking up a name takes no time-out, and shaking hands takes one per read
+                sending = _opener.submit(self._send, connection, path, deadline)
+            else:
+                self._send(connection, path, deadline)
+            yield
+            if sending:
+                sending.result(_left(deadline))
+            connection.timeout = _left(deadline)
+            with contextlib.closing(connection.getresponse()) as response:
+                answer = Answer(response.status, response.headers, response.read(limit + 1, decode_content=True))
+        except BaseException:
+            if not sending:
+                connection.close()
+            elif not sending.cancel():
+                sending.add_done_callback(lambda _: connection.close())
+            raise
+        if len(answer.body) > limit or self._closed:
+            connection.close()
+        else:
+            self._kept.append(connection)
+        return answer
+
+    def _send(self, connection: "_Connection", path: str, deadline: float) -> None:
+        pool, prefix, headers = self._pool, self._base.path_url, self._headers
+        if pool.proxy and pool.scheme == "http":  # the proxy needs the whole address
+            prefix, headers = str(self._base.url), {**headers, **pool.proxy_headers}
+        if connection.is_closed and pool.proxy:
+            pool._prepare_proxy(connection)  # connects if there is to be a tunnel
+        if connection.is_closed:
+            connection.connect()
+        connection.timeout = _left(deadline)
+        connection.request("GET", f"{prefix}{path}", headers=headers, preload_content=False)
+
+
+def _left(deadline: float) -> float:
+    left = deadline - time.monotonic()
+    if left <= 0:
+        raise TimeoutError
+    return left
 
 
 def reason(error: BaseException) -> str:
@@ -111,10 +171,6 @@ def _cause(error: BaseException) -> BaseException:
     while earlier := error.__cause__ or (None if error.__suppress_context__ else error.__context__):
         error = earlier
     return error
-
-
-class _Stale(Exception):
-    """A kept connection was closed at the other end just before the request came."""
 
 
 class _Stream(io.RawIOBase):
@@ -175,28 +231,6 @@ class _Response(http.client.HTTPResponse):
 
 class _Connection(urllib3.connection.HTTPConnection):
     response_class = _Response
-    _used = False
-
-    def connect(self) -> None:
-        """Connect in another thread: looking up a name takes no time-out, and shaking hands takes one per read."""
-        self._used = False
-        connecting = _opener.submit(super().connect)
-        try:
-            connecting.result(self.timeout)
-        except TimeoutError:
-            if not connecting.cancel():
-                connecting.add_done_callback(lambda _: self.close())
-            raise
-
-    def getresponse(self) -> Any:
-        try:
-            response = super().getresponse()
-        except ConnectionError as error:
-            if self._used:
-                raise _Stale from error
-            raise
-        self._used = True
-        return response
 
 
 class _TLSConnection(_Connection, urllib3.connection.HTTPSConnection):
