@@ -406,6 +406,22 @@ def test_whatever_redis_replies(first: Any, second: Any, shared_redis: Redis, pr
     one.end()
 
 
+@pytest.mark.parametrize(
+    ("pause", "answer"),
+    [(b"x", []), (-2, 7), (-2, "$-1"), (-2, [b"x"]), (-2, [1, 2, 3]), (-2, [1, GOOD, b"x"])],
+)
+def test_a_malformed_reply_is_a_loss(
+    pause: Any, answer: Any, shared_redis: Redis, proxy: MakeProxy, machine: Make, said: Said
+) -> None:
+    """A reply that Redis never gives makes it count as lost, with the reason in the log; the event is loaded here."""
+    between = proxy(shared_redis.port)
+    one = machine(between.url, probe_every=PATIENCE)
+    between.spoil = lambda data, sink: sink.sendall(encoded(pause) + encoded(answer))
+    assert quickly(lambda: one.ask(new_id())).value == VALUE
+    assert one.tier.snapshot() == (0, 0, 0, 1, False)
+    assert said("Redis is lost, and this instance is on its own: it answers nonsense (TypeError)") == 1
+
+
 # Clocks
 
 
