@@ -12,6 +12,7 @@ import signal
 import socket
 import struct
 from array import array
+from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
 from functools import partial
@@ -75,9 +76,7 @@ class Server:
         _drop_handshakes(self._listener)
         await asyncio.sleep(_GRACE_SECONDS)
         server.close()
-        with suppress(OSError):  # accept everybody who has connected
-            while True:
-                await self.loop.connect_accepted_socket(connect, self._listener.accept()[0])
+        await _accept_waiting(self._listener, connect)
         self._listener.close()
         hub.closing = True
         end = self.loop.time() + patience
@@ -107,10 +106,17 @@ def listen(host: str, port: int) -> socket.socket:
     return listener
 
 
+async def _accept_waiting(listener: socket.socket, connect: Callable[[], asyncio.BaseProtocol]) -> None:
+    """Accept everybody who has connected."""
+    with suppress(OSError):
+        while True:
+            await asyncio.get_running_loop().connect_accepted_socket(connect, listener.accept()[0])
+
+
 def _drop_handshakes(listener: socket.socket) -> None:
     """Have Linux drop new connections: a client that connects just before the listener closes would be cut off."""
     # A program for the packet filter, see bpf(4): load byte 13, the TCP flags; if it has SYN, drop the packet.
-    steps = struct.pack("HxxI HBBI HxxI HxxI", 0x30, 13, 0x45, 0, 1, 2, 0x06, 0, 0x06, 2**32 - 1)
+    steps = struct.pack("HxxI HBBI HxxI HxxI", 0x30, 13, 0x45, 0, 1, 2, 0x06, 0, 0x06, 0xFFFFFFFF)
     program = array("B", steps)
     with suppress(OSError):  # it is not Linux, or a sandbox; 26 is SO_ATTACH_FILTER
         listener.setsockopt(socket.SOL_SOCKET, 26, struct.pack("HL", 4, program.buffer_info()[0]))

@@ -227,6 +227,21 @@ def test_a_connection_made_anew_is_new(scripted: Scripted, transport: MakeTransp
     assert len(script.requests) == 2
 
 
+def test_close(scripted: Scripted, transport: MakeTransport) -> None:
+    """Closing closes kept connections at once, and those of active calls after their answers."""
+    kept, active = scripted([REPLY, REPLY]), scripted([REPLY, REPLY])
+    made = transport(kept.base_url)
+    assert ask(made).body == b"{}"
+    made.close()
+    kept.end()
+    made = transport(active.base_url)
+    steps = made.begin("", deadline=time.monotonic() + PATIENCE, limit=LIMIT)
+    next(steps)
+    made.close()
+    assert finish(steps).body == b"{}"
+    active.end()
+
+
 WHOLE = {
     "length": (REPLY, b"{}"),
     "empty": (answer(b""), b""),
