@@ -64,32 +64,31 @@ class Client:
             raise outcome
         return outcome
 
-    def fetch_many(self, event_ids: list[str], deadline: float, *, is_part: bool = False) -> Iterator[Outcome]:
+    def fetch_many(self, event_ids: list[str], deadline: float) -> Iterator[Outcome]:
         """Yield, for each event, what `fetch` would return or raise, as soon as it is known.
 
-        A list that is too large or refused is asked for again in halves, down to single events: `is_part` is for them.
-        If a list fails for another reason, or there is no time left, that is the outcome of each of its events.
+        A list that is too large or refused is asked for again in halves, down to single events. If a list fails for
+        another reason, or there is no time left, that is the outcome of each of its events.
         """
-        job, left = Job(deadline, self._timeout, []), dict.fromkeys(event_ids)
-        if len(event_ids) <= PAGE and len(",".join(event_ids)) <= LIST:
+        lists = [event_ids]
+        while lists:
+            wanted, job = lists.pop(), Job(deadline, self._timeout, [])
+            left = dict.fromkeys(wanted)
             try:
-                for event_id, outcome in self._fetch(event_ids, job):
+                for event_id, outcome in self._fetch(wanted, job):
                     del left[event_id]
                     yield _logged(event_id, outcome, job)
-                return
-            except (C42Error, TimeoutError) as caught:
-                error = caught if isinstance(caught, C42Error) else job.late(SUBSCRIPTIONS)
-            if len(event_ids) == 1 or not (error.definite or isinstance(error, TooLarge)):
-                self._found(error)
-                of_list = len(event_ids) > 1 or (is_part and isinstance(error, TimedOut))
+            except C42Error as error:
+                if len(wanted) > 1 and (error.definite or isinstance(error, TooLarge)):
+                    log.info("a list of %d events failed (%s): asking for its halves", len(left), error)
+                    ids_left, middle = list(left), (len(left) + 1) // 2
+                    lists += filter(None, (ids_left[middle:], ids_left[:middle]))
+                    continue
+                self._observe(error)
+                late = isinstance(error, TimedOut) and len(wanted) < len(event_ids)  # the rest had taken its time
+                of_list = (late or len(wanted) > 1) and not isinstance(error, Paused)
                 for event_id in left:
-                    is_own = isinstance(error, Paused) or not of_list
-                    yield _logged(event_id, error if is_own else replace(error, of_list=True), job)
-                return
-            log.info("a list of %d events failed (%s): asking for its halves", len(left), error)
-        ids_left, middle = list(left), (len(left) + 1) // 2
-        for half in filter(None, (ids_left[:middle], ids_left[middle:])):
-            yield from self.fetch_many(half, deadline, is_part=True)
+                    yield _logged(event_id, replace(error, of_list=True) if of_list else error, job)
 
     def close(self) -> None:
         """Close the connections; calls under way end by their deadline."""
@@ -97,6 +96,8 @@ class Client:
 
     def _fetch(self, event_ids: list[str], job: Job) -> Iterator[Outcome]:
         """Yield each event with its answer or an error of its own; raise `C42Error` if a call fails."""
+        if len(event_ids) > PAGE or len(",".join(event_ids)) > LIST:
+            raise TooLarge(EVENTS, "too many ids for one call")
         rest = f"{event_ids[0]}/" if len(event_ids) == 1 else f"?ids={_brackets(event_ids)}&limit={PAGE}"
         asked = self._upstream.begin(EVENTS, rest, job)
         first = self._page(event_ids, 0, job)
@@ -108,7 +109,7 @@ class Client:
                     title = payload.title(events, event_id, event_ids)
                     answers[event_id] = {"id": event_id, "title": title and self._upstream.blank(title), "names": []}
                 except C42Error as error:
-                    self._found(error)
+                    self._observe(error)
                     yield event_id, error
             known = [event_id for event_id in event_ids if event_id in events]
             if answers:  # an id that Calendar42 can't read may have turned its filter off
@@ -140,7 +141,7 @@ class Client:
         rest = f"?event_ids={_brackets(event_ids)}&limit={PAGE}&offset={offset}"
         return payload.page((yield from self._upstream.begin(SUBSCRIPTIONS, rest, job)), event_ids)
 
-    def _found(self, error: C42Error) -> None:
+    def _observe(self, error: C42Error) -> None:
         if not error.definite and not isinstance(error, Paused):
             self._observe_fault(error)
 
