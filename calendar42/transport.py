@@ -188,10 +188,7 @@ class _Stream(io.RawIOBase):
     def readinto(self, buffer: Any) -> int | None:
         if self.ended:
             return 0
-        left = self._deadline - time.monotonic()
-        if left <= 0:
-            raise TimeoutError
-        self.sock.settimeout(left)
+        self.sock.settimeout(_left(self._deadline))
         return self._raw.readinto(buffer)
 
     def close(self) -> None:
@@ -206,7 +203,7 @@ class _Reader(io.BufferedReader):
         """Shut the connection if more than the answer was read, so that urllib3 doesn't use it again."""
         if not self.closed:
             self.raw.ended = True
-            if self.peek(1):
+            if self.peek():
                 with contextlib.suppress(OSError):  # the other end was quicker
                     self.raw.sock.shutdown(socket.SHUT_RDWR)
         super().close()

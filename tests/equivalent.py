@@ -134,4 +134,29 @@ EQUIVALENT: list[Equivalent] = [
         "500 → 501",
         "Flask hands over no error without a status; the 500 is there for the type checker",
     ),
+    Equivalent(
+        "calendar42/calls.py",
+        'trouble = error.strerror or ""',
+        "\"\" → 'X'",
+        "a lack of file descriptors always has a text; the default is there for the type checker",
+    ),
+    Equivalent(
+        "calendar42/calls.py",
+        'self._pause.begin(headers.get("Retry-After", ""))',
+        "\"\" → 'X'",
+        "neither is a number or a date",
+    ),
+    Equivalent(
+        "calendar42/transport.py",
+        "return 0",
+        "return 0 → return None",
+        "both say that nothing more can be read now, and only `peek` asks after the end",
+    ),
+    Equivalent(
+        "calendar42/transport.py",
+        "self._deadline = time.monotonic() + (sock.gettimeout() or 0)  # urllib3 has just set what is left in all",
+        "0 → 1",
+        "the socket always has a time-out; the 0 is there for the type checker",
+    ),
+    Equivalent("calendar42/transport.py", "if left <= 0:", "<= → <", "the clock would have to show the very deadline"),
 ]

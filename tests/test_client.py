@@ -667,6 +667,7 @@ def test_pause(make: Make, upstream: Standin, endpoint: str) -> None:
     upstream.clear_rules()
     error = failure(client, EVENTS["empty"])
     assert (error.status, error.definite, error.upstream_status, error.body) == (429, False, 0, b"")
+    assert (5 < error.retry_after <= 6, str(error)) == (True, "Calendar42 asked for a pause")
     assert upstream.calls(event_id=EVENTS["empty"]) == 0
 
 
@@ -700,6 +701,7 @@ def test_a_pause_is_one_line_in_the_log(make: Make, upstream: Standin, caplog: p
         fetch_list(client, event_ids)
     assert caplog.messages == ["pause: Calendar42 asks for 30 s"]
     assert (caplog.records[0].levelno, vars(caplog.records[0])["fields"]) == (logging.WARNING, {"pause_seconds": 30})
+    assert caplog.records[0].name == "c42c.upstream"
     assert faults == []
 
 
@@ -761,6 +763,7 @@ def test_log(make: Make, upstream: Standin, caplog: pytest.LogCaptureFixture) ->
     ok, negative, fault = caplog.records
     calls = r"\((events|event-subscriptions) \d+ ms, (events|event-subscriptions) \d+ ms\)"
     event_id = EVENTS["plain"]
+    assert {record.name for record in caplog.records} == {"c42c.upstream"}
     assert ok.levelno == negative.levelno == logging.INFO
     assert ok.getMessage().startswith(f"load event={event_id} outcome=ok status=200: 3 names (event")
     fields = vars(ok)["fields"]

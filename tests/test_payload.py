@@ -3,6 +3,7 @@
 import contextlib
 import json
 import string
+import time
 from datetime import UTC, datetime, timedelta
 from typing import Any
 
@@ -291,6 +292,18 @@ def test_retry_after_a_date(form: str, seconds: float, left: float) -> None:
     """A Retry-After may be a date, in each of the three forms of RFC 9110, 5.6.7, which have whole seconds."""
     moment = datetime.now(UTC) + timedelta(seconds=seconds)
     assert pause_for(moment.strftime(form)) == pytest.approx(left, abs=1.5)
+
+
+def test_a_date_is_read_as_gmt(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A date without a time zone is in GMT, wherever the service runs."""
+    moment = datetime.now(UTC) + timedelta(seconds=900)
+    monkeypatch.setenv("TZ", "Asia/Tokyo")
+    time.tzset()
+    try:
+        assert pause_for(moment.strftime("%a %b %e %H:%M:%S %Y")) == pytest.approx(900, abs=1.5)
+    finally:
+        monkeypatch.undo()
+        time.tzset()
 
 
 @unhurried

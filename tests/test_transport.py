@@ -428,6 +428,22 @@ def test_deadline(scripted: Scripted, transport: MakeTransport, at_once: int) ->
     assert len(sent) < 100
 
 
+def test_a_pause_in_an_answer_ends_at_the_deadline(scripted: Scripted, transport: MakeTransport) -> None:
+    """An answer that begins late and then hangs ends at the deadline: each read has what is left of the time."""
+    ended = threading.Event()
+
+    def hang(sock: socket.socket) -> None:
+        ended.wait(0.4)
+        sock.sendall(SLOW[:25])
+        ended.wait(PATIENCE)
+
+    made, began = transport(scripted([hang]).base_url), time.monotonic()
+    with pytest.raises(TimeoutError):
+        ask(made, seconds=0.5)
+    ended.set()
+    assert time.monotonic() - began < 0.8
+
+
 def test_no_time_left(transport: MakeTransport) -> None:
     """After the deadline no connection is made."""
     with socket.create_server(("127.0.0.1", 0)) as listener:
@@ -570,3 +586,12 @@ def test_no_descriptors(transport: MakeTransport, host: str) -> None:
         thread.start()
         assert ask(made).body == b"{}"
         thread.join()
+
+
+def test_no_descriptors_for_a_look_up(transport: MakeTransport) -> None:
+    """A name that can't be looked up for lack of file descriptors isn't taken for an unknown one."""
+    made = transport("http://no-such-host.invalid/")
+    with pytest.raises(ConnectionError):
+        ask(made)
+    with no_descriptors(), pytest.raises(OSError, match="Too many open files"):
+        ask(made)
