@@ -54,19 +54,10 @@ class Client:
         self._observe_fault = observe_fault
         self._upstream = Upstream(base_url=base_url, token=token, pause=pause, observe=observe)
 
-    def fetch(self, event_id: str, deadline: float) -> Merged:
-        """Return `{"id": …, "title": …, "names": […]}` of one event, or raise `C42Error`, by `deadline`.
+    def fetch(self, event_ids: list[str], deadline: float) -> Iterator[Outcome]:
+        """Yield each event with `{"id": …, "title": …, "names": […]}` or a `C42Error`, as soon as it is known.
 
-        If the call for the event fails, its error is raised immediately. `deadline` is a moment of `time.monotonic`.
-        """
-        ((_, outcome),) = self.fetch_many([event_id], deadline)
-        if isinstance(outcome, C42Error):
-            raise outcome
-        return outcome
-
-    def fetch_many(self, event_ids: list[str], deadline: float) -> Iterator[Outcome]:
-        """Yield, for each event, what `fetch` would return or raise, as soon as it is known.
-
+        All are known by `deadline`, a moment of `time.monotonic`; the failure of the call for events is known at once.
         A list that is too large or refused is asked for again in halves, down to single events. If a list fails for
         another reason, or there is no time left, that is the outcome of each of its events.
         """
@@ -192,7 +183,10 @@ def main(arguments: list[str], environ: Mapping[str, str] = os.environ) -> int:
         event_id, config = ids.check(options.event_id), settings.read(environ)
         pause, timeout = Pause(config.fault_expiry), config.timeout
         with closing(Client(base_url=config.base_url, token=config.token, timeout=timeout, pause=pause)) as client:
-            print(json.dumps(client.fetch(event_id, time.monotonic() + timeout), ensure_ascii=False))
+            ((_, outcome),) = client.fetch([event_id], time.monotonic() + timeout)
+        if isinstance(outcome, C42Error):
+            raise outcome
+        print(json.dumps(outcome, ensure_ascii=False))
     except (ids.BadIds, settings.SettingsError, C42Error) as error:
         print(error, file=sys.stderr)
         return 1 if isinstance(error, C42Error) else 2

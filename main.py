@@ -103,7 +103,7 @@ def _wire(config: Settings, client: Client | None, clock: Callable[[], float], s
         observe=metrics.called,
         observe_fault=metrics.faulted,
     )
-    load = loader(client.fetch_many, timeout=config.timeout, expiry=config.expiry, fault_expiry=config.fault_expiry)
+    load = loader(client.fetch, timeout=config.timeout, expiry=config.expiry, fault_expiry=config.fault_expiry)
     load = tier.wrap(load) if tier else load
     if log.isEnabledFor(logging.DEBUG):  # the app answers hits as well then, and logs them
         return Parts(cache, client, tier, load, metrics, lambda request: None)

@@ -109,7 +109,7 @@ class _Stub(Client):
     def __init__(self) -> None:
         """Needs nothing of what a client needs."""
 
-    def fetch_many(self, event_ids: list[str], deadline: float) -> Iterator[tuple[str, dict[str, Any]]]:
+    def fetch(self, event_ids: list[str], deadline: float) -> Iterator[tuple[str, dict[str, Any]]]:
         for event_id in event_ids:
             yield event_id, {"id": event_id, "title": TITLE, "names": NAMES}
 

@@ -81,12 +81,6 @@ class Pause:
         return is_new
 
 
-def headers(token: str) -> dict[str, str]:
-    """Return the headers of every call."""
-    json_type = "application/json"
-    return {"Accept": json_type, "Content-Type": json_type, "Authorization": f"Token {token}"}
-
-
 class Upstream:
     """Calls Calendar42 with a `token`, but not during a `pause`. `observe` is called with each `Call`. Thread-safe."""
 
@@ -94,7 +88,7 @@ class Upstream:
         self._token = token
         self._pause = pause
         self._observe = observe
-        self.transport = Transport(base_url=base_url, headers=headers(token))
+        self.transport = Transport(base_url=base_url, token=token)
 
     def begin(self, endpoint: str, rest: str, job: Job) -> Steps[Any]:
         """Send a call, yield, and return the JSON of its answer; or raise `C42Error`."""

@@ -1,10 +1,10 @@
-"""One GET, whole, within a deadline.
+"""One GET, whole, within a deadline, in two steps: a thread can send several before it reads the first answer.
 
-`requests` says which proxy and which certificates the environment asks for, and makes a pool of connections. The calls
-go straight to that pool: what `requests` adds to each of them costs half as much again.
+`requests` says which proxy and which certificates the environment asks for, and urllib3 makes the connections. A call
+of `requests` itself sends and waits in one step, and takes half as much CPU again.
 
 The time-outs of `requests` and urllib3 start again with each read, http.client skips no informational answer but 100,
-and urllib3 doesn't notice that more than the answer has been read. `_Connection` does better. Redirects aren't
+and urllib3 doesn't notice that more than the answer has been read. `_Response` does better. Redirects aren't
 followed, and neither cookies nor a `.netrc` are used: the token goes to one address.
 """
 
@@ -32,7 +32,6 @@ _opener = ThreadPoolExecutor(64, thread_name_prefix="c42c-connect")
 
 logging.getLogger("urllib3.connection").disabled = True  # it quotes malformed headers, which may name people
 
-
 T = TypeVar("T")
 Steps = Generator[None, None, T]  # a call in two steps or more: it yields once it is sent, and returns its result
 
@@ -55,11 +54,12 @@ class Answer(NamedTuple):
 
 
 class Transport:
-    """Sends GET requests below `base_url`, with `headers`. Any thread may use it."""
+    """Sends GET requests below `base_url`, with the `token`. Any thread may use it."""
 
-    def __init__(self, *, base_url: str, headers: Mapping[str, str]) -> None:
+    def __init__(self, *, base_url: str, token: str) -> None:
         self._base = requests.Request("GET", base_url).prepare()
-        self._headers = {**headers, "Accept-Encoding": "gzip"}
+        self._headers = {"Authorization": f"Token {token}", "Accept-Encoding": "gzip"}
+        self._headers |= {"Accept": "application/json", "Content-Type": "application/json"}
         self._kept = deque[_Connection]()  # connections to use again
         self._closed = False
 

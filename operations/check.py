@@ -11,7 +11,7 @@ from datetime import UTC, datetime
 from email.utils import parsedate_to_datetime
 from urllib.parse import urlsplit
 
-from calendar42.calls import MAX_BODY, headers
+from calendar42.calls import MAX_BODY
 from calendar42.transport import Answer, Transport, finish
 from operations import settings
 from operations.settings import SettingsError
@@ -45,7 +45,7 @@ def _findings(environ: Mapping[str, str]) -> Iterator[Finding]:
         yield WARN, "encryption: none, so others on the network can read the token; see C42_BASE_URL"
     began, asked = time.monotonic(), datetime.now(UTC)
     try:
-        with closing(Transport(base_url=config.base_url, headers=headers(config.token))) as transport:
+        with closing(Transport(base_url=config.base_url, token=config.token)) as transport:
             answer = finish(transport.begin(QUESTION, deadline=began + config.timeout, limit=MAX_BODY))
     except TimeoutError:
         yield FAIL, f"answer: none within {config.timeout:g} s; see C42_BASE_URL, C42_TIMEOUT, proxies and firewalls"

@@ -51,7 +51,10 @@ def make(upstream: Standin) -> Iterator[Make]:
 
 def fetch(client: Client, event_id: str, seconds: float = 10.0) -> dict[str, Any]:
     """Return the answer, for which there are so many seconds."""
-    return client.fetch(event_id, time.monotonic() + seconds)
+    ((_, outcome),) = client.fetch([event_id], time.monotonic() + seconds)
+    if isinstance(outcome, C42Error):
+        raise outcome
+    return outcome
 
 
 def failure(client: Client, event_id: str, seconds: float = 10.0) -> C42Error:
@@ -63,7 +66,7 @@ def failure(client: Client, event_id: str, seconds: float = 10.0) -> C42Error:
 
 def fetch_list(client: Client, event_ids: list[str], seconds: float = 10.0) -> dict[str, Any]:
     """Return what comes of each event of a list; each comes once."""
-    outcomes = list(client.fetch_many(event_ids, time.monotonic() + seconds))
+    outcomes = list(client.fetch(event_ids, time.monotonic() + seconds))
     assert sorted(event_id for event_id, _ in outcomes) == sorted(event_ids)
     return dict(outcomes)
 
@@ -498,7 +501,7 @@ def test_unknown_events(make: Make, upstream: Standin) -> None:
     """An unknown event is a definite 404, known at once; the others' subscriptions are asked for again without it."""
     client, (one, two), unknown, gate = make(), new_events(upstream, 2), new_id(), Gate()
     upstream.rule("event-subscriptions", gate=gate)
-    outcomes = client.fetch_many([one, unknown, two], time.monotonic() + 10)
+    outcomes = client.fetch([one, unknown, two], time.monotonic() + 10)
     event_id, error = next(outcomes)
     assert (event_id, str(error), gate.arrived <= 1) == (unknown, f"Event {unknown} not found", True)
     gate.open()
@@ -519,7 +522,7 @@ def test_a_list_that_nobody_waits_for(make: Make, upstream: Standin) -> None:
     """A caller that stops reading a list leaves only the active calls behind."""
     client, event_ids, gate = make(), new_events(upstream, 2), Gate()
     upstream.rule("event-subscriptions", gate=gate)
-    outcomes = client.fetch_many([new_id(), *event_ids], time.monotonic() + 10)
+    outcomes = client.fetch([new_id(), *event_ids], time.monotonic() + 10)
     next(outcomes)
     outcomes.close()  # type: ignore[attr-defined]
     gate.open()

@@ -353,7 +353,7 @@ import main
 from operations import logs, settings
 
 class Broken:
-    def fetch_many(self, event_ids, deadline):
+    def fetch(self, event_ids, deadline):
         raise ZeroDivisionError("by nought")
 
 config = settings.read({"C42_TOKEN": "12345678"})

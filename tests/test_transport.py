@@ -92,7 +92,7 @@ def transport() -> Iterator[Callable[[str], Transport]]:
     with contextlib.ExitStack() as stack:
 
         def make(base_url: str) -> Transport:
-            return stack.enter_context(contextlib.closing(Transport(base_url=base_url, headers={"X-Sent": "yes"})))
+            return stack.enter_context(contextlib.closing(Transport(base_url=base_url, token="x-sent")))
 
         yield make
 
@@ -126,8 +126,14 @@ def test_what_is_sent(scripted: Scripted, transport: MakeTransport) -> None:
     assert ask(transport(script.base_url + "api/"), "events/?ids=%5Ba,b%5D") == (200, {"Content-Length": "2"}, b"{}")
     line, *headers = script.requests[0].decode().rstrip().split("\r\n")
     assert line == "GET /api/events/?ids=%5Ba,b%5D HTTP/1.1"
-    assert {"X-Sent: yes", "Accept-Encoding: gzip"} < set(headers)
-    assert {header.partition(":")[0] for header in headers} == {"Host", "User-Agent", "X-Sent", "Accept-Encoding"}
+    json_type = {"Accept: application/json", "Content-Type: application/json"}
+    assert {"Authorization: Token x-sent", "Accept-Encoding: gzip", *json_type} < set(headers)
+    assert {header.partition(":")[0] for header in headers if header not in json_type} == {
+        "Host",
+        "User-Agent",
+        "Authorization",
+        "Accept-Encoding",
+    }
 
 
 @pytest.fixture
@@ -152,7 +158,7 @@ def test_proxy(scripted: Scripted, transport: MakeTransport, proxied: Callable[[
     assert [ask(made, path).body for path in ("a", "b")] == [b"{}", b"[1]"]
     for path, request in zip("ab", script.requests, strict=True):
         assert request.startswith(f"GET http://upstream.invalid/api/{path} HTTP/1.1\r\n".encode())
-        assert b"X-Sent: yes" in request
+        assert b"Authorization: Token x-sent" in request
         assert (b"Proxy-Authorization: Basic bWU6P3NlY3JldA==\r\n" in request) == ("secret" in proxy)
 
 
@@ -170,7 +176,7 @@ def test_tunnel(
     proxied(script.base_url)
     assert ask(transport("https://localhost/")).body == b"{}"
     assert script.requests[0].startswith(b"CONNECT localhost:443 HTTP/1.")
-    assert b"X-Sent" not in script.requests[0]
+    assert b"x-sent" not in script.requests[0]
     assert script.requests[1].startswith(b"GET / HTTP/1.1\r\nHost: localhost\r\n")
 
 
