@@ -893,7 +893,7 @@ def test_usage(capsys: pytest.CaptureFixture[str], upstream: Standin) -> None:
         assert (status, said, complaint[: len(usage)]) == (2, "", usage)
     status, said, complaint = run(capsys, "--help", **right)
     assert (status, said[: len(usage)], complaint) == (0, usage, "")
-    assert "Print an event's title and attendees" in said
+    assert "\nPrint an event's title and attendees.\n" in said
     assert upstream.calls() == 0
 
 
