@@ -55,7 +55,7 @@ class Loaded(NamedTuple):
     private: bool = False  # only for the caller that loaded it: it isn't kept, and waiting callers load again
 
 
-LoadMany = Callable[[list[str]], Iterable[tuple[str, Loaded]]]
+Load = Callable[[list[str]], Iterable[tuple[str, Loaded]]]
 
 
 class Found(NamedTuple):
@@ -103,7 +103,7 @@ class _Outcome(NamedTuple):
         return Found(value, kind, now - born, expiry - now, self.result, self.kept)
 
 
-_Load = Future[_Outcome | None]  # a load of one key that is under way; None: its outcome is private
+_Running = Future[_Outcome | None]  # a load of one key that is under way; None: its outcome is private
 
 
 class Cache:
@@ -124,7 +124,7 @@ class Cache:
         self._entries: dict[str, _Entry] = {}
         self._good: list[_Entry] = []  # heaps; they may have entries that the dict no longer has
         self._bad: list[_Entry] = []  # all but good answers
-        self._loads: dict[str, _Load] = {}
+        self._loads: dict[str, _Running] = {}
         self._hits, self._loaded, self._held = (dict.fromkeys(KINDS, 0) for _ in range(3))
         self._evicted = {"expired": 0, "bound": 0}
         self._misses = self._collapsed = self._refused = self._failed = self._waiting = 0
@@ -155,11 +155,7 @@ class Cache:
             self._hits[kind] += 1
         return value, kind, now - born, expiry - now
 
-    def get_or_load(self, key: str, load: Callable[[str], Loaded], wait_until: float = math.inf) -> Found:
-        """Return the fresh entry of `key`, or what `load` returns; like `get_or_load_many` with one key."""
-        return self.get_or_load_many((key,), lambda keys: ((key, load(key)) for key in keys), wait_until)[key]
-
-    def get_or_load_many(self, keys: Iterable[str], load: LoadMany, wait_until: float = math.inf) -> dict[str, Found]:
+    def get_or_load(self, keys: Iterable[str], load: Load, wait_until: float = math.inf) -> dict[str, Found]:
         """Return the fresh entries of `keys`, in their order; load the others together, unless another caller does.
 
         `load` yields each key with its outcome, which is kept and handed to waiting callers at once. This caller runs
@@ -209,16 +205,16 @@ class Cache:
                 got[key] = _Outcome(entry, "hit", kept=True)
         return [key for key in keys if key not in got]
 
-    def _claim(self, keys: list[str], *, late: bool) -> tuple[dict[str, _Load], dict[str, _Load]]:
+    def _claim(self, keys: list[str], *, late: bool) -> tuple[dict[str, _Running], dict[str, _Running]]:
         """Begin loads of `keys`; return this caller's, and those of others that it waits for. The lock is held."""
         theirs = {} if late else {key: self._loads[key] for key in keys if key in self._loads}
-        mine = {key: _Load() for key in keys if key not in theirs}
+        mine = {key: _Running() for key in keys if key not in theirs}
         self._loads = mine | self._loads  # a late caller's load doesn't replace another's
         self._misses += len(mine)
         self._collapsed += len(theirs)
         return mine, theirs
 
-    def _run(self, mine: dict[str, _Load], load: LoadMany, got: dict[str, _Outcome]) -> None:
+    def _run(self, mine: dict[str, _Running], load: Load, got: dict[str, _Outcome]) -> None:
         """Load the keys of `mine` into `got`. Whatever happens, waiting callers are released."""
         try:
             began = self.clock()
@@ -236,7 +232,7 @@ class Cache:
                     running.set_exception(error)
             raise
 
-    def _settle(self, key: str, running: _Load, loaded: Loaded, began: float) -> _Outcome:
+    def _settle(self, key: str, running: _Running, loaded: Loaded, began: float) -> _Outcome:
         """Keep the outcome of a load, and hand it to waiting callers."""
         born = began - loaded.age
         entry = (born + loaded.lifetime, key, born, loaded.kind, loaded.value)

@@ -66,7 +66,7 @@ def create_app(
     def find(event_ids: list[str]) -> dict[str, Found]:
         deadline = time.monotonic() + config.timeout  # of all loads together, where a second one follows the first
         try:
-            return parts.cache.get_or_load_many(event_ids, lambda keys: parts.load(keys, deadline), deadline + GRACE)
+            return parts.cache.get_or_load(event_ids, lambda keys: parts.load(keys, deadline), deadline + GRACE)
         except Refused:
             parts.metrics.refused()
             raise

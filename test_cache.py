@@ -10,6 +10,7 @@ import functools
 import gc
 import io
 import itertools
+import math
 import random
 import subprocess
 import sys
@@ -103,20 +104,25 @@ def waiting(cache: Cache, call: Callable[[], T]) -> Future[T]:
     return caller
 
 
+def get_or_load(cache: Cache, key: str, load: Callable[[str], Loaded], wait_until: float = math.inf) -> Found:
+    """Ask for one key."""
+    return cache.get_or_load([key], lambda keys: ((key, load(key)) for key in keys), wait_until)[key]
+
+
 def ask(cache: Cache, key: str, load: Callable[[str], Loaded]) -> Future[Found]:
     """Ask for `key` in a new thread, and return once it loads or waits."""
-    return waiting(cache, lambda: cache.get_or_load(key, load))
+    return waiting(cache, lambda: get_or_load(cache, key, load))
 
 
 def keep(cache: Cache, key: str, kind: str = OK, lifetime: float = 60.0) -> Found:
     """Ask for `key`, and load the key itself if it is missing."""
-    return cache.get_or_load(key, lambda key: Loaded(key, kind, lifetime))
+    return get_or_load(cache, key, lambda key: Loaded(key, kind, lifetime))
 
 
 def fill(cache: Cache, count: int, kind: str = OK, lifetime: float = 60.0) -> None:
     """Load `count` keys together."""
     keys = [f"{kind}{number}" for number in range(count)]
-    cache.get_or_load_many(keys, lambda keys: ((key, Loaded(key, kind, lifetime)) for key in keys))
+    cache.get_or_load(keys, lambda keys: ((key, Loaded(key, kind, lifetime)) for key in keys))
 
 
 def unwanted(key: object) -> Any:
@@ -186,7 +192,7 @@ def test_the_names_of_the_kinds() -> None:
 def test_200_callers_of_a_cold_key(cache: Cache, kind: str) -> None:
     """200 callers of one cold key cause one load and all get the same object, whatever its kind."""
     load = Gated(Loaded(("a", "value"), kind, 60))
-    callers = [start(lambda: cache.get_or_load("key", load)) for _ in range(200)]
+    callers = [start(lambda: get_or_load(cache, "key", load)) for _ in range(200)]
     until(lambda: cache.snapshot().waiting == 200)
     assert checked(cache).loading == 1
     load.go.set()
@@ -198,7 +204,7 @@ def test_200_callers_of_a_cold_key(cache: Cache, kind: str) -> None:
     stats = checked(cache)
     assert (stats.misses, stats.collapsed, stats.loads[kind], stats.entries[kind]) == (1, 199, 1, 1)
     assert (sum(stats.hits.values()), stats.waiting, stats.loading) == (0, 0, 0)
-    assert cache.get_or_load("key", unwanted).result == "hit"
+    assert get_or_load(cache, "key", unwanted).result == "hit"
     assert (cache.snapshot().hits[kind], sum(cache.snapshot().hits.values())) == (1, 1)
 
 
@@ -206,7 +212,7 @@ def test_200_callers_of_a_cold_key(cache: Cache, kind: str) -> None:
 def test_200_callers_of_a_load_that_raises(cache: Cache, error: BaseException) -> None:
     """If a load raises anything, its 200 callers are released and nothing is left behind."""
     load = Gated(error)
-    callers = [start(lambda: cache.get_or_load("key", load)) for _ in range(200)]
+    callers = [start(lambda: get_or_load(cache, "key", load)) for _ in range(200)]
     until(lambda: cache.snapshot().waiting == 200)
     load.go.set()
     raised = [caller.exception(BOUND) for caller in callers]
@@ -230,7 +236,7 @@ def test_a_raised_exception_is_not_held(cache: Cache) -> None:
         raise Watched
 
     with pytest.raises(Watched) as raised:
-        cache.get_or_load("key", fail)
+        get_or_load(cache, "key", fail)
     error = weakref.ref(raised.value)
     del raised
     gc.collect()
@@ -292,7 +298,7 @@ def test_a_slow_key_delays_no_other(cache: Cache) -> None:
     load = Gated(Loaded("slow", OK, 60))
     slow = ask(cache, "slow", load)
     assert start(lambda: keep(cache, "other").result).result(BOUND) == "miss"
-    assert start(lambda: cache.get_or_load("fresh", unwanted).result).result(BOUND) == "hit"
+    assert start(lambda: get_or_load(cache, "fresh", unwanted).result).result(BOUND) == "hit"
     assert start(lambda: keep(cache, "other").result).result(BOUND) == "hit"
     assert not slow.done()
     load.go.set()
@@ -307,20 +313,20 @@ def test_a_load_may_use_the_cache(cache: Cache) -> None:
         reap(cache)
         return Loaded((cache.get("fresh"), keep(cache, "inner"), cache.snapshot().loading, len(cache)), OK, 60)
 
-    fresh, inner, *numbers = cast(Any, start(lambda: cache.get_or_load("outer", load)).result(BOUND).value)
+    fresh, inner, *numbers = cast(Any, start(lambda: get_or_load(cache, "outer", load)).result(BOUND).value)
     assert (fresh[0], inner.result, numbers) == ("fresh", "miss", [1, 2])
-    assert cache.get_or_load("inner", unwanted).value == "inner"
+    assert get_or_load(cache, "inner", unwanted).value == "inner"
     assert (checked(cache).misses, checked(cache).waiting) == (3, 0)
 
 
-@pytest.mark.parametrize("operation", ["snapshot", "reap", "get", "get_or_load"])
+@pytest.mark.parametrize("operation", ["snapshot", "reap", "get", "get or load"])
 def test_nothing_is_seen_half_changed(cache: Cache, clock: Clock, operation: str) -> None:
     """While one thread changes the cache, every other operation waits."""
     operations = {
         "snapshot": cache.snapshot,
         "reap": cache.reap,
         "get": lambda: cache.get("other"),
-        "get_or_load": lambda: keep(cache, "other"),
+        "get or load": lambda: keep(cache, "other"),
     }
     others: list[Future[object]] = []
 
@@ -335,7 +341,7 @@ def test_nothing_is_seen_half_changed(cache: Cache, clock: Clock, operation: str
 
     cast(Any, clock).settling = False
     clock.hook = interfere
-    assert cache.get_or_load("key", load).kept
+    assert get_or_load(cache, "key", load).kept
     assert len(others) == 1
     others[0].result(BOUND)
 
@@ -348,14 +354,14 @@ def test_expiry_is_exact(cache: Cache, clock: Clock) -> None:
     keep(cache, "key", lifetime=4)
     clock.advance(3.75)
     assert cache.get("key") == ("key", OK, 3.75, 0.25)
-    assert cache.get_or_load("key", unwanted) == Found("key", OK, 3.75, 0.25, "hit", True)
+    assert get_or_load(cache, "key", unwanted) == Found("key", OK, 3.75, 0.25, "hit", True)
     clock.advance(0.25)
     assert (cache.get("key"), len(cache)) == (None, 1)
     assert keep(cache, "key", NEGATIVE) == Found("key", NEGATIVE, 0, 60, "miss", True)
     stats = checked(cache)
     assert (stats.evicted, held(stats), len(cache)) == ({"expired": 1, "bound": 0}, 1, 1)
     reap(cache)
-    assert cache.get_or_load("key", unwanted).kind == NEGATIVE
+    assert get_or_load(cache, "key", unwanted).kind == NEGATIVE
 
 
 def test_a_list_serves_nothing_that_expired_in_the_cache(make: Make, clock: Clock) -> None:
@@ -371,7 +377,7 @@ def test_a_list_serves_nothing_that_expired_in_the_cache(make: Make, clock: Cloc
         clock.advance(4)
         return ((key, Loaded(f"new {key}", OK, 60)) for key in keys)
 
-    found = cache.get_or_load_many(["fresh", "over"], load)
+    found = cache.get_or_load(["fresh", "over"], load)
     assert list(brief(found).items()) == [("fresh", ("new fresh", "miss")), ("over", ("new over", "miss"))]
     assert asked == [["over"], ["fresh"]]
     stats = checked(cache)
@@ -391,7 +397,7 @@ def test_a_list_serves_nothing_that_expired_since_it_came(cache: Cache, clock: C
             clock.advance(2)
             yield "second", Loaded("rest", OK, 60)
 
-    found = cache.get_or_load_many(["first", "second"], load)
+    found = cache.get_or_load(["first", "second"], load)
     assert asked == [["first", "second"], ["first"]]
     assert (found["first"].value, found["first"].ttl, found["second"].value) == (2, 2, "rest")
 
@@ -402,7 +408,7 @@ def test_a_list_serves_nothing_that_expired_since_others_loaded_it(cache: Cache,
     ask(cache, "first", first)
     ask(cache, "second", second)
     many = waiting(
-        cache, lambda: cache.get_or_load_many(["first", "second"], lambda keys: [(keys[0], Loaded("new", OK, 60))])
+        cache, lambda: cache.get_or_load(["first", "second"], lambda keys: [(keys[0], Loaded("new", OK, 60))])
     )
     single = ask(cache, "first", unwanted)
     first.go.set()
@@ -420,7 +426,7 @@ def test_what_was_too_old_when_it_came_is_not_asked_for_again(cache: Cache, cloc
             yield key, Loaded(key, OK, 4, age=4)
             clock.advance(1)
 
-    found = cache.get_or_load_many(["a", "b"], load)
+    found = cache.get_or_load(["a", "b"], load)
     assert [(each.ttl, each.kept) for each in found.values()] == [(-2, False), (-2, False)]
     assert checked(cache).misses == 2
 
@@ -435,7 +441,7 @@ def test_age_counts_from_the_beginning_of_the_load(cache: Cache, clock: Clock) -
     load.go.set()
     assert [each.result(BOUND)[2:4] for each in (leader, follower)] == [(3, 7), (3, 7)]
     clock.advance(2)
-    assert cache.get_or_load("key", unwanted)[2:4] == (5, 5)
+    assert get_or_load(cache, "key", unwanted)[2:4] == (5, 5)
     clock.advance(5)
     assert cache.get("key") is None
 
@@ -443,7 +449,7 @@ def test_age_counts_from_the_beginning_of_the_load(cache: Cache, clock: Clock) -
 @pytest.mark.parametrize(("age", "left"), [(3.0, 7), (-3.0, 13), (10.0, None)])
 def test_an_outcome_may_be_older_or_younger_than_its_load(cache: Cache, age: float, left: int | None) -> None:
     """A load may say that its value is older or younger than the load; the lifetime counts from the value's birth."""
-    found = cache.get_or_load("key", lambda key: Loaded(key, OK, 10, age))
+    found = get_or_load(cache, "key", lambda key: Loaded(key, OK, 10, age))
     assert (found.age, found.ttl, found.kept) == (age, left or 0, left is not None)
     assert cache.get("key") == (None if left is None else ("key", OK, age, left))
 
@@ -494,7 +500,7 @@ def test_the_reaper_deletes_what_has_expired(make: Make, clock: Clock) -> None:
     cache = make(reaper=True)
     keep(cache, "long", lifetime=1000)
     keep(cache, "short", FAULT, lifetime=0.01)
-    assert cache.get_or_load("short", unwanted).result == "hit"
+    assert get_or_load(cache, "short", unwanted).result == "hit"
     clock.advance(0.01)
     until(lambda: len(cache) == 1)
     stats = checked(cache)
@@ -502,7 +508,7 @@ def test_the_reaper_deletes_what_has_expired(make: Make, clock: Clock) -> None:
     keep(cache, "short", lifetime=0.01)  # and it goes on
     clock.advance(0.01)
     until(lambda: checked(cache).evicted["expired"] == 2)
-    assert cache.get_or_load("long", unwanted).result == "hit"
+    assert get_or_load(cache, "long", unwanted).result == "hit"
 
 
 def test_the_reaper_keeps_up(make: Make, clock: Clock) -> None:
@@ -705,11 +711,11 @@ def test_the_waiting_room_is_bounded(make: Make) -> None:
     refused = [ask(cache, key, unwanted).exception(BOUND) for key in ("key", "other")]
     assert [type(each) for each in refused] == [Refused, Refused]
     with pytest.raises(Refused):
-        cache.get_or_load_many(["fresh", "key", "other", "key"], unwanted)
+        cache.get_or_load(["fresh", "key", "other", "key"], unwanted)
     assert checked(cache) == before._replace(refused=5)  # one for each key, and no hit
-    assert cache.get_or_load("fresh", unwanted).result == "hit"
-    assert cache.get_or_load_many(["fresh"], unwanted)["fresh"].result == "hit"
-    assert cache.get_or_load_many([], unwanted) == {}
+    assert get_or_load(cache, "fresh", unwanted).result == "hit"
+    assert cache.get_or_load(["fresh"], unwanted)["fresh"].result == "hit"
+    assert cache.get_or_load([], unwanted) == {}
     load.go.set()
     assert [caller.result(BOUND).value for caller in inside] == ["value", "value"]
     assert (keep(cache, "other").result, checked(cache).waiting) == ("miss", 0)
@@ -756,7 +762,7 @@ def test_a_list_loads_what_is_left_in_one_call(make: Make) -> None:
         return ((key, Loaded(key, OK, 60)) for key in sorted(keys))
 
     keys = iter(["z", "other", "a", "fresh", "z"])
-    many = start(lambda: cache.get_or_load_many(keys, load_many))
+    many = start(lambda: cache.get_or_load(keys, load_many))
     until(lambda: cache.get("a"))  # its own keys don't wait for those that others load
     assert (checked(cache).waiting, checked(cache).loading) == (2, 1)
     load.go.set()
@@ -773,12 +779,12 @@ def test_a_list_loads_what_is_left_in_one_call(make: Make) -> None:
 def test_each_key_of_a_list_is_settled_as_it_comes(cache: Cache) -> None:
     """Each key of a list is kept and handed to waiting callers as soon as it is loaded."""
     gates = {key: Gated(Loaded(key, OK, 60)) for key in ("first", "second")}
-    many = waiting(cache, lambda: cache.get_or_load_many(gates, lambda keys: ((key, gates[key](key)) for key in keys)))
+    many = waiting(cache, lambda: cache.get_or_load(gates, lambda keys: ((key, gates[key](key)) for key in keys)))
     single = ask(cache, "first", unwanted)
     gates["first"].go.set()
     assert single.result(BOUND) == Found("first", OK, 0, 60, "collapsed", True)
     until(gates["second"].begun.is_set)
-    assert cache.get_or_load("first", unwanted).result == "hit"
+    assert get_or_load(cache, "first", unwanted).result == "hit"
     assert (checked(cache).loading, many.done()) == (1, False)
     gates["second"].go.set()
     assert brief(many.result(BOUND)) == {"first": ("first", "miss"), "second": ("second", "miss")}
@@ -797,7 +803,7 @@ def test_a_list_that_ends_wrongly(cache: Cache, end: str) -> None:
         if end != "missing":
             yield {"extra": "unasked", "twice": "there"}[end], Loaded("value", OK, 60)
 
-    many = waiting(cache, lambda: cache.get_or_load_many(["there", "missing"], load))
+    many = waiting(cache, lambda: cache.get_or_load(["there", "missing"], load))
     until(gate.begun.is_set)
     follower = ask(cache, "missing", unwanted)
     gate.go.set()
@@ -814,7 +820,7 @@ def test_a_list_whose_neighbour_fails(cache: Cache) -> None:
     """If a list waits for another caller's load and that raises, the list fails, but its own keys are kept."""
     load = Gated(ValueError("no"))
     ask(cache, "other", load)
-    many = start(lambda: cache.get_or_load_many(["other", "mine"], lambda keys: [("mine", Loaded(1, OK, 60))]))
+    many = start(lambda: cache.get_or_load(["other", "mine"], lambda keys: [("mine", Loaded(1, OK, 60))]))
     until(lambda: cache.get("mine"))
     load.go.set()
     raised = many.exception(BOUND)
@@ -837,7 +843,7 @@ def test_lists_that_load_what_the_other_waits_for(cache: Cache) -> None:
         return ((key, Loaded(object(), OK, 60)) for key in keys)
 
     def many(*keys: str) -> Future[dict[str, Found]]:
-        return start(lambda: cache.get_or_load_many(in_step(*keys), load))
+        return start(lambda: cache.get_or_load(in_step(*keys), load))
 
     for number in range(50):
         a, b, c = f"a{number}", f"b{number}", f"c{number}"
@@ -852,7 +858,7 @@ def test_a_caller_that_may_not_wait(cache: Cache) -> None:
     slow, late = Gated(Loaded("slow", OK, 60)), Gated(Loaded("no time", FAULT, 60))
     first = ask(cache, "key", slow)
     second = ask(cache, "key", slow)
-    overdue = waiting(cache, lambda: cache.get_or_load("key", late, wait_until=time.monotonic()))
+    overdue = waiting(cache, lambda: get_or_load(cache, "key", late, wait_until=time.monotonic()))
     until(late.begun.is_set)
     third = ask(cache, "key", unwanted)
     late.go.set()
@@ -867,7 +873,7 @@ def test_waiting_ends_in_time(cache: Cache) -> None:
     """A caller waits for another's load as long as it may, then calls its own, even if that raises."""
     slow = Gated(Loaded("slow", OK, 60))
     first = ask(cache, "key", slow)
-    caller = waiting(cache, lambda: cache.get_or_load("key", unwanted, wait_until=time.monotonic() + 0.1))
+    caller = waiting(cache, lambda: get_or_load(cache, "key", unwanted, wait_until=time.monotonic() + 0.1))
     with pytest.raises(AssertionError, match="key was loaded"):
         caller.result(BOUND)
     assert not first.done()
@@ -889,7 +895,7 @@ def test_stopping_is_prompt(make: Make) -> None:
     start(cache.close).result(1)
     assert (cache.reaper_alive, reaper.is_alive()) == (False, False)
     start(cache.close).result(BOUND)
-    assert (cache.get_or_load("key", unwanted).result, keep(cache, "other").result) == ("hit", "miss")
+    assert (get_or_load(cache, "key", unwanted).result, keep(cache, "other").result) == ("hit", "miss")
 
 
 def test_stopping_does_not_wait_for_a_long_reap(make: Make, clock: Clock) -> None:
@@ -964,12 +970,12 @@ def random_traffic(cache: Cache, rng: random.Random) -> Counter[str]:
         found: list[Found] = []
         try:
             if len(keys) > 1:
-                found += cache.get_or_load_many(keys, load_many).values()
+                found += cache.get_or_load(keys, load_many).values()
             elif rng.random() < 0.5:
                 hit = cache.get(keys[0])
                 found += [Found(*hit, "hit", True)] if hit else []
             else:
-                found.append(cache.get_or_load("one " + keys[0], load_one))
+                found.append(get_or_load(cache, "one " + keys[0], load_one))
         except Refused:
             seen["refused"] += len(keys)
         except (AssertionError, LoadFailed) as raised:

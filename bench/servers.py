@@ -120,7 +120,7 @@ def filled(config: Settings, count: str) -> None:
     app = main.create_app(config, client=_Stub(), server=server)
     parts: main.Parts = app.extensions["c42c"]
     for number in range(int(count)):
-        parts.cache.get_or_load_many([f"{number:032x}_14602021609581"], lambda keys: parts.load(keys, float("inf")))
+        parts.cache.get_or_load([f"{number:032x}_14602021609581"], lambda keys: parts.load(keys, float("inf")))
     server.serve(
         app.wsgi_app,
         immediate=parts.immediate,

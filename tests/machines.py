@@ -149,7 +149,7 @@ class Machine:
     def ask_many(self, event_ids: list[str], timeout: float = PATIENCE) -> dict[str, Found]:
         """Answer a request for a list."""
         deadline, load = time.monotonic() + timeout, self.tier.wrap(self.load)
-        return self.cache.get_or_load_many(event_ids, lambda wanted: load(wanted, deadline), deadline)
+        return self.cache.get_or_load(event_ids, lambda wanted: load(wanted, deadline), deadline)
 
     def held(self, event_id: str) -> Found:
         """Return what the cache holds."""

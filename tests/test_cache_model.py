@@ -178,7 +178,7 @@ class CacheMachine(RuleBasedStateMachine):
         """Ask for a list, whose load may take time or raise in the middle."""
         expected = attempt(lambda: self.expect(self.reference.ask(keys, script(outcomes, error))))
         plan = script(outcomes, error)
-        assert attempt(lambda: self.cache.get_or_load_many(keys, lambda missing: self.load(missing, plan))) == expected
+        assert attempt(lambda: self.cache.get_or_load(keys, lambda missing: self.load(missing, plan))) == expected
 
     @rule(outer=KEYS, inner=KEYS, outcomes=st.lists(LOADED, max_size=3), own=st.lists(LOADED, max_size=3), error=ERROR)
     def overlap(
@@ -201,11 +201,11 @@ class CacheMachine(RuleBasedStateMachine):
         with ThreadPoolExecutor(1) as pool:
 
             def load_outer(missing: list[str]) -> Iterator[tuple[str, Loaded]]:
-                futures.append(pool.submit(self.cache.get_or_load_many, inner, load_inner))
+                futures.append(pool.submit(self.cache.get_or_load, inner, load_inner))
                 until(lambda: futures[0].done() or self.cache.snapshot()[-2:] == (2, len(theirs)))
                 return self.load(missing, plan)
 
-            found = attempt(lambda: self.cache.get_or_load_many(outer, load_outer))
+            found = attempt(lambda: self.cache.get_or_load(outer, load_outer))
             ended.set()
             found_too: Any = attempt(lambda: futures[0].result(PATIENCE))
         expected, expected_too = self.expect_both(outer, inner, script(plain(outcomes), error), script(plain(own)))
@@ -333,7 +333,7 @@ class Traffic:
             else:
                 came = attempt(
                     partial(
-                        self.cache.get_or_load_many,
+                        self.cache.get_or_load,
                         keys,
                         partial(self.load_many, caller=caller, asked_at=began_at, rng=rng),
                     )
