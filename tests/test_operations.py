@@ -444,7 +444,7 @@ def test_check_hang(capsys: pytest.CaptureFixture[str], upstream: Standin) -> No
 
 
 def test_check_no_way(capsys: pytest.CaptureFixture[str]) -> None:
-    """An unknown host, a port where nobody listens and a missing token are told apart."""
+    """The check names the cause: an unknown host, a port where nobody listens, or a missing token."""
     with socket.socket() as taken:
         taken.bind(("127.0.0.1", 0))  # and does not listen
         status, said = checked(capsys, C42_BASE_URL=f"http://127.0.0.1:{taken.getsockname()[1]}/")
@@ -496,7 +496,7 @@ def tls_upstream(certificate: Path) -> Iterator[int]:
 def test_check_certificate(
     capsys: pytest.CaptureFixture[str], certificate: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """An untrusted certificate, one of another host and one that is trusted are told apart."""
+    """The check rejects untrusted certificates and those of other hosts, names the cause, and accepts trusted ones."""
     with tls_upstream(certificate) as port:
         status, said = checked(capsys, C42_BASE_URL=f"https://localhost:{port}/")
         assert status == 1

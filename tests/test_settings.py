@@ -1,4 +1,4 @@
-"""Settings: what is accepted, what is rejected, and with which words."""
+"""Settings: valid values are accepted, and each invalid one is rejected with a message that says what is expected."""
 
 import json
 import os

@@ -352,15 +352,15 @@ def test_the_last_millisecond(shared_redis: Redis, machine: Make) -> None:
 # What comes back from Redis
 
 GOOD = values.pack(Loaded(VALUE, OK, 252.0))
-SENSELESS = [b"", b"\xff\n", b"[]\n", b"[" * 100000, GOOD[:-1], GOOD + b" ", GOOD.replace(b"252.0", b"250.0")]
-SENSELESS += [values.pack(Loaded(VALUE, OK, 10.0))]  # less than what is left of it there
+INVALID_ENTRIES = [b"", b"\xff\n", b"[]\n", b"[" * 100000, GOOD[:-1], GOOD + b" ", GOOD.replace(b"252.0", b"250.0")]
+INVALID_ENTRIES += [values.pack(Loaded(VALUE, OK, 10.0))]  # less than what is left of it there
 
 
 def test_what_is_no_answer_is_replaced(shared_redis: Redis, machine: Make, counts: Counter[str], said: Said) -> None:
     """Whatever else stands under an answer's key is loaded anew and replaced; nothing of it is served."""
     first, second = machine(shared_redis.url), machine(shared_redis.url)
     with shared_redis.client() as client:
-        for number, content in enumerate(SENSELESS, 1):
+        for number, content in enumerate(INVALID_ENTRIES, 1):
             event_id = new_id()
             client.set(first.key(event_id), content, px=60000)
             assert first.ask(event_id).value == VALUE, content
@@ -1051,7 +1051,7 @@ def test_a_user_with_few_rights(own_redis: Redis, machine: Make) -> None:
         "unix://:secret@",
     ],
 )
-def test_senseless_addresses(url: str, capsys: pytest.CaptureFixture[str]) -> None:
+def test_invalid_addresses(url: str, capsys: pytest.CaptureFixture[str]) -> None:
     """An invalid C42_CACHE_URL stops the start with one line that names it and does not show it."""
     assert main.main([], {"C42_TOKEN": TOKEN, "C42_CACHE_URL": url}) == 2
     said = capsys.readouterr().err
