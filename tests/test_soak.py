@@ -85,6 +85,14 @@ def test_finds_stale_answers(story: Story, late: float) -> None:
     assert story.answer(said, sent=103.0 + late, headers={}) == ["stale"]
 
 
+def test_our_own_delay_makes_no_answer_stale(story: Story) -> None:
+    """The answer to a pipelined request may have waited to be read since all of them were sent, and no longer."""
+    said = story.load(asked=100.0)
+    story.checker.lag = lambda since: 0.5 if since <= 102.0 else 0.0
+    assert not story.answer(said, sent=103.5, pipelined=102.0, headers={})
+    assert story.answer(said, sent=103.5, pipelined=102.1, headers={}) == ["stale"]
+
+
 def test_finds_stale_304s(story: Story) -> None:
     """A 304 vouches for a body, which must not be stale."""
     said, headers = story.load(asked=100.0), {"etag": '"1"'}

@@ -8,6 +8,7 @@ same cores.
 """
 
 import json
+import math
 from collections import Counter, defaultdict, deque
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -32,7 +33,11 @@ class Rules:
 
 @dataclass(slots=True, kw_only=True)
 class Answer:
-    """One response of the service, and the request it answers. Times are in seconds."""
+    """One response of the service, and the request it answers. Times are in seconds.
+
+    A pipelined request counts as sent once the answer before its own has been received; `pipelined` is when it really
+    was sent, since its answer may have waited to be read for as long as we have been slow since then.
+    """
 
     sent: float
     received: float
@@ -41,6 +46,7 @@ class Answer:
     headers: Mapping[str, str]  # lower-case names
     body: bytes
     instance: int = 0
+    pipelined: float = math.inf
     is_list: bool = False
     read_late: bool = False  # by a slow reader: `received` says nothing
 
@@ -130,7 +136,7 @@ class Checker:
         """Check one answer for one event or a list."""
         self.counts[str(answer.status)] += 1
         away = self._was_away(answer.instance, answer.sent, answer.received)
-        took, tolerance = answer.received - answer.sent, self._tolerance(answer.sent)
+        took, tolerance = answer.received - answer.sent, self._tolerance(min(answer.sent, answer.pipelined))
         if took > self.rules.timeout + 1 + tolerance and not answer.read_late and not away:
             self._complain("answered late", answer, f"after {took:.2f} s")
         key = (",".join(answer.event_ids), answer.headers.get("etag", ""))
@@ -214,7 +220,7 @@ class Checker:
 
     def _check_unstamped(self, answer: Answer, event_id: str, status: int) -> None:
         """Check that something happened upstream, in time, that explains an error without a stamp."""
-        reach = self.rules.fault_expiry + self._tolerance(answer.sent)
+        reach = self.rules.fault_expiry + self._tolerance(min(answer.sent, answer.pipelined))
         if status == 429:
             reach += max(PAUSE, self.rules.fault_expiry)
             calls: Sequence[Call] = list(self.calls.values())[-5000:]  # a pause is for every event
@@ -244,7 +250,9 @@ class Checker:
     def _check_age(self, answer: Answer, event_id: str, since: float, lifetime: float) -> None:
         if self._was_away(answer.instance, answer.sent, answer.received):
             return
-        seen = answer.sent if answer.read_late else answer.received - self._tolerance(answer.sent)
+        seen = (
+            answer.sent if answer.read_late else answer.received - self._tolerance(min(answer.sent, answer.pipelined))
+        )
         if seen > since + lifetime:
             self._complain("stale", answer, f"{event_id} is {seen - since:.3f} s old at least, of {lifetime:g}")
         elif answer.fresh_for is not None and seen + answer.fresh_for > since + lifetime:

@@ -124,7 +124,7 @@ class _Wire:
     def __init__(self, reader: StreamReader, writer: StreamWriter, checker: Checker, instance: int) -> None:
         self.reader = reader
         self.writer = writer
-        self.since = time.monotonic()  # when the answer that is due now was asked for, or could begin
+        self.since = self.sent = time.monotonic()  # `since` is when the answer that is due now could begin
         self._checker = checker
         self._instance = instance
 
@@ -146,7 +146,7 @@ class _Wire:
 
     def send(self, data: bytes) -> None:
         """Send one or more requests, or a part of one."""
-        self.since = time.monotonic()
+        self.since = self.sent = time.monotonic()
         self.writer.write(data)
 
     async def receive(self, events: Sequence[str], *, is_list: bool = False, read_late: bool = False) -> Answer:
@@ -168,6 +168,7 @@ class _Wire:
             body = b"" if status == 304 else await self.reader.readexactly(int(headers["content-length"]))
         return Answer(
             sent=self.since,
+            pipelined=self.sent,
             received=time.monotonic(),
             instance=self._instance,
             event_ids=events,
