@@ -23,8 +23,8 @@ run: $(RUN_ENV)  ## serve Calendar42's events; needs C42_TOKEN
 check-service: $(RUN_ENV)  ## check the settings, and Calendar42 with the token in C42_TOKEN
 	@$(BIN)/python main.py --check
 
-test: $(DEV_ENV)  ## run the tests
-	@$(BIN)/python -m pytest
+test: $(DEV_ENV)  ## run the tests, in an order that differs each time
+	@$(BIN)/python -m pytest --numprocesses=2 --dist=worksteal
 
 test-deploy: $(DEPLOY_ENV)  ## run the slow tests of deployment: image, systemd, nginx, Prometheus, README and others
 	@$(BIN)/python -m pytest tests/deploy

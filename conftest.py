@@ -9,9 +9,10 @@
 
 import contextlib
 import io
+import os
 import signal
 from importlib.util import find_spec
-from typing import NoReturn
+from typing import Any, NoReturn
 
 import pytest
 
@@ -19,12 +20,25 @@ import pytest
 pytest_plugins = ["tests.fixtures"] if find_spec("flask") else []
 
 
+_workers: list[int] = []  # the processes in which pytest-xdist runs the tests
+
+
 def pytest_sessionstart() -> None:
     """Have SIGTERM end the tests as Ctrl-C does, so that they end the services that they have started."""
     signal.signal(signal.SIGTERM, _interrupt)
 
 
+@pytest.hookimpl(optionalhook=True)
+def pytest_testnodeready(node: Any) -> None:
+    """Note a worker of pytest-xdist, which would give its tests five seconds before it interrupts them."""
+    _workers.append(node.gateway._rinfo().pid)
+
+
 def _interrupt(*_: object) -> NoReturn:
+    signal.signal(signal.SIGTERM, signal.SIG_IGN)  # a second one would interrupt the end of the services
+    for worker in _workers:
+        with contextlib.suppress(ProcessLookupError):
+            os.kill(worker, signal.SIGTERM)
     raise KeyboardInterrupt
 
 

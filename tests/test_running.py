@@ -30,12 +30,13 @@ def lives(pid: int) -> bool:
     return True
 
 
-def test_a_killed_run_leaves_no_service(tmp_path: Path) -> None:
+@pytest.mark.parametrize("workers", [[], ["-p", "xdist", "-n", "2"]], ids=["alone", "with xdist"])
+def test_a_killed_run_leaves_no_service(workers: list[str], tmp_path: Path) -> None:
     """If pytest gets SIGTERM in the middle of a test, it ends the services that were started."""
     path, pid_file = tmp_path / "test_that_waits.py", tmp_path / "pid"
     path.write_text(WAITING)
     pid_file.touch()
-    command = [sys.executable, "-m", "pytest", "-p", "conftest", "-p", "no:cacheprovider", str(path)]
+    command = [sys.executable, "-m", "pytest", "-p", "conftest", "-p", "no:cacheprovider", *workers, str(path)]
     with subprocess.Popen(command, cwd=ROOT, env=QUICK, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL) as run:
         try:
             until(lambda: pid_file.read_text().endswith(".") or run.poll() is not None, "the service to start")
