@@ -155,6 +155,13 @@ def test_wrong_titles(title: Any) -> None:
         assert payload.title({"E": event}, "E", ["E"]) is None
 
 
+def test_events() -> None:
+    """Events are found by their ids, with their titles."""
+    event = {"id": "E", "title": "T"}
+    assert payload.events({"data": [event]}) == {"E": event}
+    assert payload.title({"E": event}, "E", ["E"]) == "T"
+
+
 def missing(events: list[str], *asked: str) -> C42Error:
     """Return why the first event has no title, where these came."""
     with pytest.raises(C42Error) as raised:
