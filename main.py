@@ -21,7 +21,7 @@ from calendar42.calls import Pause
 from operations import VERSION, check, health, logs, settings
 from operations.metrics import NO_ROUTE, Metrics
 from operations.settings import Settings, SettingsError
-from serving.connection import Answer, Immediate
+from serving.connection import Answer, Immediate, serialize
 from serving.server import Server
 
 GRACE = 0.5  # seconds that a load may take beyond its deadline; who waits for it waits that much longer
@@ -42,7 +42,7 @@ class Parts(NamedTuple):
     def refusal(self, status: int, message: str) -> Answer:
         """Count and answer a request that the server refuses before the app sees it."""
         self.metrics.responded(NO_ROUTE, status)
-        return answers.serialize(answers.error(status, message))
+        return serialize(*answers.error(status, message))
 
 
 def create_app(

@@ -9,7 +9,7 @@ from collections.abc import MutableMapping
 from answers import EVENTS, response
 from answers.value import Value
 from cache import Cache, Found
-from serving.connection import Answer, Immediate, Shortcut
+from serving.connection import Answer, Immediate, Shortcut, serialize
 from serving.request import Request
 
 PREFIX = EVENTS + "/"
@@ -40,7 +40,7 @@ def immediate(cache: Cache, origins: frozenset[str], served: MutableMapping[byte
             value, _, _, ttl = hit
             if value[_ETAG] is not etag or not seconds <= ttl < seconds + 1:  # each load makes an ETag of its own
                 line, headers, body = response.render(Found(*hit, "hit", True), condition)
-                head, _ = response.serialize((line, headers + cors, body))
+                head, _ = serialize(line, headers + cors, body)
                 etag, has_body, status = value[_ETAG], bool(body), line[:3].encode()
                 seconds = math.inf if Value(*value).retry_after else int(ttl)
             served[status] += 1

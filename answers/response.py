@@ -57,13 +57,6 @@ def error(status: int, message: str, *headers: tuple[str, str]) -> Response:
     return _complete(Value(envelope(status, message), status, JSON), [NOSNIFF, NO_STORE, *headers], None)
 
 
-def serialize(response: Response) -> tuple[bytes, bytes]:
-    """Return status line and header lines as bytes, each with its CRLF; and the body."""
-    status, headers, body = response
-    lines = [f"HTTP/1.1 {status}", *(f"{name}: {text}" for name, text in headers), ""]
-    return "\r\n".join(lines).encode("latin-1"), body
-
-
 def cors(origins: frozenset[str], origin: str, method: str) -> Headers:
     """Return the headers that let pages of `origins` read an answer; `*` stands for all origins.
 

@@ -12,7 +12,7 @@ import logging
 import socket
 import struct
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from contextlib import suppress
 from dataclasses import dataclass, field
 from email.utils import formatdate
@@ -36,6 +36,12 @@ _READING, _WORKING, _ENDED = range(3)
 _KNOWN_REQUESTS = 4096
 _KNOWN_SIZE = 2048  # bytes
 _RESET = struct.pack("ii", 1, 0)  # for SO_LINGER
+
+
+def serialize(status: str, headers: Iterable[tuple[str, str]], body: bytes) -> Answer:
+    """Return an answer as bytes; `status` is the code and the reason."""
+    lines = [f"HTTP/1.1 {status}", *(f"{name}: {text}" for name, text in headers), ""]
+    return "\r\n".join(lines).encode("latin-1"), body
 
 
 @dataclass

@@ -8,7 +8,7 @@ from collections.abc import Callable, Iterable
 from concurrent.futures import Executor
 from typing import Any
 
-from serving.connection import Answer, Done, Work
+from serving.connection import Answer, Done, Work, serialize
 from serving.request import Request
 
 log = logging.getLogger("c42c")
@@ -79,5 +79,4 @@ def call(app: App, environ: dict[str, Any]) -> Answer:
         body = b""
     elif environ["REQUEST_METHOD"] != "HEAD" and not any(name.lower() == "content-length" for name, _ in headers):
         headers = [*headers, ("Content-Length", str(len(body)))]
-    lines = [f"HTTP/1.1 {status}", *(f"{name}: {text}" for name, text in headers), ""]
-    return "\r\n".join(lines).encode("latin-1"), body
+    return serialize(status, headers, body)

@@ -18,6 +18,7 @@ from answers.loading import loader
 from cache import FAULT, KINDS, NEGATIVE, OK, PAUSED, Found, Loaded, Refused
 from calendar42.errors import C42Error, Paused, TimedOut
 from calendar42.ids import BadIds
+from serving.connection import serialize
 from serving.request import Request
 
 unhurried = settings(deadline=None)  # a busy machine is not a finding
@@ -299,7 +300,7 @@ def test_hits_are_what_the_route_answers(
     shortcut = hits.immediate(cache, frozenset(), Counter())(request)
     assert shortcut
     for each in found:
-        assert shortcut() == response.serialize(response.render(each, asked))
+        assert shortcut() == serialize(*response.render(each, asked))
 
 
 def test_a_hit_is_rendered_once_a_second() -> None:

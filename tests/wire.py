@@ -10,7 +10,7 @@ from functools import partial
 from typing import Any, NamedTuple, cast
 
 from answers import response
-from serving.connection import Answer, Connection, Done, Hub
+from serving.connection import Answer, Connection, Done, Hub, serialize
 from serving.request import Request
 
 
@@ -24,7 +24,7 @@ class Received(NamedTuple):
 
 def refusal(status: int, message: str) -> Answer:
     """Return the answer that the service gives to a request that its server refuses."""
-    return response.serialize(response.error(status, message))
+    return serialize(*response.error(status, message))
 
 
 def responses(data: bytes, methods: Iterable[str] = ()) -> list[Received]:
