@@ -40,14 +40,15 @@ SHORTEST_WAIT = 0.01  # seconds between two looks
 log = logging.getLogger("c42c.redis")
 
 # Returns Redis's time, the answer and what is left of it; or the time alone if this took the lock; or else nothing.
+# If something other than a string is in the answer's place, that is '', which is no answer.
 LOOK_UP = """
 local time = redis.call('time')
 local now = time[1] * 1000 + math.floor(time[2] / 1000)
 local left = redis.call('pttl', KEYS[1])
-local answer = left ~= 0 and redis.call('get', KEYS[1])
-if answer then return {now, answer, left} end
-local holder = redis.call('get', KEYS[2])
-if holder and holder ~= ARGV[1] then return {} end
+local answer = left ~= 0 and redis.pcall('get', KEYS[1])
+if answer then return {now, type(answer) == 'string' and answer or '', left} end
+local holder = redis.pcall('get', KEYS[2])
+if type(holder) == 'string' and holder ~= ARGV[1] then return {} end
 redis.call('set', KEYS[2], ARGV[1], 'px', ARGV[2])
 return {now}"""
 
@@ -63,7 +64,7 @@ _RENEW = "if redis.call('get', KEYS[1]) == ARGV[1] then redis.call('set', KEYS[1
 
 # Says when the pause ends, unless it is known to last longer.
 _PAUSE = """
-if tonumber(ARGV[1]) <= tonumber(redis.call('get', KEYS[1]) or 0) then return 0 end
+if tonumber(ARGV[1]) <= (tonumber(redis.pcall('get', KEYS[1])) or 0) then return 0 end
 redis.call('set', KEYS[1], ARGV[1])
 return redis.call('pexpireat', KEYS[1], ARGV[1])"""
 

@@ -372,6 +372,23 @@ def test_what_is_no_answer_is_replaced(shared_redis: Redis, machine: Make, count
     assert first.shares
 
 
+def test_keys_of_another_type(shared_redis: Redis, machine: Make, counts: Counter[str], said: Said) -> None:
+    """A list under one of our keys, be it an answer's, a lock's or the pause's, costs nothing but that key."""
+    first, second = (machine(shared_redis.url, scope=("types",)) for _ in range(2))
+    first.pause.begin("1")
+    event_id, locked = new_id(), new_id()
+    with shared_redis.client() as client:
+        for key in (first.key(event_id), first.lock(locked), first.key("x").partition("{")[0] + "pause"):
+            client.lpush(key, "1")
+    for each in (event_id, locked):
+        assert quickly(lambda each=each: first.ask(each)).result == "miss"  # type: ignore[misc]
+        assert second.ask(each).result == "shared"
+        assert counts[each] == 1
+    assert second.pause.left > 0
+    assert said("Redis is lost") == 0
+    assert said("something else") == 1
+
+
 def encoded(reply: Any) -> bytes:
     """Return a reply in Redis's protocol."""
     if isinstance(reply, list):
