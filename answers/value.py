@@ -7,14 +7,13 @@ import json
 import re
 from collections.abc import Mapping
 from hashlib import blake2b
-from http import HTTPStatus
+from http.client import responses
 from typing import Any, NamedTuple, cast
 
 from cache import Loaded
 from calendar42.errors import C42Error
 
 JSON = "application/json"
-_PHRASES = {status.value: status.phrase for status in HTTPStatus}
 _DIGEST = 16  # bytes
 
 Kept = tuple[Any, ...]  # a value as the cache keeps it, a plain tuple: `Value(*kept)` reads it
@@ -80,7 +79,7 @@ def make_etag(body: bytes) -> str:
 
 def phrase(status: int) -> str:
     """Return the reason phrase of a status."""
-    return _PHRASES.get(status, "Unknown")
+    return responses.get(status, "Unknown")
 
 
 def _digest(data: bytes) -> bytes:

@@ -16,7 +16,7 @@ from datetime import UTC, datetime
 from functools import partial
 from typing import Any
 
-from prometheus_client import CollectorRegistry, Histogram, Info, ProcessCollector, disable_created_metrics
+from prometheus_client import CollectorRegistry, Histogram, ProcessCollector, disable_created_metrics
 from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily
 from prometheus_client.metrics_core import Metric
 from prometheus_client.registry import Collector
@@ -30,10 +30,10 @@ from operations import VERSION
 
 CALLS_KEPT = 500  # of each endpoint, for the median and the 99th percentile
 FAULTS_KEPT = 20
-CALLS_PER_LOAD = 2  # at least
 RECENT = 60.0  # seconds for which a fault or a refusal counts as trouble
 BUCKETS = (0.005, 0.01, 0.025, 0.05, 0.1, 0.2, 0.3, 0.5, 0.75, 1, 1.5, 2, 3, 5, 10, 30)  # seconds
 NO_ROUTE = "other"
+_VERSIONS = (VERSION, platform.python_version())
 TIME = "%Y-%m-%dT%H:%M:%SZ"
 
 disable_created_metrics()  # type: ignore[no-untyped-call]  # they are half of all series, and no query uses them
@@ -66,8 +66,6 @@ class Metrics(Collector):
         histogram = partial(Histogram, registry=self.registry, buckets=BUCKETS)
         self._call_seconds = histogram("c42_upstream_request_duration_seconds", "Calls to Calendar42.", ["endpoint"])
         self._response_seconds = histogram("c42_http_request_duration_seconds", "Requests except hits.", ["route"])
-        build = Info("c42_build", "Always 1.", registry=self.registry)
-        build.info({"version": VERSION, "python": platform.python_version()})
         self.registry.register(self)
         ProcessCollector(registry=self.registry)
 
@@ -119,7 +117,7 @@ class Metrics(Collector):
             "expiry_seconds": self.expiry,
             "requests": asked,
             "hit_ratio": useful / asked if asked else None,
-            "saved_calls": CALLS_PER_LOAD * useful,
+            "saved_calls": 2 * useful,  # at least: a load makes two calls or more
             "cache": stats._asdict() | totals | kinds | limits,
             "upstream": self._upstream(),
             "shared_tier": tier,
@@ -161,6 +159,7 @@ class Metrics(Collector):
         asked |= {"collapsed": stats.collapsed, "refused": stats.refused}
         counter, gauge = CounterMetricFamily, GaugeMetricFamily
         families: list[tuple[type[Any], str, str, list[str], Mapping[Any, float]]] = [
+            (gauge, "build_info", "The versions of c42c and of Python.", ["version", "python"], {_VERSIONS: 1}),
             (counter, "cache_requests", "Events asked for, by what the cache made of them.", ["result"], asked),
             (counter, "cache_hits", "Hits, by kind of answer.", ["kind"], stats.hits),
             (counter, "cache_loads", "Loads that have ended, by outcome.", ["outcome"], stats.loads),
