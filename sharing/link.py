@@ -66,7 +66,7 @@ class Link:
     def ask(self, commands: Sequence[Command], patience: float) -> tuple[list[Any], float]:
         """Return what Redis answers to all `commands`, and what is left of `patience`, in seconds; or raise `Lost`."""
         ask = _Ask(commands, patience)
-        if self.up and patience > 0:
+        if self.up:
             self._loop.call_soon_threadsafe(self._take, ask)
             with contextlib.suppress(TimeoutError):
                 return ask.replies.result(HELD_UP), ask.patience
@@ -83,11 +83,12 @@ class Link:
 
         return asyncio.run_coroutine_threadsafe(repeat(), self._loop)
 
-    def lose(self, why: str) -> None:
-        """Don't ask again until a probe shows that Redis is up."""
+    def lose(self, why: str) -> Lost:
+        """Don't ask again until a probe shows that Redis is up. Return the error to raise."""
         if self.up is not False:
             log.warning("Redis is lost, and this instance is on its own: %s", why)
         self.up = False
+        return Lost()
 
     def close(self) -> None:
         """Disconnect, and ask no more."""
@@ -147,8 +148,7 @@ class Link:
                     probe = _Ask([("EVAL", _PROBE, 1, f"c42c:probe:{own}", own)], patience)
                     self._take(probe)
                     if await asyncio.wrap_future(probe.replies) != [own.encode()]:
-                        self.lose("it answers nonsense")
-                        raise Lost
+                        raise self.lose("it answers nonsense")
                 if not self.up:
                     log.info("Redis is %s: answers are shared", "there" if self.up is None else "back")
                 self.up = True

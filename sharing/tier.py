@@ -31,7 +31,7 @@ from answers.loading import Load
 from answers.value import pack, unpack
 from cache import Loaded, clock
 from calendar42.calls import LONGEST, Pause
-from sharing.link import PATIENCE, PROBE_EVERY, SLICE, Command, Link, Lost
+from sharing.link import PATIENCE, PROBE_EVERY, Command, Link, Lost
 
 FORMAT = 3
 LEASE = 2.0  # seconds that a lock lasts unless it's renewed, or the time-out if that is shorter
@@ -117,9 +117,10 @@ class SharedTier:
         """Disconnect from Redis. Loads go on without it."""
         self._link.close()
 
-    def key(self, event_id: str) -> str:
-        """Return the key of an event's answer."""
-        return f"{self._prefix}{{{event_id}}}"
+    def keys(self, event_id: str) -> tuple[str, str]:
+        """Return the keys of an event's answer and of its lock."""
+        key = f"{self._prefix}{{{event_id}}}"
+        return key, f"{key}:lock"
 
     def wrap(self, load: Load) -> Load:
         """Return a load function for the cache that looks in Redis first, and asks `load` for the rest."""
@@ -159,7 +160,7 @@ class SharedTier:
         """Return what Redis has of the events, those to load here, whose locks are held now, and the patience left."""
         found, locked, useless = dict[str, Loaded](), list[str](), list[str]()
         commands: list[Command] = [("PTTL", f"{self._prefix}pause")]
-        commands += [("EVAL", LOOK_UP, 2, *self._keys(each), self._token, self._lease) for each in wanted]
+        commands += [("EVAL", LOOK_UP, 2, *self.keys(each), self._token, self._lease) for each in wanted]
         sent, asked = self._clock(), time.monotonic()
         (pause, *replies), left = self._link.ask(commands, patience)
         try:
@@ -175,10 +176,9 @@ class SharedTier:
                     if loaded and expiry > self._clock():
                         found[event_id] = loaded._replace(age=began - expiry + loaded.lifetime)
                     else:
-                        useless.append(self.key(event_id))
+                        useless.append(self.keys(event_id)[0])
         except Exception as error:  # malformed replies can fail in any way
-            self._link.lose(f"it answers nonsense ({type(error).__name__})")
-            raise Lost from None
+            raise self._link.lose(f"it answers nonsense ({type(error).__name__})") from None
         if useless:  # the next look finds nothing in its place
             left = self._link.ask([("DEL", *useless)], left)[1]
         return found, locked, left
@@ -188,7 +188,7 @@ class SharedTier:
     ) -> Generator[tuple[str, Loaded], None, float]:
         """Load events, store the answers and the pause in Redis, release the locks, and return the patience left."""
         self._count("loaded", len(locked))
-        renewals = [("EVAL", _RENEW, 1, self._keys(each)[1], self._token, self._lease) for each in locked]
+        renewals = [("EVAL", _RENEW, 1, self.keys(each)[1], self._token, self._lease) for each in locked]
         renewing = self._link.repeat(renewals, self._lease / 4000)
         answers = dict[str, tuple[bytes, float]]()  # with their expiry
         try:
@@ -205,14 +205,10 @@ class SharedTier:
             for event_id in locked:
                 content, expiry = answers.get(event_id, (b"", 0.0))
                 arguments = self._token, content, self._on_redis(expiry)
-                commands.append(("EVAL", _PUT, 2, *self._keys(event_id), *arguments))
+                commands.append(("EVAL", _PUT, 2, *self.keys(event_id), *arguments))
             with contextlib.suppress(Lost):  # the answers are right all the same, and the locks end by themselves
-                patience = self._link.ask(commands, max(patience, SLICE))[1]
+                patience = self._link.ask(commands, patience)[1]
         return patience
-
-    def _keys(self, event_id: str) -> tuple[str, str]:
-        key = self.key(event_id)
-        return key, f"{key}:lock"
 
     def _on_redis(self, moment: float) -> int:
         """Return a moment of our clock in milliseconds of Redis's."""

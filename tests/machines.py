@@ -164,11 +164,11 @@ class Machine:
 
     def key(self, event_id: str) -> str:
         """Return an event's key in Redis."""
-        return self.tier.key(event_id)
+        return self.tier.keys(event_id)[0]
 
     def lock(self, event_id: str) -> str:
         """Return the key of an event's lock in Redis."""
-        return f"{self.key(event_id)}:lock"
+        return self.tier.keys(event_id)[1]
 
     def end(self) -> None:
         """Let go of everything."""
