@@ -12,7 +12,8 @@ import io
 import os
 import signal
 from importlib.util import find_spec
-from typing import Any, NoReturn
+from pathlib import Path
+from typing import NoReturn
 
 import pytest
 
@@ -20,25 +21,18 @@ import pytest
 pytest_plugins = ["tests.fixtures"] if find_spec("flask") else []
 
 
-_workers: list[int] = []  # the processes in which pytest-xdist runs the tests
-
-
 def pytest_sessionstart() -> None:
     """Have SIGTERM end the tests as Ctrl-C does, so that they end the services that they have started."""
     signal.signal(signal.SIGTERM, _interrupt)
 
 
-@pytest.hookimpl(optionalhook=True)
-def pytest_testnodeready(node: Any) -> None:
-    """Note a worker of pytest-xdist, which would give its tests five seconds before it interrupts them."""
-    _workers.append(node.gateway._rinfo().pid)
-
-
 def _interrupt(*_: object) -> NoReturn:
+    """Pass the signal on, to services and to pytest-xdist's workers, which it would soon kill; then end the tests."""
     signal.signal(signal.SIGTERM, signal.SIG_IGN)  # a second one would interrupt the end of the services
-    for worker in _workers:
-        with contextlib.suppress(ProcessLookupError):
-            os.kill(worker, signal.SIGTERM)
+    for children in Path("/proc/self/task").glob("*/children"):  # as Linux has it
+        for pid in children.read_text().split():
+            with contextlib.suppress(ProcessLookupError):
+                os.kill(int(pid), signal.SIGTERM)
     raise KeyboardInterrupt
 
 

@@ -1111,11 +1111,13 @@ def test_redis_is_not_installed() -> None:
 # The service: what one instance promises, several promise as well
 
 
+LIKE_ALL = {"C42_TIMEOUT": "4", "C42_FAULT_EXPIRY": "0.05"}
+
+
 @pytest.fixture(scope="module")
 def services(shared_upstream: Standin, shared_redis: Redis) -> Iterator[list[Service]]:
     """Start four instances that share a Redis."""
-    environ = {"C42_TIMEOUT": "4", "C42_FAULT_EXPIRY": "0.05", "C42_CACHE_URL": shared_redis.url}
-    made = [Service(shared_upstream, (), **environ) for _ in range(4)]
+    made = [Service(shared_upstream, (), **LIKE_ALL, C42_CACHE_URL=shared_redis.url) for _ in range(4)]
     try:
         for service in made:
             service.wait_until_ready()
@@ -1189,9 +1191,16 @@ def test_operators_see_the_state_of_redis(services: list[Service], service: Serv
     assert 'c42_shared_tier_loads_total{result="awaited"} ' in metrics
 
 
-def test_an_instance_dies_in_mid_load(services: list[Service], upstream: Standin, pool: ThreadPoolExecutor) -> None:
+def test_an_instance_dies_in_mid_load(
+    services: list[Service],
+    start: Callable[..., Service],
+    shared_redis: Redis,
+    upstream: Standin,
+    pool: ThreadPoolExecutor,
+) -> None:
     """When an instance is killed in mid-load, another one has a good answer well before the time-out."""
-    dying, other, *_ = services
+    other, dying = services[0], start(**LIKE_ALL, C42_CACHE_URL=shared_redis.url)
+    until(lambda: "answers are shared" in dying.log)
     upstream.add_event(event_id := new_id(), names=["Ada"])
     upstream.rule("events", event_id, times=1, hang=True)
     lost = pool.submit(dying.event, event_id)
