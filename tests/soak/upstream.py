@@ -117,7 +117,7 @@ class Upstream:
                 if head.startswith(b"CONNECT "):  # the port is the instance's proxy
                     writer.write(b"HTTP/1.1 200 Connected\r\n\r\n")
                     head = await reader.readuntil(b"\r\n\r\n")
-                while await self._answer(self._arrive(instance, head), reader, writer):
+                while await self._answer(await self._arrive(instance, head), reader, writer):
                     head = await reader.readuntil(b"\r\n\r\n")
             except (OSError, asyncio.IncompleteReadError, asyncio.CancelledError):
                 pass  # the service hung up, or all of it ends
@@ -157,7 +157,9 @@ class Upstream:
             if not calls:
                 del self.by_event[event_id]
 
-    def _arrive(self, instance: int, head: bytes) -> Call:
+    async def _arrive(self, instance: int, head: bytes) -> Call:
+        for _ in range(10):  # turns of the loop, in which calls whose connections were closed before this one came end
+            await asyncio.sleep(0)
         asked = time.monotonic()
         request = _REQUEST.match(head)
         if not request or b"\r\nauthorization: token soak-" not in head.lower():
