@@ -50,7 +50,7 @@ def title(events: dict[str, Any], event_id: str, asked: Collection[str]) -> str 
         raise C42Error(EVENTS, f"Event {event_id} not found" if is_unknown else "the event is deleted", 404)
     found = _value(_TITLE, event)
     if not isinstance(found, str | None):
-        raise C42Error(EVENTS, "Calendar42 sent a title that is no text")
+        raise C42Error(EVENTS, "Calendar42 sent a title that is not text")
     return found
 
 
@@ -71,7 +71,7 @@ def page(body: Any, event_ids: Collection[str]) -> Page:
         if row.get("event_id") in event_ids and row.get("permission") != "removed":
             name = _value(_FIRST_NAME, row)
             if not isinstance(row.get("subscriber"), dict | None) or not isinstance(name, str | None):
-                raise C42Error(SUBSCRIPTIONS, "Calendar42 sent a first name that is no text")
+                raise C42Error(SUBSCRIPTIONS, "Calendar42 sent a first name that is not text")
             if name and name.strip():
                 names.append((row["event_id"], name))
     ids = frozenset(row["id"] for row in rows if isinstance(row.get("id"), str))

@@ -62,7 +62,7 @@ FAULTS_OF_SUBSCRIPTIONS: dict[str, dict[str, Any]] = {
     "a negative count": {"body": '{"meta_data": {"count": -1}, "data": []}'},
     "more than 100,000": {"body": '{"meta_data": {"count": 100001}, "data": []}'},
     "fewer than counted": {"body": '{"meta_data": {"count": 3}, "data": []}'},
-    "a name that is no text": {
+    "a name that is not text": {
         "body": '{"meta_data": {"count": 1}, "data": [{"event_id": "%s", "subscriber": {"first_name": 1}}]}'
     },
 }
@@ -180,7 +180,7 @@ def test_wrong_events(inside: MakeInside, upstream: Standin, fault: dict[str, An
 
 
 def test_a_wrong_title(inside: MakeInside, upstream: Standin) -> None:
-    """A title that is no text is a 502; in a list, that of this event alone, so it is kept for C42_FAULT_EXPIRY."""
+    """A title that is not text is a 502; in a list, that of this event alone, so it is kept for C42_FAULT_EXPIRY."""
     fault = {"body": '{"data": [{"id": "%s", "title": {"en": "Dinner"}}]}'}
     single(inside(), upstream, fault, BAD_GATEWAY, FAULT_EXPIRY, "events")
     service, (bad, good) = inside(), new_events(upstream, 2)

@@ -110,7 +110,7 @@ def test_counts() -> None:
 @pytest.mark.parametrize("name", [1, True, [], {}, ["A"], float("nan")], ids=json.dumps)
 def test_wrong_names(name: Any) -> None:
     """A name that is neither text nor null is unusable, unless its row counts for no event that was asked for."""
-    with pytest.raises(C42Error, match=r"sent a first name that is no text$"):
+    with pytest.raises(C42Error, match=r"sent a first name that is not text$"):
         payload.page(subscriptions(1, {"subscriber": {"first_name": name}}), ["E"])
     for row in {"event_id": "F"}, {"event_id": None}, {"permission": "removed"}:
         assert payload.page(subscriptions(1, {"subscriber": {"first_name": name}} | row), ["E"]).names == []
@@ -119,7 +119,7 @@ def test_wrong_names(name: Any) -> None:
 @pytest.mark.parametrize("subscriber", [1, "A", True, [], [{"first_name": "A"}]], ids=json.dumps)
 def test_wrong_subscribers(subscriber: Any) -> None:
     """A subscriber that is neither an object nor null is unusable."""
-    with pytest.raises(C42Error, match=r"sent a first name that is no text$"):
+    with pytest.raises(C42Error, match=r"sent a first name that is not text$"):
         payload.page(subscriptions(1, {"subscriber": subscriber}), ["E"])
 
 
@@ -149,7 +149,7 @@ def test_wrong_shapes(said: Any) -> None:
 @pytest.mark.parametrize("title", [1, True, [], {}, ["x"], float("nan")], ids=json.dumps)
 def test_wrong_titles(title: Any) -> None:
     """A title that is neither text nor null is unusable; an event without one has none."""
-    with pytest.raises(C42Error, match=r"sent a title that is no text$"):
+    with pytest.raises(C42Error, match=r"sent a title that is not text$"):
         payload.title({"E": {"id": "E", "title": title}}, "E", ["E"])
     for event in {"id": "E"}, {"id": "E", "title": None}:
         assert payload.title({"E": event}, "E", ["E"]) is None
