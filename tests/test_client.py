@@ -8,7 +8,10 @@ import gzip
 import html
 import json
 import logging
+import re
 import resource
+import subprocess
+import sys
 import threading
 import time
 from collections.abc import Callable, Iterator
@@ -774,7 +777,7 @@ def test_log(make: Make, upstream: Standin, caplog: pytest.LogCaptureFixture) ->
     assert {call["endpoint"] for call in fields["calls"]} == set(ENDPOINTS)
     assert [(call["status"], call["trouble"]) for call in fields["calls"]] == [(200, "")] * 2
     assert all(0 < call["seconds"] == round(call["seconds"], 4) for call in fields["calls"])
-    assert ok.getMessage().endswith(" ms)"), calls
+    assert re.search(r" \(events \d+ ms, event-subscriptions \d+ ms\)$", ok.getMessage()), calls
     assert " outcome=negative status=404: the event is deleted (" in negative.getMessage()
     assert vars(negative)["fields"]["names"] is None
     assert fault.levelno == logging.WARNING
@@ -895,6 +898,7 @@ def test_usage(capsys: pytest.CaptureFixture[str], upstream: Standin) -> None:
     assert (status, said[: len(usage)], complaint) == (0, usage, "")
     assert "\nPrint an event's title and attendees.\n" in said
     assert upstream.calls() == 0
+    assert subprocess.run([sys.executable, c42client.__file__], check=False, capture_output=True).returncode == 2
 
 
 @pytest.mark.parametrize("body", ["&#" + "1" * 5000, "\\" * 60_000 + "x"])
