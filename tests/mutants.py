@@ -48,6 +48,7 @@ TESTS = {
     "cache.py": ["test_cache.py", "tests/test_cache_model.py"],
     "c42client.py": _LISTS,
     "calendar42/": _LISTS,
+    "calendar42/calls.py": ["tests/test_payload.py", *_LISTS],
     "calendar42/ids.py": ["tests/test_payload.py"],
     "calendar42/payload.py": ["tests/test_payload.py"],
     "calendar42/transport.py": ["tests/test_transport.py", "tests/test_fault_matrix.py"],
