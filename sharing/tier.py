@@ -40,7 +40,7 @@ SHORTEST_WAIT = 0.01  # seconds between two looks
 log = logging.getLogger("c42c.redis")
 
 # Returns Redis's time, the answer and what is left of it; or the time alone if this took the lock; or else nothing.
-# If something other than a string is in the answer's place, that is '', which is no answer.
+# A key that holds another type than a string is treated as an invalid answer.
 LOOK_UP = """
 local time = redis.call('time')
 local now = time[1] * 1000 + math.floor(time[2] / 1000)

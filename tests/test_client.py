@@ -407,7 +407,7 @@ def test_moving_pages_have_one_deadline(make: Make, upstream: Standin) -> None:
 
 
 def test_rows_without_ids(make: Make, upstream: Standin) -> None:
-    """Rows without an id, and removed ones without content, count as rows, and can't be told from each other."""
+    """Rows without an id, and removed ones without content, count as rows, even if several look the same."""
     event_id, blank = new_id(), [{"subscriber": {"first_name": "A"}}] * 99
     upstream.add_event(event_id)
     for offset, more in (0, {"permission": "removed"}), (100, {"id": "x", "permission": "removed"}):

@@ -58,7 +58,7 @@ FAULTS_OF_EVENTS: dict[str, dict[str, Any]] = {
 }
 FAULTS_OF_SUBSCRIPTIONS: dict[str, dict[str, Any]] = {
     "no count": {"body": '{"meta_data": {}, "data": []}'},
-    "a count that is no number": {"body": '{"meta_data": {"count": "2"}, "data": []}'},
+    "a count that is not a number": {"body": '{"meta_data": {"count": "2"}, "data": []}'},
     "a negative count": {"body": '{"meta_data": {"count": -1}, "data": []}'},
     "more than 100,000": {"body": '{"meta_data": {"count": 100001}, "data": []}'},
     "fewer than counted": {"body": '{"meta_data": {"count": 3}, "data": []}'},
@@ -169,7 +169,7 @@ def try_with(
 
 @pytest.mark.parametrize("fault", FAULTS.values(), ids=FAULTS)
 def test_bad_gateway(inside: MakeInside, upstream: Standin, fault: dict[str, Any]) -> None:
-    """What is broken off, too large, redirected or undocumented is a 502, kept for C42_FAULT_EXPIRY."""
+    """An answer that breaks off, is too large, redirects or has an unknown form is a 502, kept for C42_FAULT_EXPIRY."""
     everywhere(inside, upstream, fault, BAD_GATEWAY, FAULT_EXPIRY)
 
 

@@ -420,7 +420,7 @@ def _http_date(offset: float) -> str:
 def test_check_finds(
     capsys: pytest.CaptureFixture[str], upstream: Standin, fault: Mapping[str, object], says: str
 ) -> None:
-    """What is wrong with the answer to the question is said in one line, and is exit status 1."""
+    """If the answer to the question is wrong, the check prints one line about it and exits with status 1."""
     upstream.rule(**fault)  # type: ignore[arg-type]
     status, said = checked(capsys, upstream)
     assert (status, said.count("FAIL")) == (1, 1)

@@ -124,7 +124,7 @@ def test_wrong_subscribers(subscriber: Any) -> None:
 
 
 def test_names() -> None:
-    """Names keep their order and their blanks within; what is blank, null, missing or removed is left out."""
+    """Names keep their order and inner blanks; blank, null, missing and removed ones are left out."""
     said = [" A ", "", None, " \t\n\u00a0", "B", "A"]
     rows: list[Any] = [{"subscriber": {"first_name": name}, "id": f"E__{at}"} for at, name in enumerate(said)]
     rows += [{"subscriber": None}, {"subscriber": {}}, {}, {"permission": "removed", "subscriber": {"first_name": "C"}}]

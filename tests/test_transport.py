@@ -1,4 +1,4 @@
-"""One GET over a real socket: what is taken for an answer, what is not, and which connections are used again."""
+"""One GET over a real socket: which answers are accepted, and which connections are used again."""
 
 import contextlib
 import errno
@@ -370,7 +370,7 @@ BROKEN = {
 
 @pytest.mark.parametrize(("reply", "why"), BROKEN.values(), ids=BROKEN)
 def test_no_answer(scripted: Scripted, transport: MakeTransport, reply: bytes, why: str) -> None:
-    """What is not HTTP, breaks off, or can't be unpacked is a fault, and its connection isn't used again."""
+    """An answer that isn't HTTP, breaks off or can't be unpacked is a fault, and its connection isn't used again."""
     made = transport(scripted([reply], [OTHER]).base_url)
     with pytest.raises(ConnectionError) as raised:
         ask(made)
@@ -573,7 +573,7 @@ def no_descriptors() -> Iterator[None]:
 
 @pytest.mark.parametrize("host", ["127.0.0.1", "localhost"])
 def test_no_descriptors(transport: MakeTransport, host: str) -> None:
-    """A lack of file descriptors is told from an upstream that can't be reached; once there are some, all is well."""
+    """Running out of file descriptors is an error of its own; once there are some, calls work again."""
 
     def reply(listener: socket.socket) -> None:
         sock, _ = listener.accept()
