@@ -35,6 +35,12 @@ EQUIVALENT: list[Equivalent] = [
         "only the options `close` and `keep-alive` count",
     ),
     Equivalent(
+        "cache.py",
+        "break",
+        "break → continue",
+        "the rest of the batch finds nothing more to delete",
+    ),
+    Equivalent(
         "serving/connection.py",
         "self._needed = 0  # bytes of an incomplete request, once its head is there",
         "0 → 1",

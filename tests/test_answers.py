@@ -319,6 +319,18 @@ def test_a_hit_is_rendered_once_a_second() -> None:
     assert served == {b"200": 4}
 
 
+def test_retry_after_is_rendered_for_each_hit() -> None:
+    """Retry-After counts down within a second of the lifetime, too: it has a fraction of its own."""
+    kept = value.failure(Paused("events", "later", 429, 429, b"", 10.5))
+    held = iter([(kept, PAUSED, 0.4, 9.6), (kept, PAUSED, 0.6, 9.4)])
+    cache: Any = SimpleNamespace(get=lambda key: next(held))
+    request = Request("GET", f"{hits.PREFIX}1", "", "HTTP/1.1", {}, 0, True)
+    shortcut = hits.immediate(cache, frozenset(), Counter())(request)
+    assert shortcut
+    heads = [answer[0] for _ in range(2) if (answer := shortcut())]
+    assert [b"Retry-After: 11\r\n" in heads[0], b"Retry-After: 10\r\n" in heads[1]] == [True, True]
+
+
 class Silent(ImATeapot):
     """An error without a description."""
 
