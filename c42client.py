@@ -11,23 +11,20 @@ import sys
 import time
 from collections.abc import Callable, Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import closing, contextmanager
+from contextlib import closing
 from dataclasses import replace
-from inspect import GEN_SUSPENDED, getgeneratorstate
 from typing import Any
 
 from calendar42 import EVENTS, SUBSCRIPTIONS, ids, payload
 from calendar42.calls import Call, Job, Pause, Upstream
 from calendar42.errors import C42Error, Exhausted, Paused, TimedOut, TooLarge
 from calendar42.payload import Page
-from calendar42.transport import Steps, finish
 from operations import settings
 
 PAGE = 100  # rows: the upstream's largest page
 PAGES_AT_ONCE = 16  # of one event or list
 LIST = 6500  # characters of ids in one URL: half a list of the longest ids, and less than servers take
 
-_finisher = ThreadPoolExecutor(16, thread_name_prefix="c42c-upstream")
 log = logging.getLogger("c42c.upstream")
 Merged = dict[str, Any]
 Outcome = tuple[str, Merged | C42Error]
@@ -36,8 +33,8 @@ Outcome = tuple[str, Merged | C42Error]
 class Client:
     """Gets events from Calendar42, as the user of `token` may see them. Thread-safe.
 
-    No call is made during a `pause`. `timeout` is what a late answer's error says. `observe` is called with each
-    `Call`, and `observe_fault` with each fault except pauses.
+    No call is made during a `pause`. `callers` is how many threads may ask at once. `timeout` is what a late answer's
+    error says. `observe` is called with each `Call`, and `observe_fault` with each fault except pauses.
     """
 
     def __init__(
@@ -47,11 +44,13 @@ class Client:
         token: str,
         timeout: float,
         pause: Pause,
+        callers: int = 1,
         observe: Callable[[Call], None] = lambda call: None,
         observe_fault: Callable[[C42Error], None] = lambda error: None,
     ) -> None:
         self._timeout = timeout
         self._observe_fault = observe_fault
+        self._pool = ThreadPoolExecutor(callers + PAGES_AT_ONCE, thread_name_prefix="c42c-upstream")
         self._upstream = Upstream(base_url=base_url, token=token, pause=pause, observe=observe)
 
     def fetch(self, event_ids: list[str], deadline: float) -> Iterator[Outcome]:
@@ -83,17 +82,17 @@ class Client:
 
     def close(self) -> None:
         """Close the connections; calls under way end by their deadline."""
+        self._pool.shutdown(wait=False, cancel_futures=True)
         self._upstream.transport.close()
 
     def _fetch(self, event_ids: list[str], job: Job) -> Iterator[Outcome]:
         """Yield each event with its answer or an error of its own; raise `C42Error` if a call fails."""
         if len(event_ids) > PAGE or len(",".join(event_ids)) > LIST:
             raise TooLarge(EVENTS, "too many ids for one call")
-        rest = f"{event_ids[0]}/" if len(event_ids) == 1 else f"?ids={_brackets(event_ids)}&limit={PAGE}"
-        asked = self._upstream.begin(EVENTS, rest, job)
-        first = self._page(event_ids, 0, job)
-        with _sent(asked, first):
-            events = payload.events(finish(asked))
+        rest = f"{event_ids[0]}/" if len(event_ids) == 1 else f"?ids=[{','.join(event_ids)}]&limit={PAGE}"
+        first = self._pool.submit(self._page, event_ids, 0, job)
+        try:
+            events = payload.events(self._upstream.call(EVENTS, rest, job))
             answers: dict[str, Merged] = {}
             for event_id in event_ids:
                 try:
@@ -104,17 +103,19 @@ class Client:
                     yield event_id, error
             known = [event_id for event_id in event_ids if event_id in events]
             if answers:  # an id that Calendar42 can't read may have turned its filter off
-                page = finish(first if known == event_ids else self._page(known, 0, job))
+                page = first.result() if known == event_ids else self._page(known, 0, job)
                 for event_id, name in self._names(known, page, job):
                     if event_id in answers:  # not deleted
                         answers[event_id]["names"].append(self._upstream.blank(name))
             yield from answers.items()
+        finally:
+            first.cancel()
 
     def _names(self, event_ids: list[str], page: Page, job: Job) -> list[tuple[str, str]]:
         """Return the names on all pages, given the first; if they move between pages, read them again."""
         names = payload.join(self._pages(event_ids, page, job))
         if names is None and page.total > PAGE:
-            names = payload.join(self._pages(event_ids, finish(self._page(event_ids, 0, job)), job))
+            names = payload.join(self._pages(event_ids, self._page(event_ids, 0, job), job))
         if names is None:
             raise C42Error(SUBSCRIPTIONS, "Calendar42 sent subscriptions that don't add up")
         return names
@@ -123,35 +124,17 @@ class Client:
         """Return all pages, some of which are asked for at a time."""
         pages, offsets = [first], range(PAGE, first.total, PAGE)
         for start in range(0, len(offsets), PAGES_AT_ONCE):
-            calls = [self._page(event_ids, offset, job) for offset in offsets[start : start + PAGES_AT_ONCE]]
-            with _sent(*calls):
-                pages += map(finish, calls)
+            some = offsets[start : start + PAGES_AT_ONCE]
+            pages += self._pool.map(lambda at: self._page(event_ids, at, job), some)
         return pages
 
-    def _page(self, event_ids: list[str], offset: int, job: Job) -> Steps[Page]:
-        rest = f"?event_ids={_brackets(event_ids)}&limit={PAGE}&offset={offset}"
-        return payload.page((yield from self._upstream.begin(SUBSCRIPTIONS, rest, job)), event_ids)
+    def _page(self, event_ids: list[str], offset: int, job: Job) -> Page:
+        rest = f"?event_ids=[{','.join(event_ids)}]&limit={PAGE}&offset={offset}"
+        return payload.page(self._upstream.call(SUBSCRIPTIONS, rest, job), event_ids)
 
     def _observe(self, error: C42Error) -> None:
         if not error.definite and not isinstance(error, Paused):
             self._observe_fault(error)
-
-
-@contextmanager
-def _sent(*calls: Steps[Any]) -> Iterator[None]:
-    """Send all calls. Those whose answers are not needed in the end are finished in another thread."""
-    try:
-        for call in calls:
-            next(call)
-        yield
-    finally:
-        for call in calls:
-            if getgeneratorstate(call) == GEN_SUSPENDED:
-                _finisher.submit(finish, call)
-
-
-def _brackets(event_ids: list[str]) -> str:
-    return f"%5B{','.join(event_ids)}%5D"
 
 
 def _logged(event_id: str, outcome: Merged | C42Error, job: Job) -> Outcome:

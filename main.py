@@ -100,6 +100,7 @@ def _wire(config: Settings, client: Client | None, clock: Callable[[], float], s
         token=config.token,
         timeout=config.timeout,
         pause=pause,
+        callers=config.max_waiting,
         observe=metrics.called,
         observe_fault=metrics.faulted,
     )

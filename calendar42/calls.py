@@ -17,7 +17,7 @@ from typing import Any, NamedTuple
 from urllib.parse import unquote
 
 from calendar42.errors import C42Error, Exhausted, Paused, TimedOut, TooLarge
-from calendar42.transport import Answer, Steps, Transport
+from calendar42.transport import Answer, Transport
 
 MAX_BODY = 8 * 2**20  # bytes of one answer
 MAX_ERROR_BODY = 64 * 2**10  # bytes of an error that are passed through
@@ -90,13 +90,13 @@ class Upstream:
         self._observe = observe
         self.transport = Transport(base_url=base_url, token=token)
 
-    def begin(self, endpoint: str, rest: str, job: Job) -> Steps[Any]:
-        """Send a call, yield, and return the JSON of its answer; or raise `C42Error`."""
+    def call(self, endpoint: str, rest: str, job: Job) -> Any:
+        """Make one call and return the JSON of its answer, or raise `C42Error`."""
         if left := self._pause.left:
             raise Paused(endpoint, PAUSED, 429, 0, retry_after=left)
         if not job.left:
             raise job.late(endpoint)
-        status, headers, body = yield from self._get(endpoint, rest, job)
+        status, headers, body = self._get(endpoint, rest, job)
         if status == 429:
             self._pause.begin(headers.get("Retry-After", ""))
             raise Paused(endpoint, PAUSED, 429, 429, self._error_body(body), max(self._pause.left, 0.001))
@@ -111,10 +111,10 @@ class Upstream:
         except (ValueError, RecursionError):
             raise C42Error(endpoint, "Calendar42 sent no JSON") from None
 
-    def _get(self, endpoint: str, rest: str, job: Job) -> Steps[Answer]:
+    def _get(self, endpoint: str, rest: str, job: Job) -> Answer:
         began, status, trouble = time.monotonic(), 0, ""
         try:
-            answer = yield from self.transport.begin(f"{endpoint}/{rest}", deadline=job.deadline, limit=MAX_BODY)
+            answer = self.transport.get(f"{endpoint}/{rest}", deadline=job.deadline, limit=MAX_BODY)
             status = answer.status
         except TimeoutError:
             trouble = "timed out"

@@ -1,10 +1,10 @@
-"""One GET, whole, within a deadline, in two steps: a thread can send several before it reads the first answer.
+"""One GET, whole, within a deadline.
 
-`requests` says which proxy and which certificates the environment asks for, and urllib3 makes the connections. A call
-of `requests` itself sends and waits in one step, and takes half as much CPU again.
+`requests` says which proxy and which certificates the environment asks for, and makes a pool of connections. The calls
+go straight to that pool: what `requests` adds to each of them costs half as much again.
 
 The time-outs of `requests` and urllib3 start again with each read, http.client skips no informational answer but 100,
-and urllib3 doesn't notice that more than the answer has been read. `_Response` does better. Redirects aren't
+and urllib3 doesn't notice that more than the answer has been read. `_Connection` does better. Redirects aren't
 followed, and neither cookies nor a `.netrc` are used: the token goes to one address.
 """
 
@@ -16,33 +16,22 @@ import logging
 import socket
 import ssl
 import time
-from collections import deque
-from collections.abc import Generator, Mapping
+from collections.abc import Mapping
 from concurrent.futures import ThreadPoolExecutor
 from functools import cached_property
-from typing import Any, NamedTuple, TypeVar, cast
+from typing import Any, NamedTuple, cast
 
 import requests
 import urllib3
 from requests.adapters import HTTPAdapter
 
+_KEPT = 1024  # connections
 _CHUNK = 65536  # bytes
+_ONCE: Any = {"retries": False, "redirect": False, "assert_same_host": False, "preload_content": False}
 _MOST_INTERIM = 100  # informational answers to one call
 _opener = ThreadPoolExecutor(64, thread_name_prefix="c42c-connect")
 
 logging.getLogger("urllib3.connection").disabled = True  # it quotes malformed headers, which may name people
-
-T = TypeVar("T")
-Steps = Generator[None, None, T]  # a call in two steps or more: it yields once it is sent, and returns its result
-
-
-def finish(steps: Steps[T]) -> T:
-    """Run the remaining steps of a call, and return its result."""
-    while True:
-        try:
-            next(steps)
-        except StopIteration as end:
-            return cast(T, end.value)
 
 
 class Answer(NamedTuple):
@@ -60,32 +49,31 @@ class Transport:
         self._base = requests.Request("GET", base_url).prepare()
         self._headers = {"Authorization": f"Token {token}", "Accept-Encoding": "gzip"}
         self._headers |= {"Accept": "application/json", "Content-Type": "application/json"}
-        self._kept = deque[_Connection]()  # connections to use again
-        self._closed = False
+        self._adapter = HTTPAdapter(pool_connections=1, pool_maxsize=_KEPT)
 
     @cached_property
     def _pool(self) -> urllib3.HTTPConnectionPool:
         env = requests.Session().merge_environment_settings(str(self._base.url), {}, None, None, None)
         try:
-            pool = HTTPAdapter().get_connection_with_tls_context(self._base, env["verify"], env["proxies"])
+            pool = self._adapter.get_connection_with_tls_context(self._base, env["verify"], env["proxies"])
         except ValueError:  # whose text may have the proxy's password
             raise ConnectionError("the proxy that the environment names can't be used") from None
         pool = cast(urllib3.HTTPConnectionPool, pool)
+        pool.headers = self._headers
         pool.ConnectionCls = _TLSConnection if pool.scheme == "https" else _Connection
         return pool
 
-    def begin(self, path: str, *, deadline: float, limit: int) -> Steps[Answer]:
-        """Send a request for `path`, yield, and return the answer by `deadline` (of `time.monotonic`).
+    def get(self, path: str, *, deadline: float, limit: int) -> Answer:
+        """Get `path` by `deadline` (of `time.monotonic`), with `limit` bytes of body and one more at most.
 
-        Of the body, `limit` bytes and one more are read at most. Raises TimeoutError, ConnectionError if no whole
-        answer comes for another reason, and OSError with EMFILE or ENFILE if there is no file descriptor left here.
+        Raises TimeoutError, ConnectionError if no whole answer comes for another reason, and OSError with EMFILE or
+        ENFILE if there is no file descriptor left here.
         """
         try:
-            while kept := self._take():
-                with contextlib.suppress(ConnectionError):  # closed at the other end just before the request came
-                    return (yield from self._exchange(kept, path, deadline, limit))
-            new = cast(_Connection, self._pool._new_conn())
-            return (yield from self._exchange(new, path, deadline, limit))
+            while (left := deadline - time.monotonic()) > 0:
+                with contextlib.suppress(_Stale):
+                    return self._send(path, left, limit)
+            raise TimeoutError
         except (urllib3.exceptions.HTTPError, http.client.HTTPException, OSError, ValueError) as error:
             cause = _cause(error)
             if isinstance(cause, socket.gaierror):
@@ -98,61 +86,15 @@ class Transport:
 
     def close(self) -> None:
         """Close all connections, those in use after their answers."""
-        self._closed = True
-        while self._kept:
-            self._kept.pop().close()
+        with contextlib.suppress(ConnectionError):  # if the proxy can't be used, there are none
+            self._pool.close()
 
-    def _take(self) -> "_Connection | None":
-        """Return a kept connection on which nothing has happened since; close the others."""
-        with contextlib.suppress(IndexError):
-            while not (connection := self._kept.pop()).is_connected:
-                connection.close()
-            return connection
-        return None
-
-    def _exchange(self, connection: "_Connection", path: str, deadline: float, limit: int) -> Steps[Answer]:
-        sending = None
-        try:
-            connection.timeout = _left(deadline)
-            if connection.is_closed:  # looking up a name takes no time-out, and shaking hands takes one per read
-                sending = _opener.submit(self._send, connection, path, deadline)
-            else:
-                self._send(connection, path, deadline)
-            yield
-            if sending:
-                sending.result(_left(deadline))
-            connection.timeout = _left(deadline)
-            with contextlib.closing(connection.getresponse()) as response:
-                answer = Answer(response.status, response.headers, response.read(limit + 1, decode_content=True))
-        except BaseException:
-            if not sending:
-                connection.close()
-            elif not sending.cancel():
-                sending.add_done_callback(lambda _: connection.close())
-            raise
-        if len(answer.body) > limit or self._closed:
-            connection.close()
-        else:
-            self._kept.append(connection)
-        return answer
-
-    def _send(self, connection: "_Connection", path: str, deadline: float) -> None:
-        pool, prefix, headers = self._pool, self._base.path_url, self._headers
-        if pool.proxy and pool.scheme == "http":  # the proxy needs the whole address
-            prefix, headers = str(self._base.url), {**headers, **pool.proxy_headers}
-        if connection.is_closed and pool.proxy:
-            pool._prepare_proxy(connection)  # connects if there is to be a tunnel
-        if connection.is_closed:
-            connection.connect()
-        connection.timeout = _left(deadline)
-        connection.request("GET", f"{prefix}{path}", headers=headers, preload_content=False)
-
-
-def _left(deadline: float) -> float:
-    left = deadline - time.monotonic()
-    if left <= 0:
-        raise TimeoutError
-    return left
+    def _send(self, path: str, seconds: float, limit: int) -> Answer:
+        pool, timeout = self._pool, urllib3.Timeout(total=seconds)
+        is_forwarded = pool.proxy and pool.scheme == "http"  # by a proxy, which needs the whole address
+        prefix = self._base.url if is_forwarded else self._base.path_url
+        with contextlib.closing(pool.urlopen("GET", f"{prefix}{path}", timeout=timeout, **_ONCE)) as response:
+            return Answer(response.status, response.headers, response.read(limit + 1, decode_content=True))
 
 
 def reason(error: BaseException) -> str:
@@ -173,6 +115,10 @@ def _cause(error: BaseException) -> BaseException:
     return error
 
 
+class _Stale(Exception):
+    """A kept connection was closed at the other end just before the request came."""
+
+
 class _Stream(io.RawIOBase):
     """Reads from a socket until the deadline, or until the answer has `ended`."""
 
@@ -188,7 +134,10 @@ class _Stream(io.RawIOBase):
     def readinto(self, buffer: Any) -> int | None:
         if self.ended:
             return 0
-        self.sock.settimeout(_left(self._deadline))
+        left = self._deadline - time.monotonic()
+        if left <= 0:
+            raise TimeoutError
+        self.sock.settimeout(left)
         return self._raw.readinto(buffer)
 
     def close(self) -> None:
@@ -228,6 +177,28 @@ class _Response(http.client.HTTPResponse):
 
 class _Connection(urllib3.connection.HTTPConnection):
     response_class = _Response
+    _used = False
+
+    def connect(self) -> None:
+        """Connect in another thread: looking up a name takes no time-out, and shaking hands takes one per read."""
+        self._used = False
+        connecting = _opener.submit(super().connect)
+        try:
+            connecting.result(self.timeout)
+        except TimeoutError:
+            if not connecting.cancel():
+                connecting.add_done_callback(lambda _: self.close())
+            raise
+
+    def getresponse(self) -> Any:
+        try:
+            response = super().getresponse()
+        except ConnectionError as error:
+            if self._used:
+                raise _Stale from error
+            raise
+        self._used = True
+        return response
 
 
 class _TLSConnection(_Connection, urllib3.connection.HTTPSConnection):

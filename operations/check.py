@@ -12,7 +12,7 @@ from email.utils import parsedate_to_datetime
 from urllib.parse import urlsplit
 
 from calendar42.calls import MAX_BODY
-from calendar42.transport import Answer, Transport, finish
+from calendar42.transport import Answer, Transport
 from operations import settings
 from operations.settings import SettingsError
 
@@ -46,7 +46,7 @@ def _findings(environ: Mapping[str, str]) -> Iterator[Finding]:
     began, asked = time.monotonic(), datetime.now(UTC)
     try:
         with closing(Transport(base_url=config.base_url, token=config.token)) as transport:
-            answer = finish(transport.begin(QUESTION, deadline=began + config.timeout, limit=MAX_BODY))
+            answer = transport.get(QUESTION, deadline=began + config.timeout, limit=MAX_BODY)
     except TimeoutError:
         yield FAIL, f"answer: none within {config.timeout:g} s; see C42_BASE_URL, C42_TIMEOUT, proxies and firewalls"
     except ConnectionError as error:

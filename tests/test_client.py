@@ -103,7 +103,7 @@ def test_connections_are_kept(make: Make, upstream: Standin) -> None:
 
 def test_callers_do_not_wait_for_each_other(make: Make, upstream: Standin) -> None:
     """Callers have both of their calls under way at once."""
-    client, gate = make(), Gate()
+    client, gate = make(callers=5), Gate()
     upstream.rule(gate=gate)
     threads = [threading.Thread(target=fetch, args=(client, EVENTS["plain"])) for _ in range(5)]
     for thread in threads:
@@ -267,16 +267,18 @@ def test_what_is_read_leniently(make: Make, upstream: Standin) -> None:
 
 def test_the_events_failure_is_the_answer(make: Make, upstream: Standin) -> None:
     """If both calls fail the event's failure is the answer, also where the other one's comes first."""
-    gate, ended = Gate(), list[int]()
+    gate = Gate()
     upstream.rule("events", gate=gate, status=403)
     upstream.rule("event-subscriptions", status=500)
-    client = make(observe=lambda call: ended.append(call.status))
-    with ThreadPoolExecutor() as pool:
-        failing = pool.submit(failure, client, EVENTS["plain"])
-        until(lambda: upstream.calls("event-subscriptions"))
-        gate.open()
-        assert failing.result().status == 403
-    until(lambda: ended == [403, 500])
+    ended: list[int] = []
+
+    def opened(call: Call) -> None:
+        ended.append(call.status)
+        if call.endpoint == "event-subscriptions":
+            gate.open()
+
+    assert failure(make(observe=opened), EVENTS["plain"]).status == 403
+    assert ended == [500, 403]
 
 
 @pytest.mark.parametrize("event", ["unknown", "deleted"])
@@ -711,6 +713,19 @@ def test_a_pause_is_one_line_in_the_log(make: Make, upstream: Standin, caplog: p
     assert faults == []
 
 
+def test_a_pause_begins_while_the_other_call_hangs(make: Make, upstream: Standin) -> None:
+    """A 429 begins the pause when it comes, even if the load's other call has no answer yet."""
+    pause, gate = Pause(6), Gate()
+    upstream.rule("events", gate=gate)
+    upstream.rule("event-subscriptions", status=429, headers={"Retry-After": "30"})
+    with ThreadPoolExecutor() as pool:
+        failing = pool.submit(failure, make(pause=pause), EVENTS["plain"])
+        until(lambda: pause.left > 0)
+        assert not failing.done()
+        gate.open()
+        assert failing.result().status == 429
+
+
 # What is said of a load
 
 
@@ -777,7 +792,8 @@ def test_log(make: Make, upstream: Standin, caplog: pytest.LogCaptureFixture) ->
     assert {call["endpoint"] for call in fields["calls"]} == set(ENDPOINTS)
     assert [(call["status"], call["trouble"]) for call in fields["calls"]] == [(200, "")] * 2
     assert all(0 < call["seconds"] == round(call["seconds"], 4) for call in fields["calls"])
-    assert re.search(r" \(events \d+ ms, event-subscriptions \d+ ms\)$", ok.getMessage()), calls
+    each = r"(events|event-subscriptions) \d+ ms"
+    assert re.search(rf" \({each}, {each}\)$", ok.getMessage()), calls
     assert " outcome=negative status=404: the event is deleted (" in negative.getMessage()
     assert vars(negative)["fields"]["names"] is None
     assert fault.levelno == logging.WARNING
