@@ -41,6 +41,12 @@ EQUIVALENT: list[Equivalent] = [
         "the rest of the batch finds nothing more to delete",
     ),
     Equivalent(
+        "calendar42/payload.py",
+        "if not events.keys() <= set(asked) and event_id not in events:",
+        "<= → <",
+        "if exactly the events asked for came, this one is among them",
+    ),
+    Equivalent(
         "serving/connection.py",
         "self._needed = 0  # bytes of an incomplete request, once its head is there",
         "0 → 1",
