@@ -25,7 +25,6 @@ import requests
 import urllib3
 from requests.adapters import HTTPAdapter
 
-_KEPT = 1024  # connections
 _CHUNK = 65536  # bytes
 _ONCE: Any = {"retries": False, "redirect": False, "assert_same_host": False, "preload_content": False}
 _MOST_INTERIM = 100  # informational answers to one call
@@ -43,13 +42,13 @@ class Answer(NamedTuple):
 
 
 class Transport:
-    """Sends GET requests below `base_url`, with the `token`. Any thread may use it."""
+    """Sends GET requests below `base_url`, with the `token`, and keeps `connections` of them. Any thread may use it."""
 
-    def __init__(self, *, base_url: str, token: str) -> None:
+    def __init__(self, *, base_url: str, token: str, connections: int = 1) -> None:
         self._base = requests.Request("GET", base_url).prepare()
         self._headers = {"Authorization": f"Token {token}", "Accept-Encoding": "gzip"}
         self._headers |= {"Accept": "application/json", "Content-Type": "application/json"}
-        self._adapter = HTTPAdapter(pool_connections=1, pool_maxsize=_KEPT)
+        self._adapter = HTTPAdapter(pool_connections=1, pool_maxsize=connections)
 
     @cached_property
     def _pool(self) -> urllib3.HTTPConnectionPool:

@@ -5,6 +5,7 @@ A catalogue has no lock: code that shares one between threads must guard it. `EV
 
 from collections.abc import Iterable
 from datetime import UTC, datetime, timedelta
+from functools import lru_cache
 from typing import Any
 from uuid import NAMESPACE_URL, uuid5
 
@@ -90,6 +91,7 @@ def _event(event_id: str, title: str | None, number: int) -> Json:
     }  # fmt: skip
 
 
+@lru_cache(4096)
 def _row(event_id: str, first_name: str | None, number: int, position: int) -> Json:
     user_id = _key(f"{position} {first_name}")
     created = _created(number) + timedelta(seconds=position)
@@ -108,7 +110,10 @@ def _row(event_id: str, first_name: str | None, number: int, position: int) -> J
 
 
 class Catalogue:
-    """Events and their rows by event id, in order of creation; an id is known when it is in `rows`."""
+    """Events and their rows by event id, in order of creation; an id is known when it is in `rows`.
+
+    Catalogues share rows, so nobody may change one.
+    """
 
     def __init__(self) -> None:
         self.events: dict[str, Json] = {}

@@ -18,6 +18,7 @@ from tests.soak.upstream import FAULTS, Call, Stamp, is_removed
 RULES = Rules(expiry=3.0, fault_expiry=0.6, timeout=2.0)
 HIT = {"cache-control": "max-age=1", "cache-status": "c42c; hit; ttl=1"}
 FAULT = {"cache-control": "no-store", "cache-status": "c42c; hit; ttl=0"}
+OUR_504 = {"error": {"status_code": 504, "message": "Calendar42 did not answer", "code": "GATEWAY_TIMEOUT"}}
 OUR_502 = {"error": {"status_code": 502, "message": "Calendar42 sent no JSON", "code": "BAD_GATEWAY"}}
 
 
@@ -205,6 +206,14 @@ def test_finds_faults_without_a_reason(story: Story) -> None:
     assert not story.answer(OUR_502, sent=110.1, status=502, headers=FAULT)
     assert not story.answer(OUR_502, sent=110.6, status=502, headers=FAULT)
     assert story.answer(OUR_502, sent=111.0, status=502, headers=FAULT) == ["unexplained"]
+
+
+@pytest.mark.parametrize(("until", "found"), [(102.4, []), (101.0, ["unexplained"])])
+def test_a_suspended_instance_times_out_late(story: Story, until: float, found: list[str]) -> None:
+    """A time-out of another instance is as old as the moment at which that instance noticed it, suspended or not."""
+    story.call("small-1", asked=100.0, ended=102.5, fault="hang", instance=1)
+    story.checker.suspended(1, 101.0, until)
+    assert story.answer(OUR_504, sent=102.9, status=504, headers=FAULT) == found
 
 
 @pytest.mark.parametrize(("took", "found"), [(2.05, []), (1.0, ["unexplained"])])

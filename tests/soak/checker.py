@@ -245,7 +245,13 @@ class Checker:
         end = (call.ended or now) + SLACK  # the second call of a load may begin a moment after the first has ended
         others = [one for one in self.by_event.get(event_id, ()) if one.instance == call.instance]
         of_load = [call, *(one for one in others if one.asked <= end and call.asked <= (one.ended or now))]
-        return max(min(one.ended or now, one.asked + self.rules.timeout) for one in of_load)
+        return max(self._call_ended(one, now) for one in of_load)
+
+    def _call_ended(self, call: Call, now: float) -> float:
+        ended, due = call.ended or now, call.asked + self.rules.timeout
+        if self._was_away(call.instance, due, ended):
+            return ended  # its instance noticed the time-out when it was back
+        return min(ended, due)
 
     def _check_age(self, answer: Answer, event_id: str, since: float, lifetime: float) -> None:
         if self._was_away(answer.instance, answer.sent, answer.received):
