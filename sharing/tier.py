@@ -25,6 +25,7 @@ import time
 from collections.abc import Callable, Generator, Iterator
 from functools import partial
 from hashlib import blake2b
+from pathlib import Path
 from typing import NamedTuple
 
 from answers.loading import Load
@@ -39,35 +40,10 @@ SHORTEST_WAIT = 0.01  # seconds between two looks
 
 log = logging.getLogger("c42c.redis")
 
-# Returns Redis's time, the answer and what is left of it; or the time alone if this took the lock; or else nothing.
-# A key that holds another type than a string is treated as an invalid answer.
-LOOK_UP = """
-local time = redis.call('time')
-local now = time[1] * 1000 + math.floor(time[2] / 1000)
-local left = redis.call('pttl', KEYS[1])
-local answer = left ~= 0 and redis.pcall('get', KEYS[1])
-if answer then return {now, type(answer) == 'string' and answer or '', left} end
-local holder = redis.pcall('get', KEYS[2])
-if type(holder) == 'string' and holder ~= ARGV[1] then return {} end
-redis.call('set', KEYS[2], ARGV[1], 'px', ARGV[2])
-return {now}"""
-
-# Releases the lock and stores the answer if there is one, but only if the lock is still held.
-_PUT = """
-if redis.call('get', KEYS[2]) ~= ARGV[1] then return 0 end
-redis.call('del', KEYS[2])
-if ARGV[2] == '' then return 1 end
-redis.call('set', KEYS[1], ARGV[2])
-return redis.call('pexpireat', KEYS[1], ARGV[3])"""
-
-_RENEW = "if redis.call('get', KEYS[1]) == ARGV[1] then redis.call('set', KEYS[1], ARGV[1], 'px', ARGV[2]) end"
-
-# Says when the pause ends, unless it is known to last longer.
-_PAUSE = """
-if tonumber(ARGV[1]) <= (tonumber(redis.pcall('get', KEYS[1])) or 0) then return 0 end
-redis.call('set', KEYS[1], ARGV[1])
-return redis.call('pexpireat', KEYS[1], ARGV[1])"""
-
+# Each runs in Redis at one go.
+LOOK_UP, _PUT, _RENEW, _PAUSE = (
+    Path(__file__).with_name(f"{name}.lua").read_text() for name in ("look_up", "put", "renew", "pause")
+)
 _Pairs = Iterator[tuple[str, Loaded]]
 
 
