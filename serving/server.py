@@ -40,6 +40,7 @@ class Server:
 
     def __init__(self, host: str, port: int) -> None:
         self._listener = listen(host, port)
+        self.address: tuple[str, int] = self._listener.getsockname()[:2]
         self._runner = asyncio.Runner(loop_factory=new_event_loop)
         self.loop = self._runner.get_loop()
         self.stopping = False
@@ -55,7 +56,7 @@ class Server:
         After the signal, requests are taken for `drain` seconds more, and then have `patience` seconds to finish.
         """
         pool = ThreadPoolExecutor(threads, thread_name_prefix="c42c-worker")
-        work = bridge(app, self._listener.getsockname()[:2], self.loop, pool)
+        work = bridge(app, self.address, self.loop, pool)
         shared = Hub(self.loop, immediate, refusal, work, room=_raise_file_limit() // 2, **hub)  # half for the app
         with self._runner:
             self._runner.run(self._serve(shared, drain, patience))

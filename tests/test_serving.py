@@ -547,10 +547,9 @@ def serve(app: App, talk: Callable[[Callable[[bytes], socket.socket]], None], **
             stack.callback(signal.signal, *handler)
         stack.callback(resource.setrlimit, resource.RLIMIT_NOFILE, resource.getrlimit(resource.RLIMIT_NOFILE))
         server = serving_server.Server("127.0.0.1", 0)
-        address = server._listener.getsockname()
 
         def ask(raw: bytes) -> socket.socket:
-            sock = stack.enter_context(socket.create_connection(address, timeout=PATIENCE))
+            sock = stack.enter_context(socket.create_connection(server.address, timeout=PATIENCE))
             sock.sendall(raw)
             return sock
 
