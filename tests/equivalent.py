@@ -73,9 +73,9 @@ EQUIVALENT: list[Equivalent] = [
     ),
     Equivalent(
         "serving/server.py",
-        "work = bridge(app, self._listener.getsockname()[:2], self.loop, pool)",
+        "self.address: tuple[str, int] = self._listener.getsockname()[:2]",
         "2 → 3",
-        "the bridge reads the first two only",
+        "an IPv4 address has two parts, and the bridge reads no more",
     ),
     Equivalent(
         "serving/server.py",
