@@ -10,8 +10,8 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
+import pytest
 import requests
-import schemathesis
 
 from standin import EVENTS, Gate, Standin
 from tests.fixtures import ROOT, Inside, Service, new_id
@@ -54,9 +54,17 @@ def responses() -> Iterator[tuple[str, str, Any]]:
             yield path, status, resolved(response)
 
 
-def test_document_is_sound() -> None:
+@pytest.fixture(scope="module")
+def schema() -> Any:
+    """Give tests the document as Schemathesis reads it."""
+    import schemathesis  # takes a second, which pytest's other workers need not spend
+
+    return schemathesis.openapi.from_dict(DOCUMENT)
+
+
+def test_document_is_sound(schema: Any) -> None:
     """The document is valid OpenAPI 3.1, its references resolve, and every part of it is used."""
-    schemathesis.openapi.from_dict(DOCUMENT).validate()
+    schema.validate()
     text = json.dumps(DOCUMENT)
     references = set(re.findall(r'"\$ref": "#/components/(\w+/\w+)"', text))
     parts = {f"{kind}/{name}" for kind, named in DOCUMENT["components"].items() for name in named}
@@ -138,10 +146,9 @@ def trouble(name: str, service: Service, upstream: Standin) -> Iterator[None]:
     upstream.clear_rules()
 
 
-def test_examples_are_real(start: Callable[..., Service], upstream: Standin) -> None:
+def test_examples_are_real(schema: Any, start: Callable[..., Service], upstream: Standin) -> None:
     """Each example is, status and body, what the service answers with the stand-in behind; no header is left out."""
     service = start(C42_TIMEOUT="0.5", C42_THREADS="17")
-    schema = schemathesis.openapi.from_dict(DOCUMENT)
     fixed = {"malformed": "%20", "empty": "[]"}
     for path in ("/readyz", "/livez", "/healthz", MANY, ONE):  # faults last, the pause last of all
         parameter = (operation(path).get("parameters") or [{}])[0]
@@ -174,7 +181,7 @@ def test_schemathesis_finds_nothing(service: Service, upstream: Standin, tmp_pat
     command = [str(Path(sys.executable).with_name("schemathesis")), "run", f"{service.url}/openapi.json"]
     every_path = "--include-path-regex=.*"  # by itself it leaves out the document's
     phases = "--phases=examples,coverage,fuzzing"  # no request builds on another; it would take an id for a list
-    options = ["--checks=all", "--seed=42", "--max-examples=10", "--workers=2", "--no-color", every_path, phases]
+    options = ["--checks=all", "--seed=42", "--max-examples=10", "--no-color", every_path, phases]
     before = len(service.log)  # other tests have it answer with errors
     ended = subprocess.run([*command, *options], check=False, capture_output=True, text=True, cwd=tmp_path)
     assert ended.returncode == 0, ended.stdout
