@@ -35,12 +35,14 @@ T = TypeVar("T")
 _numbers = itertools.count(1)
 
 
-def until(condition: Callable[[], object], what: str = "the condition", *, patience: float = PATIENCE) -> None:
-    """Wait until `condition` holds; fail the test where it never does."""
+def until(
+    condition: Callable[[], object], what: str = "the condition", *, patience: float = PATIENCE, every: float = 0.002
+) -> None:
+    """Wait until `condition` holds, looking every so many seconds; fail the test where it never does."""
     give_up = time.monotonic() + patience
     while not condition():
         assert time.monotonic() < give_up, f"waited {patience:g} s for {what}"
-        time.sleep(0.002)
+        time.sleep(every)
 
 
 def new_id() -> str:
@@ -111,7 +113,7 @@ class Service:
                 return self.raw(b"/livez").status == 200
             return False
 
-        until(ready, "the service to answer")
+        until(ready, "the service to answer", every=0.01)
 
     def request(self, method: str, path: str, **options: Any) -> requests.Response:
         """Send one request; redirects are not followed."""

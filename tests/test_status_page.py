@@ -24,7 +24,7 @@ def text(browser: Chrome, selector: str) -> str:
 
 def shows(browser: Chrome, selector: str, wanted: str) -> None:
     """Wait until the page shows `wanted` there."""
-    until(lambda: wanted in text(browser, selector), f"{wanted!r} in {selector}")
+    until(lambda: wanted in text(browser, selector), f"{wanted!r} in {selector}", every=0.02)
 
 
 def try_event(browser: Chrome, event_id: str) -> None:
