@@ -30,7 +30,7 @@ def lives(pid: int) -> bool:
     return True
 
 
-@pytest.mark.parametrize("workers", [[], ["-p", "xdist", "-n", "2"]], ids=["alone", "with xdist"])
+@pytest.mark.parametrize("workers", [[], ["-p", "xdist", "-n", "1"]], ids=["alone", "with xdist"])
 def test_a_killed_run_leaves_no_service(workers: list[str], tmp_path: Path) -> None:
     """If pytest gets SIGTERM in the middle of a test, it ends the services that were started."""
     path, pid_file = tmp_path / "test_that_waits.py", tmp_path / "pid"
