@@ -273,10 +273,10 @@ class Upstream:
     async def _answer(self, call: Call, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> bool:
         """Answer a call, or don't; return whether the connection stays open."""
         whole = self._respond(call)
-        sent = 0
+        sent, gone = 0, False
         await asyncio.sleep(self.delay)
         if call.fault == "slow":
-            await asyncio.sleep(self._random.uniform(0.02, 0.3))
+            gone = await _hung_up(reader, self._random.uniform(0.02, 0.3))
         elif call.fault == "trickle":
             while sent < len(whole) - 1 and not await _hung_up(reader, 0.1):
                 writer.write(whole[sent : sent + 1])
@@ -284,7 +284,7 @@ class Upstream:
         elif call.fault == "hints":
             sent = whole.index(b"\r\n\r\n") + 4
             writer.write(whole[:sent])
-            await asyncio.sleep(self._random.uniform(0, 0.05))
+            gone = await _hung_up(reader, self._random.uniform(0, 0.05))
         elif call.fault in ("hang in the body", "reset in the body", "cut short"):
             sent = len(whole) - 20
             writer.write(whole[:sent])
@@ -296,7 +296,7 @@ class Upstream:
             linger = struct.pack("ii", 1, 0)
             writer.get_extra_info("socket").setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, linger)
             writer.transport.abort()
-        if call.fault.startswith(("reset", "hang", "trickle", "cut")):
+        if gone or call.fault.startswith(("reset", "hang", "trickle", "cut")):
             return False
         writer.write(whole[sent:])
         await writer.drain()
