@@ -417,13 +417,27 @@ def test_rows_without_ids(make: Make, upstream: Standin) -> None:
     assert fetch(make(), event_id)["names"] == ["A"] * 198
 
 
-def test_fewer_rows_than_promised(make: Make, upstream: Standin) -> None:
+@pytest.mark.parametrize("count", [2, 100])
+def test_fewer_rows_than_promised(make: Make, upstream: Standin, count: int) -> None:
     """If there are fewer rows than there are said to be, the answer is a 502; one page is not read twice."""
     event_id = new_id()
     upstream.add_event(event_id)
-    upstream.rule("event-subscriptions", event_id, body=rows(event_id, 2, {"subscriber": {"first_name": "A"}}))
+    upstream.rule("event-subscriptions", event_id, body=rows(event_id, count, {"subscriber": {"first_name": "A"}}))
     assert str(failure(make(), event_id)) == "Calendar42 sent subscriptions that don't add up"
     assert upstream.calls("event-subscriptions") == 1
+
+
+def test_closing_waits_for_no_call(make: Make, upstream: Standin) -> None:
+    """A client closes at once, though Calendar42 hasn't answered yet; the answer comes all the same."""
+    client, event_id, gate = make(), new_events(upstream, 1)[0], Gate()
+    upstream.rule(gate=gate)
+    with ThreadPoolExecutor() as pool:
+        under_way = pool.submit(fetch, client, event_id)
+        gate.wait_for(2)
+        client.close()
+        assert not under_way.done()
+        gate.open()
+        assert under_way.result()["id"] == event_id
 
 
 @pytest.mark.parametrize("count", [99, 100, 101, 200, 201])
