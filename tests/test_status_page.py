@@ -4,6 +4,7 @@ import json
 import re
 import threading
 from collections.abc import Callable
+from functools import partial
 from typing import Any
 
 import pytest
@@ -13,6 +14,8 @@ from selenium.webdriver.common.keys import Keys
 
 from standin import EVENTS, Gate, Standin
 from tests.fixtures import Inside, Service, new_id, until
+
+soon = partial(until, every=0.02)  # each look takes the browser some milliseconds
 
 HITS = '[data-number="cache.hits"]'
 
@@ -24,7 +27,7 @@ def text(browser: Chrome, selector: str) -> str:
 
 def shows(browser: Chrome, selector: str, wanted: str) -> None:
     """Wait until the page shows `wanted` there."""
-    until(lambda: wanted in text(browser, selector), f"{wanted!r} in {selector}", every=0.02)
+    soon(lambda: wanted in text(browser, selector), f"{wanted!r} in {selector}")
 
 
 def try_event(browser: Chrome, event_id: str) -> None:
@@ -49,11 +52,11 @@ def test_numbers_move(browser: Chrome, service: Service, upstream: Standin) -> N
     upstream.add_event(event_id, names=["Ella"])
     for _ in range(6):
         service.event(event_id)
-    until(lambda: text(browser, HITS) == f"{before['hits'] + 5:,}", "five more hits")
+    soon(lambda: text(browser, HITS) == f"{before['hits'] + 5:,}", "five more hits")
     assert text(browser, '[data-number="cache.misses"]') == f"{before['misses'] + 1:,}"
     plot = browser.find_element(By.ID, "plot-requests")
     assert re.search(r"hit: \S+ now, from \S+ to \S+; miss: ", plot.get_attribute("aria-label") or "")
-    until(lambda: len(plot.find_elements(By.CSS_SELECTOR, 'path.line.hit[d*="L"]')) == 1, "a line")
+    soon(lambda: len(plot.find_elements(By.CSS_SELECTOR, 'path.line.hit[d*="L"]')) == 1, "a line")
     assert "events, median: " in (browser.find_element(By.ID, "plot-latency").get_attribute("aria-label") or "")
     held = browser.find_element(By.CSS_SELECTOR, 'meter[data-number="cache.entries"]')
     assert int(held.get_attribute("value") or 0) >= 1
@@ -114,7 +117,7 @@ def test_tries_an_event_by_keyboard(browser: Chrome, service: Service, upstream:
     left = "return document.querySelector('progress').value"
     first = browser.execute_script(left)
     assert 200 < first <= 252
-    until(lambda: browser.execute_script(left) < first, "the bar to run down")
+    soon(lambda: browser.execute_script(left) < first, "the bar to run down")
     ActionChains(browser).send_keys(Keys.TAB, Keys.TAB).perform()
     assert browser.switch_to.active_element.get_attribute("id") == "body"
     assert complaints(browser) == []
@@ -143,7 +146,7 @@ def test_shows_errors(browser: Chrome, service: Service, upstream: Standin) -> N
     shows(browser, "#try-status", "503 Service Unavailable")
     assert text(browser, "#body") == "<h1>out of order</h1>"
     assert re.fullmatch(r"expires in \d s|expired: .*", text(browser, "#life-left"))
-    until(lambda: text(browser, "#fault-table tbody").split("\n")[0].endswith(" events 503"), "the fault")
+    soon(lambda: text(browser, "#fault-table tbody").split("\n")[0].endswith(" events 503"), "the fault")
     shows(browser, "#troubles", "had faults")
     assert event_id not in text(browser, "main")
     calls = upstream.calls()
@@ -250,9 +253,9 @@ def test_troubles_are_shown(browser: Chrome, service: Service) -> None:
         assert text(browser, "#troubles").count("\n") == 0
         assert browser.title == "(!) c42c status"
     browser.execute_script(answer, json.dumps(numbers | {"troubles": list(TROUBLES)}))
-    until(lambda: len(text(browser, "#troubles").splitlines()) == len(TROUBLES), "all of them")
+    soon(lambda: len(text(browser, "#troubles").splitlines()) == len(TROUBLES), "all of them")
     browser.execute_script(answer, json.dumps(numbers))
-    until(lambda: text(browser, "#troubles") == "All is well.", "none of them")
+    soon(lambda: text(browser, "#troubles") == "All is well.", "none of them")
     assert browser.title == "c42c status"
     assert text(browser, "#fault-table tbody tr") == "2026-01-01 00:00:00 events no answer"
     assert text(browser, "#shared-tier").split("\n")[1] == "lost"
@@ -270,13 +273,13 @@ def test_hidden_tabs_do_not_ask(browser: Chrome, service: Service) -> None:
         window.setTimeout = (what) => { window.next = what; };  // until the test says so
         """
     )
-    until(lambda: browser.execute_script("return Boolean(window.next)"), "the page to have asked, and to wait")
+    soon(lambda: browser.execute_script("return Boolean(window.next)"), "the page to have asked, and to wait")
     browser.minimize_window()
-    until(lambda: browser.execute_script("return document.hidden"), "the page to be hidden")
+    soon(lambda: browser.execute_script("return document.hidden"), "the page to be hidden")
     assert browser.execute_script("const before = asked; next(); return asked - before") == 0
     before = browser.execute_script("return asked")
     browser.set_window_size(1280, 1000)
-    until(lambda: browser.execute_script("return asked") == before + 1, "the page to ask again")
+    soon(lambda: browser.execute_script("return asked") == before + 1, "the page to ask again")
 
 
 @pytest.mark.parametrize("scheme", ["light", "dark"])
