@@ -27,7 +27,7 @@ def simulate(events: int, instances: int, per_minute: float, lifetime: float, *,
 
 
 def formula(events: int, instances: int, per_minute: float, lifetime: float, *, shared: bool) -> float:
-    """Return the same, computed: a load costs nothing more for its lifetime, nor until somebody asks again."""
+    """Return the same by a formula: after each load, none is needed until it expires and somebody asks again."""
     caches = 1 if shared else instances
     return CALLS * events * caches * 3600 / (lifetime + caches * 60 / per_minute)
 
