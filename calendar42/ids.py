@@ -26,7 +26,7 @@ def read_list(values: list[str]) -> list[str]:
         raise BadIds("event_ids is a list in brackets, not empty: [a,b,c]")
     event_ids = values[0][1:-1].split(",")
     if len(event_ids) > LONGEST_LIST:
-        raise BadIds(f"event_ids has {len(event_ids)} entries; {LONGEST_LIST} are the most")
+        raise BadIds(f"event_ids has {len(event_ids)} entries; at most {LONGEST_LIST} are allowed")
     for position, event_id in enumerate(event_ids, 1):
         if not _EVENT_ID.fullmatch(event_id):
             raise BadIds(f"entry {position} of event_ids is wrong: {RULE}")

@@ -1,15 +1,15 @@
 """Answers shared with other instances through Redis.
 
-A `SharedTier` stands around the load function. It looks in Redis first. What isn't there is loaded by the instance that
-gets the event's lock, and stored there; the others look again until the answer is there or the lock is free. The
+A `SharedTier` wraps the load function. It looks in Redis first. If an answer isn't there, the instance that gets the
+event's lock loads and stores it; the others look again until the answer is there or the lock is free. The
 upstream's pause is shared as well. While Redis is down, each instance loads for itself.
 
 A lock lasts two seconds and is renewed during its load, so if an instance dies, the others don't wait longer. If a lock
 is gone (its holder was suspended, or Redis was restarted or flushed), its holder stores nothing: another instance may
 have loaded the event since.
 
-Redis keeps an answer for what is left of its lifetime, by Redis's clock. What is written says when it expires by that
-clock, so that it may arrive late. Redis counts whole milliseconds, and one of them may be over already.
+Redis keeps an answer for what is left of its lifetime. Instances say when it expires by Redis's clock, so it may arrive
+late. Redis counts in whole milliseconds, so each time that it tells may be almost one millisecond too long.
 
 Keys: `c42c:`, format and digest of the scope; then `pause`, or the event in braces (which put all keys of an event on
 the same node of a cluster), and `:lock` for its lock. `SharedTier._lock` guards the counters.
@@ -40,7 +40,7 @@ SHORTEST_WAIT = 0.01  # seconds between two looks
 
 log = logging.getLogger("c42c.redis")
 
-# Each runs in Redis at one go.
+# Redis runs each without interruption.
 LOOK_UP, _PUT, _RENEW, _PAUSE = (
     Path(__file__).with_name(f"{name}.lua").read_text() for name in ("look_up", "put", "renew", "pause")
 )
@@ -60,8 +60,8 @@ class TierStats(NamedTuple):
 class SharedTier:
     """Shares answers through the Redis at `url` with instances of the same `scope`.
 
-    `timeout` is the longest that a load takes, in seconds; `pause` is the one of the client that loads. `loop` is an
-    event loop that runs, or will run; without one, one is started.
+    `timeout` is the longest that a load takes, in seconds; `pause` is the client's. `loop` is an event loop that
+    runs, or will run; without it, the tier starts its own.
     """
 
     def __init__(
@@ -133,7 +133,7 @@ class SharedTier:
                 time.sleep(wait)
 
     def _look(self, wanted: list[str], patience: float, began: float) -> tuple[dict[str, Loaded], list[str], float]:
-        """Return what Redis has of the events, those to load here, whose locks are held now, and the patience left."""
+        """Return the events that Redis has, those to load here (their locks are held now), and the patience left."""
         found, locked, useless = dict[str, Loaded](), list[str](), list[str]()
         commands: list[Command] = [("PTTL", f"{self._prefix}pause")]
         commands += [("EVAL", LOOK_UP, 2, *self.keys(each), self._token, self._lease) for each in wanted]
@@ -155,7 +155,7 @@ class SharedTier:
                         useless.append(self.keys(event_id)[0])
         except Exception as error:  # malformed replies can fail in any way
             raise self._link.lose(f"it answers nonsense ({type(error).__name__})") from None
-        if useless:  # the next look finds nothing in its place
+        if useless:  # so that the next look takes the lock
             left = self._link.ask([("DEL", *useless)], left)[1]
         return found, locked, left
 
@@ -201,6 +201,6 @@ def _read(event_id: str, content: bytes, left: int) -> Loaded | None:
         if not 0 < left <= loaded.lifetime * 1000:
             raise ValueError(f"{left} ms are left of it")
     except ValueError as error:
-        log.warning("Redis has something else than an answer of event %s: %s", event_id, error)
+        log.warning("Redis has an invalid answer for event %s: %s", event_id, error)
         return None
     return loaded

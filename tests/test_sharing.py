@@ -1,4 +1,4 @@
-"""What processes that share answers through Redis promise: a real Redis, and ones that fail in every way."""
+"""What instances that share answers through Redis promise, with a real Redis and with failing ones."""
 
 import asyncio
 import contextlib
@@ -130,7 +130,7 @@ def said(caplog: pytest.LogCaptureFixture) -> Said:
 
 
 def quickly(ask: Callable[[], Found]) -> Found:
-    """Return what it does, well before a Redis that hangs could have been waited for."""
+    """Return what `ask` returns; fail if it takes so long that it must have waited for a Redis that hangs."""
     began = time.monotonic()
     found = ask()
     assert time.monotonic() - began < 2.0
@@ -209,7 +209,7 @@ def test_expiry_is_the_same_for_all(shared_redis: Redis, machine: Make, counts: 
 
 
 def test_only_the_same_is_shared(inside: MakeInside, shared_redis: Redis, upstream: Standin) -> None:
-    """Another token, another upstream or other lifetimes never get these answers, and no key shows the token."""
+    """Instances with another token, upstream or lifetime never get these answers, and no key shows the token."""
     other_url = upstream.base_url.replace("127.0.0.1", "localhost")
     others = [{"C42_TOKEN": f"{TOKEN}2"}, {"C42_BASE_URL": other_url}]
     others += [{"C42_EXPIRY": "4"}, {"C42_FAULT_EXPIRY": "0.2"}]
@@ -265,7 +265,7 @@ def test_what_redis_has_of_a_list_is_there_at_once(
 def test_nothing_outlives_its_time_in_a_list(
     loader: str, shared_redis: Redis, machine: Make, counts: Counter[str], pool: ThreadPoolExecutor
 ) -> None:
-    """What Redis had at first, and what expired while the rest of the list was waited for, is loaded again."""
+    """An answer from Redis that expires while the rest of its list is being waited for is loaded again."""
     first, second = (machine(shared_redis.url, expiry=1.0) for _ in range(2))
     there, missing = new_id(), new_id()
     first.ask(there)
@@ -314,7 +314,7 @@ def test_how_an_answer_came_is_told(
 
 
 def test_the_pause_is_shared(shared_redis: Redis, machine: Make, counts: Counter[str]) -> None:
-    """A pause that the upstream asks one machine for holds for all, and for none longer, however often it is told."""
+    """A pause that the upstream asks of one machine holds for all, and passing it on never makes it longer."""
     first, second = (machine(shared_redis.url, scope=("paused",)) for _ in range(2))
     value = failed(429, retry_after=30.0)
 
@@ -339,7 +339,7 @@ def test_the_pause_is_shared(shared_redis: Redis, machine: Make, counts: Counter
 
 
 def test_the_last_millisecond(shared_redis: Redis, machine: Make) -> None:
-    """An answer with less than a millisecond left isn't there, rather than something wrong."""
+    """An answer with less than a millisecond left counts as expired, not as invalid."""
     first = machine(shared_redis.url)
     with shared_redis.client() as client:
         for _ in range(30):
@@ -357,7 +357,7 @@ INVALID_ENTRIES += [values.pack(Loaded(VALUE, OK, 10.0))]  # less than what is l
 
 
 def test_what_is_no_answer_is_replaced(shared_redis: Redis, machine: Make, counts: Counter[str], said: Said) -> None:
-    """Whatever else stands under an answer's key is loaded anew and replaced; nothing of it is served."""
+    """If an answer's key holds anything else, that is never served: the event is loaded and the content replaced."""
     first, second = machine(shared_redis.url), machine(shared_redis.url)
     with shared_redis.client() as client:
         for number, content in enumerate(INVALID_ENTRIES, 1):
@@ -365,7 +365,7 @@ def test_what_is_no_answer_is_replaced(shared_redis: Redis, machine: Make, count
             client.set(first.key(event_id), content, px=60000)
             assert first.ask(event_id).value == VALUE, content
             assert second.ask(event_id).result == "shared", content
-            assert (counts[event_id], said("something else")) == (1, number)
+            assert (counts[event_id], said("invalid answer")) == (1, number)
         client.set(first.key(event_id := new_id()), GOOD)  # without an end
         assert first.ask(event_id).result == "miss"
         assert client.pttl(first.key(event_id)) > 0
@@ -373,7 +373,7 @@ def test_what_is_no_answer_is_replaced(shared_redis: Redis, machine: Make, count
 
 
 def test_keys_of_another_type(shared_redis: Redis, machine: Make, counts: Counter[str], said: Said) -> None:
-    """A list under one of our keys, be it an answer's, a lock's or the pause's, costs nothing but that key."""
+    """If an answer's key, a lock or the pause holds a list, the event is loaded and Redis isn't taken for lost."""
     first, second = (machine(shared_redis.url, scope=("types",)) for _ in range(2))
     first.pause.begin("1")
     event_id, locked = new_id(), new_id()
@@ -386,7 +386,7 @@ def test_keys_of_another_type(shared_redis: Redis, machine: Make, counts: Counte
         assert counts[each] == 1
     assert second.pause.left > 0
     assert said("Redis is lost") == 0
-    assert said("something else") == 1
+    assert said("invalid answer") == 1
 
 
 def encoded(reply: Any) -> bytes:
@@ -407,7 +407,7 @@ replies = st.recursive(scalars, lambda inner: st.lists(inner, max_size=4), max_l
 @hypothesis_settings(max_examples=40, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(first=replies, second=replies)
 def test_whatever_redis_replies(first: Any, second: Any, shared_redis: Redis, proxy: MakeProxy, machine: Make) -> None:
-    """Any two replies to a look leave the answer right and prompt, and Redis is used again after them."""
+    """Whatever Redis replies twice, the answer is right and prompt, and Redis is used again afterwards."""
     between = proxy(shared_redis.port)
     one = machine(between.url, probe_every=0.02)
 
@@ -452,7 +452,7 @@ class Shifted:
 
 
 def test_a_clock_that_stands_still_during_a_load(shared_redis: Redis, machine: Make) -> None:
-    """The others keep an answer no longer if the clock of the machine that loads it stands still meanwhile.
+    """If the clock of the loading machine stands still during the load, the others keep the answer no longer.
 
     That is what happens to a suspended machine without CLOCK_BOOTTIME.
     """
@@ -471,7 +471,7 @@ def test_a_clock_that_stands_still_during_a_load(shared_redis: Redis, machine: M
 
 
 def test_an_answer_never_lives_longer_than_its_lifetime_again(shared_redis: Redis, machine: Make) -> None:
-    """If Redis's clock is set back, each machine keeps what it takes over for one lifetime at most."""
+    """If Redis's clock is set back, each machine keeps an answer from Redis for at most one lifetime."""
     first, second = (machine(shared_redis.url) for _ in range(2))
     with shared_redis.client() as client:
         for left, result in (251_900, "shared"), (252_100, "miss"):
@@ -556,7 +556,7 @@ def test_a_lock_that_is_gone_is_lost(
 def test_a_late_answer_replaces_no_other(
     late: values.Kept, shared_redis: Redis, machine: Make, pool: ThreadPoolExecutor
 ) -> None:
-    """What another instance stored after a lock was lost stays, whatever the one that lost it comes with."""
+    """An instance that lost its lock never replaces the answer that another has stored since."""
     first, second, third = (machine(shared_redis.url) for _ in range(3))
     event_id, first.gate = new_id(), threading.Event()
     first.answer = lambda: Loaded(late, OK if values.Value(*late).status == 200 else FAULT, 252.0)
@@ -689,7 +689,7 @@ WRONG: dict[str, Callable[[bytes, socket.socket], None]] = {
 def test_a_server_that_is_no_redis(
     kind: str, proxy: MakeProxy, machine: Make, said: Said, caplog: pytest.LogCaptureFixture
 ) -> None:
-    """Whatever answers in place of Redis, the service goes on alone, logs it once, and keeps the password secret."""
+    """If something else answers in place of Redis, instances load alone, log it once, and keep the password secret."""
     address = proxy(0, WRONG[kind]).address
     lonely = machine(f"redis://:{PASSWORD}@{address}", ready=False)
     for _ in range(10):
@@ -714,7 +714,7 @@ def test_a_password_that_comes_back(
 
 
 def test_a_redis_that_is_not_there_at_first(own_redis: Redis, machine: Make, counts: Counter[str], said: Said) -> None:
-    """The service starts without Redis, says so once, and shares from when Redis is there; a restart is survived."""
+    """The service starts without Redis, logs that once, and shares when Redis comes, even after restarts of Redis."""
     own_redis.kill()
     first, second = (machine(own_redis.url, ready=False) for _ in range(2))
     for each in (first, second):
@@ -733,7 +733,7 @@ def test_a_redis_that_is_not_there_at_first(own_redis: Redis, machine: Make, cou
 
 
 def test_a_redis_that_stands_still(own_redis: Redis, machine: Make, said: Said, pool: ThreadPoolExecutor) -> None:
-    """While Redis is stopped nobody waits for it, and it is taken back when it goes on."""
+    """While Redis is suspended, nobody waits for it; when it continues, it is used again."""
     one = machine(own_redis.url)
     own_redis.signal(signal.SIGSTOP)
     futures = [pool.submit(quickly, lambda: one.ask(new_id())) for _ in range(50)]
@@ -745,7 +745,7 @@ def test_a_redis_that_stands_still(own_redis: Redis, machine: Make, said: Said, 
 
 
 def test_what_is_written_late_lives_no_longer(own_redis: Redis, machine: Make) -> None:
-    """An answer that reaches Redis late, as Redis stood still, expires there when it does here."""
+    """If an answer reaches Redis late because Redis was suspended, it expires there when it expires here."""
     one = machine(own_redis.url, expiry=3.0, timeout=5.0)
     event_id = new_id()
 
@@ -767,7 +767,7 @@ def test_what_is_written_late_lives_no_longer(own_redis: Redis, machine: Make) -
 
 @pytest.mark.parametrize("delay", [0.1, 0.4])
 def test_a_slow_redis(delay: float, shared_redis: Redis, proxy: MakeProxy, machine: Make, said: Said) -> None:
-    """A Redis that is slow for good is used or left, and the log does not fill with it."""
+    """If Redis is always slow, it is either used or given up, and that is logged only once."""
     between = proxy(shared_redis.port)
     one = machine(between.url)
 
@@ -787,7 +787,7 @@ def test_a_slow_redis(delay: float, shared_redis: Redis, proxy: MakeProxy, machi
 def test_no_answer_waits_longer_for_redis_in_all(
     shared_redis: Redis, proxy: MakeProxy, machine: Make, pool: ThreadPoolExecutor
 ) -> None:
-    """Once its load has ended elsewhere, an answer waits 250 ms at most for a Redis that stalls 100 ms at a time."""
+    """After its load has ended elsewhere, an answer waits at most 250 ms for a Redis that stalls 100 ms each time."""
     between, stalls = proxy(shared_redis.port), Counter[str]()
     first = machine(shared_redis.url)
     second = machine(between.url, probe_every=PATIENCE)
@@ -812,7 +812,7 @@ def test_no_answer_waits_longer_for_redis_in_all(
 
 
 def test_nothing_half_read_is_used(shared_redis: Redis, proxy: MakeProxy, machine: Make, counts: Counter[str]) -> None:
-    """A reply that comes after nobody waits for it any more is never taken for the next one."""
+    """A reply that comes too late is never taken for the reply to the next command."""
     between, held_back = proxy(shared_redis.port), list[tuple[bytes, socket.socket]]()
     one, other = machine(between.url), machine(shared_redis.url)
     other.answer = lambda: Loaded(values.success({"id": "2", "title": None, "names": []}), OK, 252.0)
@@ -933,7 +933,7 @@ def test_any_loop(factory: Callable[[], asyncio.AbstractEventLoop] | None, share
 
 
 def test_a_tier_that_is_closed(shared_redis: Redis, machine: Make, said: Said) -> None:
-    """Once it is closed, loads go on without Redis, its connection is gone, and nothing is said of a loss."""
+    """After `close`, loads go on without Redis, the connection is closed, and no loss is logged."""
     one = machine(shared_redis.url)
     with shared_redis.client() as client:
         connected = len(client.client_list())
@@ -957,7 +957,7 @@ def test_a_connection_that_was_closed_meanwhile_is_no_loss(shared_redis: Redis, 
 
 
 def test_a_full_redis(own_redis: Redis, machine: Make, said: Said) -> None:
-    """A Redis that takes no more is left, once in the log, until it has room again."""
+    """A full Redis counts as lost, which is logged once, until it has room again."""
     one = machine(own_redis.url)
     with own_redis.client() as client:
         client.config_set("maxmemory", 1)
@@ -1108,7 +1108,7 @@ def test_redis_is_not_installed() -> None:
     assert ended.stderr == "C42_CACHE_URL needs the redis package: pip install -r requirements-redis.txt\n"
 
 
-# The service: what one instance promises, several promise as well
+# Several instances keep the promises of one
 
 
 LIKE_ALL = {"C42_TIMEOUT": "4", "C42_FAULT_EXPIRY": "0.05"}
@@ -1129,7 +1129,7 @@ def services(shared_upstream: Standin, shared_redis: Redis) -> Iterator[list[Ser
 
 
 def ask_all(several: list[Service], event_id: str, times: int, pool: ThreadPoolExecutor) -> list[requests.Response]:
-    """Ask all services at once, each so often, over connections of their own."""
+    """Ask each service so many times, all at once, on separate connections."""
     together = threading.Barrier(times * len(several))
 
     def ask(service: Service) -> requests.Response:
