@@ -24,7 +24,7 @@ from operations.settings import Settings, SettingsError
 from serving.connection import Answer, Immediate, serialize
 from serving.server import Server
 
-GRACE = 0.5  # seconds that a load may take beyond its deadline; who waits for it waits that much longer
+GRACE = 0.5  # seconds that a load may take beyond its deadline, and for which its callers still wait
 
 log = logging.getLogger("c42c")
 
@@ -39,8 +39,8 @@ class Parts(NamedTuple):
     metrics: Metrics
     immediate: Immediate  # answers hits in the event loop, without the app
 
-    def refusal(self, status: int, message: str) -> Answer:
-        """Count and answer a request that the server refuses before the app sees it."""
+    def reject(self, status: int, message: str) -> Answer:
+        """Count and answer a request that the server rejects before the app sees it."""
         self.metrics.responded(NO_ROUTE, status)
         return serialize(*answers.error(status, message))
 
@@ -52,9 +52,9 @@ def create_app(
     clock: Callable[[], float] = default_clock,
     server: Server | None = None,
 ) -> Flask:
-    """Make the service for any WSGI server, configured by the environment (or else `SettingsError`) or by `config`.
+    """Make the service for any WSGI server, from `config` or else from the environment (raises `SettingsError`).
 
-    `client` asks the upstream, `clock` is the cache's, and `server` is the one that will serve the app.
+    `client` asks the upstream, `clock` is the cache's, and `server` is what will serve the app, if it is ours.
     """
     config = config or _configure(os.environ)
     parts = _wire(config, client, clock, server)
@@ -64,7 +64,7 @@ def create_app(
     rules.register(app, origins=config.cors_origins)
 
     def find(event_ids: list[str]) -> dict[str, Found]:
-        deadline = time.monotonic() + config.timeout  # of all loads together, where a second one follows the first
+        deadline = time.monotonic() + config.timeout  # of all loads together: a second one may follow the first
         try:
             return parts.cache.get_or_load(event_ids, lambda keys: parts.load(keys, deadline), deadline + GRACE)
         except Refused:
@@ -106,7 +106,7 @@ def _wire(config: Settings, client: Client | None, clock: Callable[[], float], s
     )
     load = loader(client.fetch, timeout=config.timeout, expiry=config.expiry, fault_expiry=config.fault_expiry)
     load = tier.wrap(load) if tier else load
-    if log.isEnabledFor(logging.DEBUG):  # the app answers hits as well then, and logs them
+    if log.isEnabledFor(logging.DEBUG):  # then the app answers hits too, and logs them
         return Parts(cache, client, tier, load, metrics, lambda request: None)
     return Parts(cache, client, tier, load, metrics, hits.immediate(cache, config.cors_origins, metrics.served))
 
@@ -162,9 +162,7 @@ def _serve(environ: Mapping[str, str], greeting: Callable[[str], str] = lambda u
     parts: Parts = app.extensions["c42c"]
     log.info("serving on %s", url)
     print(greeting(url), end="", flush=True)
-    server.serve(
-        app.wsgi_app, parts.immediate, parts.refusal, config.threads, config.drain, patience=config.timeout + 1
-    )
+    server.serve(app.wsgi_app, parts.immediate, parts.reject, config.threads, config.drain, patience=config.timeout + 1)
     parts.client.close()
     return 0
 

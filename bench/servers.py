@@ -1,8 +1,8 @@
 """The Python servers of the bench: `python -m bench.servers KIND [ARGUMENT]`, with settings as the service has them.
 
-constant FILE   the service's own server with one constant answer, which FILE holds
+constant FILE   the service's own server, which always sends the answer in FILE
 granian         the old form: the service on Granian, with hits answered by a WSGI middleware
-flask           the simplest thing that a person would write, on Flask's own server
+flask           the simplest implementation, on Flask's own server
 filled COUNT    the service with COUNT entries in its cache, and a stub for its upstream
 """
 
@@ -35,7 +35,7 @@ def constant(config: Settings, path: str) -> None:
     server.serve(
         lambda *_: [],
         immediate=lambda _: lambda: answer,
-        refusal=lambda *_: answer,
+        reject=lambda *_: answer,
         threads=1,
         drain=0,
         patience=1,
@@ -124,7 +124,7 @@ def filled(config: Settings, count: str) -> None:
     server.serve(
         app.wsgi_app,
         immediate=parts.immediate,
-        refusal=lambda *_: (b"HTTP/1.1 400 Bad Request\r\n", b""),
+        reject=lambda *_: (b"HTTP/1.1 400 Bad Request\r\n", b""),
         threads=config.threads,
         drain=0,
         patience=1,

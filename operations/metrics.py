@@ -61,7 +61,7 @@ class Metrics(Collector):
         self._calls = Counter[tuple[str, str]]()  # by endpoint and status
         self._seconds = {endpoint: deque[float](maxlen=CALLS_KEPT) for endpoint in (EVENTS, SUBSCRIPTIONS)}
         self._faults = deque[dict[str, Any]](maxlen=FAULTS_KEPT)
-        self._fault_at = self._refused_at = -math.inf  # when there was the latest
+        self._fault_at = self._refused_at = -math.inf  # times of the latest ones
         self.registry = CollectorRegistry()
         histogram = partial(Histogram, registry=self.registry, buckets=BUCKETS)
         self._call_seconds = histogram("c42_upstream_request_duration_seconds", "Calls to Calendar42.", ["endpoint"])
@@ -70,7 +70,7 @@ class Metrics(Collector):
         ProcessCollector(registry=self.registry)
 
     def responded(self, route: str, status: int, seconds: float | None = None) -> None:
-        """Count a response of the app; or, without `seconds`, of the server, which refused the request."""
+        """Count a response of the app; or, without `seconds`, of the server, which rejected the request."""
         with self._lock:
             self._responses[route, str(status)] += 1
         if seconds is not None:
@@ -89,7 +89,7 @@ class Metrics(Collector):
             self._seconds[call.endpoint].append(call.seconds)
 
     def faulted(self, error: C42Error) -> None:
-        """Remember a fault; equal ones of one second are one."""
+        """Remember a fault. Equal ones within one second count once."""
         fault = {"time": datetime.now(UTC).strftime(TIME), "endpoint": error.endpoint, "status": error.upstream_status}
         with self._lock:
             self._fault_at = self.cache.clock()
@@ -187,5 +187,5 @@ class Metrics(Collector):
 
 
 def _quantile(ordered: Sequence[float], share: float) -> float | None:
-    """Return the smallest value that `share` of all values don't exceed; None if there are none."""
+    """Return the smallest value that is at least as large as `share` of all values; None if there are none."""
     return round(ordered[math.ceil(share * len(ordered)) - 1], 4) if ordered else None

@@ -1,8 +1,8 @@
 """One client's connection: HTTP/1.1 as an asyncio protocol.
 
-Requests are answered in order, one at a time. If a request has an immediate answer, it is sent in the turn of the event
-loop that read the request. Any other request goes to a worker thread, and nothing more is parsed from this client until
-the answer is there. A turn reads at most 16 KiB from one client, so that no client delays the others for long.
+Requests are answered in order, one at a time. An immediate answer is sent in the same turn of the event loop that read
+its request. Any other request goes to a worker thread, and nothing more is parsed from this client until its answer is
+there. A turn reads at most 16 KiB from one client, so that no client delays the others for long.
 
 All of this runs in the event loop's thread.
 """
@@ -20,13 +20,13 @@ from functools import partial
 from operator import attrgetter
 from typing import cast
 
-from serving.request import Refused, Request, find_end, parse
+from serving.request import Rejected, Request, find_end, parse
 
 log = logging.getLogger("c42c")
 
 Answer = tuple[bytes, bytes]  # status line and header lines, each with its CRLF; and the body
 Done = Callable[[Answer | None], None]  # takes an answer, or None if the work failed
-Refusal = Callable[[int, str], Answer]  # makes an error from a status and a message
+Rejection = Callable[[int, str], Answer]  # makes an error from a status and a message
 Shortcut = Callable[[], Answer | None]  # answers one particular request if it can do so without waiting
 Immediate = Callable[[Request], Shortcut | None]  # finds the shortcut of a request
 Work = Callable[[Request, bytes, Done], object]  # has a request, with its body, answered by a worker
@@ -54,7 +54,7 @@ class Hub:
 
     loop: asyncio.AbstractEventLoop
     immediate: Immediate
-    refusal: Refusal
+    reject: Rejection
     work: Work
     room: int  # for connections
     head: int = 32 * 1024  # bytes
@@ -110,7 +110,7 @@ class Connection(asyncio.BufferedProtocol):
 
     def __init__(self, hub: Hub) -> None:
         self.transport: asyncio.Transport
-        self.since = hub.loop.time()  # the client has been idle, sending a request, not taking data, or lingering
+        self.since = hub.loop.time()  # when the client connected, began a request, took data, or was answered
         self._hub = hub
         self._state = _READING
         self._unread = bytearray()
@@ -122,7 +122,7 @@ class Connection(asyncio.BufferedProtocol):
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
         self.transport = cast(asyncio.Transport, transport)
         if not self._hub.admit(self):
-            self._refuse(503, "all connections are busy")
+            self._reject(503, "all connections are busy")
 
     def connection_lost(self, _: Exception | None) -> None:
         self._state = _ENDED
@@ -143,7 +143,7 @@ class Connection(asyncio.BufferedProtocol):
         self._unread += data
         if self._state == _READING and size < self._hub.turn:
             self._advance()
-        else:  # this client waits for its answer, or lets others go first
+        else:  # it waits for its answer, or for its next turn
             self.transport.pause_reading()
             self._hub.loop.call_soon(self._advance)
 
@@ -182,15 +182,15 @@ class Connection(asyncio.BufferedProtocol):
         if unsent or self._state == _ENDED or self.idle:
             self.transport.abort()
         else:
-            self._refuse(408, "the request did not arrive in time")
+            self._reject(408, "the request did not arrive in time")
 
     def _advance(self) -> None:
         """Answer what has arrived, until there is something to wait for."""
         try:
             while self._state == _READING and not self._blocked and (complete := self._take()):
                 self._answer(*complete)
-        except Refused as error:
-            self._refuse(*error.args)
+        except Rejected as error:
+            self._reject(*error.args)
         if self._state != _READING or self._blocked:
             return
         if self._half_closed:
@@ -208,7 +208,7 @@ class Connection(asyncio.BufferedProtocol):
         parsed = self._hub.parse(bytes(unread[:end]))
         request = parsed[0]
         if request.length > self._hub.body:
-            raise Refused(413, "the body is too large")
+            raise Rejected(413, "the body is too large")
         self._needed = end + request.length
         if len(unread) < self._needed:
             if request.protocol == "HTTP/1.1" and request.headers.get("expect", "").lower() == "100-continue":
@@ -224,7 +224,7 @@ class Connection(asyncio.BufferedProtocol):
         try:
             answer = shortcut() if shortcut else None
         except Exception:
-            log.exception("a request has no immediate answer")
+            log.exception("an immediate answer failed")
             answer = None
         if answer:
             self._send(answer, request.keep_alive, request.method)
@@ -235,12 +235,12 @@ class Connection(asyncio.BufferedProtocol):
     def _finish(self, request: Request, answer: Answer | None) -> None:
         if self._state == _WORKING:  # the client is still there
             self._state = _READING
-            answer = answer or self._hub.refusal(500, "the service failed; its log says why")
+            answer = answer or self._hub.reject(500, "the service failed; its log says why")
             self._send(answer, request.keep_alive, request.method)
             self._advance()
 
-    def _refuse(self, status: int, message: str) -> None:
-        self._send(self._hub.refusal(status, message), False)
+    def _reject(self, status: int, message: str) -> None:
+        self._send(self._hub.reject(status, message), False)
 
     def _send(self, answer: Answer, keep_alive: bool, method: str = "") -> None:
         head, body = answer

@@ -4,8 +4,8 @@ llhttp (through httptools) parses the header fields. The request line is parsed 
 repeated spaces, and reject methods that it doesn't know. Both agree that a head ends at the first empty line, because
 neither accepts a line that ends in a bare LF.
 
-A request with a body needs a Content-Length. A chunked body is refused with 411, as RFC 9112, 6.3 allows: no route
-takes a body, and one way to tell where a request ends leaves nothing to disagree about.
+A request with a body needs a Content-Length. A chunked body is rejected with 411, as RFC 9112, 6.3 allows: no route
+takes a body, and with only one way to find its end, a proxy can't disagree about where that is.
 """
 
 import re
@@ -23,8 +23,8 @@ _TARGET = re.compile(r"(?!\?)(?:https?://([^/?]+))?(/[^?]*)?(?:\?(.*))?", re.I)
 _HOST = re.compile(r"(?=.{0,255}$)(([\w-]{1,63}(\.|(?=:|$)))*|\[[0-9a-f:.]+\])(:\d{0,5})?", re.A | re.I)
 
 
-class Refused(Exception):
-    """Refuses a request, with a status and a message. Its connection is closed."""
+class Rejected(Exception):
+    """Rejects a request, with a status and a message. Its connection is closed."""
 
 
 class Request(NamedTuple):
@@ -42,25 +42,25 @@ class Request(NamedTuple):
 def find_end(data: bytearray, limit: int) -> int | None:
     """Return how long the head at the beginning of `data` is, or None if it is incomplete.
 
-    Raise `Refused` if it is longer than `limit`, or can't become a request.
+    Raise `Rejected` if it is longer than `limit`, or can't become a request.
     """
     start, end, _ = data[:limit].partition(b"\r\n\r\n")
     if end:
         return len(start) + len(end)
-    if b"\n" in start or start[:1] == b"\x16":  # TLS begins like that
+    if b"\n" in start or start[:1] == b"\x16":  # the first byte of TLS
         _match_line(start)
     if len(start) == limit:
-        raise Refused(431 if b"\n" in start else 414, "request line and headers are too large")
+        raise Rejected(431 if b"\n" in start else 414, "request line and headers are too large")
     return None
 
 
 def parse(head: bytes) -> Request:
-    """Parse a complete head. Raise `Refused` if it is malformed or ambiguous."""
+    """Parse a complete head. Raise `Rejected` if it is malformed or ambiguous."""
     line = _match_line(head)
     method, target, version = (part.decode() for part in line.groups())
     located = _TARGET.fullmatch("/" if (method, target) == ("OPTIONS", "*") else target)
     if not located:
-        raise Refused(400, "the target is neither a path nor an http address")
+        raise Rejected(400, "the target is neither a path nor an http address")
     host, path, query = located.groups("")
     headers, length, keep_alive = _parse_fields(head[line.end() :], version)
     if host:  # it replaces the Host header (RFC 9112, 3.2.2)
@@ -72,11 +72,11 @@ def parse(head: bytes) -> Request:
 def _match_line(head: bytes | bytearray) -> re.Match[bytes]:
     line = _LINE.match(head)
     if not line:
-        raise Refused(400, "the request line is malformed")
+        raise Rejected(400, "the request line is malformed")
     if line[3] not in (b"1.0", b"1.1"):
-        raise Refused(505, "only HTTP/1.1 and HTTP/1.0 are supported")
+        raise Rejected(505, "only HTTP/1.1 and HTTP/1.0 are supported")
     if head.count(b"\n") != head.count(b"\r\n"):
-        raise Refused(400, "a header line ends in a bare LF")
+        raise Rejected(400, "a header line ends in a bare LF")
     return line
 
 
@@ -95,10 +95,10 @@ def _parse_fields(fields: bytes, version: str) -> tuple[Mapping[str, str], int, 
         with suppress(HttpParserUpgrade):  # an Upgrade may be ignored (RFC 9110, 7.8)
             HttpRequestParser(found).feed_data(b"GET / HTTP/1.1\r\n" + fields)
     except HttpParserError as error:
-        raise Refused(400, f"a header field is malformed: {error}") from None
+        raise Rejected(400, f"a header field is malformed: {error}") from None
     headers = {name: ", ".join(values) for name, values in found.items()}
     if "transfer-encoding" in headers:
-        raise Refused(411, "a body needs a Content-Length, and no Transfer-Encoding")
+        raise Rejected(411, "a body needs a Content-Length, and no Transfer-Encoding")
     if "host" in headers or version == "1.1":  # RFC 9112, 3.2; two Hosts, joined by a comma and a space, are invalid
         _check_host(headers.get("host"))
     options = {option.strip(" \t").lower() for option in headers.get("connection", "").split(",")}
@@ -108,5 +108,5 @@ def _parse_fields(fields: bytes, version: str) -> tuple[Mapping[str, str], int, 
 
 def _check_host(host: str | None) -> str:
     if host is None or not _HOST.fullmatch(host):
-        raise Refused(400, "the request needs one valid Host header")
+        raise Rejected(400, "the request needs one valid Host header")
     return host

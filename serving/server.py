@@ -1,6 +1,6 @@
 """The server: one process, an event loop for all connections, and a pool of threads for a WSGI app.
 
-Told to stop by SIGTERM or Ctrl-C, it takes requests for the drain time, then closes the listener, finishes the active
+On SIGTERM or Ctrl-C, it goes on taking requests for the drain time, then closes the listener, finishes the active
 requests, and ends. A second signal ends it at once, with exit status 1.
 """
 
@@ -18,7 +18,7 @@ from contextlib import suppress
 from functools import partial
 from typing import Any
 
-from serving.connection import Connection, Hub, Immediate, Refusal
+from serving.connection import Connection, Hub, Immediate, Rejection
 from serving.wsgi import App, bridge
 
 try:
@@ -45,19 +45,19 @@ class Server:
         self.loop = self._runner.get_loop()
         self.stopping = False
         self._told = asyncio.Event()
-        for signum in signal.SIGTERM, signal.SIGINT:  # the loop's own handlers would miss those before it runs
+        for signum in signal.SIGTERM, signal.SIGINT:  # the loop's own handlers would miss a signal before it runs
             signal.signal(signum, self._stop)
 
     def serve(
-        self, app: App, immediate: Immediate, refusal: Refusal, threads: int, drain: float, patience: float, **hub: Any
+        self, app: App, immediate: Immediate, reject: Rejection, threads: int, drain: float, patience: float, **hub: Any
     ) -> None:
         """Serve until told to stop. `app` answers, in `threads` threads, what has no immediate answer.
 
-        After the signal, requests are taken for `drain` seconds more, and then have `patience` seconds to finish.
+        After the signal, requests are taken for `drain` more seconds, and then have `patience` seconds to finish.
         """
         pool = ThreadPoolExecutor(threads, thread_name_prefix="c42c-worker")
         work = bridge(app, self.address, self.loop, pool)
-        shared = Hub(self.loop, immediate, refusal, work, room=_raise_file_limit() // 2, **hub)  # half for the app
+        shared = Hub(self.loop, immediate, reject, work, room=_raise_file_limit() // 2, **hub)  # half for the app
         with self._runner:
             self._runner.run(self._serve(shared, drain, patience))
         pool.shutdown(wait=False, cancel_futures=True)
@@ -130,6 +130,6 @@ def _raise_file_limit() -> int:
 
         _, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
         resource.setrlimit(resource.RLIMIT_NOFILE, (hard, hard))
-    except (ImportError, OSError, ValueError):  # Windows, and macOS, which promises more than it gives
+    except (ImportError, OSError, ValueError):  # on Windows, and on macOS, which rejects its own limit
         return 512
     return hard

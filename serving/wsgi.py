@@ -63,7 +63,7 @@ def call(app: App, environ: dict[str, Any]) -> Answer:
     chunks: list[bytes] = []
 
     def start_response(*status_and_headers: Any) -> Callable[[bytes], None]:
-        began[:] = status_and_headers[:2]  # with exc_info, the app replaces what it began, of which nothing was sent
+        began[:] = status_and_headers[:2]  # nothing was sent yet, so exc_info needs no special treatment
         return chunks.append
 
     result = app(environ, start_response)

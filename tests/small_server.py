@@ -22,10 +22,10 @@ from serving.request import Request
 LARGE = b"x" * 2**20
 
 
-def refusal(status: int, message: str) -> Answer:
+def reject(status: int, message: str) -> Answer:
     """Return an error in the envelope."""
     body = envelope(status, message)
-    return b"HTTP/1.1 %d Refused\r\nContent-Length: %d\r\n" % (status, len(body)), body
+    return b"HTTP/1.1 %d Rejected\r\nContent-Length: %d\r\n" % (status, len(body)), body
 
 
 class App:
@@ -77,7 +77,7 @@ def main(options: str) -> None:
     logging.basicConfig(level="INFO")
     signal.pthread_sigmask(signal.SIG_BLOCK, [signal.SIGHUP])
     rounds, app = given.pop("rounds", 1), App()
-    settings = {"threads": 64, "drain": 0, "patience": 10, "immediate": app.immediate, "refusal": refusal, **given}
+    settings = {"threads": 64, "drain": 0, "patience": 10, "immediate": app.immediate, "reject": reject, **given}
     for number in range(1, rounds + 1):
         server = Server("127.0.0.1", int(os.environ["C42_PORT"]))
         logging.info("serving with %s", type(server.loop).__module__)

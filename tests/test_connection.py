@@ -10,7 +10,7 @@ import pytest
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
-from serving.request import Refused, parse
+from serving.request import Rejected, parse
 from tests.wire import Desk, Wire, splits
 
 unhurried = settings(deadline=None)  # a busy machine is not a finding
@@ -29,7 +29,7 @@ def without_date(received: bytes | bytearray) -> bytes:
     return re.sub(rb"Date: [^\r]+", b"", received)
 
 
-# Requests that are refused
+# Requests that are rejected
 
 LINES = {
     "two spaces": (b"GET  /hit/ HTTP/1.1", 400),
@@ -159,14 +159,14 @@ MESSAGES = {
 
 
 @pytest.mark.parametrize("name", MESSAGES)
-def test_refusals_say_why(name: str) -> None:
-    """The message of a refusal says what is wrong with the request."""
+def test_rejections_say_why(name: str) -> None:
+    """The message of a rejection says what is wrong with the request."""
     (answer,) = Wire(Desk()).send(BAD[name][0]).answers()
     assert json.loads(answer.body)["error"]["message"] == MESSAGES[name]
 
 
-def test_refused_before_the_head_is_complete() -> None:
-    """A head that can't become a request, such as TLS or HTTP/0.9, is refused without waiting for the rest of it."""
+def test_rejected_before_the_head_is_complete() -> None:
+    """A head that can't become a request, such as TLS or HTTP/0.9, is rejected without waiting for the rest of it."""
     for raw, status in ((b"\x16\x03\x01\x02\x00", 400), (b"GET /\r\n", 400), (b"GET / HTTP/3.0\r\n", 505)):
         assert [answer.status for answer in Wire(Desk()).send(raw).answers()] == [status]
     assert Wire(Desk()).send(b"GET / HTTP/1.1\r\nHost: a\r\n").answers() == []
@@ -294,7 +294,7 @@ def test_head_has_no_body() -> None:
 
 
 def test_expect() -> None:
-    """A client that expects a 100 before it sends the body gets one, unless the body has arrived or is refused."""
+    """A client that expects a 100 before it sends the body gets one, unless the body has arrived or is rejected."""
     asks = get(b"Expect: 100-Continue", b"Content-Length: 2", method=b"POST")
     wire = Wire(Desk()).send(asks)
     assert [answer.status for answer in wire.answers()] == [100]
@@ -436,7 +436,7 @@ def test_idle_connections_are_closed(before: bytes) -> None:
 
 
 @pytest.mark.parametrize("raw", [get(), get(b"Content-Length: 100", method=b"POST") + b"x" * 100])
-def test_slow_requests_are_refused(raw: bytes) -> None:
+def test_slow_requests_are_rejected(raw: bytes) -> None:
     """A client that sends a byte a second gets a 408 after 10 s, whether it is sending the head or the body."""
     wire = Wire(desk := Desk())
     desk.tick(60)
@@ -581,13 +581,13 @@ def test_no_room() -> None:
     """At the limit, a new connection gets a 503 if no other is idle."""
     desk = Desk(room=3)
     busy = [Wire(desk).send(MISS) for _ in range(3)]
-    refused = Wire(desk)
-    (answer,) = refused.answers()
-    assert (answer.status, answer.headers["Connection"], refused.ended) == (503, "close", True)
+    rejected = Wire(desk)
+    (answer,) = rejected.answers()
+    assert (answer.status, answer.headers["Connection"], rejected.ended) == (503, "close", True)
     assert b'"all connections are busy"' in answer.body
     busy[0].settle()
     assert all(len(wire.answers()) == 1 and wire.open for wire in busy)
-    refused.send(half_close=True)
+    rejected.send(half_close=True)
     assert [answer.status for answer in Wire(desk).send(HIT).answers()] == [200]
 
 
@@ -640,7 +640,7 @@ streams = st.lists(one_request() | whole, max_size=4)
 
 
 def read_by_h11(raw: bytes) -> tuple[list[tuple[bytes, bytes, bytes]], bool]:
-    """Return method, target and body of the requests that h11 finds, and whether it refused the rest."""
+    """Return method, target and body of the requests that h11 finds, and whether it rejected the rest."""
     connection, found = h11.Connection(h11.SERVER, max_incomplete_event_size=2**20), []
     connection.receive_data(raw)
     connection.receive_data(b"")
@@ -709,11 +709,11 @@ def test_any_split_gives_the_same_answers(parts: list[bytes], cuts: list[int]) -
 
 @unhurried
 @given(st.binary(max_size=200) | st.lists(st.sampled_from([*TOKENS, *FIELD_LINES]), max_size=12).map(b"".join))
-def test_any_bytes_are_a_request_or_refused(raw: bytes) -> None:
-    """Any bytes either parse as a request or are refused; no other exception is raised."""
+def test_any_bytes_are_a_request_or_rejected(raw: bytes) -> None:
+    """Any bytes either parse as a request or are rejected; no other exception is raised."""
     try:
         request = parse(raw)
-    except Refused as error:
+    except Rejected as error:
         assert error.args[0] in (400, 411, 505)  # noqa: PT017 - it needs not be raised
     else:
         assert request.path.startswith("/")

@@ -42,7 +42,7 @@ from tests.fixtures import (
     until,
 )
 from tests.test_connection import BAD
-from tests.wire import refusal, responses
+from tests.wire import reject, responses
 
 Start = Callable[..., Service]
 
@@ -116,7 +116,7 @@ def test_many_may_connect_at_once() -> None:
 @pytest.mark.skipif(sys.platform != "linux", reason="only Linux has the filter")
 @pytest.mark.parametrize("room", [None, 4096], ids=str)
 def test_handshakes_are_dropped(room: int | None) -> None:
-    """Before the listener closes, new connections are dropped; those that there are already lose nothing."""
+    """Before the listener closes, new connections are dropped; existing ones lose nothing."""
     with serving_server.listen("127.0.0.1", 0) as listener, socket.socket() as late:
         early = socket.create_connection(listener.getsockname(), timeout=PATIENCE)
         accepted, _ = listener.accept()
@@ -135,7 +135,7 @@ def test_handshakes_are_dropped(room: int | None) -> None:
 
 
 def test_those_who_have_connected_are_accepted() -> None:
-    """Before the listener closes, everybody who has connected is accepted."""
+    """Before the listener closes, every connected client is accepted."""
     accepted = list[asyncio.BaseTransport]()
 
     class Accepted(asyncio.Protocol):
@@ -306,8 +306,8 @@ def read_all(sock: socket.socket) -> bytes:
 
 
 @pytest.mark.parametrize(("raw", "status"), [pytest.param(*case, id=name) for name, case in BAD.items()])
-def test_refused_on_the_wire(service: Service, raw: bytes, status: int) -> None:
-    """Over a real socket, too, the client of a refused request can read the error before the connection ends."""
+def test_rejected_on_the_wire(service: Service, raw: bytes, status: int) -> None:
+    """Over a real socket, too, the client of a rejected request can read the error before the connection ends."""
     with service.connect() as sock:
         sock.sendall(raw + get("/livez"))
         (answer,) = responses(read_all(sock))
@@ -397,7 +397,7 @@ def test_expect_on_the_wire(service: Service) -> None:
 
 
 def test_bad_clients_are_let_go(small: Callable[..., SmallServer]) -> None:
-    """A client that dribbles, 400 silent ones, 64 with half a head and 20 that take nothing are all disconnected, and a
+    """A client that sends slowly, 400 silent ones, 64 with half a head and 20 that read nothing are disconnected, and a
     good client beside them waits less than 50 ms for its answers."""
     server = small(request_seconds=0.5, idle_seconds=1.0, stuck_seconds=1.0, linger_seconds=0.5, tick_seconds=0.1)
     with contextlib.ExitStack() as stack:
@@ -447,8 +447,8 @@ def test_more_busy_connections_than_open_files(small: Callable[..., SmallServer]
         key = stack.enter_context(server.send(b"GET /op"))
         busy = [stack.enter_context(server.send(get("/gate", "Connection: close"))) for _ in range(149)]
         server.gather(149)
-        with server.send(get("/hit/a")) as refused:
-            (answer,) = responses(read_all(refused))
+        with server.send(get("/hit/a")) as rejected:
+            (answer,) = responses(read_all(rejected))
             assert (answer.status, json.loads(answer.body)["error"]["status_code"]) == (503, 503)
         before = server.cpu_seconds
         time.sleep(0.3)
@@ -561,7 +561,7 @@ def serve(app: App, talk: Callable[[Callable[[bytes], socket.socket]], None], **
 
         talking = pool.submit(talk_and_stop)
         limits = {"immediate": lambda _: None, "threads": 1, "drain": 0, "patience": PATIENCE, **options}
-        server.serve(app, refusal=refusal, **limits)
+        server.serve(app, reject=reject, **limits)
         talking.result(PATIENCE)
 
 

@@ -22,8 +22,8 @@ class Received(NamedTuple):
     body: bytes
 
 
-def refusal(status: int, message: str) -> Answer:
-    """Return the answer that the service gives to a request that its server refuses."""
+def reject(status: int, message: str) -> Answer:
+    """Return the answer that the service gives to a request that its server rejects."""
     return serialize(*response.error(status, message))
 
 
@@ -90,7 +90,7 @@ class Desk:
         self.hub = Hub(
             loop=cast(Any, self.loop),
             immediate=immediate or (lambda request: partial(self._immediate, request)),
-            refusal=refusal,
+            reject=reject,
             work=self._work,
             **{"room": 1000, **limits},
         )
