@@ -24,7 +24,7 @@ from operations import settings
 
 PAGE = 100  # rows: the upstream's largest page
 PAGES_AT_ONCE = 16  # of one event or list
-LIST = 6500  # characters of ids in one URL: half a list of the longest ids, and less than servers take
+LIST = 6500  # characters of ids in one URL: half a list of the longest ids fits, and servers accept it
 
 log = logging.getLogger("c42c.upstream")
 Merged = dict[str, Any]
@@ -34,8 +34,8 @@ Outcome = tuple[str, Merged | C42Error]
 class Client:
     """Gets events from Calendar42, as the user of `token` may see them. Thread-safe.
 
-    No call is made during a `pause`. `callers` is how many threads may ask at once. `timeout` is what a late answer's
-    error says. `observe` is called with each `Call`, and `observe_fault` with each fault except pauses.
+    No call is made during a `pause`. `callers` is how many threads may ask at once. `timeout` is only for the message
+    of a time-out. `observe` is called with each `Call`, and `observe_fault` with each fault except pauses.
     """
 
     def __init__(
@@ -59,9 +59,9 @@ class Client:
     def fetch(self, event_ids: list[str], deadline: float) -> Iterator[Outcome]:
         """Yield each event with `{"id": …, "title": …, "names": […]}` or a `C42Error`, as soon as it is known.
 
-        All are known by `deadline`, a moment of `time.monotonic`; the failure of the call for events is known at once.
+        All are known by `deadline`, a moment of `time.monotonic`. If the call for events fails, that is known at once.
         A list that is too large or refused is asked for again in halves, down to single events. If a list fails for
-        another reason, or there is no time left, that is the outcome of each of its events.
+        another reason, or time runs out, each of its events gets that error.
         """
         lists = [event_ids]
         while lists:
@@ -78,7 +78,7 @@ class Client:
                     lists += filter(None, (ids_left[middle:], ids_left[:middle]))
                     continue
                 self._observe(error)
-                late = isinstance(error, TimedOut) and len(wanted) < len(event_ids)  # the rest had taken its time
+                late = isinstance(error, TimedOut) and len(wanted) < len(event_ids)  # other parts used up its time
                 of_list = (late or len(wanted) > 1) and not isinstance(error, Paused)
                 for event_id in left:
                     yield _logged(event_id, replace(error, of_list=True) if of_list else error, job)
@@ -100,16 +100,16 @@ class Client:
             for event_id in event_ids:
                 try:
                     title = payload.title(events, event_id, event_ids)
-                    answers[event_id] = {"id": event_id, "title": title and self._upstream.blank(title), "names": []}
+                    answers[event_id] = {"id": event_id, "title": title and self._upstream.redact(title), "names": []}
                 except C42Error as error:
                     self._observe(error)
                     yield event_id, error
             known = [event_id for event_id in event_ids if event_id in events]
-            if answers:  # an id that Calendar42 can't read may have turned its filter off
+            if answers:  # an unknown id may have made Calendar42 ignore its filter
                 page = first.result() if known == event_ids else self._page(known, 0, job)
                 for event_id, name in self._names(known, page, job):
                     if event_id in answers:  # not deleted
-                        answers[event_id]["names"].append(self._upstream.blank(name))
+                        answers[event_id]["names"].append(self._upstream.redact(name))
             yield from answers.items()
         finally:
             first.cancel()
@@ -124,7 +124,7 @@ class Client:
         return names
 
     def _pages(self, event_ids: list[str], first: Page, job: Job) -> list[Page]:
-        """Return all pages, some of which are asked for at a time."""
+        """Return all pages. At most `PAGES_AT_ONCE` are asked for at a time."""
         pages, offsets = [first], range(PAGE, first.total, PAGE)
         for start in range(0, len(offsets), PAGES_AT_ONCE):
             some = offsets[start : start + PAGES_AT_ONCE]

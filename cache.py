@@ -84,7 +84,7 @@ class Stats(NamedTuple):
 
 
 class Refused(Exception):
-    """Too many callers are waiting for loads already; nothing was loaded."""
+    """Too many callers are already waiting for loads. Nothing was loaded."""
 
 
 class LoadFailed(Exception):
@@ -107,11 +107,11 @@ _Running = Future[_Outcome | None]  # a load of one key that is under way; None:
 
 
 class Cache:
-    """Keeps what loads return for the lifetime that each says. All methods may be called from any thread.
+    """Keeps what loads return, each value for its own lifetime. All methods may be called from any thread.
 
-    At most `max_entries`, two or more, are held: a tenth is for what isn't a good answer, so that no flood of unknown
-    keys evicts a good one. When either part is full, its entry that expires first makes room. At most `max_waiting`
-    callers may be in a load or wait for one. `clock` gives monotonic seconds.
+    Holds at most `max_entries` (two or more): nine tenths for good answers and one for all others, so that a flood of
+    unknown keys evicts no good answer. If a part is full, its entry that expires first makes room. At most
+    `max_waiting` callers may run a load or wait for one. `clock` gives monotonic seconds.
     """
 
     def __init__(self, *, max_entries: int, max_waiting: int, clock: Callable[[], float] = clock) -> None:
@@ -160,8 +160,8 @@ class Cache:
 
         `load` yields each key with its outcome, which is kept and handed to waiting callers at once. This caller runs
         its own loads before it waits for others', so that two callers can't deadlock. Whatever expires meanwhile is
-        loaded again. It waits for others until `wait_until`, a moment of `time.monotonic`, and then calls `load` for
-        the keys it still lacks. So `load` should end in time by itself.
+        loaded again. At `wait_until`, a moment of `time.monotonic`, this caller stops waiting and calls `load` for the
+        keys it still lacks. `load` must end in time by itself.
 
         Raises what `load` raises, KeyError if it leaves a key out or there is no such kind, TypeError if a value is
         mutable, `LoadFailed` if another caller's load raised, and `Refused` at once if too many callers wait already.

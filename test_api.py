@@ -61,7 +61,7 @@ def test_merges_both_calls(service: Service, upstream: Standin) -> None:
     ],
 )
 def test_names(service: Service, event: str, title: str | None, names: list[str]) -> None:
-    """Names keep the upstream's order and doubles; blank, null, removed and other events' ones are left out."""
+    """Names keep the upstream's order and repetitions; blank, null, removed and other events' names are left out."""
     assert service.event(EVENTS[event]).json() == {"id": EVENTS[event], "title": title, "names": names}
 
 
@@ -103,14 +103,14 @@ def test_two_paths_and_head(service: Service, upstream: Standin) -> None:
 
 @pytest.fixture(scope="module")
 def quiet() -> Iterator[tuple[Service, Standin]]:
-    """Start a service and a stand-in where every load ends well, so that no late call spoils the count of another."""
+    """Start a service and a stand-in where every load succeeds, so no late call is counted in another test."""
     with Standin(token=TOKEN) as upstream, started(Service(upstream)) as service:
         yield service, upstream
 
 
 @pytest.mark.parametrize("path", ["/nothing", f"{PREFIX}a/b", f"{PREFIX}/a", f"{PREFIX}a//", "/static/a", "/.."])
 def test_unknown_path(quiet: tuple[Service, Standin], path: str) -> None:
-    """A path that is not there is a 404 in the envelope, and no redirect."""
+    """An unknown path gets a 404 in the envelope, not a redirect."""
     service, upstream = quiet
     before = upstream.calls()
     envelope(service.raw(path.encode()), 404)
@@ -119,7 +119,7 @@ def test_unknown_path(quiet: tuple[Service, Standin], path: str) -> None:
 
 @pytest.mark.parametrize("method", [b"POST", b"PUT", b"DELETE", b"PATCH", b"BREW"])
 def test_wrong_method(quiet: tuple[Service, Standin], method: bytes) -> None:
-    """A wrong method is a 405 in the envelope, which says what is allowed; also for an event that is kept."""
+    """A wrong method gets a 405 in the envelope that says what is allowed, even for a cached event."""
     service, upstream = quiet
     kept, cold = EVENTS["plain"], new_id()
     assert service.event(kept).status_code == 200
@@ -145,7 +145,7 @@ def room(shared_upstream: Standin) -> Iterator[Service]:
 
 @pytest.mark.parametrize("status", [200, 503, 404])
 def test_200_callers_cause_one_load(room: Service, upstream: Standin, status: int) -> None:
-    """200 callers of one cold event get 200 equal answers out of one call to each endpoint; one more is refused."""
+    """200 callers of a cold event get equal answers from one call to each endpoint; one more caller is refused."""
     event_id, warm, gate = new_id(), new_id(), Gate()
     upstream.add_event(event_id, names=["API", "Ella"])
     upstream.add_event(warm)
@@ -233,7 +233,7 @@ def forgetful(shared_upstream: Standin) -> Iterator[Service]:
 
 
 def test_expiry_in_real_time(forgetful: Service, upstream: Standin) -> None:
-    """With C42_EXPIRY=0.005 an answer is kept for 0.3 s, not more and not less."""
+    """With C42_EXPIRY=0.005, an answer is kept for exactly 0.3 s."""
     event_id = new_id()
     upstream.add_event(event_id, title="Old")
     earliest = time.monotonic()
@@ -252,7 +252,7 @@ def test_expiry_in_real_time(forgetful: Service, upstream: Standin) -> None:
 
 
 def test_recovers_from_a_fault(forgetful: Service, upstream: Standin) -> None:
-    """A 503 is passed through, body and all, kept for the fault's expiry, and then the service is right again."""
+    """A 503 is passed through with its body and kept for C42_FAULT_EXPIRY; then the event is loaded again."""
     event_id, body = new_id(), '{"error": {"message": "down  for maintenance"}}'
     upstream.add_event(event_id, title="Back")
     rule = upstream.rule(status=503, body=body)
@@ -407,7 +407,7 @@ def test_an_error_without_a_body(service: Service, upstream: Standin) -> None:
 
 
 def test_only_subscriptions_fail(service: Service, upstream: Standin) -> None:
-    """If only the subscriptions fail, that failure is the answer, and never a half one."""
+    """If only the subscriptions fail, the answer is that error, never an event without names."""
     for status in 400, 404, 500:
         event_id = new_id()
         upstream.add_event(event_id)
@@ -438,7 +438,7 @@ def test_pause(inside: MakeInside, upstream: Standin) -> None:
         service.clock.now = began + passed
         answer = service.event(first)
         assert (answer.status_code, answer.data) == (429, b'{"slow": "down"}')
-        # One more where the load took its time, which the test's clock knows nothing of.
+        # One more if the load took real time, which the test's clock doesn't show.
         assert int(answer.headers["Retry-After"]) - (30 - int(passed)) in (0, 1)
     answer = service.event(second)
     assert (answer.status_code, answer.json["error"]["code"]) == (429, "TOO_MANY_REQUESTS")

@@ -669,13 +669,13 @@ def test_spam_evicts_no_good_answer(make: Make) -> None:
 )
 @pytest.mark.parametrize("good_first", [True, False])
 def test_bad_answers_hold_a_tenth(make: Make, max_entries: int, good: int, bad: int, good_first: bool) -> None:
-    """Good answers have nine tenths of the entries, all others one; what expires first makes room for its like."""
+    """Good answers get nine tenths of the entries, all others one; in each part, what expires first makes room."""
     cache = make(max_entries=max_entries)
 
     def fill(name: str, room: int, kinds: tuple[str, ...]) -> None:
         for number in range(room + 3):
             assert keep(cache, f"{name}{number}", kinds[number % len(kinds)], lifetime=60 - number).kept
-        # Each one too many replaced the one that expired first: the one before it.
+        # Each entry beyond the bound replaced the one that expired first: the one before it.
         assert [number for number in range(room + 3) if cache.get(f"{name}{number}")] == [*range(room - 1), room + 2]
 
     parts = [("good", good, (OK,)), ("bad", bad, (FAULT, NEGATIVE, PAUSED))]

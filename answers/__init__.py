@@ -1,4 +1,4 @@
-"""What is kept and sent of Calendar42's answers, down to the bytes of a response."""
+"""Turns Calendar42's answers into what is cached and sent, down to the bytes of a response."""
 
 EVENTS = "/events-with-subscriptions"
 EVENT = EVENTS + "/<event_id>"  # as Flask writes a route

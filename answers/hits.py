@@ -17,9 +17,9 @@ _BODY, _ETAG = (Value._fields.index(name) for name in ("body", "etag"))
 
 
 def immediate(cache: Cache, origins: frozenset[str], served: MutableMapping[bytes, int]) -> Immediate:
-    """Return a function that finds the shortcut of a request, which in turn answers the request whenever it is a hit.
+    """Return a function that makes a shortcut for a request: a function that answers it whenever it is a hit.
 
-    A shortcut keeps the head of its last answer, and renders it anew once a second. `origins` are those of
+    A shortcut keeps the head of its last answer, and renders it again once a second. `origins` are those of
     `response.cors`; `served` counts the answers by status, in the event loop's thread.
     """
 

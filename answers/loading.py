@@ -16,8 +16,8 @@ def loader(fetch: Fetch, *, timeout: float, expiry: float, fault_expiry: float) 
     """Return a function that loads events for the cache.
 
     `fetch` yields each event with its merged answer or its error, by a deadline, a moment of `time.monotonic`. A load
-    usually has `timeout` seconds; a time-out after less than half of that says nothing about the event. `expiry` and
-    `fault_expiry` are in seconds, too.
+    usually has `timeout` seconds; a time-out in less than half of that says nothing about the event. `expiry` and
+    `fault_expiry` are also in seconds.
     """
 
     def load(event_ids: list[str], deadline: float) -> Iterator[tuple[str, Loaded]]:

@@ -43,7 +43,7 @@ def render(found: Found, condition: str | None) -> Response:
 def render_many(found: Mapping[str, Found], condition: str | None) -> Response:
     """Make the response for a list of events, which clients may keep until its first part expires.
 
-    Each part is byte for byte what the route of a single event answers.
+    Each event in it is byte for byte what the route of a single event answers.
     """
     values = {event_id: Value(*part.value) for event_id, part in found.items()}
     data = [value.body for value in values.values() if value.status == 200]

@@ -1,4 +1,4 @@
-"""What the cache keeps of an answer: the bytes of its body, and what a response says of them.
+"""What the cache keeps of an answer: the bytes of its body, and what its headers are made from.
 
 `pack` and `unpack` are its encoding for Redis: a digest of all that follows, a line of JSON, and the body.
 """

@@ -1,4 +1,4 @@
-"""Who is compared: each serves the same cached answer, on the same core, one after the other, in turns."""
+"""The servers compared: each serves the same cached answer on the same core, in turns."""
 
 import contextlib
 import getpass

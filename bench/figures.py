@@ -32,7 +32,7 @@ class Row(NamedTuple):
     wanted: str
     measured: str
     reached: bool
-    why: str = ""  # what takes so long or so much: shown if it wasn't reached
+    why: str = ""  # what takes the time or memory; shown if the goal wasn't reached
 
 
 class Scale(NamedTuple):

@@ -41,7 +41,7 @@ class Load(NamedTuple):
     rate: float  # answers per second
     p99: float  # milliseconds
     cost: float  # microseconds of CPU, user and system, that the server used per answer
-    share: float  # of its core that the server got: if it is well below 1, something else was using the core
+    share: float  # share of its core that the server got; well below 1, something else was using the core
 
 
 def require_two_cores_and_wrk() -> None:

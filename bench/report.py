@@ -10,10 +10,10 @@ from bench.contenders import C42C, C42C_CORS, CONSTANT, HAPROXY, NGINX_FILES, RE
 from bench.figures import Row, spread
 from bench.machine import Load
 
-QUIET = 0.9  # of its core: what the service must have had for the figures to be worth much
+QUIET = 0.9  # share of its core that the service must have got, or the figures mean little
 _PACKAGES = ("uvloop", "httptools", "flask", "werkzeug", "requests", "granian")
 _PROGRAMS = {"wrk": "-v", "nginx": "-v", "haproxy": "-v", "varnishd": "-V"}
-# Least CPU per hit of theirs, as a multiple of ours; the same goes for rates.
+# The least CPU per hit wanted of others, as a multiple of c42c's; the same for rates.
 _WANTED = {
     (NGINX_FILES, "bare"): 1.4,
     (NGINX_FILES, "browser"): 1.5,

@@ -1,6 +1,6 @@
 """Makes one call to Calendar42 and interprets the answer, row by row as in the README's table.
 
-No call is made during the pause that a 429 asks for. Every call carries the token, so it is redacted in whatever is
+No call is made during the pause that a 429 asks for. The token, which every call carries, is redacted in whatever is
 passed on.
 """
 
@@ -135,7 +135,7 @@ class Upstream:
             self._observe(call)
         return answer
 
-    def blank(self, text: str) -> str:
+    def redact(self, text: str) -> str:
         """Return `text` without the token."""
         return text.replace(self._token, "***")
 
@@ -156,12 +156,12 @@ def _seconds(retry_after: str, default: float) -> float:
     try:
         date = parsedate_to_datetime(retry_after)
         return (date if date.tzinfo else date.replace(tzinfo=UTC)).timestamp() - time.time()
-    except (TypeError, ValueError, OverflowError):  # no date, or not a year of ours
+    except (TypeError, ValueError, OverflowError):  # not a date, or a year out of Python's range
         return default
 
 
 def _plain(text: str) -> str:
-    """Undo escaping in JSON, HTML and URLs, also if it is nested."""
+    """Undo escaping in JSON, HTML and URLs, even if nested."""
     for _ in range(5):
         text = re.sub(r"(?<!\\)\\+u00([0-9a-fA-F]{2})", lambda match: chr(int(match[1], 16)), text)
         text = unquote(html.unescape(text))

@@ -8,7 +8,7 @@ _DEFINITE = frozenset(range(400, 500)) - {401, 403, 408, 429}
 
 @dataclass(eq=False)
 class C42Error(Exception):
-    """There is no answer for an event. By default, because Calendar42's answer can't be understood."""
+    """There is no answer for an event. The defaults mean that Calendar42's answer can't be understood."""
 
     endpoint: str  # where it was found
     message: str
@@ -23,7 +23,7 @@ class C42Error(Exception):
 
     @property
     def definite(self) -> bool:
-        """Whether asking again soon would not change it; otherwise it is a fault."""
+        """Whether asking again soon would give the same error. If not, it is a fault."""
         return self.status in _DEFINITE and not self.of_list
 
 

@@ -1,7 +1,7 @@
 """One GET, whole, within a deadline.
 
 `requests` says which proxy and which certificates the environment asks for, and makes a pool of connections. The calls
-go straight to that pool: what `requests` adds to each of them costs half as much again.
+go straight to that pool, because `requests` would make each cost half as much again.
 
 The time-outs of `requests` and urllib3 start again with each read, http.client skips no informational answer but 100,
 and urllib3 doesn't notice that more than the answer has been read. `_Connection` does better. Redirects aren't
@@ -34,7 +34,7 @@ logging.getLogger("urllib3.connection").disabled = True  # it quotes malformed h
 
 
 class Answer(NamedTuple):
-    """What came back; `body` is at most one byte longer than the limit, and is longer if it was cut there."""
+    """What came back. A `body` over the limit is cut to one byte more than the limit."""
 
     status: int
     headers: Mapping[str, str]
@@ -63,7 +63,7 @@ class Transport:
         return pool
 
     def get(self, path: str, *, deadline: float, limit: int) -> Answer:
-        """Get `path` by `deadline` (of `time.monotonic`), with `limit` bytes of body and one more at most.
+        """Get `path` by `deadline` (of `time.monotonic`), with at most `limit` + 1 bytes of its body.
 
         Raises TimeoutError, ConnectionError if no whole answer comes for another reason, and OSError with EMFILE or
         ENFILE if there is no file descriptor left here.
@@ -84,7 +84,7 @@ class Transport:
             raise ConnectionError(reason(error)) from error
 
     def close(self) -> None:
-        """Close all connections, those in use after their answers."""
+        """Close all connections; those in use, after their answers."""
         with contextlib.suppress(ConnectionError):  # if the proxy can't be used, there are none
             self._pool.close()
 
@@ -97,7 +97,7 @@ class Transport:
 
 
 def reason(error: BaseException) -> str:
-    """Say in a few words why a call failed, and not a word of what came: it may name people."""
+    """Say briefly why a call failed, and quote nothing of what came: it may name people."""
     cause = _cause(error)
     if isinstance(cause, ssl.SSLCertVerificationError):
         return f"certificate: {cause.verify_message}"
@@ -165,7 +165,7 @@ class _Response(http.client.HTTPResponse):
     def begin(self, **options: Any) -> None:
         """Skip informational answers (RFC 9110, 15.2), but not a 101: what follows that isn't HTTP."""
         for _ in range(_MOST_INTERIM):
-            self.headers: Any = None  # or http.client takes what it has for the answer
+            self.headers: Any = None  # http.client only reads an answer while this is None
             super().begin(**options)
             if self.status >= http.HTTPStatus.OK:
                 return
@@ -179,7 +179,7 @@ class _Connection(urllib3.connection.HTTPConnection):
     _used = False
 
     def connect(self) -> None:
-        """Connect in another thread: looking up a name takes no time-out, and shaking hands takes one per read."""
+        """Connect in another thread: a name look-up has no time-out, and a TLS handshake only one per read."""
         self._used = False
         connecting = _opener.submit(super().connect)
         try:

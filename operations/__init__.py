@@ -3,5 +3,5 @@
 import json
 from pathlib import Path
 
-# It stands in the OpenAPI document, which has to be complete as a file.
+# It is kept in the OpenAPI document, which must be complete as a file.
 VERSION: str = json.loads((Path(__file__).parent / "openapi.json").read_bytes())["info"]["version"]

@@ -17,7 +17,7 @@ from operations import settings
 from operations.settings import SettingsError
 
 QUESTION = "events/?limit=1"
-MAX_SKEW = 60.0  # seconds between this clock and the upstream's, whose header tells whole seconds
+MAX_SKEW = 60.0  # seconds between this clock and the upstream's, whose Date header has whole seconds
 OK, WARN, FAIL = "ok", "warn", "FAIL"
 
 Finding = tuple[str, str]  # one of these words, and the line

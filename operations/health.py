@@ -1,8 +1,8 @@
 """`/metrics`, the health checks, the status page and the contract; and the id, time and count of every request.
 
 No route here calls the upstream or waits for anything, and none shows an event id, a name or the token. A script fills
-the status page with the numbers of `/status.json`, once a second. The page takes nothing from outside and runs nothing
-inline, and browsers are told to hold it to that (CSP level 3).
+the status page with the numbers of `/status.json`, once a second. The page loads nothing from other hosts and runs no
+inline scripts, and its Content-Security-Policy makes browsers enforce that.
 """
 
 import json

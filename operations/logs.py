@@ -1,7 +1,7 @@
 """The format of log lines: one line per record, as text or as a JSON object.
 
-A record may have values for programs to read, as `extra={"fields": {…}}`. They become members of the JSON object; the
-text shows the message alone. Records of a request have its id in both.
+A record may have values for programs to read, as `extra={"fields": {…}}`. They become members of the JSON object; a
+line of text has only the message. Records of a request have its id in both.
 """
 
 import json
@@ -16,7 +16,7 @@ request_id = ContextVar("request_id", default="")  # of the request that the thr
 
 
 class _Formatter(logging.Formatter):
-    """Escapes control characters, so that no id and no upstream message can forge a line; blanks out the token."""
+    """Escapes control characters, so that no id and no upstream message can forge a line; redacts the token."""
 
     def __init__(self, form: str, token: str = "") -> None:
         super().__init__("%(asctime)s %(levelname)s %(name)s %(message)s")
@@ -50,7 +50,7 @@ class _Formatter(logging.Formatter):
 def configure(level: str, form: str, token: str) -> None:
     """Send log lines from `level` on to stderr, as `form` ("text" or "json"), without the token.
 
-    Of other libraries, nothing below WARNING is shown.
+    Other libraries' lines are shown from WARNING on.
     """
     handler = logging.StreamHandler(sys.stderr)
     handler.setLevel(level)

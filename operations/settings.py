@@ -17,9 +17,9 @@ RESERVED_THREADS = 16  # worker threads that never wait for the upstream
 _YEAR = 525600  # minutes
 _LEVELS = ("DEBUG", "INFO", "WARNING", "ERROR", "CRITICAL")
 _SAFE = "[!-~]{8,}"
-_EIGHT = "at least 8 printable ASCII characters without spaces"  # logs show *** wherever a token stands
+_EIGHT = "at least 8 printable ASCII characters without spaces"  # the log replaces it, so it must not be a common word
 _ORIGIN = r" *https?://([a-z0-9.-]+|\[[0-9a-f:]+\])(:[1-9][0-9]*)? *"
-# redis-py takes more options, which would get in the way.
+# redis-py's other options, such as time-outs, would interfere with ours.
 _REDIS_OPTIONS = {"db", "username", "password", "ssl_ca_certs", "ssl_certfile", "ssl_keyfile", "ssl_cert_reqs"}
 _GONE = {"C42_WORKERS": "run several instances instead, which share answers through C42_CACHE_URL: see docs/scaling.md"}
 
@@ -31,7 +31,7 @@ class SettingsError(Exception):
 
 
 def _kind(expected: str, pattern: str, convert: Parse = str, accept: Callable[[Any], bool] = lambda _: True) -> Parse:
-    """Return a parser of what matches `pattern`, is converted and then accepted; it raises ValueError for all else."""
+    """Return a parser for text that matches `pattern` and whose value passes `accept`; else it raises ValueError."""
 
     def parse(text: str) -> Any:
         with contextlib.suppress(ValueError):
@@ -62,7 +62,7 @@ def _need_their_ports(origins: frozenset[str]) -> bool:
 
 
 def _is_redis(text: str) -> bool:
-    """Tell whether all of it means something to redis-py, which ignores what it doesn't understand."""
+    """Tell whether redis-py would understand all of it: it ignores what it doesn't understand."""
     url = urlsplit(text)
     options = parse_qs(url.query, strict_parsing=True)
     is_address = bool(url.hostname and url.port != 0 and re.fullmatch("(/[0-9]*)?", url.path))
@@ -146,7 +146,7 @@ def read(environ: Mapping[str, str]) -> Settings:
     except ValueError as error:
         mistakes.append(str(error))
     if values.get("fault_expiry", 0) > values.get("expiry", math.inf):
-        values["fault_expiry"] = values["expiry"]  # which the default may exceed
+        values["fault_expiry"] = values["expiry"]  # the default may exceed it
         if text := environ.get("C42_FAULT_EXPIRY"):
             mistakes.append(f"C42_FAULT_EXPIRY={text} is invalid: expected at most C42_EXPIRY")
     if values.get("cache_url") and not find_spec("redis"):

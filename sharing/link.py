@@ -1,8 +1,8 @@
 """A connection to Redis, on an event loop, with bounded waits.
 
-What several threads ask during an exchange goes out together in the next one. Redis is asked only while it is up, and
-probed every few seconds. It counts as down as soon as a caller's patience runs out or a reply is wrong, and
-as up again once a probe gets the right answer quickly.
+Commands from several threads go out together, in one exchange at a time. Redis is asked only while it is up, and is
+probed every few seconds. It counts as down as soon as a caller's patience runs out or a reply is wrong, and as up again
+once a probe gets the right answer quickly.
 """
 
 import asyncio
@@ -48,7 +48,7 @@ class _Ask:
 
 
 class Link:
-    """Asks the Redis at `url` from any thread, on `loop`, or without one on a loop in a thread of its own."""
+    """Asks the Redis at `url`, for any thread. It works on `loop`, or else on a loop in a thread of its own."""
 
     def __init__(self, url: str, *, probe_every: float, loop: asyncio.AbstractEventLoop | None) -> None:
         # The one retry is over a new connection, if Redis has closed the old one.
@@ -112,7 +112,7 @@ class Link:
         self._asked.set()
 
     async def _exchange(self, asks: list[_Ask]) -> None:
-        """Send the commands of all and hand out the replies. If one caller's patience runs out, none get any.
+        """Send the commands of all and hand out the replies. If one caller's patience runs out, none gets a reply.
 
         A slice that takes much longer isn't counted: the loop itself is held up then, as on a crowded machine.
         """
@@ -129,7 +129,7 @@ class Link:
                     raise TimeoutError
                 began = now
             replies = replying.result()
-        except Exception as error:  # whatever redis-py makes of what it reads
+        except Exception as error:  # redis-py may raise anything if a reply is malformed
             self.lose("timed out" if isinstance(error, TimeoutError) else type(error).__name__)
             for ask in (*asks, *self._asks):
                 ask.replies.set_exception(Lost())

@@ -1,4 +1,4 @@
-"""What Calendar42 says to a request, as far as it is known: no sockets, no faults, no locks."""
+"""Calendar42's answers, as far as they are known: no sockets, no faults, no locks."""
 
 import json
 import re
@@ -81,7 +81,7 @@ def _one_event(event_id: str, catalogue: Catalogue) -> Answer:
 
 
 def _events(call: Call, catalogue: Catalogue) -> list[Json]:
-    # The API does not keep the order asked for; backwards is the order that nobody can take for it.
+    # The API doesn't keep the order asked for, so this reverses it: a client that relies on it fails its tests.
     asked = list(reversed(call.named_ids)) or list(catalogue.events)
     return [catalogue.events[one] for one in asked if one in catalogue.events]
 
@@ -89,12 +89,12 @@ def _events(call: Call, catalogue: Catalogue) -> list[Json]:
 def _rows(call: Call, catalogue: Catalogue) -> list[Json] | None:
     """Return the rows that match, or None for a single unknown event, which Calendar42 answers with a 500."""
     asked, known = set(call.named_ids), catalogue.rows
-    # Its documentation has toy ids too, so whatever the catalogue holds is well-formed.
+    # Calendar42's documentation has short ids too, so every id in the catalogue counts as well-formed.
     if not asked or not all(one in known or _WELL_FORMED_ID.fullmatch(one) for one in asked):
         asked = set(known)
     if len(asked) == 1 and asked.isdisjoint(known):
         return None
-    # By their ids, as a foreign row in one event's answer is found again under its own event.
+    # Each row once: the catalogue lists some of them under two events.
     return list({row["id"]: row for one in known if one in asked for row in known[one]}.values())
 
 

@@ -20,10 +20,10 @@ _FIRST_NAMES = [
     "Eva", "Milan", "Sara", "Bram", "Anna", "Thijs", "Lotte", "Ruben", "Fleur", "Stijn", "Maud", "Gijs",
 ]  # fmt: skip
 _SECOND_NAMES = ["Jan", "Lou", "Marie", "Pieter", "Rose", "Willem", "Claire", "Paul", "Fay", "Hugo"]
-# So many, and no two alike: a page that is lost, doubled or misplaced shows.
+# Many different names, so that a lost, repeated or misplaced page is noticed.
 _CROWD = ["API", *_FIRST_NAMES, *(f"{one}-{two}" for two in _SECOND_NAMES for one in _FIRST_NAMES)]
 
-# Short name, title, first names; the catalogue adds what these cannot say.
+# Short name, title, first names. The catalogue adds what doesn't fit into these.
 _TELLING: list[tuple[str, str | None, Names]] = [
     ("plain", "Dinner with the neighbours", ["API", "Arthur", "Ella"]),
     ("big", "Company anniversary", _CROWD[:250]),
@@ -128,9 +128,9 @@ class Catalogue:
         deleted = {"id": EVENTS["deleted"], "permission": "removed"}
         self.events[EVENTS["deleted"]] = deleted
         self.rows[EVENTS["deleted"]] = [{**deleted, "id": f"{deleted['id']}__{_key('Sem')}"}]
-        del self.events[EVENTS["nodata"]]  # known, and yet its `data` is empty
+        del self.events[EVENTS["nodata"]]  # a known event whose `data` is empty
 
-        # Whether a removed row keeps its event_id is not known: one that does, one that does not.
+        # It isn't known whether a removed row keeps its event_id, so here one does and one doesn't.
         blanks = EVENTS["blanks"]
         removed = {"id": f"{blanks}__{_key('Finn')}", "permission": "removed"}
         keeping = {"id": f"{blanks}__{_key('Milan')}", "event_id": blanks, "permission": "removed"}

@@ -11,7 +11,7 @@ from standin.api import Answer, Call, error
 
 
 class Gate:
-    """Requests that come to it stand until it is opened; from then on it stays open."""
+    """Holds the requests that come to it until it is opened; then it stays open."""
 
     def __init__(self) -> None:
         self._changed = threading.Condition()
@@ -40,7 +40,7 @@ class Gate:
 
 @dataclass(eq=False)
 class Rule:
-    """Which requests it is for (None: any), and then what becomes of them, in the order of the fields."""
+    """Which requests it applies to (None: any), and what happens to them, in the order of the fields."""
 
     endpoint: str | None = None
     event_id: str | None = None  # named by the request, alone or in a list

@@ -1,7 +1,7 @@
 """The stand-in's sockets: counts what arrives, asks `api` for the right answer and lets a rule spoil it.
 
-`Standin._lock` guards its catalogue, rules and counts; nobody waits or sends while holding it. The server's
-`connections` belong to the thread that accepts them, and to `stop` once that thread has ended.
+`Standin._lock` guards its catalogue, rules and counts; nobody waits or sends while holding it. Only the thread
+that accepts connections touches the server's `connections`, and `stop` once that thread has ended.
 """
 
 import contextlib
@@ -162,7 +162,7 @@ class _Server(socketserver.ThreadingTCPServer):
             thread.join()
 
     def handle_error(self, request: Any, client_address: Any) -> None:
-        # Clients that go away, and stopping, are a stand-in's daily life; anything else is a mistake in it.
+        # Clients that disconnect, and stopping, cause OSErrors; anything else is a bug in the stand-in.
         if not isinstance(sys.exception(), OSError):
             super().handle_error(request, client_address)
 
@@ -177,7 +177,7 @@ class _Handler(BaseHTTPRequestHandler):
 
     def do_GET(self) -> None:
         call = Call(self.command, self.path, {name.title(): value for name, value in self.headers.items()})
-        self.rfile.read(int(self.headers.get("Content-Length", 0)))  # or it passes for the next request
+        self.rfile.read(int(self.headers.get("Content-Length", 0)))  # or the body would be read as the next request
         rule = self.server.standin.arrive(call)
         try:
             if rule.gate:

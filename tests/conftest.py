@@ -30,7 +30,7 @@ BROWSER_FLAGS = (
 
 @pytest.fixture(scope="session")
 def shared_browser() -> "Iterator[webdriver.Chrome]":
-    """Start a headless Chromium, from Debian's packages, which keeps still towards the world outside."""
+    """Start a headless Chromium from Debian's packages, which contacts no servers by itself."""
     if not (CHROMIUM.exists() and CHROMEDRIVER.exists()):
         pytest.skip("needs Debian's packages chromium and chromium-driver")
     from selenium import webdriver

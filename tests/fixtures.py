@@ -38,7 +38,7 @@ _numbers = itertools.count(1)
 def until(
     condition: Callable[[], object], what: str = "the condition", *, patience: float = PATIENCE, every: float = 0.002
 ) -> None:
-    """Wait until `condition` holds, looking every so many seconds; fail the test where it never does."""
+    """Wait until `condition` holds, looking `every` so many seconds; fail the test if it never does."""
     give_up = time.monotonic() + patience
     while not condition():
         assert time.monotonic() < give_up, f"waited {patience:g} s for {what}"
@@ -57,7 +57,7 @@ def at_once(*actions: Callable[[], T]) -> list[T]:
 
 
 class Raw(NamedTuple):
-    """A response, and nothing interpreted."""
+    """A response, with nothing interpreted."""
 
     status: int
     headers: http.client.HTTPMessage
@@ -128,7 +128,7 @@ class Service:
         return socket.create_connection(("127.0.0.1", self.port), timeout=PATIENCE)
 
     def raw(self, target: bytes, method: bytes = b"GET", *headers: bytes) -> Raw:
-        """Send a request line as it is, without any client's view of what an address may be."""
+        """Send a request line as it is, which no HTTP client would do for every address."""
         lines = [method + b" " + target + b" HTTP/1.1", b"Host: c42c", b"Connection: close", *headers, b"", b""]
         with self.connect() as sock:
             sock.sendall(b"\r\n".join(lines))
@@ -145,7 +145,7 @@ class Service:
         return self.process.wait(PATIENCE)
 
     def end(self) -> None:
-        """Stop the service whatever it does, and let go of all that it used."""
+        """Stop the service whatever it does, and release everything that it used."""
         try:
             self.stop()
         except subprocess.TimeoutExpired:

@@ -81,13 +81,13 @@ def fetch(browser: webdriver.Chrome, url: str, **options: Any) -> dict[str, Any]
 
 
 def served(service: Service) -> Counter[str]:
-    """Return how many requests for one event the service has answered, by status."""
+    """Return how many requests for single events the service has answered, by status."""
     pattern = r'^c42_http_requests_total\{(?=.*route="[^"]*<event_id>").*status="(\d+)".*\} (\d+)'
     return Counter({status: int(count) for status, count in re.findall(pattern, service.get("/metrics").text, re.M)})
 
 
 def test_browser(browser: webdriver.Chrome, open_service: Service, upstream: Standin, page: Page) -> None:
-    """A page of an allowed origin reads answers and errors; what it has is not asked for, or not sent, again."""
+    """A page of an allowed origin reads answers and errors; the browser's cache saves the request, or the body."""
     event_id = new_events(upstream, 1)[0]
     url, before = open_service.url + PREFIX + event_id, served(open_service)
     browser.get(page.origin)
@@ -117,7 +117,7 @@ def test_browser(browser: webdriver.Chrome, open_service: Service, upstream: Sta
 def test_browser_blocks_other_origins(
     browser: webdriver.Chrome, open_service: Service, service: Service, upstream: Standin, page: Page
 ) -> None:
-    """A page of an origin that is not named reads nothing; where none is named, no page does."""
+    """A page of an origin that isn't allowed can read nothing; if no origin is allowed, no page can."""
     event_id = new_events(upstream, 1)[0]
     browser.get(page.other_origin)
     assert fetch(browser, open_service.url + PREFIX + event_id) == {"blocked": "TypeError"}
@@ -130,7 +130,7 @@ def test_browser_blocks_other_origins(
 def test_clients_ask_again_in_time(
     browser: webdriver.Chrome, short_service: Service, upstream: Standin, page: Page
 ) -> None:
-    """A browser and requests-cache ask again once an answer is over, and are spared the body that did not change."""
+    """A browser and requests-cache ask again when an answer has expired, and get no body if it didn't change."""
     same, changed = new_events(upstream, 2)
     service, before = short_service, served(short_service)
     browser.get(page.origin)

@@ -266,7 +266,7 @@ def test_what_is_read_leniently(make: Make, upstream: Standin) -> None:
 
 
 def test_the_events_failure_is_the_answer(make: Make, upstream: Standin) -> None:
-    """If both calls fail the event's failure is the answer, also where the other one's comes first."""
+    """If both calls fail, the answer is the event call's error, even if the other call fails first."""
     gate = Gate()
     upstream.rule("events", gate=gate, status=403)
     upstream.rule("event-subscriptions", status=500)
@@ -305,7 +305,7 @@ def test_time_out(make: Make, upstream: Standin, endpoint: str, fault: dict[str,
 
 
 def test_no_time_left(make: Make, upstream: Standin) -> None:
-    """After the deadline nothing is asked, and no call is counted."""
+    """After the deadline, no call is made or counted."""
     calls: list[Call] = []
     for seconds in 0, -1:
         error = failure(make(observe=calls.append), EVENTS["plain"], seconds)
@@ -461,7 +461,7 @@ def test_no_more_calls_than_pages(make: Make, upstream: Standin, count: int) -> 
 )
 @pytest.mark.parametrize("offset", [100, 200])
 def test_a_page_fails(make: Make, upstream: Standin, fault: dict[str, Any], status: int, offset: int) -> None:
-    """Where one of many pages fails, that failure is the answer."""
+    """If one of many pages fails, the answer is that error."""
     upstream.rule("event-subscriptions", offset=offset, **fault)
     assert failure(make(), EVENTS["big"], 0.3 if status == 504 else 10).status == status
 
@@ -484,7 +484,7 @@ def test_many_pages_at_once(make: Make, upstream: Standin) -> None:
 
 
 def test_a_page_that_fails_calls_off_the_others(make: Make, upstream: Standin) -> None:
-    """Pages that nobody waits for any more, and that haven't been asked for, aren't asked for."""
+    """When a page fails, those that haven't been requested yet aren't requested."""
     event_id, gate = new_id(), Gate()
     upstream.add_event(event_id, names=[f"Guest {number}" for number in range(5000)])
     upstream.rule("event-subscriptions", event_id, status=500)
@@ -555,7 +555,7 @@ def test_a_list_that_nobody_waits_for(make: Make, upstream: Standin) -> None:
     ids=["400", "404", "414", "9 MiB"],
 )
 def test_a_list_is_split(make: Make, upstream: Standin, endpoint: str, fault: dict[str, Any]) -> None:
-    """If one event has its list refused, or too large, the others have their answers all the same, for few calls."""
+    """If one event makes its list refused or too large, the others still get their answers, in few calls."""
     faults: list[C42Error] = []
     client, event_ids = make(observe_fault=faults.append), new_events(upstream, 16)
     bad = event_ids[5]
@@ -606,7 +606,7 @@ LIST_FAULTS: dict[str, tuple[dict[str, Any], int]] = {
 @pytest.mark.parametrize("endpoint", ENDPOINTS)
 @pytest.mark.parametrize(("fault", "status"), LIST_FAULTS.values(), ids=LIST_FAULTS)
 def test_a_list_fails(make: Make, upstream: Standin, endpoint: str, fault: dict[str, Any], status: int) -> None:
-    """What fails a list for another reason fails all of it, says nothing about any one event, and isn't asked again."""
+    """If a list fails for another reason, all its events fail; that says nothing about each, and isn't retried."""
     faults: list[C42Error] = []
     client, event_ids, unknown = make(observe_fault=faults.append), new_events(upstream, 3), new_id()
     upstream.rule(endpoint, **fault)
@@ -626,7 +626,7 @@ def test_a_list_fails(make: Make, upstream: Standin, endpoint: str, fault: dict[
 
 
 def test_a_filter_that_is_ignored(make: Make, upstream: Standin) -> None:
-    """If all events come instead of those asked for, the one that is missing among them isn't known to be missing."""
+    """If the upstream ignores the filter, an event missing from its answer isn't taken for an unknown one."""
     client, (known, other, foreign) = make(), new_events(upstream, 3)
     data = [{"id": event_id, "title": event_id} for event_id in (known, foreign)]
     upstream.rule("events", body=json.dumps({"data": data}))
@@ -636,7 +636,7 @@ def test_a_filter_that_is_ignored(make: Make, upstream: Standin) -> None:
 
 
 def test_a_list_runs_out_of_time(make: Make, upstream: Standin) -> None:
-    """If the time is over while the parts of a list are read, that says nothing about the events that are left."""
+    """If time runs out while the parts of a list are read, that says nothing about the events that are left."""
     client, event_ids = make(), new_events(upstream, 4)
     upstream.rule("events", event_ids[1], hang=True)
     upstream.rule("events", event_ids[0], 2, status=400)
@@ -648,7 +648,7 @@ def test_a_list_runs_out_of_time(make: Make, upstream: Standin) -> None:
 
 
 def test_a_pause_holds_for_a_whole_list(make: Make, upstream: Standin) -> None:
-    """A 429 to a list is a pause for each of its events, and isn't taken for the list's own fault."""
+    """A 429 to a list is a pause for each of its events, not a fault of the list."""
     client, event_ids = make(), new_events(upstream, 2)
     upstream.rule("events", status=429, body="slow down", headers={"Retry-After": "30"})
     for error in fetch_list(client, event_ids).values():
@@ -703,7 +703,7 @@ def test_the_shortest_pause(make: Make, upstream: Standin) -> None:
 
 
 def test_pause_ends(make: Make, upstream: Standin) -> None:
-    """When the pause is over, all is well."""
+    """When the pause is over, events are loaded again."""
     pause = Pause(0.05)
     client = make(pause=pause)
     upstream.rule("events", times=1, status=429)
@@ -713,7 +713,7 @@ def test_pause_ends(make: Make, upstream: Standin) -> None:
 
 
 def test_a_pause_is_one_line_in_the_log(make: Make, upstream: Standin, caplog: pytest.LogCaptureFixture) -> None:
-    """One warning for each pause, whatever it stops, and nothing else: no load that it stops is a fault."""
+    """A pause is logged as one warning, however many loads it stops, and none of those is logged as a fault."""
     faults: list[C42Error] = []
     client, event_ids = make(observe_fault=faults.append), new_events(upstream, 3)
     upstream.rule("events", status=429, headers={"Retry-After": "30"})

@@ -73,7 +73,7 @@ def test_fresh_events_are_not_asked_for(inside: MakeInside, upstream: Standin) -
 
 
 def test_each_event_keeps_its_own_expiry(inside: MakeInside, upstream: Standin) -> None:
-    """The part that lives shortest decides how long others may keep the whole; then only that part is loaded."""
+    """A list's `max-age` is that of the part that expires first; after that, only that part is loaded again."""
     service, (old, new) = inside(), new_events(upstream, 2)
     answers_of(service, [old])
     service.clock.now += 100.25
@@ -118,7 +118,7 @@ def test_unknown_and_deleted_among_many(inside: MakeInside, upstream: Standin) -
 
 
 def test_another_request_loads_it_already(inside: MakeInside, upstream: Standin) -> None:
-    """An event that someone loads already is waited for, not loaded again, by lists and by single requests alike."""
+    """Lists and single requests wait for an event that is already being loaded, rather than load it again."""
     service, (first, second, third) = inside(), new_events(upstream, 3)
     gate = Gate()
     upstream.rule("events", first, gate=gate)
@@ -272,8 +272,8 @@ def test_a_list_waits_as_one(inside: MakeInside, upstream: Standin) -> None:
 
 
 def test_a_list_has_one_time_out(inside: MakeInside, upstream: Standin) -> None:
-    """Where a fresh answer expires while the rest of its list times out, it gets no time-out of its own, and nobody
-    else gets that 504: the event was not asked for."""
+    """If an answer of a list expires while the rest of the list times out, its event gets a 504 too, without a call,
+    and that 504 isn't cached."""
     service, (one, two), gate = inside(C42_TIMEOUT="0.5"), new_events(upstream, 2), Gate()
     service.event(one)
     upstream.rule(event_id=two, gate=gate)
@@ -310,7 +310,7 @@ def test_a_hundred_big_events(start: Start, upstream: Standin) -> None:
 
 
 def test_slow_lists(service: Service, upstream: Standin) -> None:
-    """Where the upstream is too slow, each id is a 504 within half a second of the time-out."""
+    """If the upstream is too slow, each id gets a 504 within half a second of the time-out."""
     faults: list[dict[str, Any]] = [{"hang": True}, {"trickle": 0.3}, {"offset": 100, "delay": 3.0}]
     lists = [new_events(upstream, 3, people=50) for _ in faults]
     for event_ids, fault in zip(lists, faults, strict=True):

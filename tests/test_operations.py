@@ -52,7 +52,7 @@ def value(found: Samples, name: str, **labels: str) -> float:
 
 
 def test_numbers_add_up(start: Start, upstream: Standin) -> None:
-    """Under load each request is counted once by what became of it, and each call as often as the upstream saw it."""
+    """Under load, each request is counted once, by its outcome, and each call as often as the upstream saw it."""
     service, gate = start(**SMALL), Gate()
     held, missing, broken = new_id(), new_id(), new_id()
     upstream.add_event(held, names=["Arthur"])
@@ -116,7 +116,7 @@ def test_numbers_add_up(start: Start, upstream: Standin) -> None:
 
 
 def test_labels_are_bounded(service: Service) -> None:
-    """No client can make a new series: paths that are not there, odd methods and queries all count as one."""
+    """No client can add a series: unknown paths, odd methods and queries don't get labels of their own."""
     service.get("/no-such-path")
     service.request("BREW", "/livez")
     samples(service)  # the first counts itself only in the next
@@ -143,7 +143,7 @@ def test_durations_of_the_last_calls() -> None:
 
 
 def test_everything_answers_in_a_jam(start: Start, upstream: Standin) -> None:
-    """Every endpoint and every hit answers while the waiting room is full and the upstream hangs; health decides so."""
+    """While the waiting room is full and the upstream hangs, hits and endpoints are answered, /readyz with 200."""
     service, gate = start(**SMALL), Gate()
     known = new_id()
     upstream.add_event(known, names=["Arthur"])
@@ -165,7 +165,7 @@ def test_everything_answers_in_a_jam(start: Start, upstream: Standin) -> None:
 
 
 def test_upstream_trouble_does_not_make_it_unready(service: Service, upstream: Standin) -> None:
-    """The upstream's state is told by /readyz and decides nothing; /livez never asks it."""
+    """Upstream faults are shown by /readyz but don't change its status; no health check calls the upstream."""
     known = new_id()
     upstream.add_event(known)
     assert service.event(known).status_code == 200
@@ -181,7 +181,7 @@ def test_upstream_trouble_does_not_make_it_unready(service: Service, upstream: S
 
 @pytest.mark.parametrize("what", ["stopping", "reaper_alive"])
 def test_not_ready(what: str) -> None:
-    """/readyz is 503 while the service stops, and when the reaper is dead; /livez is 200."""
+    """/readyz is 503 while the service stops or if the reaper is dead; /livez is 200 even then."""
     cache = Cache(max_entries=10, max_waiting=1)
     app = Flask(__name__)
     metrics = small_metrics(cache, Pause(1), stopping=lambda: what == "stopping")
@@ -197,7 +197,7 @@ def test_not_ready(what: str) -> None:
 
 
 def test_endpoints_keep_secrets(service: Service, upstream: Standin) -> None:
-    """No endpoint tells the token, an id that somebody asked for, or a name."""
+    """No endpoint shows the token, an id that somebody asked for, or a name."""
     secrets = [TOKEN, new_id(), new_id(), "Ottilie", "Vierundvierzig"]
     upstream.add_event(secrets[1], title=secrets[4], names=[secrets[3]])
     upstream.rule(event_id=secrets[2], status=500, body=f"{secrets[3]} {TOKEN}")
@@ -236,7 +236,7 @@ def test_troubles() -> None:
 
 @pytest.mark.parametrize("form", ["text", "json"])
 def test_log(start: Start, upstream: Standin, form: str) -> None:
-    """At DEBUG a line for each load, pause, fault and request, hits included; nothing secret, no names, none forged."""
+    """At DEBUG, the log has a line for each load, pause, fault and request, but no secrets, names or forged lines."""
     service = start(C42_LOGFORMAT=form, C42_LOGLEVEL="DEBUG", C42_FAULT_EXPIRY="0.01")
     good, bad, busy = new_id(), new_id(), new_id()
     upstream.add_event(good, title="Vierundvierzig", names=["Ottilie", "Ottilie"])
@@ -429,14 +429,14 @@ def test_check_finds(
 
 
 def test_check_wrong_token(capsys: pytest.CaptureFixture[str], upstream: Standin) -> None:
-    """A token that the upstream does not know is named as the trouble."""
+    """If the upstream rejects the token, the check says so."""
     status, said = checked(capsys, upstream, C42_TOKEN="wrong-token")
     assert status == 1
     assert "FAIL  token: Calendar42 rejects it (401)" in said
 
 
 def test_check_hang(capsys: pytest.CaptureFixture[str], upstream: Standin) -> None:
-    """An upstream that never answers is given C42_TIMEOUT, and no more."""
+    """If the upstream never answers, the check gives up after C42_TIMEOUT."""
     upstream.rule(hang=True)
     status, said = checked(capsys, upstream, C42_TIMEOUT="0.2")
     assert status == 1
@@ -520,7 +520,7 @@ def test_check_no_tls_there(capsys: pytest.CaptureFixture[str], upstream: Standi
 
 
 def test_alerts_are_about_what_is_there(service: Service) -> None:
-    """Each metric that an alert asks for is one that the service has, and each alert is in docs/operating.md."""
+    """The service has each metric that an alert uses, and docs/operating.md has each alert."""
     rules = (ROOT / "deploy/c42c.rules.yml").read_text()
     page = (ROOT / "docs/operating.md").read_text()
     service.event(new_id())  # so that there are figures of calls

@@ -1,4 +1,4 @@
-"""What is read out of text that others wrote: Calendar42's JSON and Retry-After, and ids; no sockets."""
+"""Parsing of text that others wrote: Calendar42's JSON and Retry-After, and clients' ids. No sockets."""
 
 import contextlib
 import json
@@ -100,7 +100,7 @@ def test_wrong_counts(count: Any) -> None:
 
 
 def test_counts() -> None:
-    """There may be none, and 100,000 at most: more is too large to be read."""
+    """There may be 0 to 100,000 subscriptions; more are too many to read."""
     assert payload.page(subscriptions(0), ["E"]) == Page(0, 0, frozenset(), [])
     assert payload.page(subscriptions(100_000), ["E"]).total == 100_000
     with pytest.raises(TooLarge, match="has more than 100000 subscriptions"):
@@ -163,14 +163,14 @@ def test_events() -> None:
 
 
 def missing(events: list[str], *asked: str) -> C42Error:
-    """Return why the first event has no title, where these came."""
+    """Return why there is no title for the first event asked for, given the events that came."""
     with pytest.raises(C42Error) as raised:
         payload.title({event_id: {"id": event_id} for event_id in events}, asked[0], asked)
     return raised.value
 
 
 def test_missing_events() -> None:
-    """An event that doesn't come is deleted, or unknown if others came; among foreign ones it says nothing of it."""
+    """A missing event is deleted if asked for alone, and unknown if in a list; if foreign events came, it's a 502."""
     assert str(missing([], "E")) == "the event is deleted"
     assert str(missing([], "E", "F")) == str(missing(["F"], "E", "F")) == "Event E not found"
     alone, listed = missing(["G"], "E"), missing(["F", "G"], "E", "F")

@@ -69,7 +69,7 @@ def test_words(capsys: pytest.CaptureFixture[str]) -> None:
 
 
 def test_words_as_json(capsys: pytest.CaptureFixture[str]) -> None:
-    """With C42_LOGFORMAT=json, what keeps the service from starting is logged as JSON."""
+    """With C42_LOGFORMAT=json, the reasons why the service doesn't start are logged as JSON."""
     lines = complaints(capsys, C42_PORT="0", C42_LOGFORMAT="json")
     records = [json.loads(line) for line in lines]
     assert [record["message"][:9] for record in records] == ["C42_PORT=", "C42_TOKEN"]

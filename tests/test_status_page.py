@@ -44,7 +44,7 @@ def complaints(browser: Chrome) -> list[str]:
 
 
 def test_numbers_move(browser: Chrome, service: Service, upstream: Standin) -> None:
-    """Every request is counted on the page within moments, by its outcome, and nothing is complained of."""
+    """The page soon counts every request, by its outcome, and the browser's console stays empty."""
     browser.get(service.url)
     shows(browser, "#rate-hits", ".")
     before = service.get("/status.json").json()["cache"]
@@ -135,7 +135,7 @@ def test_shows_hostile_names_as_text(browser: Chrome, service: Service) -> None:
 
 
 def test_shows_errors(browser: Chrome, service: Service, upstream: Standin) -> None:
-    """An error is shown as what it is, a fault is listed, and an id that can't be one is not asked for."""
+    """Errors are shown with their status, faults are listed, and a malformed id isn't requested."""
     browser.get(service.url)
     try_event(browser, EVENTS["unknown"])
     shows(browser, "#try-status", "404 Not Found")
@@ -174,7 +174,7 @@ def test_an_earlier_question_is_forgotten(browser: Chrome, service: Service, ups
 
 
 def test_says_so_when_the_service_is_silent(browser: Chrome, start: Callable[..., Service]) -> None:
-    """A service that is gone is called silent, and its successor is taken up, with no reload."""
+    """If the service is gone, the page says that it doesn't answer; once it is back, the page goes on by itself."""
     service = start(C42_LOGLEVEL="WARNING")
     browser.get(service.url)
     shows(browser, "#troubles", "All is well.")
@@ -239,7 +239,7 @@ TROUBLES = {
 
 
 def test_troubles_are_shown(browser: Chrome, service: Service) -> None:
-    """The page has a sentence for each trouble that the server names, shows those alone, and marks its title."""
+    """The page shows a sentence for each trouble that the server names, no others, and marks its title."""
     numbers = service.get("/status.json").json()
     tier = {"found": 1, "awaited": 22, "loaded": 333, "alone": 4444, "up": False}
     numbers |= {"troubles": [], "shared_tier": tier}

@@ -121,7 +121,7 @@ def chunked(*chunks: bytes, trailer: bytes = b"") -> bytes:
 
 
 def test_what_is_sent(scripted: Scripted, transport: MakeTransport) -> None:
-    """A request has the given headers, asks for gzip, and goes below the base URL."""
+    """A request has the given headers, accepts gzip, and its path begins with the base URL's."""
     script = scripted([REPLY])
     assert ask(transport(script.base_url + "api/"), "events/?ids=[a,b]") == (200, {"Content-Length": "2"}, b"{}")
     line, *headers = script.requests[0].decode().rstrip().split("\r\n")
@@ -165,7 +165,7 @@ def test_proxy(scripted: Scripted, transport: MakeTransport, proxied: Callable[[
 def test_tunnel(
     scripted: Scripted, transport: MakeTransport, proxied: Callable[[str], None], trusted: ssl.SSLContext
 ) -> None:
-    """TLS goes through a tunnel, of which the proxy sees no header; the certificate has to be the upstream's."""
+    """TLS goes through a tunnel, so that the proxy sees no headers; the certificate must be the upstream's."""
 
     def shake_hands(sock: socket.socket) -> None:
         sock.sendall(b"HTTP/1.1 200 Connection established\r\n\r\n")
@@ -191,7 +191,7 @@ def test_no_tunnel(scripted: Scripted, transport: MakeTransport, proxied: Callab
 
 @pytest.mark.parametrize("proxy", ["http:///x", "http://me:secret@127.0.0.1:99999", "foo://127.0.0.1:1"])
 def test_a_proxy_that_is_none(transport: MakeTransport, proxied: Callable[[str], None], proxy: str) -> None:
-    """An address in the environment that can't be a proxy's is a fault, and isn't shown."""
+    """An invalid proxy address in the environment is a fault, and the error doesn't show it."""
     proxied(proxy)
     with pytest.raises(ConnectionError, match=r"^the proxy that the environment names can't be used$"):
         ask(transport("http://upstream.invalid/"))
@@ -288,7 +288,7 @@ def test_whole_answers(scripted: Scripted, transport: MakeTransport, reply: byte
 def test_more_than_the_answer(
     scripted: Scripted, transport: MakeTransport, first: str, extra: bytes, later: bool
 ) -> None:
-    """A connection on which more than the answer has come isn't used again: it would be taken for the next answer."""
+    """A connection that carried more than the answer isn't used again: the rest would be taken for the next answer."""
     reply, body = WHOLE[first]
 
     def send(sock: socket.socket) -> None:
@@ -418,7 +418,7 @@ SLOW = HTTP + b"Content-Length: 999\r\n\r\n" + b"x" * 999
 
 @pytest.mark.parametrize("at_once", [0, 9, 25, 50], ids=["at all", "status", "headers", "body"])
 def test_deadline(scripted: Scripted, transport: MakeTransport, at_once: int) -> None:
-    """An answer of which a byte comes every now and then ends at the deadline, wherever it is then."""
+    """An answer that trickles in is cut off at the deadline, whichever part has arrived."""
     ended, sent = threading.Event(), list[int]()
 
     def trickle(sock: socket.socket) -> None:
@@ -463,7 +463,7 @@ def test_no_time_left(transport: MakeTransport) -> None:
 
 
 def test_a_handshake_ends_at_the_deadline(transport: MakeTransport) -> None:
-    """A TLS handshake of which a byte comes every now and then ends at the deadline, and the connection is closed."""
+    """A TLS handshake that trickles in is cut off at the deadline, and the connection is closed."""
     sent = 0
 
     def serve(listener: socket.socket) -> None:

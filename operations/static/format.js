@@ -2,7 +2,7 @@
 
 export const count = (number) => number.toLocaleString("en-US");
 
-export const percent = (ratio) => `${(Math.floor(ratio * 1000) / 10).toFixed(1)} %`; // rounded down: 100 % are all
+export const percent = (ratio) => `${(Math.floor(ratio * 1000) / 10).toFixed(1)} %`; // rounded down, so that 100 % means all
 
 export function duration(seconds) {
   let rest = Math.floor(seconds);
@@ -20,7 +20,7 @@ export function latency(seconds) {
   return `${rounded(seconds * 1000, seconds >= 0.01 ? 0 : 1)} ms`;
 }
 
-// Rounds halves upwards; toFixed alone does so for some numbers only.
+// Rounds halves upwards; toFixed alone does so only for some numbers.
 const rounded = (number, digits) => (Math.floor(number * 10 ** digits + 0.5) / 10 ** digits).toFixed(digits);
 
 export const pause = (seconds) => seconds > 0 ? duration(Math.ceil(seconds)) : "none";

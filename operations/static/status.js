@@ -34,7 +34,7 @@ tryBox.start();
 document.addEventListener("visibilitychange", poll);
 poll();
 
-// Ask now and then every second, but not while the tab is hidden.
+// Ask at once and then every second, but not while the tab is hidden.
 async function poll() {
   if (asking || document.hidden) return;
   asking = true;

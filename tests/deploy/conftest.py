@@ -65,7 +65,7 @@ def debian(installation: tuple[Path, subprocess.Popen[str]] | None) -> Path:
 
 @pytest.fixture(scope="session")
 def pip_mounts(tmp_path_factory: pytest.TempPathFactory) -> list[tuple[Path, str]]:
-    """Say what has to be mounted where so that pip works in an image or a machine as it does on this machine."""
+    """Return the mounts with which pip works in an image or a container as it does on this machine."""
     # A local index refers to files beside its folder.
     listed = ran(sys.executable, "-m", "pip", "config", "list")
     found = re.findall(r"^(?:global|:env:)\.([a-z-]+)='(.*)'$", listed, re.M)

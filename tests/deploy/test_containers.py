@@ -52,7 +52,7 @@ def test_compose_is_locked_down() -> None:
 
 
 def check_patience(environ: dict[str, str], seconds: int) -> None:
-    """Check that whatever runs the service waits long enough for its end."""
+    """Check that the process manager waits long enough for the service to stop."""
     known = {name: text for name, text in environ.items() if name in ("C42_DRAIN", "C42_TIMEOUT")}
     config = read_settings({"C42_TOKEN": TOKEN, **known})
     assert seconds > config.drain + config.timeout + 1

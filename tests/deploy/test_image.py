@@ -76,7 +76,7 @@ def test_adds_little(image: Image) -> None:
 
 
 def test_runs_locked_down(image: Image, upstream: Standin) -> None:
-    """The service runs as nobody in particular, with a read-only root, its health check passes, and SIGTERM ends it in
+    """The service runs as a user without a name, with a read-only root, its health check passes, and SIGTERM ends it in
     time even if a request hangs.
     """
     event_id, hung, gate = new_id(), new_id(), Gate()

@@ -88,7 +88,7 @@ def test_serves_events_to_everybody_and_pages_to_operators(
 
 @needs("nginx", "openssl")
 def test_one_instance_is_enough(service: Service, upstream: Standin, certificate: Path, tmp_path: Path) -> None:
-    """While one of two instances is down, every request is answered by the other; what c42c says is not replaced."""
+    """While one of two instances is down, the other answers every request; nginx doesn't replace c42c's errors."""
     down, broken = free_ports(1)[0], new_id()
     upstream.rule(event_id=broken, reset=True)
     with site(tmp_path, certificate, down, service.port) as front:
@@ -160,7 +160,7 @@ class Load:
 
 @needs("nginx", "openssl")
 def test_rolling_restart_loses_nothing(upstream: Standin, certificate: Path, tmp_path: Path) -> None:
-    """While two instances are restarted in turns, with and without a time to drain, no request of 10,000 fails."""
+    """While two instances are restarted in turn, with and without a drain time, none of 10,000 requests fails."""
     hits, misses = new_events(upstream, CLIENTS), new_events(upstream, REQUESTS // 10)
     with ExitStack() as stack:
         instances = [stack.enter_context(started(Service(upstream, (), C42_DRAIN="1"))) for _ in range(2)]

@@ -190,7 +190,7 @@ def watched(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Watched]:
 
 
 def test_each_trouble_fires_its_own_alert(watched: Watched) -> None:
-    """A healthy service under traffic fires nothing. Each kind of trouble fires its own alert, and no other ever."""
+    """A healthy service under traffic fires no alert, and each kind of trouble fires its own alert and no other."""
     expected = {kind: {alert} for kind, alert in ALERT.items() if alert}
     try:
         until(lambda: watched.fired().keys() >= expected.keys(), "all alerts to fire", patience=40)

@@ -62,7 +62,7 @@ class Machine:
 
 @pytest.fixture
 def machine(debian: Path, pip_mounts: list[tuple[Path, str]], tmp_path: Path) -> Iterator[Machine]:
-    """Boot Debian, with this project in /opt/c42c; all that changes there is forgotten."""
+    """Boot Debian, with this project in /opt/c42c; its changes are discarded."""
     if lacking := missing("systemd-nspawn", "nsenter"):
         pytest.skip(f"needs {lacking}, as Debian has it")
     for name in ran("git", "ls-files", "--cached", "--others", "--exclude-standard", "-z").split("\0"):
