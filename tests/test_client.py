@@ -1,4 +1,4 @@
-"""The client of Calendar42, directly: what it sends, and what it makes of whatever comes back.
+"""The client of Calendar42 by itself: what it sends, and how it treats whatever comes back.
 
 How an answer is read off a socket is in `test_transport.py`, and what is read out of its JSON in `test_payload.py`.
 """
@@ -53,7 +53,7 @@ def make(upstream: Standin) -> Iterator[Make]:
 
 
 def fetch(client: Client, event_id: str, seconds: float = 10.0) -> dict[str, Any]:
-    """Return the answer, for which there are so many seconds."""
+    """Return the answer, which may take so many `seconds`."""
     ((_, outcome),) = client.fetch([event_id], time.monotonic() + seconds)
     if isinstance(outcome, C42Error):
         raise outcome
@@ -146,7 +146,7 @@ def test_redirects_are_not_followed(make: Make, upstream: Standin, endpoint: str
 
 @pytest.mark.parametrize("status", [400, 402, 404, 407, 409, 428, 430, 499])
 def test_definite_refusals(make: Make, upstream: Standin, status: int) -> None:
-    """A refusal that asking again would not change is passed through, and is a definite no."""
+    """A refusal that asking again wouldn't change is passed through and counts as definite."""
     upstream.rule("events", status=status, body=b"  because\n")
     error = failure(make(), EVENTS["plain"])
     assert type(error) is C42Error
@@ -158,7 +158,7 @@ def test_definite_refusals(make: Make, upstream: Standin, status: int) -> None:
 @pytest.mark.parametrize("status", [401, 403, 408, 500, 599])
 @pytest.mark.parametrize("endpoint", ENDPOINTS)
 def test_faults_are_passed_through(make: Make, upstream: Standin, endpoint: str, status: int) -> None:
-    """Trouble with the token or inside the upstream is passed through, from either call, and is a fault."""
+    """An error about the token or inside the upstream is passed through, from either call, and is a fault."""
     upstream.rule(endpoint, status=status, body='{"why": "\u00e9"}')
     error = failure(make(), EVENTS["plain"])
     assert (error.status, error.upstream_status, error.definite) == (status, status, False)
@@ -247,7 +247,7 @@ def rows(event_id: str, count: int, *rows: Any) -> bytes:
 
 
 def test_what_is_read_leniently(make: Make, upstream: Standin) -> None:
-    """Fields nobody needs may hold anything; gzip, a byte order mark, NaN elsewhere and 7 MiB of blanks are read."""
+    """Unused fields may hold anything, NaN included; gzip, a byte order mark and 7 MiB of blanks are accepted."""
     event_id = new_id()
     event = {"id": event_id, "title": "", "start": float("nan"), "length": 10**300, "permission": None, "data": [[[]]]}
     upstream.add_event(event_id)
@@ -419,7 +419,7 @@ def test_rows_without_ids(make: Make, upstream: Standin) -> None:
 
 @pytest.mark.parametrize("count", [2, 100])
 def test_fewer_rows_than_promised(make: Make, upstream: Standin, count: int) -> None:
-    """If there are fewer rows than there are said to be, the answer is a 502; one page is not read twice."""
+    """If there are fewer rows than `count` says, the answer is a 502; a single page isn't read twice."""
     event_id = new_id()
     upstream.add_event(event_id)
     upstream.rule("event-subscriptions", event_id, body=rows(event_id, count, {"subscriber": {"first_name": "A"}}))
@@ -529,7 +529,7 @@ def test_unknown_events(make: Make, upstream: Standin) -> None:
 
 
 def test_only_unknown_events(make: Make, upstream: Standin) -> None:
-    """If no event is known, nobody waits for their subscriptions."""
+    """If no event is known, the client doesn't wait for their subscriptions."""
     gate = Gate()
     upstream.rule("event-subscriptions", gate=gate)
     outcomes = fetch_list(make(), [new_id(), EVENTS["deleted"], new_id()])
@@ -778,7 +778,7 @@ FOUND: list[tuple[str, dict[str, Any], bool]] = [
 
 @pytest.mark.parametrize(("endpoint", "fault", "is_fault"), FOUND)
 def test_observed_faults(make: Make, upstream: Standin, endpoint: str, fault: dict[str, Any], is_fault: bool) -> None:
-    """Each fault is observed once, with the endpoint where it was found; a definite no is not a fault."""
+    """Each fault is observed once, with the endpoint where it was found; a definite refusal isn't one."""
     faults: list[C42Error] = []
     upstream.add_event("E")
     upstream.rule(endpoint, **fault)
@@ -788,7 +788,7 @@ def test_observed_faults(make: Make, upstream: Standin, endpoint: str, fault: di
 
 
 def test_log(make: Make, upstream: Standin, caplog: pytest.LogCaptureFixture) -> None:
-    """A load is a line in the log, which says what came of it, and what its calls took."""
+    """Each load is one line in the log, with its outcome and the time of each call."""
     client = make()
     with caplog.at_level(logging.INFO, logger="c42c"):
         fetch(client, EVENTS["plain"])
@@ -816,7 +816,7 @@ def test_log(make: Make, upstream: Standin, caplog: pytest.LogCaptureFixture) ->
 
 
 def test_a_split_list_is_logged(make: Make, upstream: Standin, caplog: pytest.LogCaptureFixture) -> None:
-    """That a list is asked for in halves is in the log, with the reason."""
+    """If a list is asked for in halves, the log says so, with the reason."""
     event_ids = new_events(upstream, 2)
     upstream.rule("events", event_ids[0], 1, status=414)
     with caplog.at_level(logging.INFO, logger="c42c"):
@@ -866,7 +866,7 @@ def test_token_is_not_cut_out(make: Make, upstream: Standin, before: int, writte
 
 
 def test_a_body_without_the_token_keeps_its_bytes(make: Make, upstream: Standin) -> None:
-    """A body that is passed on keeps its bytes, of which there are 64 KiB at most."""
+    """A body that is passed on keeps its bytes, up to 64 KiB."""
     for body in (b'{"a" : "\\u00e9", "a":1.0e5}\r\n', b"\xff\xfe\x00", b"\\u002d %2D &#45;", TOKEN[:-1].encode()):
         rule = upstream.rule("events", status=500, body=body)
         assert failure(make(), EVENTS["plain"]).body == body

@@ -19,7 +19,7 @@ OF_EVERY_RESPONSE = {"connection", "content-type", "content-length", "date"}
 
 
 def resolved(node: Any) -> Any:
-    """Follow a `$ref`, where there is one."""
+    """Follow a `$ref` if there is one."""
     while "$ref" in node:
         found: Any = DOCUMENT
         for step in node["$ref"].removeprefix("#/").split("/"):
@@ -99,7 +99,7 @@ def test_every_route_is_described(inside: Callable[..., Inside]) -> None:
 
 
 def test_troubles_are_those_of_the_status_page() -> None:
-    """The document names the troubles that the status page shows, but the two that only the page can see."""
+    """The document names the troubles that the status page shows, except the two that only the page detects."""
     page = (ROOT / "operations/templates/status.html").read_text()
     troubles = DOCUMENT["components"]["schemas"]["Status"]["properties"]["troubles"]["items"]["enum"]
     assert troubles == [name for name in re.findall('data-trouble="(.*?)"', page) if name not in ("none", "silent")]
@@ -116,7 +116,7 @@ def test_document_is_served(service: Service) -> None:
 
 @contextmanager
 def trouble(name: str, service: Service, upstream: Standin) -> Iterator[None]:
-    """Bring about the situation of the example of that name."""
+    """Create the situation that the named example is about."""
     faults: dict[str, dict[str, Any]] = {
         "trouble": {"status": 500},
         "unreachable": {"reset": True},
@@ -144,7 +144,7 @@ def trouble(name: str, service: Service, upstream: Standin) -> Iterator[None]:
 
 
 def test_examples_are_real(schema: Any, start: Callable[..., Service], upstream: Standin) -> None:
-    """Each example is, status and body, what the service answers with the stand-in behind; no header is left out."""
+    """Each example has the status and body that the service answers on the stand-in, and describes every header."""
     service = start(C42_TIMEOUT="0.5", C42_THREADS="17")
     fixed = {"malformed": "%20", "empty": "[]"}
     for path in ("/readyz", "/livez", "/healthz", MANY, ONE):  # faults last, the pause last of all

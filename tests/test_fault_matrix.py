@@ -87,7 +87,7 @@ def is_right(part: Any, event_id: str) -> bool:
 
 
 def single(service: Inside, upstream: Standin, fault: dict[str, Any], status: int, kept: float, endpoint: str) -> None:
-    """One event: the error comes out, is kept as long as it should be, and then the service is right again."""
+    """One event: the client gets the error, it is cached for `kept` seconds, and then the event is loaded again."""
     (event_id,) = new_events(upstream, 1)
     rule = upstream.rule(endpoint, event_id, **named(fault, event_id))
     began = time.monotonic()
@@ -107,7 +107,7 @@ def single(service: Inside, upstream: Standin, fault: dict[str, Any], status: in
 
 
 def in_list(service: Inside, upstream: Standin, fault: dict[str, Any], status: int, kept: float, endpoint: str) -> None:
-    """A list: all its events have the error, nobody keeps it, and the service is right at once.
+    """A list: all its events have the error, which isn't cached, so they are loaded again at once.
 
     A list that is refused or too large is asked for again, an event at a time: then the errors are those of the events.
     """
@@ -133,7 +133,7 @@ def in_list(service: Inside, upstream: Standin, fault: dict[str, Any], status: i
 
 
 def named(fault: dict[str, Any], event_id: str) -> dict[str, Any]:
-    """Return a fault with the event's id where its body needs one."""
+    """Return a fault, with the event's id in its body if it needs one."""
     body = fault.get("body")
     return fault | {"body": body.replace("%s", event_id)} if isinstance(body, str) else fault
 
@@ -182,7 +182,7 @@ def test_bad_gateway(inside: MakeInside, four: list[Inside], upstream: Standin, 
 
 @pytest.mark.parametrize("fault", FAULTS_OF_EVENTS.values(), ids=FAULTS_OF_EVENTS)
 def test_wrong_events(four: list[Inside], upstream: Standin, fault: dict[str, Any]) -> None:
-    """Events that are not those asked for, or of which it is not known which they are, are a 502."""
+    """Events that nobody asked for, or without an id, are a 502."""
     everywhere(four, upstream, fault, BAD_GATEWAY, FAULT_EXPIRY, ("events",))
 
 

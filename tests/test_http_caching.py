@@ -175,7 +175,7 @@ def test_nobody_keeps_an_answer_longer(inside: MakeInside, upstream: Standin, mi
 
 
 def test_who_waits_for_a_load(inside: MakeInside, upstream: Standin) -> None:
-    """Callers that waited for a load are told how much of the answer's lifetime is left when it ends."""
+    """When a load ends, `max-age` for the callers that waited is what is left of the lifetime by then."""
     service, event_id, gate = inside(), new_events(upstream, 1)[0], Gate()
     upstream.rule("events", gate=gate)
     with ThreadPoolExecutor() as pool:

@@ -58,7 +58,7 @@ def test_scripts_without_pytest(script: str) -> None:
 
 
 def test_scripts_print_failures_only(tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
-    """Run as a script, tests that pass print nothing, and of others pytest says what failed."""
+    """Run as a script, tests print nothing if they pass; otherwise pytest says what failed."""
     path = tmp_path / "test_few.py"
     path.write_text("def test_that_passes(): print('hello')")
     assert run_as_script(str(path)) == 0
