@@ -503,7 +503,7 @@ def test_a_lock_lasts_as_long_as_its_load(
         assert not client.exists(first.lock(event_id))
 
 
-@pytest.mark.parametrize(("timeout", "longest"), [(0.4, 0.4), (5.0, 2.0)])
+@pytest.mark.parametrize(("timeout", "longest"), [(1.5, 1.5), (5.0, 2.0)])
 def test_a_lock_lasts_by_itself_for_two_seconds_at_most(
     timeout: float, longest: float, shared_redis: Redis, machine: Make
 ) -> None:
@@ -787,13 +787,13 @@ def test_a_slow_redis(delay: float, shared_redis: Redis, proxy: MakeProxy, machi
 def test_no_answer_waits_longer_for_redis_in_all(
     shared_redis: Redis, proxy: MakeProxy, machine: Make, pool: ThreadPoolExecutor
 ) -> None:
-    """After its load has ended elsewhere, an answer waits at most 250 ms for a Redis that stalls 100 ms each time."""
+    """After its load has ended elsewhere, an answer waits at most 250 ms for a Redis that stalls 50 ms each time."""
     between, stalls = proxy(shared_redis.port), Counter[str]()
     first = machine(shared_redis.url)
     second = machine(between.url, probe_every=PATIENCE)
 
     def stall(data: bytes, sink: socket.socket) -> None:
-        time.sleep(0.1)
+        time.sleep(0.05)
         stalls["all"] += 1
         sink.sendall(data)
 
@@ -808,7 +808,7 @@ def test_no_answer_waits_longer_for_redis_in_all(
     loading.result(PATIENCE)
     before = stalls["all"]
     assert waiting.result(PATIENCE).value == VALUE
-    assert stalls["all"] - before <= 2  # a third would have made it 300 ms
+    assert stalls["all"] - before <= 5  # a sixth would have made it 300 ms
 
 
 def test_nothing_half_read_is_used(shared_redis: Redis, proxy: MakeProxy, machine: Make, counts: Counter[str]) -> None:
