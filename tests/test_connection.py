@@ -128,7 +128,7 @@ BAD: dict[str, tuple[bytes, int]] = {
 
 
 @pytest.mark.parametrize(("raw", "status"), [pytest.param(*case, id=name) for name, case in BAD.items()])
-def test_refused(raw: bytes, status: int) -> None:
+def test_rejected(raw: bytes, status: int) -> None:
     """A malformed, ambiguous or too large request gets its error in the envelope, the connection is closed, and nothing
     that follows is processed, however the bytes are split and whatever came before."""
     desk = Desk()
