@@ -158,6 +158,34 @@ EQUIVALENT: list[Equivalent] = [
         "\"\" → 'X'",
         "neither is a number or a date",
     ),
+    Equivalent("calendar42/calls.py", "self._until = 0.0", "0.0 → 1.0", "a machine has run for longer than a second"),
+    Equivalent(
+        "calendar42/transport.py",
+        "super().__init__(sock, *args, **kwargs)",
+        "super().__init__(sock, *args, **kwargs) → super().__init__(sock, *args)",
+        "only the method is given by name, and one that isn't given counts as GET",
+    ),
+    Equivalent(
+        "calendar42/transport.py",
+        "super().close()",
+        "super().close() → pass",
+        "what it reads from is closed already, and closing that once more does nothing",
+    ),
+    Equivalent(
+        "calendar42/transport.py",
+        '_opener = ThreadPoolExecutor(64, thread_name_prefix="c42c-connect")',
+        "\"c42c-connect\" → 'c42c-connectX'",
+        "the name is for people who look at the threads",
+    ),
+    Equivalent(
+        "calendar42/transport.py",
+        'self._base = requests.Request("GET", base_url).prepare()',
+        "\"GET\" → 'GETX'",
+        "only its address is used",
+    ),
+    Equivalent(
+        "calendar42/transport.py", "_CHUNK = 65536  # bytes", "65536 → 65537", "only how much is read at a time"
+    ),
     Equivalent(
         "calendar42/transport.py",
         "return 0",

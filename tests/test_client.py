@@ -337,10 +337,12 @@ def test_no_descriptors(make: Make, upstream: Standin, caplog: pytest.LogCapture
     finally:
         resource.setrlimit(resource.RLIMIT_NOFILE, (soft, hard))
     assert isinstance(error, Exhausted)
+    limit = "limit of open files (ulimit -n, LimitNOFILE)"
+    assert str(error) == f"c42c has reached its {limit} and can't call Calendar42"
     assert (error.status, error.upstream_status, error.definite, error.retry_after) == (503, 0, False, 1)
     (record,) = caplog.records
     assert record.levelno == logging.ERROR
-    assert "limit of open files (ulimit -n, LimitNOFILE)" in record.getMessage()
+    assert str(error) in record.getMessage()
     assert "Too many open files" in record.getMessage()
     assert faults == [error]
     assert fetch(client, EVENTS["plain"])["names"]

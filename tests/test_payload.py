@@ -4,7 +4,7 @@ import contextlib
 import json
 import string
 import time
-from datetime import UTC, datetime, timedelta
+from datetime import UTC, datetime, timedelta, timezone
 from typing import Any
 
 import pytest
@@ -299,6 +299,12 @@ def test_retry_after_a_date(form: str, seconds: float, left: float) -> None:
     """A Retry-After may be a date, in each of the three forms of RFC 9110, 5.6.7, which have whole seconds."""
     moment = datetime.now(UTC) + timedelta(seconds=seconds)
     assert pause_for(moment.strftime(form)) == pytest.approx(left, abs=1.5)
+
+
+def test_a_date_in_another_time_zone() -> None:
+    """A date that says its time zone is read in it, though RFC 9110 allows GMT only."""
+    moment = datetime.now(timezone(timedelta(hours=2))) + timedelta(seconds=900)
+    assert pause_for(moment.strftime("%a, %d %b %Y %H:%M:%S %z")) == pytest.approx(900, abs=1.5)
 
 
 def test_a_date_is_read_as_gmt(monkeypatch: pytest.MonkeyPatch) -> None:
