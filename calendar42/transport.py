@@ -141,7 +141,7 @@ class _Stream(io.RawIOBase):
 
     def close(self) -> None:
         self._raw.close()
-        super().close()
+        super().close()  # so that it counts as closed
 
 
 class _Reader(io.BufferedReader):

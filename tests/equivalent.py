@@ -167,9 +167,9 @@ EQUIVALENT: list[Equivalent] = [
     ),
     Equivalent(
         "calendar42/transport.py",
-        "super().close()",
+        "super().close()  # so that it counts as closed",
         "super().close() → pass",
-        "what it reads from is closed already, and closing that once more does nothing",
+        "what it reads from is closed by then, and closing that once more does nothing",
     ),
     Equivalent(
         "calendar42/transport.py",
