@@ -248,4 +248,16 @@ EQUIVALENT: list[Equivalent] = [
             ("HELD_UP = 10.0  # seconds that a thread waits for a loop that is held up", "10.0 → 11.0"),
         )
     ),
+    Equivalent(
+        "sharing/tier.py",
+        'content, expiry = answers.get(event_id, (b"", 0.0))',
+        "b\"\" → b'X'",
+        "what expires in 1970 is deleted at once, and nothing else is there while the lock is held",
+    ),
+    Equivalent(
+        "sharing/link.py",
+        "AT_ONCE = 64  # callers whose commands go out together",
+        "64 → 65",
+        "one more in an exchange is a difference that nobody can rely on",
+    ),
 ]
