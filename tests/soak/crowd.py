@@ -6,6 +6,7 @@ Exit status 1 if there was ever another number of loads, or a wrong answer.
 
 import argparse
 import asyncio
+import math
 import os
 import sys
 from collections.abc import Sequence
@@ -57,7 +58,8 @@ async def main() -> int:
     parser.add_argument("--load", type=float, default=0.0, help="the load average to wait for")
     options = parser.parse_args()
     busy = [
-        Process(["nice", "-n", "19", sys.executable, "-c", "while True: pass"]) for _ in range(int(options.load * 1.5))
+        Process(["nice", "-n", "19", sys.executable, "-c", "while True: pass"])
+        for _ in range(math.ceil(options.load * 1.1))
     ]
     instances, redis = [Instance() for _ in range(4)], Redis()
     try:
