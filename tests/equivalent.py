@@ -260,4 +260,10 @@ EQUIVALENT: list[Equivalent] = [
         "64 → 65",
         "one more in an exchange is a difference that nobody can rely on",
     ),
+    Equivalent(
+        "calendar42/transport.py",
+        "self._adapter = HTTPAdapter(pool_connections=1, pool_maxsize=connections)",
+        "1 → 2",
+        "there is only one upstream",
+    ),
 ]
