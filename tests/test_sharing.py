@@ -1169,7 +1169,7 @@ def test_redis_is_not_installed() -> None:
 # Several instances keep the promises of one
 
 
-LIKE_ALL = {"C42_TIMEOUT": "4", "C42_FAULT_EXPIRY": "0.05"}
+LIKE_ALL = {"C42_TIMEOUT": "10", "C42_FAULT_EXPIRY": "0.05"}
 
 
 @pytest.fixture(scope="module")
