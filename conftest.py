@@ -11,6 +11,7 @@ import contextlib
 import io
 import os
 import signal
+from collections.abc import Iterator
 from importlib.util import find_spec
 from pathlib import Path
 from typing import NoReturn
@@ -27,13 +28,21 @@ def pytest_sessionstart() -> None:
 
 
 def _interrupt(*_: object) -> NoReturn:
-    """Pass the signal on, to services and to pytest-xdist's workers, which it would soon kill; then end the tests."""
+    """Pass the signal on, to services, browsers and pytest-xdist's workers, and end the tests."""
     signal.signal(signal.SIGTERM, signal.SIG_IGN)  # a second one would interrupt the end of the services
-    for children in Path("/proc/self/task").glob("*/children"):  # as Linux has it
-        for pid in children.read_text().split():
-            with contextlib.suppress(ProcessLookupError):
-                os.kill(int(pid), signal.SIGTERM)
+    for pid in list(_below("self")):
+        with contextlib.suppress(ProcessLookupError):
+            os.kill(pid, signal.SIGTERM)
     raise KeyboardInterrupt
+
+
+def _below(pid: str) -> Iterator[int]:
+    """Yield all processes that a process has started, and those that these have, as Linux lists them."""
+    for children in Path(f"/proc/{pid}/task").glob("*/children"):
+        with contextlib.suppress(OSError):  # it has just ended
+            for child in children.read_text().split():
+                yield from _below(child)
+                yield int(child)
 
 
 def run_as_script(path: str) -> str | int:
