@@ -812,6 +812,36 @@ def test_no_answer_waits_longer_for_redis_in_all(
     assert stalls["all"] - before <= 5  # a sixth would have made it 300 ms
 
 
+def test_the_pause_before_a_look_is_part_of_the_patience(
+    shared_redis: Redis, proxy: MakeProxy, machine: Make, counts: Counter[str], pool: ThreadPoolExecutor
+) -> None:
+    """After a pause of 50 ms, a look has 200 ms: one that takes 260 ms is given up, and the event is loaded here."""
+    between, stalls = proxy(shared_redis.port), Counter[str]()
+    first, second = machine(shared_redis.url), machine(between.url)
+
+    def stall(data: bytes, sink: socket.socket) -> None:
+        between.spoil = None
+        time.sleep(0.26)
+        stalls["ended"] += 1
+        sink.sendall(data)
+
+    def given_up() -> bool:
+        event_id, first.gate = new_id(), threading.Event()
+        loading = pool.submit(first.ask, event_id)
+        assert first.entered.acquire(timeout=PATIENCE)
+        waiting, began = pool.submit(second.ask, event_id), time.monotonic()
+        until(lambda: time.monotonic() > began + 0.4, "the pauses to reach 50 ms")
+        between.spoil = stall
+        before = stalls["ended"]
+        until(lambda: counts[event_id] == 2 or stalls["ended"] > before, "the look to end")
+        first.gate.set()
+        assert loading.result(PATIENCE).value == waiting.result(PATIENCE).value == VALUE
+        until(lambda: second.shares)
+        return counts[event_id] == 2
+
+    assert any(given_up() for _ in range(5))  # the delays of a busy machine aren't counted
+
+
 def test_nothing_half_read_is_used(shared_redis: Redis, proxy: MakeProxy, machine: Make, counts: Counter[str]) -> None:
     """A reply that comes too late is never taken for the reply to the next command."""
     between, held_back = proxy(shared_redis.port), list[tuple[bytes, socket.socket]]()
