@@ -216,9 +216,14 @@ class Outages:
                 await self._all_share()
 
     async def redis_hangs(self) -> None:
-        self._redis.send(signal.SIGSTOP)
-        await asyncio.sleep(self._rng.uniform(0.1, 3))
-        self._redis.send(signal.SIGCONT)
+        await self._suspend(self._redis, self._rng.uniform(0.1, 3))
+
+    async def _suspend(self, process: Process, seconds: float) -> None:
+        process.send(signal.SIGSTOP)
+        try:
+            await asyncio.sleep(seconds)
+        finally:  # also if the soak test ends meanwhile
+            process.send(signal.SIGCONT)
 
     async def redis_is_killed(self) -> None:
         self._redis.kill()
@@ -237,9 +242,7 @@ class Outages:
         number = self._rng.randrange(len(self._instances))
         began, seconds = time.monotonic(), self._rng.uniform(0.5, 4)
         self._checker.suspended(number, began, began + seconds)
-        self._instances[number].send(signal.SIGSTOP)
-        await asyncio.sleep(seconds)
-        self._instances[number].send(signal.SIGCONT)
+        await self._suspend(self._instances[number], seconds)
         self._checker.suspended(number, began, time.monotonic())
 
     async def an_instance_is_killed(self) -> None:
