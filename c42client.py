@@ -19,7 +19,6 @@ from calendar42 import EVENTS, SUBSCRIPTIONS, ids, payload
 from calendar42.calls import Call, Job, Pause, Upstream
 from calendar42.errors import C42Error, Exhausted, Paused, TimedOut, TooLarge
 from calendar42.payload import Page
-from calendar42.transport import Transport
 from operations import settings
 
 PAGE = 100  # rows: the upstream's largest page
@@ -53,8 +52,9 @@ class Client:
         self._observe_fault = observe_fault
         helpers = callers + PAGES_AT_ONCE
         self._pool = ThreadPoolExecutor(helpers, thread_name_prefix="c42c-upstream")
-        self._transport = Transport(base_url=base_url, token=token, connections=callers + helpers)
-        self._upstream = Upstream(self._transport, token=token, pause=pause, observe=observe)
+        self._upstream = Upstream(
+            base_url=base_url, token=token, connections=callers + helpers, pause=pause, observe=observe
+        )
 
     def fetch(self, event_ids: list[str], deadline: float) -> Iterator[Outcome]:
         """Yield each event with `{"id": …, "title": …, "names": […]}` or a `C42Error`, as soon as it is known.
@@ -86,7 +86,7 @@ class Client:
     def close(self) -> None:
         """Close the connections; calls under way end by their deadline."""
         self._pool.shutdown(wait=False, cancel_futures=True)
-        self._transport.close()
+        self._upstream.transport.close()
 
     def _fetch(self, event_ids: list[str], job: Job) -> Iterator[Outcome]:
         """Yield each event with its answer or an error of its own; raise `C42Error` if a call fails."""

@@ -82,13 +82,12 @@ class Pause:
 
 
 class Upstream:
-    """Makes calls through a `transport` that sends the `token`, but not during a `pause`. Thread-safe.
+    """Calls Calendar42 with a `token`, but not during a `pause`. `observe` is called with each `Call`. Thread-safe."""
 
-    `observe` is called with each `Call`.
-    """
-
-    def __init__(self, transport: Transport, *, token: str, pause: Pause, observe: Callable[[Call], None]) -> None:
-        self._transport = transport
+    def __init__(
+        self, *, base_url: str, token: str, connections: int, pause: Pause, observe: Callable[[Call], None]
+    ) -> None:
+        self.transport = Transport(base_url=base_url, token=token, connections=connections)
         self._token = token
         self._pause = pause
         self._observe = observe
@@ -117,7 +116,7 @@ class Upstream:
     def _get(self, endpoint: str, rest: str, job: Job) -> Answer:
         began, status, trouble = time.monotonic(), 0, ""
         try:
-            answer = self._transport.get(f"{endpoint}/{rest}", deadline=job.deadline, limit=MAX_BODY)
+            answer = self.transport.get(f"{endpoint}/{rest}", deadline=job.deadline, limit=MAX_BODY)
             status = answer.status
         except TimeoutError:
             trouble = "timed out"
