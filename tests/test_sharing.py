@@ -13,7 +13,7 @@ import threading
 import time
 from collections import Counter
 from collections.abc import Callable, Iterator
-from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -136,6 +136,15 @@ def quickly(ask: Callable[[], Found]) -> Found:
     found = ask()
     assert time.monotonic() - began < 2.0
     return found
+
+
+def begin_load(machine: Machine, pool: ThreadPoolExecutor) -> tuple[str, threading.Event, Future[Found]]:
+    """Have a machine load an event until the gate is opened; return the event, the gate, and the coming answer."""
+    event_id, gate = new_id(), threading.Event()
+    machine.gate = gate
+    loading = pool.submit(machine.ask, event_id)
+    assert machine.entered.acquire(timeout=PATIENCE)
+    return event_id, gate, loading
 
 
 # Sharing
@@ -490,15 +499,13 @@ def test_a_lock_lasts_as_long_as_its_load(
 ) -> None:
     """A load may take longer than a lock lasts by itself."""
     first, second = (machine(shared_redis.url, timeout=0.4) for _ in range(2))
-    event_id, first.gate = new_id(), threading.Event()
-    loading = pool.submit(first.ask, event_id)
-    assert first.entered.acquire(timeout=PATIENCE)
+    event_id, gate, loading = begin_load(first, pool)
     waiting = pool.submit(second.ask, event_id)
     began = time.monotonic()
     with shared_redis.client() as client:
         until(lambda: not client.exists(first.lock(event_id)) or time.monotonic() > began + 0.8)
         assert client.exists(first.lock(event_id))
-        first.gate.set()
+        gate.set()
         assert loading.result(PATIENCE).value == waiting.result(PATIENCE).value
         assert counts[event_id] == 1
         assert not client.exists(first.lock(event_id))
@@ -528,9 +535,7 @@ def test_a_lock_that_is_gone_is_lost(
 ) -> None:
     """An instance that loses its lock during a load answers its own callers, stores nothing, and delays no one."""
     first, second = (machine(own_redis.url, timeout=0.4) for _ in range(2))
-    event_id, first.gate = new_id(), threading.Event()
-    loading = pool.submit(first.ask, event_id)
-    assert first.entered.acquire(timeout=PATIENCE)
+    event_id, gate, loading = begin_load(first, pool)
     if how == "restarted":
         own_redis.kill()
         until(lambda: not first.shares)
@@ -544,7 +549,7 @@ def test_a_lock_that_is_gone_is_lost(
         renewed = client.info("commandstats")["cmdstat_eval"]["calls"] + 20
         until(lambda: client.info("commandstats")["cmdstat_eval"]["calls"] >= renewed, "some renewals")
         assert not client.exists(first.lock(event_id))
-        first.gate.set()
+        gate.set()
         assert loading.result(PATIENCE).value == VALUE
         assert not client.exists(first.key(event_id))
     assert second.ask(event_id).result == "miss"
@@ -799,13 +804,11 @@ def test_no_answer_waits_longer_for_redis_in_all(
         sink.sendall(data)
 
     between.spoil = stall
-    event_id, first.gate = new_id(), threading.Event()
-    loading = pool.submit(first.ask, event_id)
-    assert first.entered.acquire(timeout=PATIENCE)
+    event_id, gate, loading = begin_load(first, pool)
     waiting = pool.submit(second.ask, event_id)
     until(lambda: stalls["all"] >= 5, "some looks")
     assert second.tier.snapshot().up
-    first.gate.set()
+    gate.set()
     loading.result(PATIENCE)
     before = stalls["all"]
     assert waiting.result(PATIENCE).value == VALUE
@@ -826,15 +829,13 @@ def test_the_pause_before_a_look_is_part_of_the_patience(
         sink.sendall(data)
 
     def given_up() -> bool:
-        event_id, first.gate = new_id(), threading.Event()
-        loading = pool.submit(first.ask, event_id)
-        assert first.entered.acquire(timeout=PATIENCE)
+        event_id, gate, loading = begin_load(first, pool)
         waiting, began = pool.submit(second.ask, event_id), time.monotonic()
         until(lambda: time.monotonic() > began + 0.4, "the pauses to reach 50 ms")
         between.spoil = stall
         before = stalls["ended"]
         until(lambda: counts[event_id] == 2 or stalls["ended"] > before, "the look to end")
-        first.gate.set()
+        gate.set()
         assert loading.result(PATIENCE).value == waiting.result(PATIENCE).value == VALUE
         until(lambda: second.shares)
         return counts[event_id] == 2
@@ -916,20 +917,17 @@ def test_looks_become_rarer(shared_redis: Redis, proxy: MakeProxy, machine: Make
     between, looks = proxy(shared_redis.port), list[float]()
     first, second = machine(shared_redis.url), machine(between.url)
 
-    event_id, first.gate = new_id(), threading.Event()
-
     def note(data: bytes, sink: socket.socket) -> None:
         if data.endswith(b"*0\r\n"):  # there is no answer, and another instance has the lock
             looks.append(time.monotonic())
         sink.sendall(data)
 
-    loading = pool.submit(first.ask, event_id)
-    assert first.entered.acquire(timeout=PATIENCE)
+    event_id, gate, loading = begin_load(first, pool)
     between.spoil = note
     waiting = pool.submit(second.ask, event_id)
     until(lambda: len(looks) >= 20)
     assert looks[19] - looks[0] > 0.4
-    first.gate.set()
+    gate.set()
     assert loading.result(PATIENCE).value == waiting.result(PATIENCE).value == VALUE
 
 
