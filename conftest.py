@@ -11,12 +11,12 @@ import contextlib
 import io
 import os
 import signal
-from collections.abc import Iterator
 from importlib.util import find_spec
-from pathlib import Path
 from typing import NoReturn
 
 import pytest
+
+from bench.machine import tree
 
 # The fixtures that start the service need Flask; test_cache.py needs neither.
 pytest_plugins = ["tests.fixtures"] if find_spec("flask") else []
@@ -30,19 +30,10 @@ def pytest_sessionstart() -> None:
 def _interrupt(*_: object) -> NoReturn:
     """Pass the signal on, to services, browsers and pytest-xdist's workers, and end the tests."""
     signal.signal(signal.SIGTERM, signal.SIG_IGN)  # a second one would interrupt the end of the services
-    for pid in list(_below("self")):
+    for pid in tree(os.getpid())[1:]:
         with contextlib.suppress(ProcessLookupError):
             os.kill(pid, signal.SIGTERM)
     raise KeyboardInterrupt
-
-
-def _below(pid: str) -> Iterator[int]:
-    """Yield all processes that a process has started, and those that these have, as Linux lists them."""
-    for children in Path(f"/proc/{pid}/task").glob("*/children"):
-        with contextlib.suppress(OSError):  # it has just ended
-            for child in children.read_text().split():
-                yield from _below(child)
-                yield int(child)
 
 
 def run_as_script(path: str) -> str | int:

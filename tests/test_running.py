@@ -42,12 +42,14 @@ def test_a_killed_run_leaves_nothing_behind(workers: list[str], tmp_path: Path) 
     with subprocess.Popen(command, cwd=ROOT, env=QUICK, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL) as run:
         try:
             until(lambda: pid_file.read_text().endswith(".") or run.poll() is not None, "the service to start")
-            pids = [int(pid) for pid in pid_file.read_text()[:-1].split()]
-            assert all(map(lives, pids))
+            service, below = (int(pid) for pid in pid_file.read_text()[:-1].split())
+            assert lives(service)
+            assert lives(below)
         finally:
             run.terminate()
     assert run.returncode == pytest.ExitCode.INTERRUPTED
-    until(lambda: not any(map(lives, pids)))
+    assert not lives(service)
+    until(lambda: not lives(below), "the system to reap it, since its parent is gone")
 
 
 @pytest.mark.parametrize("script", ["test_api.py", "test_cache.py"])
