@@ -218,13 +218,6 @@ class Outages:
     async def redis_hangs(self) -> None:
         await self._suspend(self._redis, self._rng.uniform(0.1, 3))
 
-    async def _suspend(self, process: Process, seconds: float) -> None:
-        process.send(signal.SIGSTOP)
-        try:
-            await asyncio.sleep(seconds)
-        finally:  # also if the soak test ends meanwhile
-            process.send(signal.SIGCONT)
-
     async def redis_is_killed(self) -> None:
         self._redis.kill()
         await asyncio.sleep(self._rng.uniform(0, 2))
@@ -253,6 +246,13 @@ class Outages:
         self._instances[number].start()
         await self._instances[number].ready()
         self._checker.suspended(number, began, time.monotonic())
+
+    async def _suspend(self, process: Process, seconds: float) -> None:
+        process.send(signal.SIGSTOP)
+        try:
+            await asyncio.sleep(seconds)
+        finally:  # also if the soak test ends meanwhile
+            process.send(signal.SIGCONT)
 
     async def _all_share(self) -> None:
         """Return once all instances have found Redis again."""
