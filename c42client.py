@@ -10,13 +10,12 @@ import os
 import sys
 import time
 from collections.abc import Callable, Iterator, Mapping
-from concurrent.futures import ThreadPoolExecutor
 from contextlib import closing
 from dataclasses import replace
 from typing import Any
 
 from calendar42 import EVENTS, SUBSCRIPTIONS, ids, payload
-from calendar42.calls import Call, Job, Pause, Upstream
+from calendar42.calls import Job, Pause, Upstream
 from calendar42.errors import C42Error, Exhausted, Paused, TimedOut, TooLarge
 from calendar42.payload import Page
 from operations import settings
@@ -31,30 +30,11 @@ Outcome = tuple[str, Merged | C42Error]
 
 
 class Client:
-    """Gets events from Calendar42, as the user of `token` may see them. Thread-safe.
+    """Gets events from `upstream`. Thread-safe. `observe_fault` is called with each fault except pauses."""
 
-    No call is made during a `pause`. `callers` is how many threads may ask at once. `timeout` is only for the message
-    of a time-out. `observe` is called with each `Call`, and `observe_fault` with each fault except pauses.
-    """
-
-    def __init__(
-        self,
-        *,
-        base_url: str,
-        token: str,
-        timeout: float,
-        pause: Pause,
-        callers: int = 1,
-        observe: Callable[[Call], None] = lambda call: None,
-        observe_fault: Callable[[C42Error], None] = lambda error: None,
-    ) -> None:
-        self._timeout = timeout
+    def __init__(self, upstream: Upstream, *, observe_fault: Callable[[C42Error], None] = lambda _: None) -> None:
+        self._upstream = upstream
         self._observe_fault = observe_fault
-        helpers = callers + PAGES_AT_ONCE
-        self._pool = ThreadPoolExecutor(helpers, thread_name_prefix="c42c-upstream")
-        self._upstream = Upstream(
-            base_url=base_url, token=token, connections=callers + helpers, pause=pause, observe=observe
-        )
 
     def fetch(self, event_ids: list[str], deadline: float) -> Iterator[Outcome]:
         """Yield each event with `{"id": …, "title": …, "names": […]}` or a `C42Error`, as soon as it is known.
@@ -65,7 +45,7 @@ class Client:
         """
         lists = [event_ids]
         while lists:
-            wanted, job = lists.pop(), Job(deadline, self._timeout, [])
+            wanted, job = lists.pop(), Job(deadline, [])
             left = dict.fromkeys(wanted)
             try:
                 for event_id, outcome in self._fetch(wanted, job):
@@ -85,7 +65,6 @@ class Client:
 
     def close(self) -> None:
         """Close the connections; calls under way end by their deadline."""
-        self._pool.shutdown(wait=False, cancel_futures=True)
         self._upstream.transport.close()
 
     def _fetch(self, event_ids: list[str], job: Job) -> Iterator[Outcome]:
@@ -93,32 +72,30 @@ class Client:
         if len(event_ids) > PAGE or len(",".join(event_ids)) > LIST:
             raise TooLarge(EVENTS, "too many ids for one call")
         rest = f"{event_ids[0]}/" if len(event_ids) == 1 else f"?ids=[{','.join(event_ids)}]&limit={PAGE}"
-        first = self._pool.submit(self._page, event_ids, 0, job)
-        try:
-            events = payload.events(self._upstream.call(EVENTS, rest, job))
-            answers: dict[str, Merged] = {}
-            for event_id in event_ids:
-                try:
-                    title = payload.title(events, event_id, event_ids)
-                    answers[event_id] = {"id": event_id, "title": title and self._upstream.redact(title), "names": []}
-                except C42Error as error:
-                    self._observe(error)
-                    yield event_id, error
-            known = [event_id for event_id in event_ids if event_id in events]
-            if answers:  # an unknown id may have made Calendar42 ignore its filter
-                page = first.result() if known == event_ids else self._page(known, 0, job)
-                for event_id, name in self._names(known, page, job):
-                    if event_id in answers:  # not deleted
-                        answers[event_id]["names"].append(self._upstream.redact(name))
-            yield from answers.items()
-        finally:
-            first.cancel()
+        get_events, get_page = self._upstream.begin(EVENTS, rest, job), self._begin_page(event_ids, 0, job)
+        events = payload.events(get_events())
+        answers: dict[str, Merged] = {}
+        for event_id in event_ids:
+            try:
+                title = payload.title(events, event_id, event_ids)
+                answers[event_id] = {"id": event_id, "title": title and self._upstream.redact(title), "names": []}
+            except C42Error as error:
+                self._observe(error)
+                yield event_id, error
+        known = [event_id for event_id in event_ids if event_id in events]
+        if answers:
+            if known != event_ids:  # an unknown id may have made Calendar42 ignore its filter
+                get_page = self._begin_page(known, 0, job)
+            for event_id, name in self._names(known, get_page(), job):
+                if event_id in answers:  # not deleted
+                    answers[event_id]["names"].append(self._upstream.redact(name))
+        yield from answers.items()
 
     def _names(self, event_ids: list[str], page: Page, job: Job) -> list[tuple[str, str]]:
         """Return the names on all pages, given the first; if they move between pages, read them again."""
         names = payload.join(self._pages(event_ids, page, job))
         if names is None and page.total > PAGE:
-            names = payload.join(self._pages(event_ids, self._page(event_ids, 0, job), job))
+            names = payload.join(self._pages(event_ids, self._begin_page(event_ids, 0, job)(), job))
         if names is None:
             raise C42Error(SUBSCRIPTIONS, "Calendar42 sent subscriptions that don't add up")
         return names
@@ -127,13 +104,14 @@ class Client:
         """Return all pages. At most `PAGES_AT_ONCE` are asked for at a time."""
         pages, offsets = [first], range(PAGE, first.total, PAGE)
         for start in range(0, len(offsets), PAGES_AT_ONCE):
-            some = offsets[start : start + PAGES_AT_ONCE]
-            pages += self._pool.map(lambda at: self._page(event_ids, at, job), some)
+            some = [self._begin_page(event_ids, at, job) for at in offsets[start : start + PAGES_AT_ONCE]]
+            pages += [get_page() for get_page in some]
         return pages
 
-    def _page(self, event_ids: list[str], offset: int, job: Job) -> Page:
+    def _begin_page(self, event_ids: list[str], offset: int, job: Job) -> Callable[[], Page]:
         rest = f"?event_ids=[{','.join(event_ids)}]&limit={PAGE}&offset={offset}"
-        return payload.page(self._upstream.call(SUBSCRIPTIONS, rest, job), event_ids)
+        finish = self._upstream.begin(SUBSCRIPTIONS, rest, job)
+        return lambda: payload.page(finish(), event_ids)
 
     def _observe(self, error: C42Error) -> None:
         if not error.definite and not isinstance(error, Paused):
@@ -168,7 +146,8 @@ def main(arguments: list[str], environ: Mapping[str, str] = os.environ) -> int:
     try:
         event_id, config = ids.check(options.event_id), settings.read(environ)
         pause, timeout = Pause(config.fault_expiry), config.timeout
-        with closing(Client(base_url=config.base_url, token=config.token, timeout=timeout, pause=pause)) as client:
+        upstream = Upstream(base_url=config.base_url, token=config.token, timeout=timeout, pause=pause)
+        with closing(Client(upstream)) as client:
             ((_, outcome),) = client.fetch([event_id], time.monotonic() + timeout)
         if isinstance(outcome, C42Error):
             raise outcome

@@ -17,7 +17,7 @@ from c42client import Client
 from cache import Cache, Found, Refused
 from cache import clock as default_clock
 from calendar42 import ids
-from calendar42.calls import Pause
+from calendar42.calls import Pause, Upstream
 from operations import VERSION, check, health, logs, settings
 from operations.metrics import NO_ROUTE, Metrics
 from operations.settings import Settings, SettingsError
@@ -54,7 +54,8 @@ def create_app(
 ) -> Flask:
     """Make the service for any WSGI server, from `config` or else from the environment (raises `SettingsError`).
 
-    `client` asks the upstream, `clock` is the cache's, and `server` is what will serve the app, if it is ours.
+    `client` asks the upstream, `clock` is the cache's, and `server` is what will serve the app, if it is ours. The
+    service has threads, so it must be made in the process that serves it.
     """
     config = config or _configure(os.environ)
     parts = _wire(config, client, clock, server)
@@ -95,15 +96,10 @@ def _wire(config: Settings, client: Client | None, clock: Callable[[], float], s
         loop = server.loop if server else None
         tier = SharedTier(config.cache_url, scope=scope, timeout=config.timeout, pause=pause, loop=loop)
     metrics = Metrics(cache, pause, config.expiry, tier=tier, stopping=lambda: bool(server and server.stopping))
-    client = client or Client(
-        base_url=config.base_url,
-        token=config.token,
-        timeout=config.timeout,
-        pause=pause,
-        callers=config.max_waiting,
-        observe=metrics.called,
-        observe_fault=metrics.faulted,
-    )
+    if not client:
+        url, token, timeout = config.base_url, config.token, config.timeout
+        upstream = Upstream(base_url=url, token=token, timeout=timeout, pause=pause, observe=metrics.called)
+        client = Client(upstream, observe_fault=metrics.faulted)
     load = loader(client.fetch, timeout=config.timeout, expiry=config.expiry, fault_expiry=config.fault_expiry)
     load = tier.wrap(load) if tier else load
     if log.isEnabledFor(logging.DEBUG):  # then the app answers hits too, and logs them

@@ -36,21 +36,14 @@ class Call(NamedTuple):
     trouble: str = ""  # why no whole answer came
 
 
+Observe = Callable[[Call], None]
+
+
 class Job(NamedTuple):
     """The calls for one answer, to be finished by `deadline` (of `time.monotonic`)."""
 
     deadline: float
-    timeout: float  # seconds, for the error message
     calls: list[Call]  # finished so far
-
-    @property
-    def left(self) -> float:
-        """The seconds until the deadline."""
-        return max(0.0, self.deadline - time.monotonic())
-
-    def late(self, endpoint: str) -> TimedOut:
-        """Return the error for an answer that didn't come in time."""
-        return TimedOut(endpoint, f"Calendar42 did not answer within {self.timeout:g} seconds", 504, 0)
 
 
 class Pause:
@@ -82,25 +75,53 @@ class Pause:
 
 
 class Upstream:
-    """Calls Calendar42 with a `token`, but not during a `pause`. `observe` is called with each `Call`. Thread-safe."""
+    """Calls Calendar42 with a `token`, but not during a `pause`. Thread-safe.
+
+    `timeout`, in seconds, is only for the message of a time-out. `observe` is called with each `Call`.
+    """
 
     def __init__(
-        self, *, base_url: str, token: str, connections: int, pause: Pause, observe: Callable[[Call], None]
+        self, *, base_url: str, token: str, timeout: float, pause: Pause, observe: Observe = lambda call: None
     ) -> None:
-        self.transport = Transport(base_url=base_url, token=token, connections=connections)
-        self._token = token
-        self._pause = pause
-        self._observe = observe
+        self.transport = Transport(base_url=base_url, token=token)
+        self._token, self._timeout, self._pause, self._observe = token, timeout, pause, observe
 
-    def call(self, endpoint: str, rest: str, job: Job) -> Any:
-        """Make one call and return the JSON of its answer, or raise `C42Error`."""
+    def begin(self, endpoint: str, rest: str, job: Job) -> Callable[[], Any]:
+        """Begin a call; return a function that waits for its end and returns the JSON, or raises `C42Error`."""
+        call = self.transport.begin(self._call(endpoint, rest, job, time.monotonic()))
+        return lambda: self._read(endpoint, call.result())
+
+    async def _call(self, endpoint: str, rest: str, job: Job, began: float) -> Answer:
+        """Make a call, and begin the pause that its answer asks for."""
         if left := self._pause.left:
             raise Paused(endpoint, PAUSED, 429, 0, retry_after=left)
-        if not job.left:
-            raise job.late(endpoint)
-        status, headers, body = self._get(endpoint, rest, job)
+        late = TimedOut(endpoint, f"Calendar42 did not answer within {self._timeout:g} seconds", 504, 0)
+        if began >= job.deadline:
+            raise late
+        status, trouble = 0, ""
+        try:
+            answer = await self.transport.get(f"{endpoint}/{rest}", deadline=job.deadline, limit=MAX_BODY)
+            status = answer.status
+        except OSError as error:
+            trouble = error.strerror or str(error)
+            if isinstance(error, TimeoutError):
+                raise late from None
+            if isinstance(error, ConnectionError):
+                raise C42Error(endpoint, "Calendar42 could not be reached, or broke off", 502, 0) from None
+            message = "c42c has reached its limit of open files (ulimit -n, LimitNOFILE) and can't call Calendar42"
+            raise Exhausted(endpoint, message, 503, 0, retry_after=1.0) from None
+        finally:
+            call = Call(endpoint, status, time.monotonic() - began, trouble)
+            job.calls.append(call)
+            self._observe(call)
         if status == 429:
-            self._pause.begin(headers.get("Retry-After", ""))
+            self._pause.begin(answer.headers.get("Retry-After", ""))
+        return answer
+
+    def _read(self, endpoint: str, answer: Answer) -> Any:
+        """Return the JSON of an answer, or raise what it means."""
+        status, _, body = answer
+        if status == 429:
             raise Paused(endpoint, PAUSED, 429, 429, self._error_body(body), max(self._pause.left, 0.001))
         if 400 <= status <= 599:
             raise C42Error(endpoint, f"Calendar42 answered {status}", status, status, self._error_body(body))
@@ -112,27 +133,6 @@ class Upstream:
             return json.loads(body)
         except (ValueError, RecursionError):
             raise C42Error(endpoint, "Calendar42 sent no JSON") from None
-
-    def _get(self, endpoint: str, rest: str, job: Job) -> Answer:
-        began, status, trouble = time.monotonic(), 0, ""
-        try:
-            answer = self.transport.get(f"{endpoint}/{rest}", deadline=job.deadline, limit=MAX_BODY)
-            status = answer.status
-        except TimeoutError:
-            trouble = "timed out"
-            raise job.late(endpoint) from None
-        except ConnectionError as error:
-            trouble = str(error)
-            raise C42Error(endpoint, "Calendar42 could not be reached, or broke off", 502, 0) from None
-        except OSError as error:
-            trouble = error.strerror or ""
-            message = "c42c has reached its limit of open files (ulimit -n, LimitNOFILE) and can't call Calendar42"
-            raise Exhausted(endpoint, message, 503, 0, retry_after=1.0) from None
-        finally:
-            call = Call(endpoint, status, time.monotonic() - began, trouble)
-            job.calls.append(call)
-            self._observe(call)
-        return answer
 
     def redact(self, text: str) -> str:
         """Return `text` without the token."""

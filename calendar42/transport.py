@@ -1,36 +1,37 @@
-"""One GET, whole, within a deadline.
+"""GETs, each whole, within a deadline, on an event loop in a thread of its own.
 
-`requests` says which proxy and which certificates the environment asks for, and makes a pool of connections. The calls
-go straight to that pool, because `requests` would make each cost half as much again.
-
-The time-outs of `requests` and urllib3 start again with each read, http.client skips no informational answer but 100,
-and urllib3 doesn't notice that more than the answer has been read. `_Connection` does better. Redirects aren't
-followed, and neither cookies nor a `.netrc` are used: the token goes to one address.
+`requests` says which proxy and which certificates the environment asks for. The calls are made with asyncio and llhttp
+(httptools): `requests` and urllib3 start their time-outs again with each read, take an informational answer for the
+answer, and hold a thread for each call. Redirects aren't followed, and neither cookies nor a `.netrc` are used: the
+token goes to one address.
 """
 
-import contextlib
+import asyncio
 import errno
+import gzip
 import http.client
 import io
-import logging
+import os
 import socket
 import ssl
+import threading
 import time
-from collections.abc import Mapping
-from concurrent.futures import ThreadPoolExecutor
+import zlib
+from collections.abc import Coroutine, Mapping
+from concurrent.futures import Future, ThreadPoolExecutor
 from functools import cached_property
 from typing import Any, NamedTuple, cast
+from urllib.parse import quote, urlsplit
 
 import requests
-import urllib3
+from httptools import HttpParserError, HttpParserUpgrade, HttpResponseParser
 from requests.adapters import HTTPAdapter
+from requests.structures import CaseInsensitiveDict
+from requests.utils import default_user_agent
+from urllib3.util import wait_for_read
 
-_CHUNK = 65536  # bytes
-_ONCE: Any = {"retries": False, "redirect": False, "assert_same_host": False, "preload_content": False}
-_MOST_INTERIM = 100  # informational answers to one call
-_opener = ThreadPoolExecutor(64, thread_name_prefix="c42c-connect")
-
-logging.getLogger("urllib3.connection").disabled = True  # it quotes malformed headers, which may name people
+_MOST_AROUND = 65536  # bytes besides the body: headers, informational answers, the framing of chunks
+_INVALID = "sent an invalid answer"
 
 
 class Answer(NamedTuple):
@@ -42,163 +43,219 @@ class Answer(NamedTuple):
 
 
 class Transport:
-    """Sends GET requests below `base_url`, with the `token`, and keeps `connections` of them. Any thread may use it."""
+    """Sends GET requests below `base_url`, with the `token`, over connections that it keeps."""
 
-    def __init__(self, *, base_url: str, token: str, connections: int = 1) -> None:
+    def __init__(self, *, base_url: str, token: str) -> None:
         self._base = requests.Request("GET", base_url).prepare()
-        self._headers = {"Authorization": f"Token {token}", "Accept-Encoding": "gzip"}
+        self._headers = {"Host": urlsplit(str(self._base.url)).netloc, "Authorization": f"Token {token}"}
         self._headers |= {"Accept": "application/json", "Content-Type": "application/json"}
-        self._adapter = HTTPAdapter(pool_connections=1, pool_maxsize=connections)
+        self._headers |= {"Accept-Encoding": "gzip", "User-Agent": default_user_agent()}
+        self._kept = list[_Connection]()
+        self._closed = False
+        self._loop = asyncio.new_event_loop()
+        self._loop.set_default_executor(ThreadPoolExecutor(64, thread_name_prefix="c42c-connect"))
+        threading.Thread(target=self._run, name="c42c-upstream", daemon=True).start()
 
-    @cached_property
-    def _pool(self) -> urllib3.HTTPConnectionPool:
-        env = requests.Session().merge_environment_settings(str(self._base.url), {}, None, None, None)
-        try:
-            pool = self._adapter.get_connection_with_tls_context(self._base, env["verify"], env["proxies"])
-        except ValueError:  # whose text may have the proxy's password
-            raise ConnectionError("the proxy that the environment names can't be used") from None
-        pool = cast(urllib3.HTTPConnectionPool, pool)
-        pool.headers = self._headers
-        pool.ConnectionCls = _TLSConnection if pool.scheme == "https" else _Connection
-        return pool
+    def begin(self, call: Coroutine[Any, Any, Any]) -> Future[Any]:
+        """Run `call`, which may wait for `get`, on the event loop. Any thread may do so, and wait for the result."""
+        return asyncio.run_coroutine_threadsafe(call, self._loop)
 
-    def get(self, path: str, *, deadline: float, limit: int) -> Answer:
+    async def get(self, path: str, *, deadline: float, limit: int) -> Answer:
         """Get `path` by `deadline` (of `time.monotonic`), with at most `limit` + 1 bytes of its body.
 
         Raises TimeoutError, ConnectionError if no whole answer comes for another reason, and OSError with EMFILE or
         ENFILE if there is no file descriptor left here.
         """
         try:
-            while (left := deadline - time.monotonic()) > 0:
-                with contextlib.suppress(_Stale):
-                    return self._send(path, left, limit)
-            raise TimeoutError
-        except (urllib3.exceptions.HTTPError, http.client.HTTPException, OSError, ValueError) as error:
-            cause = _cause(error)
-            if isinstance(cause, socket.gaierror):
-                socket.socket().close()  # getaddrinfo hides EMFILE, and this raises it
-            if isinstance(cause, OSError) and cause.errno in (errno.EMFILE, errno.ENFILE):
-                raise OSError(cause.errno, cause.strerror) from error
-            if isinstance(cause, TimeoutError) or time.monotonic() >= deadline:
-                raise TimeoutError from error
-            raise ConnectionError(reason(error)) from error
+            if (left := deadline - time.monotonic()) <= 0:
+                raise TimeoutError
+            async with asyncio.timeout(left):
+                return await self._exchange(path, left, limit)
+        except (OSError, EOFError, zlib.error, http.client.HTTPException, ValueError) as error:
+            raise _explain(error) from error
 
     def close(self) -> None:
-        """Close all connections; those in use, after their answers."""
-        with contextlib.suppress(ConnectionError):  # if the proxy can't be used, there are none
-            self._pool.close()
+        """Close all connections, once active calls have ended."""
+        if not self._closed:
+            self._closed = True
+            self._loop.call_soon_threadsafe(self._loop.stop)
 
-    def _send(self, path: str, seconds: float, limit: int) -> Answer:
-        pool, timeout = self._pool, urllib3.Timeout(total=seconds)
-        is_forwarded = pool.proxy and pool.scheme == "http"  # by a proxy, which needs the whole address
-        prefix = self._base.url if is_forwarded else self._base.path_url
-        with contextlib.closing(pool.urlopen("GET", f"{prefix}{path}", timeout=timeout, **_ONCE)) as response:
-            return Answer(response.status, response.headers, response.read(limit + 1, decode_content=True))
+    def _run(self) -> None:
+        self._loop.run_forever()
+        self._loop.run_until_complete(self._finish())
+        self._loop.close()
 
+    async def _finish(self) -> None:
+        while calls := asyncio.all_tasks() - {asyncio.current_task()}:
+            await asyncio.wait(calls)
+        for kept in self._kept:
+            kept.transport.abort()
+        await asyncio.sleep(0)  # the turn in which they close
 
-def reason(error: BaseException) -> str:
-    """Say briefly why a call failed, and quote nothing of what came: it may name people."""
-    cause = _cause(error)
-    if isinstance(cause, ssl.SSLCertVerificationError):
-        return f"certificate: {cause.verify_message}"
-    if isinstance(cause, FileNotFoundError):
-        return "certificate bundle: no such file"
-    if isinstance(cause, OSError):
-        return cause.strerror or str(cause) or "timed out"
-    return "sent no whole answer" if isinstance(cause, http.client.IncompleteRead) else "sent an invalid answer"
+    async def _exchange(self, path: str, seconds: float, limit: int) -> Answer:
+        """Send a request, over a kept connection if there is one, and return the answer."""
+        prefix, headers = self._base.path_url, self._headers
+        if self._pool.proxy and self._pool.scheme == "http":  # the proxy needs the whole address
+            prefix, headers = str(self._base.url), {**headers, **self._pool.proxy_headers}
+        lines = "".join(f"{name}: {value}\r\n" for name, value in headers.items())
+        request = f"GET {prefix}{quote(path, '/?=&,')} HTTP/1.1\r\n{lines}\r\n".encode()
+        while True:
+            kept = self._take()
+            connection = kept or await self._connect(seconds)
+            try:
+                answer = await connection.ask(request, limit)
+            except ConnectionError:
+                if not kept or kept.received:  # else it was closed at the other end just before the request came
+                    raise
+            else:
+                self._kept.append(connection)
+                return answer
 
+    def _take(self) -> "_Connection | None":
+        """Return a kept connection on which nothing has come since: neither its end nor what wasn't asked for."""
+        while self._kept:
+            transport = (connection := self._kept.pop()).transport
+            if not transport.is_closing() and not wait_for_read(transport.get_extra_info("socket"), 0):
+                return connection
+            transport.abort()
+        return None
 
-def _cause(error: BaseException) -> BaseException:
-    while earlier := error.__cause__ or (None if error.__suppress_context__ else error.__context__):
-        error = earlier
-    return error
+    async def _connect(self, seconds: float) -> "_Connection":
+        pool, options = self._pool, dict[str, Any]()
+        options["host"], options["port"] = (pool.proxy or pool).host, (pool.proxy or pool).port
+        if pool.scheme == "https":
+            if pool.proxy:
+                options = {"sock": await self._loop.run_in_executor(None, self._open_tunnel, seconds)}
+            options |= {"ssl": self._tls, "server_hostname": pool.host}
+        socket.socket().close()  # raises EMFILE, which a name look-up doesn't
+        return (await self._loop.create_connection(_Connection, **options))[1]
 
+    def _open_tunnel(self, seconds: float) -> Any:
+        """Connect to the upstream through the proxy; `seconds` are for each read."""
+        pool = self._pool
+        connection = http.client.HTTPConnection(pool.proxy.host, pool.proxy.port, timeout=seconds)
+        connection.set_tunnel(pool.host, pool.port, pool.proxy_headers)
+        connection.connect()
+        return connection.sock
 
-class _Stale(Exception):
-    """A kept connection was closed at the other end just before the request came."""
-
-
-class _Stream(io.RawIOBase):
-    """Reads from a socket until the deadline, or until the answer has `ended`."""
-
-    def __init__(self, raw: io.RawIOBase, sock: socket.socket) -> None:
-        self.sock = sock
-        self.ended = False
-        self._raw = raw
-        self._deadline = time.monotonic() + (sock.gettimeout() or 0)  # urllib3 has just set what is left in all
-
-    def readable(self) -> bool:
-        return True
-
-    def readinto(self, buffer: Any) -> int | None:
-        if self.ended:
-            return 0
-        left = self._deadline - time.monotonic()
-        if left <= 0:
-            raise TimeoutError
-        self.sock.settimeout(left)
-        return self._raw.readinto(buffer)
-
-    def close(self) -> None:
-        self._raw.close()
-        super().close()  # so that it counts as closed
-
-
-class _Reader(io.BufferedReader):
-    raw: _Stream
-
-    def close(self) -> None:
-        """Shut the connection if more than the answer was read, so that urllib3 doesn't use it again."""
-        if not self.closed:
-            self.raw.ended = True
-            if self.peek():
-                with contextlib.suppress(OSError):  # the other end was quicker
-                    self.raw.sock.shutdown(socket.SHUT_RDWR)
-        super().close()
-
-
-class _Response(http.client.HTTPResponse):
-    def __init__(self, sock: socket.socket, *args: Any, **kwargs: Any) -> None:
-        super().__init__(sock, *args, **kwargs)
-        self.fp: Any = _Reader(_Stream(self.fp.detach(), sock), _CHUNK)
-
-    def begin(self, **options: Any) -> None:
-        """Skip informational answers (RFC 9110, 15.2), but not a 101: what follows that isn't HTTP."""
-        for _ in range(_MOST_INTERIM):
-            self.headers: Any = None  # http.client only reads an answer while this is None
-            super().begin(**options)
-            if self.status >= http.HTTPStatus.OK:
-                return
-            if self.status == http.HTTPStatus.SWITCHING_PROTOCOLS:
-                break
-        raise http.client.UnknownProtocol(str(self.status))
-
-
-class _Connection(urllib3.connection.HTTPConnection):
-    response_class = _Response
-    _used = False
-
-    def connect(self) -> None:
-        """Connect in another thread: a name look-up has no time-out, and a TLS handshake only one per read."""
-        self._used = False
-        connecting = _opener.submit(super().connect)
+    @cached_property
+    def _pool(self) -> Any:
+        """The pool that `requests` would use: it knows the proxy, and where the certificates are."""
+        env = requests.Session().merge_environment_settings(str(self._base.url), {}, None, None, None)
         try:
-            connecting.result(self.timeout)
-        except TimeoutError:
-            if not connecting.cancel():
-                connecting.add_done_callback(lambda _: self.close())
-            raise
+            pool: Any = HTTPAdapter().get_connection_with_tls_context(self._base, env["verify"], env["proxies"])
+            if pool.proxy and pool.proxy.scheme != "http":
+                raise ValueError("only proxies that are reached by plain HTTP")
+        except ValueError:  # whose text may have the proxy's password
+            raise ConnectionError("the proxy that the environment names can't be used") from None
+        return pool
 
-    def getresponse(self) -> Any:
+    @cached_property
+    def _tls(self) -> ssl.SSLContext:
+        """The certificates, read once: that takes longer than many calls."""
+        return ssl.create_default_context(cafile=self._pool.ca_certs, capath=self._pool.ca_cert_dir)
+
+
+class _Connection(asyncio.Protocol):
+    """A connection, for one call at a time. It closes if more comes than an answer.
+
+    httptools calls the `on_…` methods.
+    """
+
+    def __init__(self) -> None:
+        self.transport: asyncio.Transport
+        self._expect(0)
+        self._whole.cancel()  # nothing is expected yet
+
+    def _expect(self, limit: int) -> None:
+        self.received = 0  # bytes
+        self._limit = limit
+        self._status = 0
+        self._headers: CaseInsensitiveDict[str] = CaseInsensitiveDict()
+        self._body = bytearray()
+        self._whole = asyncio.get_running_loop().create_future()
+        self._parser = HttpResponseParser(self)
+        self._parser.set_dangerous_leniencies(lenient_keep_alive=True)  # an informational answer may say "close"
+
+    async def ask(self, request: bytes, limit: int) -> Answer:
+        """Send a request and return the answer; raise ConnectionError if no whole one comes."""
+        self._expect(limit)
+        self.transport.write(request)
         try:
-            response = super().getresponse()
-        except ConnectionError as error:
-            if self._used:
-                raise _Stale from error
+            await self._whole
+            body = bytes(self._body[: limit + 1])
+            if body and self._headers.get("Content-Encoding", "").lower() in ("gzip", "x-gzip"):
+                body = gzip.GzipFile(fileobj=io.BytesIO(body)).read(limit + 1)
+        except BaseException:
+            self.transport.abort()
             raise
-        self._used = True
-        return response
+        return Answer(self._status, self._headers, body)
+
+    def connection_made(self, transport: asyncio.BaseTransport) -> None:
+        self.transport = cast(asyncio.Transport, transport)
+
+    def data_received(self, data: bytes) -> None:
+        self.received += len(data)
+        try:
+            self._parser.feed_data(data)
+        except (HttpParserError, HttpParserUpgrade):
+            self._end(ConnectionError(_INVALID))
+        if len(self._body) > self._limit:
+            self._end()
+        elif self.received - len(self._body) > _MOST_AROUND:
+            self._end(ConnectionError(_INVALID))
+
+    def eof_received(self) -> None:
+        if self._status and not {"Content-Length", "Transfer-Encoding"} & self._headers.keys():  # it ends the answer
+            self._end()
+
+    def connection_lost(self, error: Exception | None) -> None:
+        self._end(error or ConnectionError("sent no whole answer"))
+
+    def _end(self, error: Exception | None = None, *, keep: bool = False) -> None:
+        """End the answer, which is whole if there is no error, and the connection, unless it is to be kept."""
+        if not keep:
+            self.transport.close()
+        if not self._whole.done():
+            self._whole.set_exception(error) if error else self._whole.set_result(None)
+
+    def on_message_begin(self) -> None:
+        if self._whole.done():
+            raise ValueError("more than the answer came")
+
+    def on_header(self, name: bytes, value: bytes) -> None:
+        self._headers[name.decode("latin-1")] = value.decode("latin-1")
+
+    def on_headers_complete(self) -> None:
+        """Refuse what is no status, and a 101: what follows it isn't HTTP."""
+        self._status = self._parser.get_status_code()
+        if self._status < 100 or self._status == 101:
+            raise ValueError(_INVALID)
+
+    def on_body(self, data: bytes) -> None:
+        self._body += data
+
+    def on_message_complete(self) -> None:
+        """End the answer, or skip an informational one (RFC 9110, 15.2)."""
+        if self._status < 200:
+            self._status = 0
+            self._headers.clear()
+        else:
+            self._end(keep=self._parser.should_keep_alive())
 
 
-class _TLSConnection(_Connection, urllib3.connection.HTTPSConnection):
-    pass
+def _explain(error: BaseException) -> OSError:
+    """Return the error of `get` for `error`. It quotes nothing of what came: that may name people."""
+    if isinstance(error, TimeoutError):
+        return TimeoutError("timed out")
+    if isinstance(error, OSError) and error.errno in (errno.EMFILE, errno.ENFILE):
+        return OSError(error.errno, error.strerror)
+    if isinstance(error, ssl.SSLCertVerificationError):
+        return ConnectionError(f"certificate: {error.verify_message}")
+    if isinstance(error, FileNotFoundError):
+        return ConnectionError("certificate bundle: no such file")
+    if isinstance(error, ConnectionError) and error.errno:
+        return ConnectionError(os.strerror(error.errno))  # asyncio's text has the address
+    if isinstance(error, OSError) and not isinstance(error, gzip.BadGzipFile):
+        return ConnectionError(error.strerror or str(error))
+    return ConnectionError(_INVALID)

@@ -46,7 +46,7 @@ def _findings(environ: Mapping[str, str]) -> Iterator[Finding]:
     began, asked = time.monotonic(), datetime.now(UTC)
     try:
         with closing(Transport(base_url=config.base_url, token=config.token)) as transport:
-            answer = transport.get(QUESTION, deadline=began + config.timeout, limit=MAX_BODY)
+            answer = transport.begin(transport.get(QUESTION, deadline=began + config.timeout, limit=MAX_BODY)).result()
     except TimeoutError:
         yield FAIL, f"answer: none within {config.timeout:g} s; see C42_BASE_URL, C42_TIMEOUT, proxies and firewalls"
     except ConnectionError as error:

@@ -148,57 +148,17 @@ EQUIVALENT: list[Equivalent] = [
     ),
     Equivalent(
         "calendar42/calls.py",
-        'trouble = error.strerror or ""',
-        "\"\" → 'X'",
-        "a lack of file descriptors always has a text; the default is there for the type checker",
-    ),
-    Equivalent(
-        "calendar42/calls.py",
-        'self._pause.begin(headers.get("Retry-After", ""))',
+        'self._pause.begin(answer.headers.get("Retry-After", ""))',
         "\"\" → 'X'",
         "neither is a number or a date",
     ),
     Equivalent("calendar42/calls.py", "self._until = 0.0", "0.0 → 1.0", "a machine has run for longer than a second"),
     Equivalent(
         "calendar42/transport.py",
-        "super().__init__(sock, *args, **kwargs)",
-        "super().__init__(sock, *args, **kwargs) → super().__init__(sock, *args)",
-        "only the method is given by name, and one that isn't given counts as GET",
-    ),
-    Equivalent(
-        "calendar42/transport.py",
-        "super().close()  # so that it counts as closed",
-        "super().close() → pass",
-        "what it reads from is closed by then, and closing that once more does nothing",
-    ),
-    Equivalent(
-        "calendar42/transport.py",
-        '_opener = ThreadPoolExecutor(64, thread_name_prefix="c42c-connect")',
-        "\"c42c-connect\" → 'c42c-connectX'",
-        "the name is for people who look at the threads",
-    ),
-    Equivalent(
-        "calendar42/transport.py",
         'self._base = requests.Request("GET", base_url).prepare()',
         "\"GET\" → 'GETX'",
         "only its address is used",
     ),
-    Equivalent(
-        "calendar42/transport.py", "_CHUNK = 65536  # bytes", "65536 → 65537", "only how much is read at a time"
-    ),
-    Equivalent(
-        "calendar42/transport.py",
-        "return 0",
-        "return 0 → return None",
-        "both say that nothing more can be read now, and only `peek` asks after the end",
-    ),
-    Equivalent(
-        "calendar42/transport.py",
-        "self._deadline = time.monotonic() + (sock.gettimeout() or 0)  # urllib3 has just set what is left in all",
-        "0 → 1",
-        "the socket always has a time-out; the 0 is there for the type checker",
-    ),
-    Equivalent("calendar42/transport.py", "if left <= 0:", "<= → <", "the clock would have to show the very deadline"),
     Equivalent(
         "serving/server.py",
         "await _accept_waiting(self._listener, connect)",
@@ -259,11 +219,5 @@ EQUIVALENT: list[Equivalent] = [
         "AT_ONCE = 64  # callers whose commands go out together",
         "64 → 65",
         "one more in an exchange is a difference that nobody can rely on",
-    ),
-    Equivalent(
-        "calendar42/transport.py",
-        "self._adapter = HTTPAdapter(pool_connections=1, pool_maxsize=connections)",
-        "1 → 2",
-        "there is only one upstream",
     ),
 ]

@@ -24,7 +24,7 @@ import pytest
 
 import c42client
 from c42client import Client
-from calendar42.calls import Call, Pause
+from calendar42.calls import Call, Pause, Upstream
 from calendar42.errors import C42Error, Exhausted, Paused, TimedOut, TooLarge
 from standin import EVENTS, Gate, Standin
 from tests.fixtures import TOKEN, at_once, new_events, new_id, until
@@ -47,7 +47,8 @@ def make(upstream: Standin) -> Iterator[Make]:
 
         def client(**options: Any) -> Client:
             usual: dict[str, Any] = {"base_url": upstream.base_url, "token": TOKEN, "timeout": 10, "pause": Pause(6)}
-            return stack.enter_context(contextlib.closing(Client(**usual | options)))
+            faults = {name: options.pop(name) for name in ["observe_fault"] if name in options}
+            return stack.enter_context(contextlib.closing(Client(Upstream(**usual | options), **faults)))
 
         yield client
 
@@ -103,7 +104,7 @@ def test_connections_are_kept(make: Make, upstream: Standin) -> None:
 
 def test_callers_do_not_wait_for_each_other(make: Make, upstream: Standin) -> None:
     """Callers have both of their calls under way at once."""
-    client, gate = make(callers=5), Gate()
+    client, gate = make(), Gate()
     upstream.rule(gate=gate)
     threads = [threading.Thread(target=fetch, args=(client, EVENTS["plain"])) for _ in range(5)]
     for thread in threads:

@@ -12,11 +12,11 @@ import time
 import tracemalloc
 from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import pytest
 
-from calendar42.transport import Answer, Transport, reason
+from calendar42.transport import Answer, Transport
 from tests.fixtures import PATIENCE
 
 LIMIT = 1000
@@ -103,7 +103,8 @@ MakeTransport = Callable[[str], Transport]
 
 def ask(transport: Transport, path: str = "", seconds: float = PATIENCE) -> Answer:
     """Get `path`."""
-    return transport.get(path, deadline=time.monotonic() + seconds, limit=LIMIT)
+    call = transport.get(path, deadline=time.monotonic() + seconds, limit=LIMIT)
+    return cast(Answer, transport.begin(call).result())
 
 
 def answer(body: bytes, *headers: bytes, status: bytes = b"200 OK") -> bytes:
@@ -218,7 +219,7 @@ def test_a_kept_connection_that_is_closed(
 def test_a_new_connection_that_is_closed(scripted: Scripted, transport: MakeTransport) -> None:
     """A new connection that is closed without an answer is a fault, and isn't tried again."""
     script = scripted([b""])
-    with pytest.raises(ConnectionError, match="closed connection without response"):
+    with pytest.raises(ConnectionError, match=r"^sent no whole answer$"):
         ask(transport(script.base_url))
     assert len(script.requests) == 1
 
@@ -233,7 +234,7 @@ def test_a_connection_made_anew_is_new(scripted: Scripted, transport: MakeTransp
     assert len(script.requests) == 2
 
 
-def test_close(scripted: Scripted, transport: MakeTransport) -> None:
+def test_close(scripted: Scripted) -> None:
     """Closing closes kept connections at once, and those of active calls after their answers."""
 
     def close_and_reply(sock: socket.socket) -> None:
@@ -241,11 +242,11 @@ def test_close(scripted: Scripted, transport: MakeTransport) -> None:
         sock.sendall(REPLY)
 
     kept, active = scripted([REPLY, REPLY]), scripted([close_and_reply, REPLY])
-    made = transport(kept.base_url)
+    made = Transport(base_url=kept.base_url, token="x-sent")
     assert ask(made).body == b"{}"
     made.close()
     kept.end()
-    made = transport(active.base_url)
+    made = Transport(base_url=active.base_url, token="x-sent")
     assert ask(made).body == b"{}"
     active.end()
 
@@ -283,7 +284,7 @@ def test_whole_answers(scripted: Scripted, transport: MakeTransport, reply: byte
 
 
 @pytest.mark.parametrize("first", ["length", "empty", "204", "chunked", "gzip", "103 first"])
-@pytest.mark.parametrize("extra", [b"\r\n", b"x", OTHER, b"HTTP/1.1 103 Early Hints\r\n\r\n"])
+@pytest.mark.parametrize("extra", [b"x", OTHER, b"HTTP/1.1 103 Early Hints\r\n\r\n"])
 @pytest.mark.parametrize("later", [False, True])
 def test_more_than_the_answer(
     scripted: Scripted, transport: MakeTransport, first: str, extra: bytes, later: bool
@@ -306,6 +307,14 @@ def test_more_than_the_answer(
     received.set()
     assert script.replied.acquire(timeout=PATIENCE)
     assert ask(made).body == b"[1]"
+
+
+@pytest.mark.parametrize("first", ["length", "empty", "204", "chunked", "gzip", "103 first"])
+def test_a_blank_line_after_the_answer(scripted: Scripted, transport: MakeTransport, first: str) -> None:
+    """A blank line after an answer, as some servers send, isn't taken for the next one."""
+    reply, body = WHOLE[first]
+    made = transport(scripted([reply + b"\r\n", OTHER]).base_url)
+    assert [ask(made).body for _ in range(2)] == [body, b"[1]"]
 
 
 def test_more_than_a_long_answer(scripted: Scripted, transport: MakeTransport) -> None:
@@ -352,20 +361,20 @@ NOT_WHOLE, INVALID = "sent no whole answer", "sent an invalid answer"
 BROKEN = {
     "no HTTP": (b"hello\r\n\r\n", INVALID),
     "zeros": (b"\x00" * 100 + b"\r\n", INVALID),
-    "nothing": (b"", "Remote end closed connection without response"),
+    "nothing": (b"", NOT_WHOLE),
     "long status line": (b"HTTP/1.1 200 " + b"a" * 70_000, INVALID),
     "no status": (b"HTTP/1.1 abc OK\r\n\r\n", INVALID),
     "low status": (b"HTTP/1.1 099 Low\r\n\r\n", INVALID),
     "version": (b"HTTP/9.9 200 OK\r\n\r\n", INVALID),
     "long header": (HTTP + b"X-Long: " + b"a" * 70_000 + b"\r\n\r\n", INVALID),
-    "many headers": (HTTP + b"X-Many: 1\r\n" * 200 + b"\r\n", INVALID),
+    "many headers": (HTTP + b"X-Many: 1\r\n" * 7000 + b"\r\n", INVALID),
     "no chunk": (HTTP + b"Transfer-Encoding: chunked\r\n\r\nzz\r\n", INVALID),
     "cut": (HTTP + b"Content-Length: 5\r\n\r\n{}", NOT_WHOLE),
     "cut chunk": (HTTP + b"Transfer-Encoding: chunked\r\n\r\n5\r\n{}", NOT_WHOLE),
     "101": (b"HTTP/1.1 101 Switching Protocols\r\nUpgrade: x\r\n\r\n" + REPLY, INVALID),
     "101 after 103": (b"HTTP/1.1 103 Early Hints\r\n\r\nHTTP/1.1 101 Switching\r\n\r\n", INVALID),
-    "103 alone": (b"HTTP/1.1 103 Early Hints\r\n\r\n", "Remote end closed connection without response"),
-    "endless 103": (b"HTTP/1.1 103 Early Hints\r\n\r\n" * 200, INVALID),
+    "103 alone": (b"HTTP/1.1 103 Early Hints\r\n\r\n", NOT_WHOLE),
+    "endless 103": (b"HTTP/1.1 103 Early Hints\r\n\r\n" * 3000, INVALID),
     "no gzip": (answer(b"{}", b"Content-Encoding: gzip"), INVALID),
 }  # fmt: skip
 
@@ -406,7 +415,7 @@ def test_nothing_that_came_is_logged(
     try:
         ask(transport(script.base_url))
     except OSError as error:
-        said = f"{error} {reason(error)}"
+        said = str(error)
     assert "SECRET" not in caplog.text + said
 
 
@@ -489,6 +498,14 @@ def test_a_handshake_ends_at_the_deadline(transport: MakeTransport) -> None:
         assert sent < 500  # the client has closed it
 
 
+def reply_once(listener: socket.socket) -> None:
+    """Reply to the request of one connection."""
+    sock, _ = listener.accept()
+    with sock:
+        sock.recv(65536)
+        sock.sendall(REPLY)
+
+
 def test_a_look_up_ends_at_the_deadline(transport: MakeTransport, monkeypatch: pytest.MonkeyPatch) -> None:
     """A name server that doesn't answer delays no call beyond its deadline; a late answer isn't used."""
     asked, answered, look_up = threading.Event(), threading.Event(), socket.getaddrinfo
@@ -500,15 +517,18 @@ def test_a_look_up_ends_at_the_deadline(transport: MakeTransport, monkeypatch: p
 
     with socket.create_server(("127.0.0.1", 0)) as listener:
         monkeypatch.setattr(socket, "getaddrinfo", slow)
+        made = transport(f"http://localhost:{listener.getsockname()[1]}/")
         with pytest.raises(TimeoutError):
-            ask(transport(f"http://localhost:{listener.getsockname()[1]}/"), seconds=0.2)
+            ask(made, seconds=0.2)
         assert asked.is_set()
         answered.set()
-        listener.settimeout(PATIENCE)
-        sock, _ = listener.accept()
-        with sock:
-            sock.settimeout(PATIENCE)
-            assert sock.recv(1) == b""  # closed, and nothing was asked
+        thread = threading.Thread(target=reply_once, args=(listener,))
+        thread.start()
+        assert ask(made).body == b"{}"
+        thread.join()
+        listener.settimeout(0)
+        with pytest.raises(BlockingIOError):
+            listener.accept()
 
 
 # TLS, and this machine's own trouble
@@ -576,19 +596,12 @@ def no_descriptors() -> Iterator[None]:
 @pytest.mark.parametrize("host", ["127.0.0.1", "localhost"])
 def test_no_descriptors(transport: MakeTransport, host: str) -> None:
     """Running out of file descriptors is an error of its own; once there are some, calls work again."""
-
-    def reply(listener: socket.socket) -> None:
-        sock, _ = listener.accept()
-        with sock:
-            sock.recv(65536)
-            sock.sendall(REPLY)
-
     with socket.create_server(("127.0.0.1", 0)) as listener:
         made = transport(f"http://{host}:{listener.getsockname()[1]}/")
         with no_descriptors(), pytest.raises(OSError, match="Too many open files") as raised:
             ask(made)
         assert (type(raised.value), raised.value.errno) == (OSError, errno.EMFILE)
-        thread = threading.Thread(target=reply, args=(listener,))  # not earlier: it needs a descriptor to wait
+        thread = threading.Thread(target=reply_once, args=(listener,))  # not earlier: it needs a descriptor to wait
         thread.start()
         assert ask(made).body == b"{}"
         thread.join()
