@@ -8,8 +8,9 @@ import time
 from collections.abc import Iterator, Mapping
 from contextlib import closing, suppress
 from datetime import UTC, datetime
-from email.utils import parsedate_to_datetime
 from urllib.parse import urlsplit
+
+from werkzeug.http import parse_date
 
 from calendar42.calls import MAX_BODY
 from calendar42.transport import Answer, Transport
@@ -73,10 +74,9 @@ def _token(answer: Answer) -> Finding:
 
 
 def _clock(date: str, asked: datetime) -> Finding:
-    try:
-        skew = (parsedate_to_datetime(date) - asked).total_seconds()
-    except (TypeError, ValueError):  # none, no date, or one without a time zone
+    if not (told := parse_date(date)):
         return WARN, "clock: not compared, because the answer has no date"
+    skew = (told - asked).total_seconds()
     if abs(skew) > MAX_SKEW:
         way = "behind" if skew > 0 else "ahead of"
         return FAIL, f"clock: this machine is {abs(skew):.0f} s {way} Calendar42; see its time service"
