@@ -6,6 +6,7 @@ import os
 import sys
 import time
 from collections.abc import Callable, Mapping
+from functools import partial
 from typing import Any, NamedTuple
 
 from flask import Flask, Response, request
@@ -101,10 +102,10 @@ def _wire(config: Settings, client: Client | None, clock: Callable[[], float], s
         upstream = Upstream(base_url=url, token=token, timeout=timeout, pause=pause, observe=metrics.called)
         client = Client(upstream, observe_fault=metrics.faulted)
     load = loader(client.fetch, timeout=config.timeout, expiry=config.expiry, fault_expiry=config.fault_expiry)
-    load = tier.wrap(load) if tier else load
-    if log.isEnabledFor(logging.DEBUG):  # then the app answers hits too, and logs them
-        return Parts(cache, client, tier, load, metrics, lambda request: None)
-    return Parts(cache, client, tier, load, metrics, hits.immediate(cache, config.cors_origins, metrics.served))
+    load = partial(tier.load, load) if tier else load
+    immediate = hits.immediate(cache, config.cors_origins, metrics.served)
+    app_only = log.isEnabledFor(logging.DEBUG)  # it answers hits too then, and logs them
+    return Parts(cache, client, tier, load, metrics, (lambda request: None) if app_only else immediate)
 
 
 def _configure(environ: Mapping[str, str]) -> Settings:

@@ -23,7 +23,6 @@ import secrets
 import threading
 import time
 from collections.abc import Callable, Generator, Iterator
-from functools import partial
 from hashlib import blake2b
 from pathlib import Path
 from typing import NamedTuple
@@ -98,11 +97,8 @@ class SharedTier:
         key = f"{self._prefix}{{{event_id}}}"
         return key, f"{key}:lock"
 
-    def wrap(self, load: Load) -> Load:
-        """Return a load function for the cache that looks in Redis first, and asks `load` for the rest."""
-        return partial(self._load, load)
-
-    def _load(self, load: Load, event_ids: list[str], deadline: float) -> _Pairs:
+    def load(self, load: Load, event_ids: list[str], deadline: float) -> _Pairs:
+        """Load events for the cache: look in Redis first, and ask `load` for the rest."""
         began = self._clock()
 
         def load_here(events: list[str]) -> _Pairs:

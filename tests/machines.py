@@ -14,6 +14,7 @@ import threading
 import time
 from collections import Counter
 from collections.abc import Callable, Iterator
+from functools import partial
 from typing import Any
 
 import pytest
@@ -148,7 +149,7 @@ class Machine:
 
     def ask_many(self, event_ids: list[str], timeout: float = PATIENCE) -> dict[str, Found]:
         """Answer a request for a list."""
-        deadline, load = time.monotonic() + timeout, self.tier.wrap(self.load)
+        deadline, load = time.monotonic() + timeout, partial(self.tier.load, self.load)
         return self.cache.get_or_load(event_ids, lambda wanted: load(wanted, deadline), deadline)
 
     def held(self, event_id: str) -> Found:

@@ -650,7 +650,7 @@ def test_nobody_waits_longer_than_the_time_out(shared_redis: Redis, machine: Mak
 
     with shared_redis.client() as client:
         client.set(one.lock(event_id), "another's", px=60000)
-    ((_, loaded),) = list(one.tier.wrap(load)([event_id], deadline))
+    ((_, loaded),) = list(one.tier.load(load, [event_id], deadline))
     assert deadlines == [deadline]
     assert 0 < time.monotonic() - deadline < 2
     assert loaded.age < -0.3  # it counts from its own load
