@@ -241,6 +241,18 @@ def test_finds_faults_of_lists_that_are_kept_for_their_members(story: Story) -> 
     assert story.answer(OUR_502, sent=100.1, status=502, headers=FAULT) == ["unexplained"]
 
 
+@pytest.mark.parametrize("of_list", [True, False])
+def test_a_list_of_which_one_event_is_known(story: Story, of_list: bool) -> None:
+    """The failure of a list may reach it late, although the call that failed was for only one of its events."""
+    ids = ("small-1", "unknown-1") if of_list else ("small-1",)
+    story.call(*ids, asked=100.0, ended=100.1)
+    call = story.call("small-1", asked=100.12, endpoint="event-subscriptions", fault="500")
+    message = str(Stamp("small-1", call.serial, 100.12))
+    said = {"meta_data": {"count": 0}, "data": [], "errors": {"small-1": {"status_code": 500, "message": message}}}
+    found = story.answer(said, sent=100.0, received=101.2, event_ids=["small-1"], is_list=True, headers={})
+    assert found == ([] if of_list else ["stale"])
+
+
 def test_stopping_a_soak_test_leaves_no_process(tmp_path: Path) -> None:
     """SIGTERM ends a soak test and all that it has started."""
     command = [sys.executable, "-m", "tests.soak", "--alone", "--seconds", "60"]

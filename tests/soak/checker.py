@@ -209,7 +209,9 @@ class Checker:
         if status in DEFINITE and (call is None or call.single):
             self._check_age(answer, event_id, stamp.asked, self.rules.expiry)
             return
-        if call and not call.single and answer.is_list:
+        # Of a list's events, only one may be known, so that its call for subscriptions looks like that of one event.
+        of_list = call is not None and not all(one.single for one in self._load(call, event_id, answer.received))
+        if of_list and answer.is_list:
             return  # the failure of a list is told to that list, whenever the rest of it comes, and isn't kept
         found = self._load_ended(call, event_id, answer.received) if call else stamp.asked
         kept = self.rules.fault_expiry if status != 429 else max(PAUSE, self.rules.fault_expiry)
@@ -242,10 +244,13 @@ class Checker:
 
     def _load_ended(self, call: Call, event_id: str, now: float) -> float:
         """Return when a load ended at the latest, given one of its calls: a fault is as old as that."""
-        end = (call.ended or now) + SLACK  # the second call of a load may begin a moment after the first has ended
+        return max(self._call_ended(one, now) for one in self._load(call, event_id, now))
+
+    def _load(self, call: Call, event_id: str, now: float) -> list[Call]:
+        """Return the calls that may be of the same load, this one included."""
+        began, end = call.asked - SLACK, (call.ended or now) + SLACK  # one may begin a moment after another has ended
         others = [one for one in self.by_event.get(event_id, ()) if one.instance == call.instance]
-        of_load = [call, *(one for one in others if one.asked <= end and call.asked <= (one.ended or now))]
-        return max(self._call_ended(one, now) for one in of_load)
+        return [call, *(one for one in others if one.asked <= end and began <= (one.ended or now))]
 
     def _call_ended(self, call: Call, now: float) -> float:
         ended, due = call.ended or now, call.asked + self.rules.timeout
