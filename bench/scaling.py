@@ -1,6 +1,6 @@
 """How often Calendar42 is asked: a simulation of several instances, with and without Redis.
 
-`python docs/scaling.py` prints the table of `scaling.md`, with the formula's result after each simulated figure. Every
+`python bench/scaling.py` prints the table of `scaling.md`, with the formula's result after each simulated figure. Every
 caller picks an instance and an event at random; callers come independently of each other. A load is two calls.
 """
 
