@@ -171,8 +171,9 @@ class SharedTier:
         finally:
             renewing.cancel()
             commands: list[Command] = []
+            now = self._clock()  # before the pause is read, so that it gets no longer on the way
             if pause := self._pause.left:
-                ends = self._on_redis(self._clock() + pause)
+                ends = self._on_redis(now + pause)
                 commands.append(("EVAL", _PAUSE, 1, f"{self._prefix}pause", ends))
             for event_id in locked:
                 content, expiry = answers.get(event_id, (b"", 0.0))

@@ -126,9 +126,9 @@ class Machine:
 
     def __init__(self, url: str, counts: Counter[str], expiry: float = 252.0, **options: Any) -> None:
         self.expiry = expiry
-        self.pause = Pause(6.0)
+        self.pause: Pause = options.setdefault("pause", Pause(6.0))
         own: dict[str, Any] = {"scope": (expiry,), "timeout": TIMEOUT, "probe_every": PROBE_EVERY}
-        self.tier = SharedTier(url, pause=self.pause, **own | options)
+        self.tier = SharedTier(url, **own | options)
         self.cache = Cache(max_entries=1000, max_waiting=1000, clock=options.get("clock", clock))
         self.gate: threading.Event | None = None
         self.entered = threading.Semaphore(0)

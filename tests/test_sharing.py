@@ -29,6 +29,7 @@ import main
 from answers import response
 from answers import value as values
 from cache import FAULT, KINDS, OK, Found, Loaded, clock
+from calendar42.calls import Pause
 from calendar42.errors import C42Error
 from operations import settings
 from sharing.link import PATIENCE as WAIT
@@ -478,6 +479,24 @@ def test_a_clock_that_stands_still_during_a_load(shared_redis: Redis, machine: M
     first.answer = answer
     first.ask(event_id := new_id())
     assert 240 < second.ask(event_id).ttl <= 251.5
+
+
+def test_a_pause_is_no_longer_if_it_is_passed_on_slowly(shared_redis: Redis, machine: Make) -> None:
+    """If the machine is held up just when it passes a pause on, the pause ends no later for the others."""
+    shifted = Shifted()
+
+    class SlowPause(Pause):
+        @property
+        def left(self) -> float:
+            left = super().left
+            shifted.by += 0.5  # the machine is held up, and its other clock seems to have been for less time
+            return left
+
+    first, second = machine(shared_redis.url, clock=shifted, pause=SlowPause(6.0)), machine(shared_redis.url)
+    first.pause.begin("30")
+    first.ask(new_id())
+    second.ask(new_id())
+    assert 0 < second.pause.left <= first.pause.left
 
 
 def test_an_answer_never_lives_longer_than_its_lifetime_again(shared_redis: Redis, machine: Make) -> None:
