@@ -97,7 +97,7 @@ def waiting_room(upstream: Standin, scale: Scale) -> Iterator[Row]:
     what = f"{len(sockets)} requests wait for a hanging upstream"
     yield Row(f"{what}: hit rate / undisturbed", "≥ 0.95", spread(rates), statistics.median(rates) >= 0.95)
     yield Row("the same: p99 of hits, one at a time, ms", "≤ 2", spread(singles), statistics.median(singles) <= 2)
-    why = "Waiting requests: each has two threads, of some 25 KiB each, and two connections"
+    why = "Waiting requests: each has a thread, of some 25 KiB, and two connections with their calls"
     yield Row("the same: memory added, MiB", "≤ 15", spread(sizes, 1), statistics.median(sizes) <= 15, why)
 
 

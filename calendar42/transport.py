@@ -135,7 +135,11 @@ class Transport:
         pool = self._pool
         connection = http.client.HTTPConnection(pool.proxy.host, pool.proxy.port, timeout=seconds)
         connection.set_tunnel(pool.host, pool.port, pool.proxy_headers)
-        connection.connect()
+        try:
+            connection.connect()
+        except BaseException:
+            connection.close()
+            raise
         return connection.sock
 
     @cached_property
@@ -221,7 +225,7 @@ class _Connection(asyncio.Protocol):
 
     def on_message_begin(self) -> None:
         if self._whole.done():
-            raise ValueError("more than the answer came")
+            raise ValueError  # more than the answer came
 
     def on_header(self, name: bytes, value: bytes) -> None:
         self._headers[name.decode("latin-1")] = value.decode("latin-1")

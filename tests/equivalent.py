@@ -155,6 +155,26 @@ EQUIVALENT: list[Equivalent] = [
     Equivalent("calendar42/calls.py", "self._until = 0.0", "0.0 → 1.0", "a machine has run for longer than a second"),
     Equivalent(
         "calendar42/transport.py",
+        'threading.Thread(target=self._run, name="c42c-upstream", daemon=True).start()',
+        "\"c42c-upstream\" → 'c42c-upstreamX'",
+        "the name is for people who look at the threads",
+    ),
+    Equivalent(
+        "calendar42/transport.py",
+        'threading.Thread(target=self._run, name="c42c-upstream", daemon=True).start()',
+        'threading.Thread(target=self._run, name="c42c-upstream", daemon=True) → '
+        "threading.Thread(target=self._run, daemon=True)",
+        "the name is for people who look at the threads",
+    ),
+    Equivalent(
+        "calendar42/transport.py",
+        "if (left := deadline - time.monotonic()) <= 0:",
+        "<= → <",
+        "the clock would have to show the very deadline",
+    ),
+    Equivalent("calendar42/transport.py", "self._expect(0)", "0 → 1", "before a request, no answer is kept anyway"),
+    Equivalent(
+        "calendar42/transport.py",
         'self._base = requests.Request("GET", base_url).prepare()',
         "\"GET\" → 'GETX'",
         "only its address is used",

@@ -190,7 +190,23 @@ def test_no_tunnel(scripted: Scripted, transport: MakeTransport, proxied: Callab
     assert len(script.requests) == 1
 
 
-@pytest.mark.parametrize("proxy", ["http:///x", "http://me:secret@127.0.0.1:99999", "foo://127.0.0.1:1"])
+def test_a_proxy_that_hangs(scripted: Scripted, transport: MakeTransport, proxied: Callable[[str], None]) -> None:
+    """A proxy that doesn't answer is let go at the deadline."""
+
+    def hang(sock: socket.socket) -> None:
+        sock.settimeout(PATIENCE)
+        assert sock.recv(1) == b""
+
+    script = scripted([hang])
+    proxied(script.base_url)
+    with pytest.raises(TimeoutError):
+        ask(transport("https://upstream.invalid/"), seconds=0.2)
+    assert script.replied.acquire(timeout=PATIENCE)
+
+
+@pytest.mark.parametrize(
+    "proxy", ["http:///x", "http://me:secret@127.0.0.1:99999", "foo://127.0.0.1:1", "https://127.0.0.1:1"]
+)
 def test_a_proxy_that_is_none(transport: MakeTransport, proxied: Callable[[str], None], proxy: str) -> None:
     """An invalid proxy address in the environment is a fault, and the error doesn't show it."""
     proxied(proxy)
