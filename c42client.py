@@ -151,7 +151,7 @@ def main(arguments: list[str], environ: Mapping[str, str] = os.environ) -> int:
             ((_, outcome),) = client.fetch([event_id], time.monotonic() + timeout)
         if isinstance(outcome, C42Error):
             raise outcome
-        print(json.dumps(outcome, ensure_ascii=False))
+        print(json.dumps(outcome, ensure_ascii=False).encode(errors="replace").decode())
     except (ids.BadIds, settings.SettingsError, C42Error) as error:
         print(error, file=sys.stderr)
         return 1 if isinstance(error, C42Error) else 2

@@ -18,14 +18,12 @@ from c42client import Client
 from cache import Cache, Found, Refused
 from cache import clock as default_clock
 from calendar42 import ids
-from calendar42.calls import Pause, Upstream
+from calendar42.calls import GRACE, Pause, Upstream
 from operations import VERSION, check, health, logs, settings
 from operations.metrics import NO_ROUTE, Metrics
 from operations.settings import Settings, SettingsError
 from serving.connection import Answer, Immediate, serialize
 from serving.server import Server
-
-GRACE = 0.5  # seconds that a load may take beyond its deadline, and for which its callers still wait
 
 log = logging.getLogger("c42c")
 

@@ -21,6 +21,7 @@ from calendar42.transport import Answer, Transport
 
 MAX_BODY = 8 * 2**20  # bytes of one answer
 MAX_ERROR_BODY = 64 * 2**10  # bytes of an error that are passed through
+GRACE = 0.5  # seconds that a load may take beyond its deadline, and for which its callers still wait
 LONGEST = 3600.0  # seconds of a pause: Calendar42 counts its limits by the hour
 PAUSED = "Calendar42 asked for a pause"
 
@@ -89,15 +90,22 @@ class Upstream:
     def begin(self, endpoint: str, rest: str, job: Job) -> Callable[[], Any]:
         """Begin a call; return a function that waits for its end and returns the JSON, or raises `C42Error`."""
         call = self.transport.begin(self._call(endpoint, rest, job, time.monotonic()))
-        return lambda: self._read(endpoint, call.result())
+
+        def finish() -> Any:
+            try:
+                answer = call.result(max(0.0, job.deadline - time.monotonic()) + GRACE)
+            except TimeoutError:  # the transport was closed meanwhile
+                raise self._late(endpoint) from None
+            return self._read(endpoint, answer)
+
+        return finish
 
     async def _call(self, endpoint: str, rest: str, job: Job, began: float) -> Answer:
         """Make a call, and begin the pause that its answer asks for."""
         if left := self._pause.left:
             raise Paused(endpoint, PAUSED, 429, 0, retry_after=left)
-        late = TimedOut(endpoint, f"Calendar42 did not answer within {self._timeout:g} seconds", 504, 0)
         if began >= job.deadline:
-            raise late
+            raise self._late(endpoint)
         status, trouble = 0, ""
         try:
             answer = await self.transport.get(f"{endpoint}/{rest}", deadline=job.deadline, limit=MAX_BODY)
@@ -105,7 +113,7 @@ class Upstream:
         except OSError as error:
             trouble = error.strerror or str(error)
             if isinstance(error, TimeoutError):
-                raise late from None
+                raise self._late(endpoint) from None
             if isinstance(error, ConnectionError):
                 raise C42Error(endpoint, "Calendar42 could not be reached, or broke off", 502, 0) from None
             message = "c42c has reached its limit of open files (ulimit -n, LimitNOFILE) and can't call Calendar42"
@@ -133,6 +141,9 @@ class Upstream:
             return json.loads(body)
         except (ValueError, RecursionError):
             raise C42Error(endpoint, "Calendar42 sent no JSON") from None
+
+    def _late(self, endpoint: str) -> TimedOut:
+        return TimedOut(endpoint, f"Calendar42 did not answer within {self._timeout:g} seconds", 504, 0)
 
     def redact(self, text: str) -> str:
         """Return `text` without the token."""

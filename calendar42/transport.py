@@ -8,9 +8,6 @@ token goes to one address.
 
 import asyncio
 import errno
-import gzip
-import http.client
-import io
 import os
 import socket
 import ssl
@@ -19,7 +16,7 @@ import time
 import zlib
 from collections.abc import Coroutine, Mapping
 from concurrent.futures import Future, ThreadPoolExecutor
-from functools import cached_property
+from functools import cached_property, partial
 from typing import Any, NamedTuple, cast
 from urllib.parse import quote, urlsplit
 
@@ -27,10 +24,12 @@ import requests
 from httptools import HttpParserError, HttpParserUpgrade, HttpResponseParser
 from requests.adapters import HTTPAdapter
 from requests.structures import CaseInsensitiveDict
-from requests.utils import default_user_agent
+from requests.utils import default_user_agent, select_proxy
 from urllib3.util import wait_for_read
 
-_MOST_AROUND = 65536  # bytes besides the body: headers, informational answers, the framing of chunks
+_MOST_AROUND = 65536  # bytes of headers and informational answers
+_MOST_FRAMING = 8  # bytes for each byte of the body, as in the smallest chunks
+IDLE = 30.0  # seconds that a connection is kept: routers forget idle ones, without telling
 _INVALID = "sent an invalid answer"
 
 
@@ -70,8 +69,8 @@ class Transport:
             if (left := deadline - time.monotonic()) <= 0:
                 raise TimeoutError
             async with asyncio.timeout(left):
-                return await self._exchange(path, left, limit)
-        except (OSError, EOFError, zlib.error, http.client.HTTPException, ValueError) as error:
+                return await self._exchange(path, limit)
+        except (OSError, EOFError, zlib.error, ValueError, asyncio.LimitOverrunError) as error:
             raise _explain(error) from error
 
     def close(self) -> None:
@@ -92,7 +91,7 @@ class Transport:
             kept.transport.abort()
         await asyncio.sleep(0)  # the turn in which they close
 
-    async def _exchange(self, path: str, seconds: float, limit: int) -> Answer:
+    async def _exchange(self, path: str, limit: int) -> Answer:
         """Send a request, over a kept connection if there is one, and return the answer."""
         prefix, headers = self._base.path_url, self._headers
         if self._pool.proxy and self._pool.scheme == "http":  # the proxy needs the whole address
@@ -101,7 +100,7 @@ class Transport:
         request = f"GET {prefix}{quote(path, '/?=&,')} HTTP/1.1\r\n{lines}\r\n".encode()
         while True:
             kept = self._take()
-            connection = kept or await self._connect(seconds)
+            connection = kept or await self._connect()
             try:
                 answer = await connection.ask(request, limit)
             except ConnectionError:
@@ -109,38 +108,49 @@ class Transport:
                     raise
             else:
                 self._kept.append(connection)
+                connection.expiry = self._loop.call_later(IDLE, self._drop, connection)
                 return answer
+
+    def _drop(self, connection: "_Connection") -> None:
+        self._kept.remove(connection)
+        connection.transport.abort()
 
     def _take(self) -> "_Connection | None":
         """Return a kept connection on which nothing has come since: neither its end nor what wasn't asked for."""
         while self._kept:
             transport = (connection := self._kept.pop()).transport
+            connection.expiry.cancel()
             if not transport.is_closing() and not wait_for_read(transport.get_extra_info("socket"), 0):
                 return connection
             transport.abort()
         return None
 
-    async def _connect(self, seconds: float) -> "_Connection":
-        pool, options = self._pool, dict[str, Any]()
-        options["host"], options["port"] = (pool.proxy or pool).host, (pool.proxy or pool).port
-        if pool.scheme == "https":
-            if pool.proxy:
-                options = {"sock": await self._loop.run_in_executor(None, self._open_tunnel, seconds)}
-            options |= {"ssl": self._tls, "server_hostname": pool.host}
-        socket.socket().close()  # raises EMFILE, which a name look-up doesn't
-        return (await self._loop.create_connection(_Connection, **options))[1]
-
-    def _open_tunnel(self, seconds: float) -> Any:
-        """Connect to the upstream through the proxy; `seconds` are for each read."""
+    async def _connect(self) -> "_Connection":
         pool = self._pool
-        connection = http.client.HTTPConnection(pool.proxy.host, pool.proxy.port, timeout=seconds)
-        connection.set_tunnel(pool.host, pool.port, pool.proxy_headers)
+        socket.socket().close()  # raises EMFILE, which a name look-up doesn't
+        if pool.proxy and pool.scheme == "https":
+            return await self._open_tunnel()
+        tls, server = self._tls if pool.scheme == "https" else None, pool.proxy or pool
+        return (await self._loop.create_connection(_Connection, server.host, server.port, ssl=tls))[1]
+
+    async def _open_tunnel(self) -> "_Connection":
+        """Connect to the upstream through the proxy (RFC 9110, 9.3.6)."""
+        pool, connection, reader = self._pool, _Connection(), asyncio.StreamReader()
+        host = f"[{pool.host}]:{pool.port}" if ":" in pool.host else f"{pool.host}:{pool.port}"
+        fields = "".join(f"{name}: {value}\r\n" for name, value in pool.proxy_headers.items())
+        protocol = partial(asyncio.StreamReaderProtocol, reader)
+        tunnel, _ = await self._loop.create_connection(protocol, pool.proxy.host, pool.proxy.port)
         try:
-            connection.connect()
+            tunnel.write(f"CONNECT {host} HTTP/1.1\r\nHost: {host}\r\n{fields}\r\n".encode())
+            head = await reader.readuntil(b"\r\n\r\n")
+            if head[8:13] != b" 200 ":
+                raise ConnectionError("the proxy refuses the tunnel")
+            tls = await self._loop.start_tls(tunnel, connection, self._tls, server_hostname=pool.host)
         except BaseException:
-            connection.close()
+            tunnel.abort()
             raise
-        return connection.sock
+        connection.connection_made(cast(asyncio.Transport, tls))
+        return connection
 
     @cached_property
     def _pool(self) -> Any:
@@ -148,9 +158,9 @@ class Transport:
         env = requests.Session().merge_environment_settings(str(self._base.url), {}, None, None, None)
         try:
             pool: Any = HTTPAdapter().get_connection_with_tls_context(self._base, env["verify"], env["proxies"])
-            if pool.proxy and pool.proxy.scheme != "http":
+            if select_proxy(str(self._base.url), env["proxies"]) and (not pool.proxy or pool.proxy.scheme != "http"):
                 raise ValueError("only proxies that are reached by plain HTTP")
-        except ValueError:  # whose text may have the proxy's password
+        except (ValueError, TypeError):  # whose text may have the proxy's password
             raise ConnectionError("the proxy that the environment names can't be used") from None
         return pool
 
@@ -168,6 +178,7 @@ class _Connection(asyncio.Protocol):
 
     def __init__(self) -> None:
         self.transport: asyncio.Transport
+        self.expiry: asyncio.TimerHandle  # while it is kept
         self._expect(0)
         self._whole.cancel()  # nothing is expected yet
 
@@ -187,13 +198,23 @@ class _Connection(asyncio.Protocol):
         self.transport.write(request)
         try:
             await self._whole
-            body = bytes(self._body[: limit + 1])
-            if body and self._headers.get("Content-Encoding", "").lower() in ("gzip", "x-gzip"):
-                body = gzip.GzipFile(fileobj=io.BytesIO(body)).read(limit + 1)
+            return Answer(self._status, self._headers, self._unpack())
         except BaseException:
             self.transport.abort()
             raise
-        return Answer(self._status, self._headers, body)
+        finally:
+            self._body = bytearray()  # it may be large, and the connection is kept
+
+    def _unpack(self) -> bytes:
+        body, coding = bytes(self._body[: self._limit + 1]), self._headers.get("Content-Encoding", "").lower()
+        if body and coding in ("gzip", "x-gzip"):
+            unzip = zlib.decompressobj(16 + zlib.MAX_WBITS)
+            body = unzip.decompress(body, self._limit + 1)
+            if len(body) <= self._limit and (unzip.unused_data or not unzip.eof):
+                raise EOFError
+        elif coding not in ("", "identity", "gzip", "x-gzip"):
+            raise ValueError  # it wasn't asked for
+        return body
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
         self.transport = cast(asyncio.Transport, transport)
@@ -206,7 +227,7 @@ class _Connection(asyncio.Protocol):
             self._end(ConnectionError(_INVALID))
         if len(self._body) > self._limit:
             self._end()
-        elif self.received - len(self._body) > _MOST_AROUND:
+        elif self.received > _MOST_AROUND + (1 + _MOST_FRAMING) * len(self._body):
             self._end(ConnectionError(_INVALID))
 
     def eof_received(self) -> None:
@@ -228,7 +249,8 @@ class _Connection(asyncio.Protocol):
             raise ValueError  # more than the answer came
 
     def on_header(self, name: bytes, value: bytes) -> None:
-        self._headers[name.decode("latin-1")] = value.decode("latin-1")
+        if not self._status:  # else it is a trailer
+            self._headers[name.decode("latin-1")] = value.decode("latin-1").strip(" \t")
 
     def on_headers_complete(self) -> None:
         """Refuse what is no status, and a 101: what follows it isn't HTTP."""
@@ -260,6 +282,6 @@ def _explain(error: BaseException) -> OSError:
         return ConnectionError("certificate bundle: no such file")
     if isinstance(error, ConnectionError) and error.errno:
         return ConnectionError(os.strerror(error.errno))  # asyncio's text has the address
-    if isinstance(error, OSError) and not isinstance(error, gzip.BadGzipFile):
-        return ConnectionError(error.strerror or str(error))
+    if isinstance(error, OSError):
+        return ConnectionError(error.strerror or str(error) or "broke off")
     return ConnectionError(_INVALID)

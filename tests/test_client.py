@@ -906,6 +906,9 @@ def test_program(capsys: pytest.CaptureFixture[str], upstream: Standin) -> None:
     upstream.add_event("E", title="Caf\u00e9")
     status, said, complaint = run(capsys, "E", **right)
     assert (status, said, complaint) == (0, '{"id": "E", "title": "Caf\u00e9", "names": []}\n', "")
+    upstream.add_event("half")
+    upstream.rule("events", "half", body=r'{"data": [{"id": "half", "title": "\ud800x"}]}')
+    assert run(capsys, "half", **right) == (0, '{"id": "half", "title": "?x", "names": []}\n', "")
     assert run(capsys, EVENTS["unknown"], **right) == (1, "", "Calendar42 answered 404\n")
     wrong = right | {"C42_TOKEN": "wrong-token"}
     assert run(capsys, EVENTS["plain"], **wrong) == (1, "", "Calendar42 answered 401\n")

@@ -16,6 +16,7 @@ from typing import Any, cast
 
 import pytest
 
+import calendar42.transport
 from calendar42.transport import Answer, Transport
 from tests.fixtures import PATIENCE
 
@@ -185,17 +186,25 @@ def test_no_tunnel(scripted: Scripted, transport: MakeTransport, proxied: Callab
     """A proxy that refuses the tunnel is a fault, and gets no token."""
     script = scripted([b"HTTP/1.1 403 Forbidden\r\nContent-Length: 0\r\n\r\n"])
     proxied(script.base_url)
-    with pytest.raises(ConnectionError, match=r"^Tunnel connection failed: 403 Forbidden$"):
+    with pytest.raises(ConnectionError, match=r"^the proxy refuses the tunnel$"):
         ask(transport("https://upstream.invalid/"))
     assert len(script.requests) == 1
 
 
-def test_a_proxy_that_hangs(scripted: Scripted, transport: MakeTransport, proxied: Callable[[str], None]) -> None:
-    """A proxy that doesn't answer is let go at the deadline."""
+@pytest.mark.parametrize("drip", [b"", b"X: 1\r\n"])
+def test_a_proxy_that_hangs(
+    scripted: Scripted, transport: MakeTransport, proxied: Callable[[str], None], drip: bytes
+) -> None:
+    """A proxy that sends no whole answer is let go at the deadline, even if it goes on sending."""
 
     def hang(sock: socket.socket) -> None:
-        sock.settimeout(PATIENCE)
-        assert sock.recv(1) == b""
+        sock.settimeout(0.02 if drip else PATIENCE)
+        for _ in range(500):
+            sock.sendall(drip)
+            with contextlib.suppress(TimeoutError):
+                assert sock.recv(1) == b""
+                return
+        raise AssertionError("it wasn't let go")
 
     script = scripted([hang])
     proxied(script.base_url)
@@ -205,7 +214,15 @@ def test_a_proxy_that_hangs(scripted: Scripted, transport: MakeTransport, proxie
 
 
 @pytest.mark.parametrize(
-    "proxy", ["http:///x", "http://me:secret@127.0.0.1:99999", "foo://127.0.0.1:1", "https://127.0.0.1:1"]
+    "proxy",
+    [
+        "http:///x",
+        "http://me:secret@127.0.0.1:99999",
+        "foo://127.0.0.1:1",
+        "https://127.0.0.1:1",
+        "http://u:s3cret@",
+        "socks5h://127.0.0.1:1",
+    ],
 )
 def test_a_proxy_that_is_none(transport: MakeTransport, proxied: Callable[[str], None], proxy: str) -> None:
     """An invalid proxy address in the environment is a fault, and the error doesn't show it."""
@@ -230,6 +247,53 @@ def test_a_kept_connection_that_is_closed(
     """A kept connection that the upstream has closed, or closes upon the next request, is replaced by a new one."""
     made = transport(scripted([REPLY, *last_words], [REPLY, OTHER]).base_url)
     assert [ask(made).body for _ in range(3)] == [b"{}", b"{}", b"[1]"]
+
+
+def test_an_idle_connection(scripted: Scripted, transport: MakeTransport, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A kept connection that isn't used is closed after a while; one that is in use isn't."""
+    monkeypatch.setattr(calendar42.transport, "IDLE", 0.2)
+    idle = threading.Event()
+
+    def late(sock: socket.socket) -> None:
+        idle.wait(0.4)
+        sock.sendall(OTHER)
+
+    def see_it_close(sock: socket.socket) -> None:
+        sock.sendall(REPLY)
+        sock.settimeout(PATIENCE)
+        assert sock.recv(1) == b""
+        idle.set()
+
+    made = transport(scripted([REPLY, late, see_it_close], [OTHER]).base_url)
+    assert [ask(made).body for _ in range(3)] == [b"{}", b"[1]", b"{}"]
+    assert idle.wait(PATIENCE)
+    assert ask(made).body == b"[1]"
+
+
+def test_a_kept_connection_is_small(scripted: Scripted, transport: MakeTransport) -> None:
+    """A connection that is kept doesn't keep its last answer."""
+    made = transport(scripted([answer(b"x" * 2_000_000), REPLY]).base_url)
+    tracemalloc.start()
+    try:
+        call = made.get("", deadline=time.monotonic() + PATIENCE, limit=2_000_000)
+        assert len(made.begin(call).result().body) == 2_000_000
+        assert tracemalloc.get_traced_memory()[0] < 1_000_000
+    finally:
+        tracemalloc.stop()
+    assert ask(made).body == b"{}"
+
+
+def test_small_chunks(scripted: Scripted, transport: MakeTransport) -> None:
+    """A body may come in the smallest chunks, which take more bytes than what is in them."""
+
+    def send(sock: socket.socket) -> None:
+        reply = chunked(*[b"x"] * 30_000)
+        for start in range(0, len(reply), 10_000):
+            sock.sendall(reply[start : start + 10_000])
+
+    made = transport(scripted([send]).base_url)
+    call = made.get("", deadline=time.monotonic() + PATIENCE, limit=30_000)
+    assert made.begin(call).result().body == b"x" * 30_000
 
 
 def test_a_new_connection_that_is_closed(scripted: Scripted, transport: MakeTransport) -> None:
@@ -286,8 +350,8 @@ WHOLE = {
     "chunked 103": (b"HTTP/1.1 103 Early Hints\r\nTransfer-Encoding: chunked\r\n\r\n" + REPLY, b"{}"),
     "many 103s": (b"HTTP/1.1 103 Early Hints\r\n\r\n" * 90 + REPLY, b"{}"),
     "closing 103": (b"HTTP/1.1 103 Early Hints\r\nConnection: close\r\n\r\n" + REPLY, b"{}"),
-    "no gzip, though": (answer(b"{}", b"Content-Encoding: br"), b"{}"),
-    "two gzips": (answer(gzip.compress(b"{") + gzip.compress(b"}"), b"Content-Encoding: gzip"), b"{}"),
+    "blank after the coding": (answer(gzip.compress(b"{}"), b"Content-Encoding: gzip "), b"{}"),
+    "coding in a trailer": (chunked(b"{}", trailer=b"Content-Encoding: gzip\r\n"), b"{}"),
 }  # fmt: skip
 
 
@@ -392,6 +456,9 @@ BROKEN = {
     "103 alone": (b"HTTP/1.1 103 Early Hints\r\n\r\n", NOT_WHOLE),
     "endless 103": (b"HTTP/1.1 103 Early Hints\r\n\r\n" * 3000, INVALID),
     "no gzip": (answer(b"{}", b"Content-Encoding: gzip"), INVALID),
+    "half a gzip": (answer(gzip.compress(b"{}")[:-1], b"Content-Encoding: gzip"), INVALID),
+    "two gzips": (answer(gzip.compress(b"{") + gzip.compress(b"}"), b"Content-Encoding: gzip"), INVALID),
+    "no coding that was asked for": (answer(b"{}", b"Content-Encoding: br"), INVALID),
 }  # fmt: skip
 
 
