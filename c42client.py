@@ -64,7 +64,7 @@ class Client:
                     yield _logged(event_id, replace(error, of_list=True) if of_list else error, job)
 
     def close(self) -> None:
-        """Close the connections; calls under way end by their deadline."""
+        """Close the connections, once active calls have ended; no further ones can be made."""
         self._upstream.transport.close()
 
     def _fetch(self, event_ids: list[str], job: Job) -> Iterator[Outcome]:
