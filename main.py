@@ -15,7 +15,7 @@ from answers import EVENT, EVENTS, hits, rules
 from answers import response as answers
 from answers.loading import Load, loader
 from c42client import Client
-from cache import Cache, Found, Refused
+from cache import Cache, Found
 from cache import clock as default_clock
 from calendar42 import ids
 from calendar42.calls import GRACE, Pause, Upstream
@@ -61,15 +61,11 @@ def create_app(
     app = Flask(__name__, static_folder=None)  # the status page brings its own
     app.extensions["c42c"] = parts
     health.register(app, parts.metrics)
-    rules.register(app, origins=config.cors_origins)
+    rules.register(app, origins=config.cors_origins, observe_refusal=parts.metrics.refused)
 
     def find(event_ids: list[str]) -> dict[str, Found]:
         deadline = time.monotonic() + config.timeout  # of all loads together: a second one may follow the first
-        try:
-            return parts.cache.get_or_load(event_ids, lambda keys: parts.load(keys, deadline), deadline + GRACE)
-        except Refused:
-            parts.metrics.refused()
-            raise
+        return parts.cache.get_or_load(event_ids, lambda keys: parts.load(keys, deadline), deadline + GRACE)
 
     @app.get(EVENT, strict_slashes=False)
     def event(event_id: str) -> Response:

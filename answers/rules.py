@@ -1,6 +1,7 @@
 """What applies to all responses of the app: errors in the envelope, no redirects, CORS."""
 
 import logging
+from collections.abc import Callable
 
 from flask import Flask, Response, request
 from werkzeug.exceptions import HTTPException, NotFound
@@ -13,13 +14,18 @@ from calendar42 import ids
 log = logging.getLogger("c42c")
 
 
-def register(app: Flask, *, origins: frozenset[str]) -> None:
+def register(app: Flask, *, origins: frozenset[str], observe_refusal: Callable[[], None]) -> None:
     """Add the error handlers to `app`, and let pages of `origins` read its responses."""
     app.before_request(_refuse_redirect)
-    app.register_error_handler(Refused, _refused)
     app.register_error_handler(ids.BadIds, lambda error: respond(answers.error(400, str(error))))
     app.register_error_handler(HTTPException, _failed)
     app.register_error_handler(Exception, _broken)
+
+    @app.errorhandler(Refused)
+    def refuse(_: Refused) -> Response:
+        observe_refusal()
+        headers = ("Retry-After", "1"), ("Cache-Status", "c42c; detail=refused")
+        return respond(answers.error(503, "too many requests wait for Calendar42", *headers))
 
     @app.after_request
     def allow(response: Response) -> Response:
@@ -39,11 +45,6 @@ def respond(answer: answers.Response) -> Response:
 def _refuse_redirect() -> None:
     if isinstance(request.routing_exception, RequestRedirect):  # for two slashes, or no path at all
         raise NotFound  # a redirect would lead to whatever host the client named
-
-
-def _refused(_: Refused) -> Response:
-    headers = ("Retry-After", "1"), ("Cache-Status", "c42c; detail=refused")
-    return respond(answers.error(503, "too many requests wait for Calendar42", *headers))
 
 
 def _failed(error: HTTPException) -> Response:

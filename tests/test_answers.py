@@ -348,7 +348,7 @@ def test_what_applies_to_all_responses(caplog: pytest.LogCaptureFixture) -> None
         (ZeroDivisionError("by nought"), 500, "the service failed; its log says why", {}),
     ]
     app, waiting = Flask("made-up"), iter(raised)
-    rules.register(app, origins=frozenset())
+    rules.register(app, origins=frozenset(), observe_refusal=lambda: None)
 
     @app.get("/")
     def fail() -> str:
