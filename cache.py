@@ -130,8 +130,8 @@ class Cache:
         self._misses = self._collapsed = self._refused = self._failed = self._waiting = 0
         self._closed = False
         self._wake = threading.Event()  # set when the reaper has to look again: for an earlier expiry, or to end
-        self._reaper = threading.Thread(target=self._reap_forever, name="c42c-reaper", daemon=True)
-        self._reaper.start()
+        self.reaper = threading.Thread(target=self._reap_forever, name="c42c-reaper", daemon=True)
+        self.reaper.start()
 
     def __len__(self) -> int:
         """The number of entries held, including expired ones that the reaper hasn't deleted yet."""
@@ -291,13 +291,8 @@ class Cache:
             self._wake.wait(min(max(self.reap(), _REAP_PAUSE), threading.TIMEOUT_MAX))
             self._wake.clear()  # before the next look at `_closed` and the heaps, so that no signal is missed
 
-    @property
-    def reaper_alive(self) -> bool:
-        """Whether the reaper thread runs."""
-        return self._reaper.is_alive()
-
     def close(self) -> None:
         """Stop the reaper. The cache remains usable."""
         self._closed = True
         self._wake.set()
-        self._reaper.join()
+        self.reaper.join()

@@ -890,10 +890,10 @@ def test_stopping_is_prompt(make: Make) -> None:
     """`close` ends the reaper within a second and may be called again; the cache remains usable."""
     cache = make(reaper=True)
     (reaper,) = (thread for thread in threading.enumerate() if thread.name == REAPER)
-    assert (reaper.daemon, cache.reaper_alive) == (True, True)
+    assert (reaper.daemon, cache.reaper.is_alive()) == (True, True)
     keep(cache, "key", lifetime=1000)
     start(cache.close).result(1)
-    assert (cache.reaper_alive, reaper.is_alive()) == (False, False)
+    assert (cache.reaper.is_alive(), reaper.is_alive()) == (False, False)
     start(cache.close).result(BOUND)
     assert (get_or_load(cache, "key", unwanted).result, keep(cache, "other").result) == ("hit", "miss")
 
@@ -935,7 +935,7 @@ def test_stopping_races_the_reaper(make: Make, clock: Clock) -> None:
             clock.hook = functools.partial(close_from_the_reaper, cache, []) if number % 2 else lambda: None
             keep(cache, "key", lifetime=1000)
             start(cache.close).result(BOUND)
-            assert not cache.reaper_alive
+            assert not cache.reaper.is_alive()
 
 
 def close_from_the_reaper(cache: Cache, closing: list[Future[None]]) -> None:

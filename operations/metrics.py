@@ -113,7 +113,7 @@ class Metrics(Collector):
             "now": datetime.now(UTC).strftime(TIME),
             "troubles": self._troubles(stats, tier),
             "stopping": self.stopping(),
-            "reaper_alive": self.cache.reaper_alive,
+            "reaper_alive": self.cache.reaper.is_alive(),
             "expiry_seconds": self.expiry,
             "requests": asked,
             "hit_ratio": useful / asked if asked else None,
@@ -128,7 +128,7 @@ class Metrics(Collector):
         recent = self.cache.clock() - RECENT
         troubles = {
             "stopping": self.stopping(),
-            "reaper": not self.cache.reaper_alive,
+            "reaper": not self.cache.reaper.is_alive(),
             "full": stats.waiting >= self.cache.max_waiting,
             "refusing": self._refused_at > recent,
             "pause": self.pause.left > 0,
@@ -172,7 +172,7 @@ class Metrics(Collector):
             (gauge, "waiting_requests", "Requests that wait for Calendar42.", [], {(): stats.waiting}),
             (gauge, "waiting_requests_limit", "Requests that may wait.", [], {(): self.cache.max_waiting}),
             (gauge, "upstream_pause_seconds", "Time left of a pause (429).", [], {(): self.pause.left}),
-            (gauge, "reaper_alive", "1 while expired answers are deleted.", [], {(): self.cache.reaper_alive}),
+            (gauge, "reaper_alive", "1 while expired answers are deleted.", [], {(): self.cache.reaper.is_alive()}),
             (gauge, "stopping", "1 once the service was told to stop.", [], {(): self.stopping()}),
         ]
         if self.tier:
