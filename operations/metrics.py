@@ -99,7 +99,7 @@ class Metrics(Collector):
     def status(self) -> dict[str, Any]:
         """Return the content of `/status.json`."""
         stats = self.cache.snapshot()
-        tier = self.tier.snapshot()._asdict() if self.tier else None
+        tier = self.tier.snapshot() if self.tier else None
         hits = sum(stats.hits.values())
         asked = hits + stats.misses + stats.collapsed + stats.refused
         useful = stats.hits[OK] + stats.hits[NEGATIVE]
@@ -176,7 +176,7 @@ class Metrics(Collector):
             (gauge, "stopping", "1 once the service was told to stop.", [], {(): self.stopping()}),
         ]
         if self.tier:
-            loads = self.tier.snapshot()._asdict()
+            loads = self.tier.snapshot()
             families.append((gauge, "shared_tier_up", "1 while Redis answers.", [], {(): loads.pop("up")}))
             families.append((counter, "shared_tier_loads", "Events to be loaded, by result.", ["result"], loads))
         for kind, name, text, labels, values in families:

@@ -25,7 +25,7 @@ import time
 from collections.abc import Callable, Generator, Iterator
 from hashlib import blake2b
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any
 
 from answers.loading import Load
 from answers.value import pack, unpack
@@ -44,16 +44,6 @@ LOOK_UP, _PUT, _RENEW, _PAUSE = (
     Path(__file__).with_name(f"{name}.lua").read_text() for name in ("look_up", "put", "renew", "pause")
 )
 _Pairs = Iterator[tuple[str, Loaded]]
-
-
-class TierStats(NamedTuple):
-    """One consistent reading of the shared tier. Each event that was to be loaded counts once in the first four."""
-
-    found: int  # in Redis, at once
-    awaited: int  # in Redis, after another instance had loaded it
-    loaded: int  # here, for all
-    alone: int  # here, without Redis
-    up: bool
 
 
 class SharedTier:
@@ -80,13 +70,18 @@ class SharedTier:
         self._lease = math.ceil(min(LEASE, timeout) * 1000)
         self._ahead = 0.0  # seconds that Redis's clock is ahead of ours, at least
         self._lock = threading.Lock()
-        self._counts = dict.fromkeys(TierStats._fields[:-1], 0)
+        self._counts = {  # each event that was to be loaded counts once
+            "found": 0,  # in Redis, at once
+            "awaited": 0,  # in Redis, after another instance had loaded it
+            "loaded": 0,  # here, for all
+            "alone": 0,  # here, without Redis
+        }
         self._link = Link(url, probe_every=probe_every, loop=loop)
 
-    def snapshot(self) -> TierStats:
-        """Read all counters at one moment."""
+    def snapshot(self) -> dict[str, Any]:
+        """Read all counters at one moment, and whether Redis is `up`."""
         with self._lock:
-            return TierStats(**self._counts, up=bool(self._link.up))
+            return {**self._counts, "up": bool(self._link.up)}
 
     def close(self) -> None:
         """Disconnect from Redis. Loads go on without it."""

@@ -161,7 +161,7 @@ class Machine:
     @property
     def shares(self) -> bool:
         """Whether Redis is up."""
-        return self.tier.snapshot().up
+        return bool(self.tier.snapshot()["up"])
 
     def key(self, event_id: str) -> str:
         """Return an event's key in Redis."""

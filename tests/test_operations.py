@@ -216,9 +216,9 @@ class Tier(NamedTuple):
     found: int = 0
     up: bool = False
 
-    def snapshot(self) -> "Tier":
+    def snapshot(self) -> dict[str, int]:
         """Return the numbers."""
-        return self
+        return self._asdict()
 
 
 def test_troubles() -> None:
