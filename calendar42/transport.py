@@ -143,7 +143,7 @@ class Transport:
         try:
             tunnel.write(f"CONNECT {host} HTTP/1.1\r\nHost: {host}\r\n{fields}\r\n".encode())
             head = await reader.readuntil(b"\r\n\r\n")
-            if head[8:13] != b" 200 ":
+            if head[8:10] != b" 2":
                 raise ConnectionError("the proxy refuses the tunnel")
             tls = await self._loop.start_tls(tunnel, connection, self._tls, server_hostname=pool.host)
         except BaseException:

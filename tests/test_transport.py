@@ -170,7 +170,7 @@ def test_tunnel(
     """TLS goes through a tunnel, so that the proxy sees no headers; the certificate must be the upstream's."""
 
     def shake_hands(sock: socket.socket) -> None:
-        sock.sendall(b"HTTP/1.1 200 Connection established\r\n\r\n")
+        sock.sendall(b"HTTP/1.1 200\r\nVia: a proxy\r\n\r\n")
         with trusted.wrap_socket(sock, server_side=True) as secure:
             script.serve(secure, REPLY)
 
