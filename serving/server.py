@@ -12,6 +12,7 @@ import signal
 import socket
 import struct
 from array import array
+from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
 from functools import partial
@@ -68,14 +69,15 @@ class Server:
         self.loop.call_soon_threadsafe(self._told.set)
 
     async def _serve(self, hub: Hub, drain: float, patience: float) -> None:
-        server = await self.loop.create_server(partial(Connection, hub), sock=self._listener.dup(), backlog=_BACKLOG)
+        connect = partial(Connection, hub)
+        server = await self.loop.create_server(connect, sock=self._listener.dup(), backlog=_BACKLOG)
         await self._told.wait()
         log.info("stopping: waiting up to %g s for active requests to finish", drain + patience)
         await asyncio.sleep(drain)
         _drop_handshakes(self._listener)
         await asyncio.sleep(_GRACE_SECONDS)  # those under way end meanwhile
-        await asyncio.sleep(0)  # a turn of the loop, which accepts those who have connected, even if it was held up
         server.close()
+        await _accept_waiting(self._listener, connect)
         self._listener.close()
         hub.closing = True
         end = self.loop.time() + patience
@@ -103,6 +105,13 @@ def listen(host: str, port: int) -> socket.socket:
         raise OSError(error.errno, os.strerror(error.errno or 0)) from None  # the caller knows the address
     listener.setblocking(False)
     return listener
+
+
+async def _accept_waiting(listener: socket.socket, connect: Callable[[], asyncio.BaseProtocol]) -> None:
+    """Accept everybody who has connected."""
+    with suppress(OSError):
+        while True:
+            await asyncio.get_running_loop().connect_accepted_socket(connect, listener.accept()[0])
 
 
 def _drop_handshakes(listener: socket.socket) -> None:

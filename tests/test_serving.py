@@ -1,5 +1,6 @@
 """The server: starting, listening, stopping."""
 
+import asyncio
 import contextlib
 import errno
 import json
@@ -131,6 +132,22 @@ def test_handshakes_are_dropped(room: int | None) -> None:
             early.sendall(b"x" * 1000)
             early.shutdown(socket.SHUT_WR)
             assert read_all(accepted) == b"x" * 1000
+
+
+def test_those_who_have_connected_are_accepted() -> None:
+    """Before the listener closes, every connected client is accepted."""
+    accepted = list[asyncio.BaseTransport]()
+
+    class Accepted(asyncio.Protocol):
+        def connection_made(self, transport: asyncio.BaseTransport) -> None:
+            accepted.append(transport)
+            transport.close()
+
+    with serving_server.listen("127.0.0.1", 0) as listener, contextlib.ExitStack() as stack:
+        socks = [stack.enter_context(socket.create_connection(listener.getsockname())) for _ in range(3)]
+        asyncio.run(serving_server._accept_waiting(listener, Accepted))
+        assert [read_all(sock) for sock in socks] == [b""] * 3
+    assert len(accepted) == 3
 
 
 def test_file_limit(monkeypatch: pytest.MonkeyPatch) -> None:
