@@ -493,7 +493,6 @@ def test_nothing_that_came_is_logged(
 ) -> None:
     """No part of an answer gets into the log, or into the reason that is given, at whatever level."""
     caplog.set_level(logging.DEBUG)
-    caplog.set_level(logging.DEBUG, logger="urllib3")
     script, said = scripted([reply]), ""
     try:
         ask(transport(script.base_url))
