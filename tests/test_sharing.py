@@ -496,7 +496,7 @@ def test_a_pause_is_no_longer_if_it_is_passed_on_slowly(shared_redis: Redis, mac
     first.pause.begin("30")
     first.ask(new_id())
     second.ask(new_id())
-    assert 0 < second.pause.left <= first.pause.left
+    assert first.pause.left >= second.pause.left > 0  # in this order: the test may be held up in between
 
 
 def test_an_answer_never_lives_longer_than_its_lifetime_again(shared_redis: Redis, machine: Make) -> None:
