@@ -56,14 +56,14 @@ class Transport:
         threading.Thread(target=self._run, name="c42c-upstream", daemon=True).start()
 
     def begin(self, call: Coroutine[Any, Any, Any]) -> Future[Any]:
-        """Run `call`, which may wait for `get`, on the event loop. Any thread may do so, and wait for the result."""
+        """Run `call`, which may wait for `get`, on the event loop. Any thread may do so until `close`."""
         return asyncio.run_coroutine_threadsafe(call, self._loop)
 
     async def get(self, path: str, *, deadline: float, limit: int) -> Answer:
         """Get `path` by `deadline` (of `time.monotonic`), with at most `limit` + 1 bytes of its body.
 
         Raises TimeoutError, ConnectionError if no whole answer comes for another reason, and OSError with EMFILE or
-        ENFILE if there is no file descriptor left here.
+        ENFILE if there is no file descriptor left here. `begin` runs it.
         """
         try:
             if (left := deadline - time.monotonic()) <= 0:
@@ -274,14 +274,19 @@ def _explain(error: BaseException) -> OSError:
     """Return the error of `get` for `error`. It quotes nothing of what came: that may name people."""
     if isinstance(error, TimeoutError):
         return TimeoutError("timed out")
-    if isinstance(error, OSError) and error.errno in (errno.EMFILE, errno.ENFILE):
-        return OSError(error.errno, error.strerror)
+    said = str(error) or "broke off"
     if isinstance(error, ssl.SSLCertVerificationError):
-        return ConnectionError(f"certificate: {error.verify_message}")
-    if isinstance(error, FileNotFoundError):
-        return ConnectionError("certificate bundle: no such file")
-    if isinstance(error, ConnectionError) and error.errno:
-        return ConnectionError(os.strerror(error.errno))  # asyncio's text has the address
-    if isinstance(error, OSError):
-        return ConnectionError(error.strerror or str(error) or "broke off")
-    return ConnectionError(_INVALID)
+        said = f"certificate: {error.verify_message}"
+    elif isinstance(error, FileNotFoundError):
+        said = "certificate bundle: no such file"
+    elif isinstance(error, ssl.SSLError | socket.gaierror):
+        said = error.strerror or said
+    elif isinstance(error, OSError) and error.errno:
+        said = os.strerror(error.errno)  # asyncio's text has the address
+        if error.errno in (errno.EMFILE, errno.ENFILE):
+            return OSError(error.errno, said)
+    elif type(error) is OSError:  # it has a text from each
+        said = "no address of it can be reached"
+    elif not isinstance(error, ConnectionError):
+        said = "not a host name" if isinstance(error, UnicodeError) else _INVALID
+    return ConnectionError(said)

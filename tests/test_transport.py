@@ -660,8 +660,18 @@ def test_unreachable(transport: MakeTransport) -> None:
     """The reason says whether a connection was refused or a name is unknown."""
     with pytest.raises(ConnectionError, match=r"^Connection refused$"):
         ask(transport("http://127.0.0.1:1/"))
+    with pytest.raises(ConnectionError, match=r"^not a host name$"):
+        ask(transport(f"http://{'a' * 64}.invalid/"))
     with pytest.raises(ConnectionError, match=r"^(Name or service not known|Temporary failure in name resolution)$"):
         ask(transport("http://no-such-host.invalid/"))
+
+
+def test_no_address_is_reachable(transport: MakeTransport, monkeypatch: pytest.MonkeyPatch) -> None:
+    """If a name has several addresses, the reason doesn't list them."""
+    both = [(socket.AF_INET, socket.SOCK_STREAM, 6, "", (f"127.0.0.{last}", 1)) for last in (1, 2)]
+    monkeypatch.setattr(socket, "getaddrinfo", lambda *args, **kwargs: both)
+    with pytest.raises(ConnectionError, match=r"^no address of it can be reached$"):
+        ask(transport("http://two.invalid/"))
 
 
 @contextlib.contextmanager
