@@ -248,8 +248,10 @@ def test_a_list_of_which_one_event_is_known(story: Story, of_list: bool) -> None
     story.call(*ids, asked=100.0, ended=100.1)
     call = story.call("small-1", asked=100.12, endpoint="event-subscriptions", fault="500")
     message = str(Stamp("small-1", call.serial, 100.12))
-    said = {"meta_data": {"count": 0}, "data": [], "errors": {"small-1": {"status_code": 500, "message": message}}}
-    found = story.answer(said, sent=100.0, received=101.2, event_ids=["small-1"], is_list=True, headers={})
+    errors = {one: {"status_code": 404, "message": f"Event {one} not found"} for one in ids}
+    errors["small-1"] = {"status_code": 500, "message": message}
+    said = {"meta_data": {"count": 0}, "data": [], "errors": errors}
+    found = story.answer(said, sent=100.0, received=101.2, event_ids=list(ids), is_list=True, headers={})
     assert found == ([] if of_list else ["stale"])
 
 

@@ -210,7 +210,8 @@ class Checker:
             self._check_age(answer, event_id, stamp.asked, self.rules.expiry)
             return
         # Of a list's events, only one may be known, so that its call for subscriptions looks like that of one event.
-        of_list = call is not None and not all(one.single for one in self._load(call, event_id, answer.received))
+        load = self._load(call, event_id, answer.received) if call else []
+        of_list = any(not one.single and {*one.event_ids} <= {*answer.event_ids} for one in load)
         if of_list and answer.is_list:
             return  # the failure of a list is told to that list, whenever the rest of it comes, and isn't kept
         found = self._load_ended(call, event_id, answer.received) if call else stamp.asked
