@@ -8,14 +8,16 @@ from collections import Counter
 from collections.abc import Callable, Iterator
 from datetime import timedelta
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
-from typing import Any, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import pytest
-import requests_cache
-from selenium import webdriver
 
 from standin import EVENTS, Standin
 from tests.fixtures import PREFIX, Service, listed, new_events, new_id, started, until
+
+if TYPE_CHECKING:
+    import requests_cache
+    from selenium import webdriver
 
 Start = Callable[..., Service]
 
@@ -74,7 +76,7 @@ FETCH = """
 """
 
 
-def fetch(browser: webdriver.Chrome, url: str, **options: Any) -> dict[str, Any]:
+def fetch(browser: "webdriver.Chrome", url: str, **options: Any) -> dict[str, Any]:
     """Have the page that the browser shows fetch something; return what the page gets to see."""
     result: dict[str, Any] = browser.execute_async_script(FETCH, url, options)
     return result
@@ -86,7 +88,7 @@ def served(service: Service) -> Counter[str]:
     return Counter({status: int(count) for status, count in re.findall(pattern, service.get("/metrics").text, re.M)})
 
 
-def test_browser(browser: webdriver.Chrome, open_service: Service, upstream: Standin, page: Page) -> None:
+def test_browser(browser: "webdriver.Chrome", open_service: Service, upstream: Standin, page: Page) -> None:
     """A page of an allowed origin reads answers and errors; the browser's cache saves the request, or the body."""
     event_id = new_events(upstream, 1)[0]
     url, before = open_service.url + PREFIX + event_id, served(open_service)
@@ -115,7 +117,7 @@ def test_browser(browser: webdriver.Chrome, open_service: Service, upstream: Sta
 
 
 def test_browser_blocks_other_origins(
-    browser: webdriver.Chrome, open_service: Service, service: Service, upstream: Standin, page: Page
+    browser: "webdriver.Chrome", open_service: Service, service: Service, upstream: Standin, page: Page
 ) -> None:
     """A page of an origin that isn't allowed can read nothing; if no origin is allowed, no page can."""
     event_id = new_events(upstream, 1)[0]
@@ -127,15 +129,23 @@ def test_browser_blocks_other_origins(
     assert fetch(browser, open_service.url + PREFIX + event_id)["status"] == 200, "no blocked answer stands in the way"
 
 
+def caching_session() -> "requests_cache.CachedSession":
+    """Return a session of requests-cache that keeps whatever it is allowed to."""
+    import requests_cache  # here, because it takes long to import, in each of pytest-xdist's processes
+
+    session = requests_cache.CachedSession(backend="memory", cache_control=True, allowable_codes=(200, 404, 500))
+    session.trust_env = False
+    return session
+
+
 def test_clients_ask_again_in_time(
-    browser: webdriver.Chrome, short_service: Service, upstream: Standin, page: Page
+    browser: "webdriver.Chrome", short_service: Service, upstream: Standin, page: Page
 ) -> None:
     """A browser and requests-cache ask again when an answer has expired, and get no body if it didn't change."""
     same, changed = new_events(upstream, 2)
     service, before = short_service, served(short_service)
     browser.get(page.origin)
-    with requests_cache.CachedSession(backend="memory", cache_control=True, allowable_codes=(200, 404, 500)) as session:
-        session.trust_env = False
+    with caching_session() as session:
         urls = [service.url + PREFIX + event_id for event_id in (same, changed)]
         shown = [fetch(browser, url) for url in urls]
         got = [session.get(url) for url in urls]
@@ -158,8 +168,7 @@ def test_requests_cache_keeps_what_it_may(open_service: Service, upstream: Stand
     """requests-cache answers out of its own cache as long as it may, negatives too, and never keeps a fault."""
     good, unknown, bad = *new_events(upstream, 1), new_id(), new_id()
     upstream.rule("events", bad, status=500)
-    with requests_cache.CachedSession(backend="memory", cache_control=True, allowable_codes=(200, 404, 500)) as session:
-        session.trust_env = False
+    with caching_session() as session:
         for event_id, kept in ((good, True), (unknown, True), (bad, False)):
             first, second = (session.get(open_service.url + PREFIX + event_id) for _ in range(2))
             assert (first.from_cache, second.from_cache) == (False, kept)

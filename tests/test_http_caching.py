@@ -8,13 +8,7 @@ from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
-import cachecontrol
-import httpx
 import pytest
-import requests
-import requests_cache
-from hishel import SqliteStorage
-from hishel.httpx import CacheTransport
 
 from serving.connection import Answer
 from serving.request import parse
@@ -209,6 +203,13 @@ def test_a_load_longer_than_the_lifetime(inside: MakeInside, upstream: Standin) 
 
 def test_libraries_keep_a_late_hit_no_longer(start: Start, upstream: Standin, tmp_path: Path) -> None:
     """requests-cache, CacheControl and hishel ask again when an answer expires, even if they got it late."""
+    import cachecontrol  # here, because they take a second to import, in each of pytest-xdist's processes
+    import httpx
+    import requests
+    import requests_cache
+    from hishel import SqliteStorage
+    from hishel.httpx import CacheTransport
+
     service, event_id = start(C42_EXPIRY="0.05"), new_id()
     upstream.add_event(event_id, title="Old")
     url = service.url + PREFIX + event_id
