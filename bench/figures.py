@@ -224,9 +224,7 @@ def cold_answer(upstream: Standin, scale: Scale) -> Iterator[Row]:
             for _ in range(scale.cold):
                 ask(connection, upstream)
             costs.append((machine.cpu(service.pid) - used) / scale.cold * 1000)
-    why = (
-        "Cold answers: about two fifths are Flask and the bridge to it, a third the two calls and what is read of them"
-    )
+    why = "Cold answers: a third is for Flask, cache and merging, a third for the two calls, a sixth for the server"
     yield Row("CPU per cold answer, ms", "≤ 1.0", spread(costs), statistics.median(costs) <= 1.0, why)
 
 
