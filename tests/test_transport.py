@@ -7,9 +7,11 @@ import logging
 import resource
 import socket
 import ssl
+import subprocess
 import threading
 import time
 import tracemalloc
+import zlib
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any, cast
@@ -456,6 +458,7 @@ BROKEN = {
     "103 alone": (b"HTTP/1.1 103 Early Hints\r\n\r\n", NOT_WHOLE),
     "endless 103": (b"HTTP/1.1 103 Early Hints\r\n\r\n" * 3000, INVALID),
     "no gzip": (answer(b"{}", b"Content-Encoding: gzip"), INVALID),
+    "zlib's form": (answer(zlib.compress(b"{}"), b"Content-Encoding: gzip"), INVALID),
     "half a gzip": (answer(gzip.compress(b"{}")[:-1], b"Content-Encoding: gzip"), INVALID),
     "two gzips": (answer(gzip.compress(b"{") + gzip.compress(b"}"), b"Content-Encoding: gzip"), INVALID),
     "no coding that was asked for": (answer(b"{}", b"Content-Encoding: br"), INVALID),
@@ -632,6 +635,22 @@ def test_tls(scripted: Scripted, transport: MakeTransport, trusted: ssl.SSLConte
     )
     made = transport(script.base_url)
     assert [ask(made).body for _ in range(4)] == [b"{}", b"x" * 1001, b"{}", b"[1]"]
+
+
+def test_a_folder_of_certificates(
+    scripted: Scripted,
+    transport: MakeTransport,
+    trusted: ssl.SSLContext,
+    certificate: Path,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """The certificates may be in a folder, as OpenSSL wants it: each file's name is the hash of its subject."""
+    command = ["openssl", "x509", "-noout", "-hash", "-in", str(certificate / "fullchain.pem")]
+    name = subprocess.run(command, check=True, capture_output=True, text=True).stdout.strip()
+    (tmp_path / f"{name}.0").write_bytes((certificate / "fullchain.pem").read_bytes())
+    monkeypatch.setenv("REQUESTS_CA_BUNDLE", str(tmp_path))
+    assert ask(transport(scripted([REPLY], tls=trusted).base_url)).body == b"{}"
 
 
 def test_an_unknown_certificate(scripted: Scripted, transport: MakeTransport, certificate: Path) -> None:
