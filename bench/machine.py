@@ -6,6 +6,7 @@ Everything is on 127.0.0.1. Each server gets its own process and is stopped by i
 import contextlib
 import os
 import platform
+import random
 import re
 import shutil
 import signal
@@ -62,11 +63,11 @@ def describe() -> str:
 
 
 def free_port() -> int:
-    """Return a port on which nothing listens."""
-    with socket.socket() as sock:
-        sock.bind(("127.0.0.1", 0))
-        port: int = sock.getsockname()[1]
-        return port
+    """Return a port on which nothing listens, and which the system gives to no client (those are from 32768 on)."""
+    while True:
+        with contextlib.suppress(OSError), socket.socket() as sock:
+            sock.bind(("127.0.0.1", port := random.SystemRandom().randint(10_000, 32_000)))
+            return port
 
 
 @contextlib.contextmanager

@@ -22,6 +22,7 @@ import requests
 from flask.testing import FlaskClient
 
 import main
+from bench.machine import free_port
 from operations import settings
 from standin import EVENTS, Standin
 
@@ -77,9 +78,7 @@ class Service:
     program: tuple[str, ...] = ("main.py",)
 
     def __init__(self, upstream: Standin | None, arguments: tuple[str, ...] = (), **environ: str) -> None:
-        with socket.socket() as free:
-            free.bind(("127.0.0.1", 0))
-            self.port = int(environ.get("C42_PORT", free.getsockname()[1]))
+        self.port = int(environ.get("C42_PORT") or free_port())
         self.url = f"http://127.0.0.1:{self.port}"
         own = {"C42_PORT": str(self.port), "C42_TOKEN": TOKEN}
         if upstream:

@@ -21,6 +21,7 @@ import pytest
 import redis
 
 from answers import value as values
+from bench.machine import free_port
 from cache import OK, Cache, Found, Loaded, clock
 from calendar42.calls import Pause
 from sharing.tier import SharedTier
@@ -31,13 +32,6 @@ TIMEOUT = 0.8  # seconds; a lock lasts as long
 PROBE_EVERY = 0.1  # seconds
 
 Spoil = Callable[[bytes, socket.socket], None]  # is handed what Redis sent, and what it should be sent on to
-
-
-def free_port() -> int:
-    """Return a port that was free a moment ago."""
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        return int(free.getsockname()[1])
 
 
 class Redis:

@@ -28,6 +28,7 @@ from hypothesis import strategies as st
 import main
 from answers import response
 from answers import value as values
+from bench.machine import free_port
 from cache import FAULT, KINDS, OK, Found, Loaded, clock
 from calendar42.calls import Pause
 from calendar42.errors import C42Error
@@ -37,7 +38,7 @@ from sharing.link import SLICE
 from sharing.tier import LOOK_UP
 from standin import Standin
 from tests.fixtures import PATIENCE, ROOT, TOKEN, MakeInside, Service, Start, new_id, until
-from tests.machines import VALUE, Machine, Proxy, Redis, free_port, running
+from tests.machines import VALUE, Machine, Proxy, Redis, running
 from tests.reading import lifetime
 
 PASSWORD = "se%2Fcret"
