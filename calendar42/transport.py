@@ -88,7 +88,7 @@ class Transport:
         while calls := asyncio.all_tasks() - {asyncio.current_task()}:
             await asyncio.wait(calls)
         for kept in self._kept:
-            kept.transport.abort()
+            kept.drop()
         await asyncio.sleep(0)  # the turn in which they close
 
     async def _exchange(self, path: str, limit: int) -> Answer:
@@ -113,16 +113,17 @@ class Transport:
 
     def _drop(self, connection: "_Connection") -> None:
         self._kept.remove(connection)
-        connection.transport.abort()
+        connection.drop()
 
     def _take(self) -> "_Connection | None":
         """Return a kept connection on which nothing has come since: neither its end nor what wasn't asked for."""
         while self._kept:
-            transport = (connection := self._kept.pop()).transport
+            connection = self._kept.pop()
             connection.expiry.cancel()
+            transport = connection.transport
             if not transport.is_closing() and not wait_for_read(transport.get_extra_info("socket"), 0):
                 return connection
-            transport.abort()
+            connection.drop()
         return None
 
     async def _connect(self) -> "_Connection":
@@ -200,7 +201,7 @@ class _Connection(asyncio.Protocol):
             await self._whole
             return Answer(self._status, self._headers, self._unpack())
         except BaseException:
-            self.transport.abort()
+            self.drop()
             raise
         finally:
             self._body = bytearray()  # it may be large, and the connection is kept
@@ -215,6 +216,11 @@ class _Connection(asyncio.Protocol):
         elif coding not in ("", "identity", "gzip", "x-gzip"):
             raise ValueError  # it wasn't asked for
         return body
+
+    def drop(self) -> None:
+        """Close the connection at once."""
+        if not self.transport.is_closing():  # asyncio can't abort TLS twice
+            self.transport.abort()
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
         self.transport = cast(asyncio.Transport, transport)
@@ -240,7 +246,7 @@ class _Connection(asyncio.Protocol):
     def _end(self, error: Exception | None = None, *, keep: bool = False) -> None:
         """End the answer, which is whole if there is no error, and the connection, unless it is to be kept."""
         if not keep:
-            self.transport.close()
+            self.drop()
         if not self._whole.done():
             self._whole.set_exception(error) if error else self._whole.set_result(None)
 

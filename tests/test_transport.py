@@ -1,5 +1,6 @@
 """One GET over a real socket: which answers are accepted, and which connections are used again."""
 
+import asyncio
 import contextlib
 import errno
 import gzip
@@ -7,6 +8,7 @@ import logging
 import resource
 import socket
 import ssl
+import struct
 import subprocess
 import threading
 import time
@@ -635,6 +637,33 @@ def test_tls(scripted: Scripted, transport: MakeTransport, trusted: ssl.SSLConte
     )
     made = transport(script.base_url)
     assert [ask(made).body for _ in range(4)] == [b"{}", b"x" * 1001, b"{}", b"[1]"]
+
+
+def test_a_connection_over_tls_that_is_closed(
+    scripted: Scripted, transport: MakeTransport, trusted: ssl.SSLContext
+) -> None:
+    """Over TLS, connections that are closed in whatever way and at whatever moment are replaced by new ones."""
+    closed = threading.Event()
+
+    def close(sock: socket.socket) -> None:
+        sock.sendall(REPLY)
+        with contextlib.suppress(OSError):
+            sock.unwrap()  # type: ignore[attr-defined]
+        closed.set()
+
+    def reset(sock: socket.socket) -> None:
+        sock.sendall(REPLY)
+        sock.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
+
+    ends: list[Reply] = [close, reset, REPLY + b"x", answer(b"{}", b"Connection: close"), answer(b"x" * 2000), b""]
+    made = transport(scripted(*[[end] for end in ends for _ in range(3)], [OTHER], tls=trusted).base_url)
+    for end in ends:
+        for _ in range(3):
+            with contextlib.suppress(ConnectionError):
+                assert ask(made).body in (b"{}", b"x" * (LIMIT + 1)), end
+            made.begin(asyncio.sleep(0.01)).result()  # usually enough for the loop to see the connection close
+    assert closed.is_set()
+    assert ask(made).body == b"[1]"
 
 
 def test_a_folder_of_certificates(
