@@ -95,15 +95,16 @@ def single(service: Inside, upstream: Standin, fault: dict[str, Any], status: in
     took = time.monotonic() - began
     assert (answer.status_code, answer.json["error"]["status_code"]) == (status, status)
     assert lifetime(answer) == (None if kept == FAULT_EXPIRY else pytest.approx(kept, abs=1))
-    assert upstream.calls(endpoint, event_id) == 1
-    assert upstream.calls(event_id=event_id) <= 2
+    asked = upstream.calls(endpoint, event_id)
+    assert 1 <= asked <= most_calls(fault)
+    assert upstream.calls(event_id=event_id) <= asked + 1
     rule.remove()
     service.clock.now += kept - 0.01
     assert service.event(event_id).data == answer.data
-    assert upstream.calls(endpoint, event_id) == 1
+    assert upstream.calls(endpoint, event_id) == asked
     service.clock.now += 0.02 + took  # a fault is kept from when it was found
     assert is_right(service.event(event_id).json, event_id)
-    assert upstream.calls(endpoint, event_id) == 2
+    assert upstream.calls(endpoint, event_id) == asked + 1
 
 
 def in_list(service: Inside, upstream: Standin, fault: dict[str, Any], status: int, kept: float, endpoint: str) -> None:
@@ -122,7 +123,7 @@ def in_list(service: Inside, upstream: Standin, fault: dict[str, Any], status: i
     is_split = status in DEFINITE or fault in TOO_LARGE
     assert (answer.status_code, answer.json["data"]) == (200, [])
     assert lifetime(answer) == (pytest.approx(kept, abs=1) if kept == EXPIRY else None)
-    assert upstream.calls(endpoint, event_ids[0]) == 1 + is_split
+    assert 1 <= upstream.calls(endpoint, event_ids[0]) - is_split <= most_calls(fault)
     for rule in rules:
         rule.remove()
     if is_split:
@@ -130,6 +131,11 @@ def in_list(service: Inside, upstream: Standin, fault: dict[str, Any], status: i
     assert is_right(service.event(event_ids[0]).json, event_ids[0])
     again: Any = service.http.get(listed(event_ids))
     assert [is_right(part, event_id) for part, event_id in zip(again.json["data"], event_ids, strict=True)]
+
+
+def most_calls(fault: dict[str, Any]) -> int:
+    """Return how often a call may be made: again if it is reset on the connection that the other call has just left."""
+    return 2 if "reset" in fault else 1
 
 
 def named(fault: dict[str, Any], event_id: str) -> dict[str, Any]:
