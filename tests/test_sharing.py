@@ -239,7 +239,8 @@ def test_only_the_same_is_shared(inside: MakeInside, shared_redis: Redis, upstre
 
 def test_lists_that_overlap(shared_redis: Redis, machine: Make, counts: Counter[str], pool: ThreadPoolExecutor) -> None:
     """Lists that overlap crosswise load every event once, and never wait for each other without end."""
-    first, second = machine(shared_redis.url), machine(shared_redis.url)
+    # With the usual time-out of these tests, a busy machine might renew the locks too late.
+    first, second = (machine(shared_redis.url, timeout=PATIENCE) for _ in range(2))
     ids = [new_id() for _ in range(60)]
     first.ask(ids[0])
     gate = first.gate = second.gate = threading.Event()
