@@ -11,10 +11,12 @@ import re
 import threading
 import time
 from collections.abc import Callable
-from datetime import UTC
-from email.utils import parsedate_to_datetime
+from contextlib import suppress
+from datetime import UTC, datetime
 from typing import Any, NamedTuple
 from urllib.parse import unquote
+
+from werkzeug.http import parse_date
 
 from calendar42.errors import C42Error, Exhausted, Paused, TimedOut, TooLarge
 from calendar42.transport import Answer, Transport
@@ -160,14 +162,18 @@ class Upstream:
 
 
 def _seconds(retry_after: str, default: float) -> float:
-    """Read seconds, or a date in one of its three forms (RFC 9110, 10.2.3 and 5.6.7)."""
+    """Read seconds, or a date (RFC 9110, 10.2.3)."""
     if retry_after.isascii() and retry_after.isdigit():
         return float(retry_after)
-    try:
-        date = parsedate_to_datetime(retry_after)
-        return (date if date.tzinfo else date.replace(tzinfo=UTC)).timestamp() - time.time()
-    except (TypeError, ValueError, OverflowError):  # not a date, or a year out of Python's range
-        return default
+    date = read_date(retry_after)
+    return (date - datetime.now(UTC)).total_seconds() if date else default
+
+
+def read_date(text: str) -> datetime | None:
+    """Read a date in one of its three forms (RFC 9110, 5.6.7); return None if it isn't one."""
+    with suppress(OverflowError):  # a year or a time zone of twenty digits
+        return parse_date(text)
+    return None
 
 
 def _plain(text: str) -> str:

@@ -10,9 +10,7 @@ from contextlib import closing, suppress
 from datetime import UTC, datetime
 from urllib.parse import urlsplit
 
-from werkzeug.http import parse_date
-
-from calendar42.calls import MAX_BODY
+from calendar42.calls import MAX_BODY, read_date
 from calendar42.transport import Answer, Transport
 from operations import settings
 from operations.settings import SettingsError
@@ -74,10 +72,7 @@ def _token(answer: Answer) -> Finding:
 
 
 def _clock(date: str, asked: datetime) -> Finding:
-    told = None
-    with suppress(OverflowError):  # a year of twenty digits
-        told = parse_date(date)
-    if not told:
+    if not (told := read_date(date)):
         return WARN, "clock: not compared, because the answer has no date"
     skew = (told - asked).total_seconds()
     if abs(skew) > MAX_SKEW:
