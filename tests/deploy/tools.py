@@ -10,6 +10,7 @@ from pathlib import Path
 
 import pytest
 
+from bench.machine import free_port
 from tests.fixtures import PATIENCE, ROOT, until
 
 
@@ -42,13 +43,10 @@ def ran(*command: str | Path, cwd: Path = ROOT, timeout: float = 30, environ: Ma
 
 def free_ports(count: int) -> list[int]:
     """Return ports on which nothing listens."""
-    socks = [socket.socket() for _ in range(count)]
-    for sock in socks:
-        sock.bind(("127.0.0.1", 0))
-    ports = [int(sock.getsockname()[1]) for sock in socks]
-    for sock in socks:
-        sock.close()
-    return ports
+    ports = set[int]()
+    while len(ports) < count:
+        ports.add(free_port())
+    return list(ports)
 
 
 def listens(port: int) -> bool:
