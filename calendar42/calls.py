@@ -11,6 +11,7 @@ import re
 import threading
 import time
 from collections.abc import Callable
+from concurrent.futures import Future
 from contextlib import suppress
 from datetime import UTC, datetime
 from typing import Any, NamedTuple
@@ -92,15 +93,7 @@ class Upstream:
     def begin(self, endpoint: str, rest: str, job: Job) -> Callable[[], Any]:
         """Begin a call; return a function that waits for its end and returns the JSON, or raises `C42Error`."""
         call = self.transport.begin(self._call(endpoint, rest, job, time.monotonic()))
-
-        def finish() -> Any:
-            try:
-                answer = call.result(max(0.0, job.deadline - time.monotonic()) + GRACE)
-            except TimeoutError:  # the transport was closed meanwhile
-                raise self._late(endpoint) from None
-            return self._read(endpoint, answer)
-
-        return finish
+        return lambda: self._finish(endpoint, call, job.deadline)
 
     async def _call(self, endpoint: str, rest: str, job: Job, began: float) -> Answer:
         """Make a call, and begin the pause that its answer asks for."""
@@ -125,12 +118,15 @@ class Upstream:
             job.calls.append(call)
             self._observe(call)
         if status == 429:
-            self._pause.begin(answer.headers.get("Retry-After", ""))
+            self._pause.begin(answer.headers.get("retry-after", ""))
         return answer
 
-    def _read(self, endpoint: str, answer: Answer) -> Any:
-        """Return the JSON of an answer, or raise what it means."""
-        status, _, body = answer
+    def _finish(self, endpoint: str, call: Future[Answer], deadline: float) -> Any:
+        """Wait for a call; return the JSON of its answer, or raise what it means."""
+        try:
+            status, _, body = call.result(max(0.0, deadline - time.monotonic()) + GRACE)
+        except TimeoutError:  # the transport was closed meanwhile
+            raise self._late(endpoint) from None
         if status == 429:
             raise Paused(endpoint, PAUSED, 429, 429, self._error_body(body), max(self._pause.left, 0.001))
         if 400 <= status <= 599:

@@ -23,7 +23,6 @@ from urllib.parse import quote, urlsplit
 import requests
 from httptools import HttpParserError, HttpParserUpgrade, HttpResponseParser
 from requests.adapters import HTTPAdapter
-from requests.structures import CaseInsensitiveDict
 from requests.utils import default_user_agent, select_proxy
 from urllib3.util import wait_for_read
 
@@ -37,7 +36,7 @@ class Answer(NamedTuple):
     """What came back. A `body` over the limit is cut to one byte more than the limit."""
 
     status: int
-    headers: Mapping[str, str]
+    headers: Mapping[str, str]  # by lower-case name
     body: bytes
 
 
@@ -66,9 +65,9 @@ class Transport:
         ENFILE if there is no file descriptor left here. `begin` runs it.
         """
         try:
-            if (left := deadline - time.monotonic()) <= 0:
+            if deadline <= time.monotonic():
                 raise TimeoutError
-            async with asyncio.timeout(left):
+            async with asyncio.timeout_at(deadline):
                 return await self._exchange(path, limit)
         except (OSError, EOFError, zlib.error, ValueError, asyncio.LimitOverrunError) as error:
             raise _explain(error) from error
@@ -95,9 +94,8 @@ class Transport:
         """Send a request, over a kept connection if there is one, and return the answer."""
         prefix, headers = self._base.path_url, self._headers
         if self._pool.proxy and self._pool.scheme == "http":  # the proxy needs the whole address
-            prefix, headers = str(self._base.url), {**headers, **self._pool.proxy_headers}
-        lines = "".join(f"{name}: {value}\r\n" for name, value in headers.items())
-        request = f"GET {prefix}{quote(path, '/?=&,')} HTTP/1.1\r\n{lines}\r\n".encode()
+            prefix, headers = str(self._base.url), headers | self._pool.proxy_headers
+        request = _serialize(f"GET {prefix}{quote(path, '/?=&,')}", headers)
         while True:
             kept = self._take()
             connection = kept or await self._connect()
@@ -138,11 +136,10 @@ class Transport:
         """Connect to the upstream through the proxy (RFC 9110, 9.3.6)."""
         pool, connection, reader = self._pool, _Connection(), asyncio.StreamReader()
         host = f"[{pool.host}]:{pool.port}" if ":" in pool.host else f"{pool.host}:{pool.port}"
-        fields = "".join(f"{name}: {value}\r\n" for name, value in pool.proxy_headers.items())
         protocol = partial(asyncio.StreamReaderProtocol, reader)
         tunnel, _ = await self._loop.create_connection(protocol, pool.proxy.host, pool.proxy.port)
         try:
-            tunnel.write(f"CONNECT {host} HTTP/1.1\r\nHost: {host}\r\n{fields}\r\n".encode())
+            tunnel.write(_serialize(f"CONNECT {host}", {"Host": host} | pool.proxy_headers))
             head = await reader.readuntil(b"\r\n\r\n")
             if head[8:10] != b" 2":
                 raise ConnectionError("the proxy refuses the tunnel")
@@ -180,6 +177,8 @@ class _Connection(asyncio.Protocol):
     def __init__(self) -> None:
         self.transport: asyncio.Transport
         self.expiry: asyncio.TimerHandle  # while it is kept
+        self._parser = HttpResponseParser(self)
+        self._parser.set_dangerous_leniencies(lenient_keep_alive=True)  # an informational answer may say "close"
         self._expect(0)
         self._whole.cancel()  # nothing is expected yet
 
@@ -187,11 +186,9 @@ class _Connection(asyncio.Protocol):
         self.received = 0  # bytes
         self._limit = limit
         self._status = 0
-        self._headers: CaseInsensitiveDict[str] = CaseInsensitiveDict()
+        self._headers = dict[str, str]()
         self._body = bytearray()
         self._whole = asyncio.get_running_loop().create_future()
-        self._parser = HttpResponseParser(self)
-        self._parser.set_dangerous_leniencies(lenient_keep_alive=True)  # an informational answer may say "close"
 
     async def ask(self, request: bytes, limit: int) -> Answer:
         """Send a request and return the answer; raise ConnectionError if no whole one comes."""
@@ -207,7 +204,7 @@ class _Connection(asyncio.Protocol):
             self._body = bytearray()  # it may be large, and the connection is kept
 
     def _unpack(self) -> bytes:
-        body, coding = bytes(self._body[: self._limit + 1]), self._headers.get("Content-Encoding", "").lower()
+        body, coding = bytes(self._body[: self._limit + 1]), self._headers.get("content-encoding", "").lower()
         if body and coding in ("gzip", "x-gzip"):
             unzip = zlib.decompressobj(16 + zlib.MAX_WBITS)
             body = unzip.decompress(body, self._limit + 1)
@@ -237,7 +234,7 @@ class _Connection(asyncio.Protocol):
             self._end(ConnectionError(_INVALID))
 
     def eof_received(self) -> None:
-        if self._status and not {"Content-Length", "Transfer-Encoding"} & self._headers.keys():  # it ends the answer
+        if self._status and not {"content-length", "transfer-encoding"} & self._headers.keys():  # it ends the answer
             self._end()
 
     def connection_lost(self, error: Exception | None) -> None:
@@ -256,7 +253,7 @@ class _Connection(asyncio.Protocol):
 
     def on_header(self, name: bytes, value: bytes) -> None:
         if not self._status:  # else it is a trailer
-            self._headers[name.decode("latin-1")] = value.decode("latin-1").strip(" \t")
+            self._headers[name.decode("latin-1").lower()] = value.decode("latin-1").strip(" \t")
 
     def on_headers_complete(self) -> None:
         """Refuse what is no status, and a 101: what follows it isn't HTTP."""
@@ -274,6 +271,11 @@ class _Connection(asyncio.Protocol):
             self._headers.clear()
         else:
             self._end(keep=self._parser.should_keep_alive())
+
+
+def _serialize(method_and_target: str, headers: Mapping[str, str]) -> bytes:
+    lines = "".join(f"{name}: {value}\r\n" for name, value in headers.items())
+    return f"{method_and_target} HTTP/1.1\r\n{lines}\r\n".encode()
 
 
 def _explain(error: BaseException) -> OSError:

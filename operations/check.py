@@ -54,7 +54,7 @@ def _findings(environ: Mapping[str, str]) -> Iterator[Finding]:
     else:
         yield OK, f"answer: came from {url.netloc} in {(time.monotonic() - began) * 1000:.0f} ms"
         yield _token(answer)
-        yield _clock(answer.headers.get("Date", ""), asked)
+        yield _clock(answer.headers.get("date", ""), asked)
 
 
 def _token(answer: Answer) -> Finding:

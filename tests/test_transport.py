@@ -129,7 +129,7 @@ def chunked(*chunks: bytes, trailer: bytes = b"") -> bytes:
 def test_what_is_sent(scripted: Scripted, transport: MakeTransport) -> None:
     """A request has the given headers, accepts gzip, and its path begins with the base URL's."""
     script = scripted([REPLY])
-    assert ask(transport(script.base_url + "api/"), "events/?ids=[a,b]") == (200, {"Content-Length": "2"}, b"{}")
+    assert ask(transport(script.base_url + "api/"), "events/?ids=[a,b]") == (200, {"content-length": "2"}, b"{}")
     line, *headers = script.requests[0].decode().rstrip().split("\r\n")
     assert line == "GET /api/events/?ids=%5Ba,b%5D HTTP/1.1"
     json_type = {"Accept: application/json", "Content-Type: application/json"}
