@@ -55,7 +55,7 @@ lock: $(DEPLOY_ENV)  ## pin the newest versions of what deployment installs, in 
 		--universal --python-version 3.11 --generate-hashes --no-annotate --custom-compile-command "make lock" \
 		--output-file requirements.lock -
 
-bench: $(BENCH_ENV)  ## compare its speed with nginx, HAProxy, Varnish and others for 10 minutes; QUICK=1: one minute, writes nothing
+bench: $(BENCH_ENV)  ## compare its speed with nginx, HAProxy, Varnish and others for 15 minutes; QUICK=1: one minute, writes nothing
 	@$(BIN)/python -m bench $(if $(QUICK),--quick)
 
 clean:  ## delete the virtualenv and what tools left behind

@@ -12,8 +12,8 @@ from bench.figures import Row, Scale
 from standin import Standin
 
 HERE = Path(__file__).parent
-FULL = Scale(rounds=5, seconds=3, many=1_000_000, cold=500)
-QUICK = Scale(rounds=1, seconds=1, many=50_000, cold=200)
+FULL = Scale(contest=9, rounds=5, seconds=3, many=1_000_000, cold=500)
+QUICK = Scale(contest=1, rounds=1, seconds=1, many=50_000, cold=200)
 
 
 def main() -> int:
@@ -36,7 +36,7 @@ def main() -> int:
     with Standin(machine.TOKEN) as upstream:
         if options.only in (None, "contest"):
             event_id = figures.new_event(upstream)
-            for one in contenders.contest(upstream.base_url, event_id, rounds=scale.rounds, seconds=scale.seconds):
+            for one in contenders.contest(upstream.base_url, event_id, rounds=scale.contest, seconds=scale.seconds):
                 say(f"{one.request}: " + ", ".join(f"{name} {load.cost:.1f} µs" for name, load in one.loads.items()))
                 rounds.append(one)
             rows += report.compared(rounds)
@@ -52,7 +52,7 @@ def main() -> int:
         print(profile or "", *rows, sep="\n")
         return 0
     minutes = (time.monotonic() - began) / 60
-    page = report.page(rounds, rows, took=f"{scale.rounds} rounds of {scale.seconds} s; {minutes:.0f} minutes in all.")
+    page = report.page(rounds, rows, took=f"{scale.contest} rounds of {scale.seconds} s; {minutes:.0f} minutes in all.")
     print(page)
     if not options.quick:
         (HERE / "results.md").write_text(page)

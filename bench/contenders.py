@@ -97,14 +97,14 @@ def missing() -> list[str]:
 
 
 def contest(base_url: str, event_id: str, *, rounds: int, seconds: int) -> Iterator[Round]:
-    """Start all contenders and have each answer for `event_id` in turns."""
+    """Have all contenders answer for `event_id` in turns. Each round starts them anew: starts differ."""
     path = machine.PREFIX + event_id
-    with contextlib.ExitStack() as stack:
-        servers = _start(base_url, path, stack)
-        bodies = [machine.get(server.port, path)[2].strip() for server in servers.values() for _ in range(2)]
-        assert {len(body) for body in bodies} == {300}, bodies
-        names = list(servers)
-        for number in range(rounds):
+    for number in range(rounds):
+        with contextlib.ExitStack() as stack:
+            servers = _start(base_url, path, stack)
+            bodies = [machine.get(server.port, path)[2].strip() for server in servers.values() for _ in range(2)]
+            assert {len(body) for body in bodies} == {300}, bodies
+            names = list(servers)
             for request, headers in REQUESTS.items():
                 origin_used = machine.cpu(servers[CONSTANT].pid)
                 first = number % len(names)

@@ -38,7 +38,8 @@ class Row(NamedTuple):
 class Scale(NamedTuple):
     """How long, how often and how much."""
 
-    rounds: int
+    contest: int  # rounds of the contenders
+    rounds: int  # of everything else
     seconds: int
     many: int  # entries
     cold: int  # cold answers
