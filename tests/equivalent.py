@@ -148,7 +148,7 @@ EQUIVALENT: list[Equivalent] = [
     ),
     Equivalent(
         "calendar42/calls.py",
-        'self._pause.begin(answer.headers.get("Retry-After", ""))',
+        'self._pause.begin(answer.headers.get("retry-after", ""))',
         "\"\" → 'X'",
         "neither is a number or a date",
     ),
@@ -168,7 +168,7 @@ EQUIVALENT: list[Equivalent] = [
     ),
     Equivalent(
         "calendar42/transport.py",
-        "if (left := deadline - time.monotonic()) <= 0:",
+        "if deadline <= time.monotonic():",
         "<= → <",
         "the clock would have to show the very deadline",
     ),
