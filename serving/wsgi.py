@@ -6,6 +6,7 @@ import logging
 import sys
 from collections.abc import Callable, Iterable
 from concurrent.futures import Executor
+from contextlib import suppress
 from typing import Any
 
 from serving.connection import Answer, Done, Work, serialize
@@ -27,7 +28,12 @@ def bridge(app: App, address: tuple[str, int], loop: asyncio.AbstractEventLoop, 
             log.exception("a request failed")
         loop.call_soon_threadsafe(done, answer)
 
-    return lambda request, body, done: pool.submit(run, request, body, done)
+    def work(request: Request, body: bytes, done: Done) -> None:
+        with suppress(RuntimeError):  # no further thread can be started, but the request waits for one that is there
+            pool.submit(run, request, body, done)
+
+    pool.submit(int)  # starts the first thread
+    return work
 
 
 def make_environ(request: Request, body: bytes, address: tuple[str, int]) -> dict[str, Any]:

@@ -189,6 +189,29 @@ def test_closes_what_fails() -> None:
     assert closed == [True]
 
 
+class _Crowded(ThreadPoolExecutor):
+    """Starts one thread. Then, as on a system that allows no more, it queues what it is given, and raises."""
+
+    started = False
+
+    def submit(self, *args: Any, **kwargs: Any) -> Any:
+        future = super().submit(*args, **kwargs)
+        if self.started:
+            raise RuntimeError("can't start new thread")
+        self.started = True
+        return future
+
+
+def test_no_further_thread(loop: asyncio.AbstractEventLoop) -> None:
+    """If no further thread can be started, requests wait for one that is there; nothing is raised in the event loop."""
+    answers: queue.SimpleQueue[Answer | None] = queue.SimpleQueue()
+    with _Crowded(1) as pool:
+        work = bridge(answering(b"x"), ("127.0.0.1", 5000), loop, pool)
+        for _ in range(3):
+            work(parse(get()), b"", answers.put)
+        assert [answer and answer[1] for answer in (answers.get(timeout=PATIENCE) for _ in range(3))] == [b"x"] * 3
+
+
 @pytest.fixture
 def loop() -> Iterator[asyncio.AbstractEventLoop]:
     """Give a test an event loop that runs in a thread."""
