@@ -169,20 +169,18 @@ class Connection(asyncio.BufferedProtocol):
         hub, unsent = self._hub, self.transport.get_write_buffer_size()
         if unsent != self._unsent:
             self._unsent, self.since = unsent, now
-        if unsent:
-            allowed = hub.stuck_seconds
-        elif self._state == _ENDED:
-            allowed = hub.linger_seconds
-        else:
-            allowed = hub.idle_seconds if self.idle else hub.request_seconds
-        if self._state == _WORKING or now - self.since < allowed:
+        if self._state == _WORKING:
             return
-        if unsent:  # without a reset, the system would go on trying to send it
-            self.transport.get_extra_info("socket").setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, _RESET)
-        if unsent or self._state == _ENDED or self.idle:
+        waited = now - self.since
+        if unsent:
+            if waited >= hub.stuck_seconds:  # without a reset, the system would go on trying to send it
+                self.transport.get_extra_info("socket").setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, _RESET)
+                self.transport.abort()
+        elif self._state == _READING and self._unread:
+            if waited >= hub.request_seconds:
+                self._reject(408, "the request did not arrive in time")
+        elif waited >= (hub.linger_seconds if self._state == _ENDED else hub.idle_seconds):
             self.transport.abort()
-        else:
-            self._reject(408, "the request did not arrive in time")
 
     def _advance(self) -> None:
         """Answer what has arrived, until there is something to wait for."""
