@@ -127,9 +127,10 @@ def _raise_file_limit() -> int:
     """Allow as many open files as the system does, and return how many."""
     try:
         import resource
-
-        _, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
-        resource.setrlimit(resource.RLIMIT_NOFILE, (hard, hard))
-    except (ImportError, OSError, ValueError):  # on Windows, and on macOS, which rejects its own limit
+    except ImportError:  # it does not exist for Windows
         return 512
-    return hard
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    with suppress(OSError, ValueError):  # macOS rejects its own limit
+        resource.setrlimit(resource.RLIMIT_NOFILE, (hard, hard))
+        return hard
+    return soft
