@@ -370,3 +370,4 @@ def test_what_applies_to_all_responses(caplog: pytest.LogCaptureFixture) -> None
     assert (options.status_code, "Content-Type" in options.headers) == (204, False)
     assert client.options("/nothing").status_code == 404
     assert client.get("//").status_code == 404
+    assert client.get("/", environ_overrides={"PATH_INFO": "//"}).status_code == 404  # as it comes from a socket
