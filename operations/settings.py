@@ -9,7 +9,7 @@ from dataclasses import dataclass, field, fields
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
-from urllib.parse import parse_qs, urlsplit
+from urllib.parse import parse_qsl, urlsplit
 
 import requests
 
@@ -20,7 +20,9 @@ _SAFE = "[!-~]{8,}"
 _EIGHT = "at least 8 printable ASCII characters without spaces"  # the log replaces it, so it must not be a common word
 _ORIGIN = r" *https?://([a-z0-9.-]+|\[[0-9a-f:]+\])(:[1-9][0-9]*)? *"
 # redis-py's other options, such as time-outs, would interfere with ours.
-_REDIS_OPTIONS = {"db", "username", "password", "ssl_ca_certs", "ssl_certfile", "ssl_keyfile", "ssl_cert_reqs"}
+_REDIS_OPTIONS = {"db": "[0-9]+", "username": ".*", "password": ".*"}
+_TLS_OPTIONS = dict.fromkeys(["ssl_ca_certs", "ssl_certfile", "ssl_keyfile"], ".+")
+_TLS_OPTIONS["ssl_cert_reqs"] = "none|optional|required"
 _GONE = {"C42_WORKERS": "run several instances instead, which share answers through C42_CACHE_URL: see docs/scaling.md"}
 
 Parse = Callable[[str], Any]
@@ -64,11 +66,12 @@ def _need_their_ports(origins: frozenset[str]) -> bool:
 def _is_redis(text: str) -> bool:
     """Tell whether redis-py would understand all of it: it ignores what it doesn't understand."""
     url = urlsplit(text)
-    options = parse_qs(url.query, strict_parsing=True)
+    options = _REDIS_OPTIONS | (_TLS_OPTIONS if url.scheme == "rediss" else {})
+    given = parse_qsl(url.query, strict_parsing=True)
     is_address = bool(url.hostname and url.port != 0 and re.fullmatch("(/[0-9]*)?", url.path))
     if url.scheme == "unix":
         is_address = bool(url.path) and not url.hostname
-    return not text or (is_address and options.keys() <= _REDIS_OPTIONS and options.get("db", ["0"])[0].isdecimal())
+    return not text or (is_address and all(re.fullmatch(options.get(name, "(?!)"), value) for name, value in given))
 
 
 _token = _kind(_EIGHT, f"({_SAFE})?")

@@ -1167,6 +1167,8 @@ def test_a_user_with_few_rights(own_redis: Redis, machine: Make) -> None:
         "redis://:secret@localhost?socket_timeout=60",
         "redis://:secret@localhost?db",
         "redis://:secret@localhost?db=one",
+        "redis://:secret@localhost?ssl_ca_certs=/a.pem",  # only rediss:// has them
+        "rediss://:secret@localhost?ssl_cert_reqs=always",
         "redis://:secret@localhost:0",
         "unix://:secret@localhost/socket",
         "redis://:secret@local host",
