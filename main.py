@@ -154,12 +154,8 @@ def _serve(environ: Mapping[str, str], greeting: Callable[[str], str] = lambda u
     log.info("serving on %s", url)
     print(greeting(url), end="", flush=True)
     server.serve(app.wsgi_app, parts.immediate, parts.reject, config.threads, config.drain, patience=config.timeout + 1)
-    parts.client.close()
     return 0
 
 
 if __name__ == "__main__":
-    status = main(sys.argv[1:], os.environ)
-    logging.shutdown()
-    sys.stdout.flush()
-    os._exit(status)  # rather than wait for threads that wait for Calendar42
+    os._exit(main(sys.argv[1:], os.environ))  # rather than wait for threads that wait for Calendar42

@@ -428,6 +428,29 @@ def test_check_finds(
     assert "\x1b" not in said
 
 
+def test_check_slow_answer(
+    capsys: pytest.CaptureFixture[str], upstream: Standin, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """An answer that takes longer than clocks may differ doesn't make the clocks differ."""
+    monkeypatch.setattr(check, "MAX_SKEW", 0.9)
+    upstream.rule(delay=2, headers={"Date": _http_date(2)})
+    status, said = checked(capsys, upstream)
+    assert (status, said.splitlines()[-1]) == (0, "ok    clock: within 1 s of Calendar42's")
+
+
+def test_check_without_stdout() -> None:
+    """`python main.py --check` gives its exit status even if its output goes nowhere."""
+    ended = subprocess.run(
+        ["sh", "-c", f"exec {sys.executable} main.py --check >&-"],
+        env={"C42_TOKEN": ""},
+        check=False,
+        capture_output=True,
+        text=True,
+        timeout=20,
+    )
+    assert (ended.returncode, ended.stderr) == (1, "")
+
+
 def test_check_wrong_token(capsys: pytest.CaptureFixture[str], upstream: Standin) -> None:
     """If the upstream rejects the token, the check says so."""
     status, said = checked(capsys, upstream, C42_TOKEN="wrong-token")
