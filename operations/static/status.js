@@ -83,8 +83,10 @@ const at = (numbers, path) => path.split(".").reduce((inner, name) => inner?.[na
 
 function showRates(numbers) {
   const last = recent.at(-1);
-  // A new process counts from 0, and a rate that includes the time the tab was hidden isn't current.
-  if (last?.pid !== numbers.pid || numbers.seconds - last.seconds > AVERAGED) recent.length = 0;
+  // Another process has other counters, and a rate that includes the time the tab was hidden isn't current. The process
+  // id doesn't tell processes apart: in a container it is always 1.
+  const passed = numbers.seconds - last?.seconds, counted = numbers.uptime_seconds - last?.uptime_seconds;
+  if (!(passed <= AVERAGED && Math.abs(counted - passed) < 1)) recent.length = 0;
   recent.push(numbers);
   if (recent.length > 1 + AVERAGED) recent.shift();
   const before = recent.length > 1 ? recent[0] : null;
