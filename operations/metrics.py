@@ -65,7 +65,7 @@ class Metrics(Collector):
         self.registry = CollectorRegistry()
         histogram = partial(Histogram, registry=self.registry, buckets=BUCKETS)
         self._call_seconds = histogram("c42_upstream_request_duration_seconds", "Calls to Calendar42.", ["endpoint"])
-        self._response_seconds = histogram("c42_http_request_duration_seconds", "Requests except hits.", ["route"])
+        self._response_seconds = histogram("c42_http_request_duration_seconds", "Requests to the app.", ["route"])
         self.registry.register(self)
         ProcessCollector(registry=self.registry)
 
@@ -117,7 +117,7 @@ class Metrics(Collector):
             "expiry_seconds": self.expiry,
             "requests": asked,
             "hit_ratio": useful / asked if asked else None,
-            "saved_calls": 2 * useful,  # at least: a load makes two calls or more
+            "saved_calls": 2 * useful,  # if each had been asked for alone; an event with many pages takes more
             "cache": stats._asdict() | totals | kinds | limits,
             "upstream": self._upstream(),
             "shared_tier": tier,
