@@ -45,7 +45,7 @@ class Client:
         """
         lists = [event_ids]
         while lists:
-            wanted, job = lists.pop(), Job(deadline, [])
+            wanted, job = lists.pop(), Job(deadline, [], [])
             left = dict.fromkeys(wanted)
             try:
                 for event_id, outcome in self._fetch(wanted, job):
@@ -62,6 +62,8 @@ class Client:
                 of_list = (late or len(wanted) > 1) and not isinstance(error, Paused)
                 for event_id in left:
                     yield _logged(event_id, replace(error, of_list=True) if of_list else error, job)
+            finally:
+                self._upstream.abandon(job)
 
     def close(self) -> None:
         """Close the connections, once active calls have ended; no further ones can be made."""

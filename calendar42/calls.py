@@ -4,6 +4,7 @@ No call is made during the pause that a 429 asks for. The token, which every cal
 passed on.
 """
 
+import asyncio
 import html
 import json
 import logging
@@ -24,7 +25,7 @@ from calendar42.transport import Answer, Transport
 
 MAX_BODY = 8 * 2**20  # bytes of one answer
 MAX_ERROR_BODY = 64 * 2**10  # bytes of an error that are passed through
-GRACE = 0.5  # seconds that a load may take beyond its deadline, and for which its callers still wait
+GRACE = 0.5  # seconds that callers wait beyond the deadline, and that calls go on when nobody waits for them
 LONGEST = 3600.0  # seconds of a pause: Calendar42 counts its limits by the hour
 PAUSED = "Calendar42 asked for a pause"
 
@@ -48,6 +49,7 @@ class Job(NamedTuple):
 
     deadline: float
     calls: list[Call]  # finished so far
+    futures: list[Future[Answer]]  # of all calls
 
 
 class Pause:
@@ -93,7 +95,20 @@ class Upstream:
     def begin(self, endpoint: str, rest: str, job: Job) -> Callable[[], Any]:
         """Begin a call; return a function that waits for its end and returns the JSON, or raises `C42Error`."""
         call = self.transport.begin(self._call(endpoint, rest, job, time.monotonic()))
+        job.futures.append(call)
         return lambda: self._finish(endpoint, call, job.deadline)
+
+    def abandon(self, job: Job) -> None:
+        """Let what still runs of a job end within `GRACE`: its connections can be kept then, and a 429 is seen."""
+        active = [call for call in job.futures if not call.done()]
+
+        async def cancel() -> None:
+            await asyncio.sleep(GRACE)
+            for call in active:
+                call.cancel()
+
+        if active:
+            self.transport.begin(cancel())
 
     async def _call(self, endpoint: str, rest: str, job: Job, began: float) -> Answer:
         """Make a call, and begin the pause that its answer asks for."""
@@ -148,7 +163,7 @@ class Upstream:
         return text.replace(self._token, "***")
 
     def _error_body(self, body: bytes) -> bytes:
-        """Return the part of an error's body to pass through: nothing if it contains the token in any spelling."""
+        """Return the part of an error's body to pass through: nothing if it contains the token, or an escaped one."""
         said = body[: 2 * MAX_ERROR_BODY].decode("latin-1")  # the second half may hold the end of a token
         try:
             leaks = self._token in said or _plain(self._token) in _plain(said)

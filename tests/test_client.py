@@ -292,6 +292,16 @@ def test_a_missing_event_does_not_wait(make: Make, upstream: Standin, event: str
     gate.open()
 
 
+def test_calls_that_nobody_waits_for_end(make: Make, upstream: Standin) -> None:
+    """A call whose answer isn't needed any more soon ends by itself, long before the deadline."""
+    upstream.rule("event-subscriptions", trickle_headers=0.05)
+    client = make(timeout=600)
+    for _ in range(20):
+        assert failure(client, EVENTS["unknown"], 600).status == 404
+    until(lambda: upstream.calls("event-subscriptions") == 20)
+    until(lambda: upstream.connections == 1, patience=5)  # the one for events is kept
+
+
 @pytest.mark.parametrize("endpoint", ENDPOINTS)
 @pytest.mark.parametrize("fault", [{"hang": True}, {"trickle_headers": 0.05}], ids=["hang", "trickle"])
 def test_time_out(make: Make, upstream: Standin, endpoint: str, fault: dict[str, Any]) -> None:
