@@ -75,7 +75,7 @@ class Client:
             raise TooLarge(EVENTS, "too many ids for one call")
         rest = f"{event_ids[0]}/" if len(event_ids) == 1 else f"?ids=[{','.join(event_ids)}]&limit={PAGE}"
         get_events, get_page = self._upstream.begin(EVENTS, rest, job), self._begin_page(event_ids, 0, job)
-        events = payload.events(get_events())
+        events = payload.events(get_events(), event_ids)
         answers: dict[str, Merged] = {}
         for event_id in event_ids:
             try:

@@ -29,9 +29,12 @@ class Page(NamedTuple):
     names: list[tuple[str, str]]  # event id and first name, in order
 
 
-def events(body: Any) -> dict[str, Any]:
-    """Return the events of an answer by their ids."""
+def events(body: Any, asked: Collection[str]) -> dict[str, Any]:
+    """Return the events of an answer by their ids; a list of those `asked` for must have all that Calendar42 counts."""
     rows = _rows(EVENTS, body)
+    total = _value(_COUNT, body)
+    if len(asked) > 1 and isinstance(total, int) and total > len(rows):
+        raise TooLarge(EVENTS, "Calendar42 sent only a part of the events")
     if not all(isinstance(event.get("id"), str) for event in rows):
         raise C42Error(EVENTS, "Calendar42 sent an event without an id")
     return {event["id"]: event for event in rows}

@@ -648,6 +648,15 @@ def test_a_filter_that_is_ignored(make: Make, upstream: Standin) -> None:
     assert (outcomes[other].status, outcomes[other].of_list) == (502, True)
 
 
+def test_a_part_of_a_list(make: Make, upstream: Standin) -> None:
+    """If the upstream counts more events than it sends, those that are missing aren't taken for unknown ones."""
+    known = new_events(upstream, 2)
+    upstream.rule("events", times=1, body=json.dumps({"meta_data": {"count": 2}, "data": [{"id": known[0]}]}))
+    outcomes = fetch_list(make(), known)
+    assert all("title" in outcomes[event_id] for event_id in known)
+    assert upstream.calls("events") == 3
+
+
 def test_a_list_runs_out_of_time(make: Make, upstream: Standin) -> None:
     """If time runs out while the parts of a list are read, that says nothing about the events that are left."""
     client, event_ids = make(), new_events(upstream, 4)

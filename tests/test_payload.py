@@ -58,7 +58,7 @@ def test_events_of_any_json(said: Any, asked: list[str]) -> None:
     """Whatever comes as events: an event has a title or none, is missing, or the answer is unusable."""
     for event_id in asked:
         with contextlib.suppress(C42Error):
-            title = payload.title(payload.events(said), event_id, asked)
+            title = payload.title(payload.events(said, asked), event_id, asked)
             (event,) = [event for event in said["data"] if event["id"] == event_id][-1:]
             assert title == event.get("title")
             assert title is None or isinstance(title, str)
@@ -141,7 +141,7 @@ WRONG_LISTS: list[Any] = [None, {}, "x", 1, True, [1], [None], [[]]]
 def test_wrong_shapes(said: Any) -> None:
     """Anything but a list of objects is unusable, and the message names what should be listed."""
     with pytest.raises(C42Error, match=r"^Calendar42 sent no list of events$"):
-        payload.events(said)
+        payload.events(said, ["E"])
     with pytest.raises(C42Error, match=r"^Calendar42 sent no list of event-subscriptions$"):
         payload.page(said, ["E"])
 
@@ -158,7 +158,7 @@ def test_wrong_titles(title: Any) -> None:
 def test_events() -> None:
     """Events are found by their ids, with their titles."""
     event = {"id": "E", "title": "T"}
-    assert payload.events({"data": [event]}) == {"E": event}
+    assert payload.events({"data": [event]}, ["E"]) == {"E": event}
     assert payload.title({"E": event}, "E", ["E"]) == "T"
 
 
