@@ -153,7 +153,7 @@ def main(arguments: list[str], environ: Mapping[str, str] = os.environ) -> int:
             ((_, outcome),) = client.fetch([event_id], time.monotonic() + timeout)
         if isinstance(outcome, C42Error):
             raise outcome
-        print(json.dumps(outcome, ensure_ascii=False).encode(errors="replace").decode())
+        print(json.dumps(outcome, ensure_ascii=False).encode(errors="replace").decode(), flush=True)
     except (ids.BadIds, settings.SettingsError, C42Error) as error:
         print(error, file=sys.stderr)
         return 1 if isinstance(error, C42Error) else 2
@@ -161,4 +161,5 @@ def main(arguments: list[str], environ: Mapping[str, str] = os.environ) -> int:
 
 
 if __name__ == "__main__":
-    sys.exit(main(sys.argv[1:]))
+    logging.disable()  # what goes wrong is printed
+    os._exit(main(sys.argv[1:]))  # rather than wait for a name server that hangs

@@ -8,6 +8,7 @@ import gzip
 import html
 import json
 import logging
+import os
 import re
 import resource
 import subprocess
@@ -954,6 +955,9 @@ def test_usage(capsys: pytest.CaptureFixture[str], upstream: Standin) -> None:
     assert "\nPrint an event's title and attendees.\n" in said
     assert upstream.calls() == 0
     assert subprocess.run([sys.executable, c42client.__file__], check=False, capture_output=True).returncode == 2
+    program = [sys.executable, c42client.__file__, EVENTS["unknown"]]
+    ended = subprocess.run(program, env=os.environ | right, check=False, capture_output=True, text=True, timeout=20)
+    assert (ended.returncode, ended.stdout, ended.stderr) == (1, "", "Calendar42 answered 404\n")
 
 
 @pytest.mark.parametrize("body", ["&#" + "1" * 5000, "\\" * 60_000 + "x"])
