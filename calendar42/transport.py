@@ -20,6 +20,7 @@ from functools import cached_property, partial
 from typing import Any, NamedTuple, cast
 from urllib.parse import quote, urlsplit
 
+import certifi
 import requests
 from httptools import HttpParserError, HttpParserUpgrade, HttpResponseParser
 from requests.adapters import HTTPAdapter
@@ -138,6 +139,7 @@ class Transport:
         host = f"[{pool.host}]:{pool.port}" if ":" in pool.host else f"{pool.host}:{pool.port}"
         protocol = partial(asyncio.StreamReaderProtocol, reader)
         tunnel, _ = await self._loop.create_connection(protocol, pool.proxy.host, pool.proxy.port)
+        connection.connection_made(tunnel)
         try:
             tunnel.write(_serialize(f"CONNECT {host}", {"Host": host} | pool.proxy_headers))
             head = await reader.readuntil(b"\r\n\r\n")
@@ -145,7 +147,7 @@ class Transport:
                 raise ConnectionError("the proxy refuses the tunnel")
             tls = await self._loop.start_tls(tunnel, connection, self._tls, server_hostname=pool.host)
         except BaseException:
-            tunnel.abort()
+            connection.drop()
             raise
         connection.connection_made(cast(asyncio.Transport, tls))
         return connection
@@ -165,7 +167,8 @@ class Transport:
     @cached_property
     def _tls(self) -> ssl.SSLContext:
         """The certificates, read once: that takes longer than many calls."""
-        return ssl.create_default_context(cafile=self._pool.ca_certs, capath=self._pool.ca_cert_dir)
+        files, folder = self._pool.ca_certs, self._pool.ca_cert_dir
+        return ssl.create_default_context(cafile=files if files or folder else certifi.where(), capath=folder)
 
 
 class _Connection(asyncio.Protocol):
@@ -280,7 +283,7 @@ def _serialize(method_and_target: str, headers: Mapping[str, str]) -> bytes:
 
 def _explain(error: BaseException) -> OSError:
     """Return the error of `get` for `error`. It quotes nothing of what came: that may name people."""
-    if isinstance(error, TimeoutError):
+    if isinstance(error, TimeoutError) and not error.errno:  # with one, the system gave up to connect
         return TimeoutError("timed out")
     said = str(error) or "broke off"
     if isinstance(error, ssl.SSLCertVerificationError):

@@ -5,6 +5,7 @@ import contextlib
 import errno
 import gzip
 import logging
+import os
 import resource
 import socket
 import ssl
@@ -18,6 +19,7 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any, cast
 
+import certifi
 import pytest
 
 import calendar42.transport
@@ -184,6 +186,26 @@ def test_tunnel(
     assert script.requests[0].startswith(b"CONNECT localhost:443 HTTP/1.")
     assert b"x-sent" not in script.requests[0]
     assert script.requests[1].startswith(b"GET / HTTP/1.1\r\nHost: localhost\r\n")
+
+
+def test_tunnel_to_somebody_else(
+    scripted: Scripted,
+    transport: MakeTransport,
+    proxied: Callable[[str], None],
+    trusted: ssl.SSLContext,
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    """If the certificate at the end of a tunnel is another's, the call fails, and nothing is logged as a bug."""
+
+    def shake_hands(sock: socket.socket) -> None:
+        sock.sendall(b"HTTP/1.1 200\r\n\r\n")
+        with contextlib.suppress(OSError):
+            trusted.wrap_socket(sock, server_side=True).close()
+
+    proxied(scripted([shake_hands]).base_url)
+    with pytest.raises(ConnectionError, match=r"^certificate: "):
+        ask(transport("https://upstream.invalid/"))
+    assert not caplog.records
 
 
 def test_no_tunnel(scripted: Scripted, transport: MakeTransport, proxied: Callable[[str], None]) -> None:
@@ -628,6 +650,29 @@ def trusted(certificate: Path, monkeypatch: pytest.MonkeyPatch) -> ssl.SSLContex
     context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
     context.load_cert_chain(certificate / "fullchain.pem", certificate / "privkey.pem")
     return context
+
+
+def test_the_certificates_of_requests(
+    scripted: Scripted, transport: MakeTransport, trusted: ssl.SSLContext, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """If the environment names no certificates, those that `requests` brings along count."""
+    script = scripted([REPLY], tls=trusted)
+    bundle = os.environ["REQUESTS_CA_BUNDLE"]
+    monkeypatch.delenv("REQUESTS_CA_BUNDLE")
+    monkeypatch.delenv("CURL_CA_BUNDLE", raising=False)
+    monkeypatch.setattr(certifi, "where", lambda: bundle)
+    assert ask(transport(script.base_url)).body == b"{}"
+
+
+def test_the_system_gives_up(transport: MakeTransport, monkeypatch: pytest.MonkeyPatch) -> None:
+    """If the system gives up to connect, before the deadline, the upstream can't be reached: that is no time-out."""
+
+    def give_up(*_: object) -> None:
+        raise TimeoutError(errno.ETIMEDOUT, "Connection timed out")
+
+    monkeypatch.setattr(socket.socket, "connect", give_up)
+    with pytest.raises(ConnectionError, match=r"^Connection timed out$"):
+        ask(transport("http://127.0.0.1:1/"))
 
 
 def test_tls(scripted: Scripted, transport: MakeTransport, trusted: ssl.SSLContext) -> None:
