@@ -92,6 +92,7 @@ class Link:
 
     def close(self) -> None:
         """Disconnect, and ask no more."""
+        self.up = False
         self._running.cancel()
 
     async def _run(self) -> None:
@@ -129,11 +130,13 @@ class Link:
                     raise TimeoutError
                 began = now
             replies = replying.result()
-        except Exception as error:  # redis-py may raise anything if a reply is malformed
+        except BaseException as error:  # redis-py may raise anything if a reply is malformed
             self.lose("timed out" if isinstance(error, TimeoutError) else type(error).__name__)
             for ask in (*asks, *self._asks):
                 ask.replies.set_exception(Lost())
             self._asks.clear()
+            if not isinstance(error, Exception):  # the link is closed
+                raise
         else:
             for ask in asks:
                 ask.replies.set_result([replies.pop(0) for _ in ask.commands])

@@ -26,6 +26,8 @@ from hypothesis import settings as hypothesis_settings
 from hypothesis import strategies as st
 
 import main
+import sharing.link
+import sharing.tier
 from answers import response
 from answers import value as values
 from bench.machine import free_port
@@ -1050,6 +1052,23 @@ def test_a_tier_that_is_closed(shared_redis: Redis, machine: Make, said: Said) -
     assert one.ask(new_id()).value == VALUE
     assert one.tier.snapshot()["alone"] == 1
     assert said("Redis is lost") == 0
+
+
+def test_a_tier_that_is_closed_during_a_look_up(
+    shared_redis: Redis, machine: Make, pool: ThreadPoolExecutor, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """`close` lets go of the loads that wait for Redis."""
+    monkeypatch.setattr(sharing.link, "HELD_UP", 1000.0)
+    monkeypatch.setattr(sharing.tier, "PATIENCE", 1000.0)
+    asked = threading.Event()
+    proxy = Proxy(shared_redis.port)
+    one = machine(proxy.url, probe_every=1000.0)
+    proxy.spoil = lambda *_: asked.set()
+    asking = pool.submit(one.ask, new_id())
+    assert asked.wait(PATIENCE)
+    one.tier.close()
+    assert asking.result(PATIENCE).value == VALUE
+    proxy.end()
 
 
 def test_a_connection_that_was_closed_meanwhile_is_no_loss(shared_redis: Redis, machine: Make, said: Said) -> None:
