@@ -2,6 +2,7 @@
 
 import contextlib
 import itertools
+import re
 import socket
 import statistics
 import subprocess
@@ -250,8 +251,7 @@ def profile(upstream: Standin, seconds: int) -> str | None:
 
 def _summary(stacks: str, answers: int) -> str:
     inclusive, own = Counter[str](), Counter[str]()
-    for line in stacks.splitlines():
-        stack, _, count = line.rpartition(" ")
+    for stack, count in re.findall(r"^(.+) (\d+)$", stacks, re.M):  # others were read while they changed
         frames = [frame.rpartition(":")[0] + ")" for frame in stack.split(";")]  # without line numbers
         own[frames[-1]] += int(count)
         inclusive.update(dict.fromkeys(frames, int(count)))
