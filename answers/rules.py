@@ -16,7 +16,8 @@ log = logging.getLogger("c42c")
 
 def register(app: Flask, *, origins: frozenset[str], observe_refusal: Callable[[], None]) -> None:
     """Add the error handlers to `app`, and let pages of `origins` read its responses."""
-    app.before_request(_refuse_odd_paths)
+    app.before_request(_ignore_range)
+    app.before_request(_refuse_odd_path)
     app.register_error_handler(ids.BadIds, lambda error: respond(answers.error(400, str(error))))
     app.register_error_handler(HTTPException, _failed)
     app.register_error_handler(Exception, _broken)
@@ -42,11 +43,13 @@ def respond(answer: answers.Response) -> Response:
     return Response(body, status, headers)
 
 
-def _refuse_odd_paths() -> None:
-    request.environ.pop("HTTP_RANGE", None)  # it may be ignored (RFC 9110, 14.2), and no client needs a part of a file
-    if request.environ["PATH_INFO"].startswith("//"):  # which Flask would ignore, but a proxy's rules may not
-        raise NotFound
-    if isinstance(request.routing_exception, RequestRedirect):  # for two slashes, or no path at all
+def _ignore_range() -> None:
+    request.environ.pop("HTTP_RANGE", None)  # as RFC 9110, 14.2 allows: no client needs a part of a file
+
+
+def _refuse_odd_path() -> None:
+    doubled = request.environ["PATH_INFO"].startswith("//")  # Flask would ignore that, but a proxy's rules may not
+    if doubled or isinstance(request.routing_exception, RequestRedirect):  # for two slashes, or no path at all
         raise NotFound  # a redirect would lead to whatever host the client named
 
 
