@@ -1,7 +1,4 @@
-"""Gets an event's title and the first names of its subscribers from Calendar42, with both calls side by side.
-
-`python c42client.py EVENT_ID` prints the merged answer of one event, to check a token.
-"""
+"""Gets events from Calendar42, with both calls side by side. `python c42client.py EVENT_ID` prints one."""
 
 import argparse
 import json
@@ -23,7 +20,6 @@ from operations import settings
 PAGE = 100  # rows: the upstream's largest page
 PAGES_AT_ONCE = 16  # of one event or list
 LIST = 6500  # characters of ids in one URL: half a list of the longest ids fits, and servers accept it
-
 log = logging.getLogger("c42c.upstream")
 Merged = dict[str, Any]
 Outcome = tuple[str, Merged | C42Error]

@@ -1,11 +1,11 @@
 """Answers kept for a lifetime, each loaded once.
 
-A `Cache` is a dict under one lock. The first caller that asks for an absent or expired key loads it; callers that ask
-for it during the load wait and share the outcome. Keys never wait for each other, and the lock is never held during a
-load. Nothing is served at or past its expiry. A thread, the reaper, deletes expired entries: it sleeps until the next
-expiry and works in small batches, so its cost depends on what expires, and no reader waits for long.
+The first caller that asks for an absent or expired key loads it; callers that ask for it during the load wait and share
+the outcome. Keys never wait for each other, and nothing is served at or past its expiry. A thread, the reaper, deletes
+what has expired: it sleeps until the next expiry and works in small batches, so no reader waits for long.
 
-`Cache._lock` guards everything that changes, except for the two signals to the reaper, `_closed` and `_wake`.
+`Cache._lock` guards everything that changes, except for the two signals to the reaper, `_closed` and `_wake`. It is
+never held during a load.
 """
 
 import heapq
@@ -40,17 +40,12 @@ Hit = tuple[Any, str, float, float]  # value, kind, age, ttl; a named tuple woul
 
 
 class Loaded(NamedTuple):
-    """What a load returns for a key.
+    """What a load returns for a key. If it has expired already, it is handed to the waiting callers but not kept."""
 
-    All callers get the same `value`, so it must be immutable all the way down: hashable. `lifetime` and `age` are in
-    seconds: the value was born `age` before the load began (negative: after), and expires `lifetime` after its birth.
-    If it has expired when the load ends, it is handed to the waiting callers but not kept.
-    """
-
-    value: Hashable
+    value: Hashable  # which all callers share: immutable all the way down
     kind: str
-    lifetime: float
-    age: float = 0.0
+    lifetime: float  # seconds from the value's birth to its expiry
+    age: float = 0.0  # seconds from its birth to the load's beginning; negative if it was born later
     result: str = "miss"  # or, from a shared cache: "shared" (it was there) or "awaited" (another loaded it)
     private: bool = False  # only for the caller that loaded it: it isn't kept, and waiting callers load again
 
@@ -109,9 +104,8 @@ _Running = Future[_Outcome | None]  # a load of one key that is under way; None:
 class Cache:
     """Keeps what loads return, each value for its own lifetime. All methods may be called from any thread.
 
-    Holds at most `max_entries` (two or more): nine tenths for good answers and one for all others, so that a flood of
-    unknown keys evicts no good answer. If a part is full, its entry that expires first makes room. At most
-    `max_waiting` callers may run a load or wait for one. `clock` gives monotonic seconds.
+    Holds at most `max_entries` (two or more): nine tenths for good answers and one for all others. If a part is full,
+    its entry that expires first makes room. At most `max_waiting` callers may run a load or wait for one.
     """
 
     def __init__(self, *, max_entries: int, max_waiting: int, clock: Callable[[], float] = clock) -> None:
@@ -158,10 +152,10 @@ class Cache:
     def get_or_load(self, keys: Iterable[str], load: Load, wait_until: float = math.inf) -> dict[str, Found]:
         """Return the fresh entries of `keys`, in their order; load the others together, unless another caller does.
 
-        `load` yields each key with its outcome, which is kept and handed to waiting callers at once. This caller runs
-        its own loads before it waits for others', so that two callers can't deadlock. Whatever expires meanwhile is
-        loaded again. At `wait_until`, a moment of `time.monotonic`, this caller stops waiting and calls `load` for the
-        keys it still lacks. `load` must end in time by itself.
+        `load`, which must end in time by itself, yields each key with its outcome, which is kept and handed to waiting
+        callers at once. This caller runs its own loads before it waits for others', so that two callers can't deadlock.
+        Whatever expires meanwhile is loaded again. From `wait_until` on, a moment of `time.monotonic`, this caller
+        doesn't wait, but calls `load` for the keys it still lacks.
 
         Raises what `load` raises, KeyError if it leaves a key out or there is no such kind, TypeError if a value is
         mutable, `LoadFailed` if another caller's load raised, and `Refused` at once if too many callers wait already.

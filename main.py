@@ -53,8 +53,7 @@ def create_app(
 ) -> Flask:
     """Make the service for any WSGI server, from `config` or else from the environment (raises `SettingsError`).
 
-    `client` asks the upstream, `clock` is the cache's, and `server` is what will serve the app, if it is ours. The
-    service has threads, so it must be made in the process that serves it.
+    `server` is what will serve the app, if it is ours. Call this in the process that serves: the service has threads.
     """
     config = config or _configure(os.environ)
     parts = _wire(config, client, clock, server)

@@ -1,10 +1,7 @@
 """Answers as HTTP: status, headers, body, conditional requests, CORS and errors.
 
 Sources: RFC 9110 (conditional requests, Retry-After), RFC 9111 (Cache-Control), RFC 9211 (Cache-Status), RFC 8259
-(JSON), the Fetch standard (CORS).
-
-`max-age` is what is left of an answer's lifetime, and there is no `Age`: c42c is the origin of its answers, and many
-clients ignore `Age`.
+(JSON), the Fetch standard (CORS). docs/design.md says why `max-age` is what is left, without `Age`.
 """
 
 import json
@@ -41,10 +38,7 @@ def render(found: Found, condition: str | None) -> Response:
 
 
 def render_many(found: Mapping[str, Found], condition: str | None) -> Response:
-    """Make the response for a list of events, which clients may keep until its first part expires.
-
-    Each event in it is byte for byte what the route of a single event answers.
-    """
+    """Make the response for a list; it expires with its first part, and each event is byte for byte its own route's."""
     values = {event_id: Value(*part.value) for event_id, part in found.items()}
     data = [value.body for value in values.values() if value.status == 200]
     errors = {event_id: _error(value) for event_id, value in values.items() if value.status != 200}
@@ -58,10 +52,7 @@ def error(status: int, message: str, *headers: tuple[str, str]) -> Response:
 
 
 def cors(origins: frozenset[str], origin: str, method: str) -> Headers:
-    """Return the headers that let pages of `origins` read an answer; `*` stands for all origins.
-
-    Source: the Fetch standard. There are no credentials, so `*` may be sent as it is.
-    """
+    """Return the headers that let pages of `origins`, or all pages if it has `*`, read an answer (Fetch standard)."""
     if not origins:
         return []
     anybody = "*" in origins

@@ -1,7 +1,4 @@
-"""What the cache keeps of an answer: the bytes of its body, and what its headers are made from.
-
-`pack` and `unpack` are its encoding for Redis: a digest of all that follows, a line of JSON, and the body.
-"""
+"""What the cache and Redis keep of an answer: the bytes of its body, and what its headers are made from."""
 
 import json
 import re
@@ -15,7 +12,6 @@ from calendar42.errors import C42Error
 
 JSON = "application/json"
 _DIGEST = 16  # bytes
-
 Kept = tuple[Any, ...]  # a value as the cache keeps it, a plain tuple: `Value(*kept)` reads it
 
 
@@ -44,7 +40,7 @@ def failure(error: C42Error) -> Kept:
 
 
 def pack(loaded: Loaded) -> bytes:
-    """Return what Redis keeps of an answer: everything but its age, since Redis knows how much time is left."""
+    """Return what Redis keeps, without the age: a digest of all that follows, a line of JSON, and the body."""
     body, *parts = cast(Kept, loaded.value)
     rest = b"%b\n%b" % (json.dumps([loaded.kind, loaded.lifetime, *parts]).encode(), body)
     return _digest(rest) + rest
@@ -87,10 +83,7 @@ def _digest(data: bytes) -> bytes:
 
 
 def _content_type(body: bytes) -> str:
-    """Return the content type of an error: JSON if it is in the envelope, plain text otherwise.
-
-    The upstream's own Content-Type is ignored, so that no browser ever runs its body.
-    """
+    """Return an error's content type: JSON for the envelope, else plain text, so that no browser ever runs its body."""
     try:
         error = json.loads(body.decode(), parse_constant=_no_constant)["error"]
         types = [type(error[name]) for name in ("status_code", "message", "code")]

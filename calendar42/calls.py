@@ -1,8 +1,4 @@
-"""Makes one call to Calendar42 and interprets the answer, row by row as in the README's table.
-
-No call is made during the pause that a 429 asks for. The token, which every call carries, is redacted in whatever is
-passed on.
-"""
+"""Makes one call to Calendar42, unless that asked for a pause, and interprets the answer by the README's table."""
 
 import asyncio
 import html
@@ -28,7 +24,6 @@ MAX_ERROR_BODY = 64 * 2**10  # bytes of an error that are passed through
 GRACE = 0.5  # seconds that callers wait beyond the deadline, and that calls go on when nobody waits for them
 LONGEST = 3600.0  # seconds of a pause: Calendar42 counts its limits by the hour
 PAUSED = "Calendar42 asked for a pause"
-
 log = logging.getLogger("c42c.upstream")
 
 
@@ -45,7 +40,7 @@ Observe = Callable[[Call], None]
 
 
 class Job(NamedTuple):
-    """The calls for one answer, to be finished by `deadline` (of `time.monotonic`)."""
+    """The calls for one answer, to be finished by `deadline`; times are those of `time.monotonic`."""
 
     deadline: float
     calls: list[Call]  # finished so far
@@ -81,10 +76,7 @@ class Pause:
 
 
 class Upstream:
-    """Calls Calendar42 with a `token`, but not during a `pause`. Thread-safe.
-
-    `timeout`, in seconds, is only for the message of a time-out. `observe` is called with each `Call`.
-    """
+    """Calls Calendar42 with a `token`, but not during a `pause`. Thread-safe. `observe` is called with each `Call`."""
 
     def __init__(
         self, *, base_url: str, token: str, timeout: float, pause: Pause, observe: Observe = lambda call: None

@@ -2,8 +2,7 @@
 
 from dataclasses import dataclass
 
-# Refusals that asking again soon would not change.
-_DEFINITE = frozenset(range(400, 500)) - {401, 403, 408, 429}
+_DEFINITE = frozenset(range(400, 500)) - {401, 403, 408, 429}  # refusals that asking again soon would not change
 
 
 @dataclass(eq=False)

@@ -1,7 +1,4 @@
-"""Extracts titles and names from Calendar42's JSON, with jsonpath-ng expressions that are compiled at import.
-
-All functions are pure, and raise `C42Error` if the JSON isn't what Calendar42 documents.
-"""
+"""Extracts titles and names from Calendar42's JSON. Pure functions; they raise `C42Error` if it isn't as documented."""
 
 from collections.abc import Collection
 from typing import Any, NamedTuple
@@ -41,11 +38,8 @@ def events(body: Any, asked: Collection[str]) -> dict[str, Any]:
 
 
 def title(events: dict[str, Any], event_id: str, asked: Collection[str]) -> str | None:
-    """Return the title of one of the `events` that came for the ids `asked` for; None if it has none.
-
-    A deleted event comes without content, or not at all; an unknown one is left out of a list.
-    """
-    event = events.get(event_id, {"permission": "removed"})
+    """Return the title of one of the `events` that came for the ids `asked` for; None if it has none."""
+    event = events.get(event_id, {"permission": "removed"})  # a deleted event may come without content, or not at all
     if not events.keys() <= set(asked) and event_id not in events:
         raise C42Error(EVENTS, "Calendar42 sent other events", of_list=len(asked) > 1)
     if event.get("permission") == "removed":
@@ -71,6 +65,7 @@ def page(body: Any, event_ids: Collection[str]) -> Page:
         raise TooLarge(SUBSCRIPTIONS, f"Calendar42 has more than {MAX_ROWS} subscriptions")
     names = []
     for row in rows:
+        # Calendar42 ignores a filter that it can't read, so a row counts only for the event that it names.
         if row.get("event_id") in event_ids and row.get("permission") != "removed":
             name = _value(_FIRST_NAME, row)
             if not isinstance(row.get("subscriber"), dict | None) or not isinstance(name, str | None):
@@ -82,10 +77,7 @@ def page(body: Any, event_ids: Collection[str]) -> Page:
 
 
 def join(pages: list[Page]) -> list[tuple[str, str]] | None:
-    """Return event id and name of all subscriptions; None if the pages don't belong together.
-
-    They don't if they disagree about the total, if a row is on two of them, or if there are fewer rows than the total.
-    """
+    """Return event id and name of all subscriptions; None if the pages disagree, share a row, or lack some rows."""
     distinct = frozenset[str]().union(*(page.ids for page in pages))
     disagree = len({page.total for page in pages}) > 1
     repeated = len(distinct) < sum(len(page.ids) for page in pages)

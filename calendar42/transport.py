@@ -1,9 +1,7 @@
 """GETs, each whole, within a deadline, on an event loop in a thread of its own.
 
-`requests` says which proxy and which certificates the environment asks for. The calls are made with asyncio and llhttp
-(httptools): `requests` and urllib3 start their time-outs again with each read, take an informational answer for the
-answer, and hold a thread for each call. Redirects aren't followed, and neither cookies nor a `.netrc` are used: the
-token goes to one address.
+`requests` says which proxy and certificates the environment asks for. docs/design.md says why it makes no calls.
+The token goes to one address: redirects aren't followed, and neither cookies nor a `.netrc` are used.
 """
 
 import asyncio
@@ -172,10 +170,7 @@ class Transport:
 
 
 class _Connection(asyncio.Protocol):
-    """A connection, for one call at a time. It closes if more comes than an answer.
-
-    httptools calls the `on_…` methods.
-    """
+    """A connection, for one call at a time; it closes if more than its answer comes. httptools calls `on_…`."""
 
     def __init__(self) -> None:
         self.transport: asyncio.Transport

@@ -1,7 +1,4 @@
-"""`python main.py --check`: checks the settings, and asks Calendar42 one question, as the service would.
-
-The question needs the token and changes nothing.
-"""
+"""`python main.py --check`: checks the settings, and asks Calendar42 a harmless question, as the service would."""
 
 import json
 import time

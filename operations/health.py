@@ -1,8 +1,7 @@
 """`/metrics`, the health checks, the status page and the contract; and the id, time and count of every request.
 
-No route here calls the upstream or waits for anything, and none shows an event id, a name or the token. A script fills
-the status page with the numbers of `/status.json`, once a second. The page loads nothing from other hosts and runs no
-inline scripts, and its Content-Security-Policy makes browsers enforce that.
+No route here calls the upstream or waits for anything, and none shows an event id, a name or the token. The status page
+shows `/status.json`, once a second. It loads nothing from other hosts, and runs no inline scripts.
 """
 
 import json

@@ -1,7 +1,6 @@
 """The format of log lines: one line per record, as text or as a JSON object.
 
-A record may have values for programs to read, as `extra={"fields": {…}}`. They become members of the JSON object; a
-line of text has only the message. Records of a request have its id in both.
+Values for programs to read, `extra={"fields": {…}}`, are only in the JSON object; a request's id is in both.
 """
 
 import json
@@ -48,10 +47,7 @@ class _Formatter(logging.Formatter):
 
 
 def configure(level: str, form: str, token: str) -> None:
-    """Send log lines from `level` on to stderr, as `form` ("text" or "json"), without the token.
-
-    Other libraries' lines are shown from WARNING on.
-    """
+    """Log to stderr as `form` ("text" or "json"), without the token: from `level` on, and libraries from WARNING on."""
     handler = logging.StreamHandler(sys.stderr)
     handler.setLevel(level)
     handler.setFormatter(_Formatter(form, token))

@@ -1,8 +1,7 @@
 """The numbers of the service, for Prometheus and for the status page.
 
-The cache has counters of its own. Responses and calls to the upstream are counted here. Labels are route templates,
-endpoints, status codes and kinds of answers: never an id, and nothing that a client could make up. `Metrics._lock`
-guards everything in it that changes.
+The cache has counters of its own; responses and calls to the upstream are counted here. No label is an id, or anything
+else that a client could make up. `Metrics._lock` guards everything in it that changes.
 """
 
 import math
@@ -41,16 +40,13 @@ disable_created_metrics()  # type: ignore[no-untyped-call]  # they are half of a
 
 @dataclass(eq=False)
 class Metrics(Collector):
-    """All numbers of the process. Any thread may use it.
-
-    `stopping` says whether the service was told to stop; `tier` is the `SharedTier`, if there is one.
-    """
+    """All numbers of the process. Any thread may use it."""
 
     cache: Cache
     pause: Pause
     expiry: float
-    stopping: Callable[[], bool] = lambda: False
-    tier: Any = None
+    stopping: Callable[[], bool] = lambda: False  # says whether the service was told to stop
+    tier: Any = None  # a `SharedTier`, or None
 
     def __post_init__(self) -> None:
         self._began = self.cache.clock()

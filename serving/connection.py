@@ -1,10 +1,8 @@
 """One client's connection: HTTP/1.1 as an asyncio protocol.
 
-Requests are answered in order, one at a time. An immediate answer is sent in the same turn of the event loop that read
-its request. Any other request goes to a worker thread, and nothing more is parsed from this client until its answer is
-there. A turn reads at most 16 KiB from one client, so that no client delays the others for long.
-
-All of this runs in the event loop's thread.
+Requests are answered in order, one at a time, all in the event loop's thread. An immediate answer is sent in the turn
+that read its request. Any other request goes to a worker thread, and nothing more is parsed from this client until its
+answer is there. A turn reads at most 16 KiB from one client, so that no client delays the others for long.
 """
 
 import asyncio
@@ -23,7 +21,6 @@ from typing import cast
 from serving.request import Rejected, Request, find_end, parse
 
 log = logging.getLogger("c42c")
-
 Answer = tuple[bytes, bytes]  # status line and header lines, each with its CRLF; and the body
 Done = Callable[[Answer | None], None]  # takes an answer, or None if the work failed
 Rejection = Callable[[int, str], Answer]  # makes an error from a status and a message
@@ -46,16 +43,12 @@ def serialize(status: str, headers: Iterable[tuple[str, str]], body: bytes) -> A
 
 @dataclass
 class Hub:
-    """What the connections of one server share, and what one client may take.
-
-    `immediate` is called once for each distinct request; the shortcut that it returns is tried whenever the request
-    comes again. Requests that have no immediate answer go to `work`.
-    """
+    """What the connections of one server share, and what one client may take."""
 
     loop: asyncio.AbstractEventLoop
-    immediate: Immediate
+    immediate: Immediate  # called once for each distinct request; its shortcut is tried whenever that comes again
     reject: Rejection
-    work: Work
+    work: Work  # gets the requests without an immediate answer
     room: int  # for connections
     head: int = 32 * 1024  # bytes
     body: int = 64 * 1024

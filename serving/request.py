@@ -2,10 +2,8 @@
 
 llhttp (through httptools) parses the header fields. The request line is parsed here: llhttp would accept HTTP/2.0 and
 repeated spaces, and reject methods that it doesn't know. Both agree that a head ends at the first empty line, because
-neither accepts a line that ends in a bare LF.
-
-A request with a body needs a Content-Length. A chunked body is rejected with 411, as RFC 9112, 6.3 allows: no route
-takes a body, and with only one way to find its end, a proxy can't disagree about where that is.
+neither accepts a line that ends in a bare LF. A chunked body is rejected with 411, as RFC 9112, 6.3 allows: with only
+one way to find the end of a body, a proxy can't disagree about where that is.
 """
 
 import re
@@ -40,10 +38,7 @@ class Request(NamedTuple):
 
 
 def find_end(data: bytearray, limit: int) -> int | None:
-    """Return how long the head at the beginning of `data` is, or None if it is incomplete.
-
-    Raise `Rejected` if it is longer than `limit`, or can't become a request.
-    """
+    """Return the length of the head of `data`, or None if it is incomplete. Reject what can't become a request."""
     start, end, _ = data[:limit].partition(b"\r\n\r\n")
     if end:
         return len(start) + len(end)

@@ -1,8 +1,4 @@
-"""The server: one process, an event loop for all connections, and a pool of threads for a WSGI app.
-
-On SIGTERM or Ctrl-C, it goes on taking requests for the drain time, then closes the listener, finishes the active
-requests, and ends. A second signal ends it at once, with exit status 1.
-"""
+"""The server: one process, an event loop for all connections, and a pool of threads for a WSGI app."""
 
 import asyncio
 import errno
@@ -28,7 +24,6 @@ except ImportError:  # it does not exist for Windows
 
 _BACKLOG = 1024
 _GRACE_SECONDS = 0.05  # for handshakes and requests that are on their way while the server stops
-
 log = logging.getLogger("c42c")
 
 
@@ -51,9 +46,10 @@ class Server:
     def serve(
         self, app: App, immediate: Immediate, reject: Rejection, threads: int, drain: float, patience: float, **hub: Any
     ) -> None:
-        """Serve until told to stop. `app` answers, in `threads` threads, what has no immediate answer.
+        """Serve until SIGTERM or Ctrl-C. `app` answers, in `threads` threads, what has no immediate answer.
 
-        After the signal, requests are taken for `drain` more seconds, and then have `patience` seconds to finish.
+        After the signal, requests are taken for `drain` more seconds; then the listener closes, and active requests
+        have `patience` seconds to finish. A second signal ends it at once, with exit status 1.
         """
         pool = ThreadPoolExecutor(threads, thread_name_prefix="c42c-worker")
         work = bridge(app, self.address, self.loop, pool)

@@ -13,7 +13,6 @@ from serving.connection import Answer, Done, Work, serialize
 from serving.request import Request
 
 log = logging.getLogger("c42c")
-
 App = Callable[[dict[str, Any], Callable[..., Any]], Iterable[bytes]]
 
 

@@ -1,8 +1,7 @@
 """A connection to Redis, on an event loop, with bounded waits.
 
-Commands from several threads go out together, in one exchange at a time. Redis is asked only while it is up, and is
-probed every few seconds. It counts as down as soon as a caller's patience runs out or a reply is wrong, and as up again
-once a probe gets the right answer quickly.
+Commands from several threads go out together, in one exchange at a time. Redis is probed every few seconds, and asked
+only while it is up: until a caller's patience runs out or a reply is wrong, and from the next quick right answer on.
 """
 
 import asyncio
@@ -30,9 +29,7 @@ HELD_UP = 10.0  # seconds that a thread waits for a loop that is held up
 AT_ONCE = 64  # callers whose commands go out together
 
 _PROBE = "redis.call('set', KEYS[1], ARGV[1], 'px', 1000) return redis.call('get', KEYS[1])"
-
 log = logging.getLogger("c42c.redis")
-
 Command = tuple[Any, ...]
 
 
@@ -113,10 +110,7 @@ class Link:
         self._asked.set()
 
     async def _exchange(self, asks: list[_Ask]) -> None:
-        """Send the commands of all and hand out the replies. If one caller's patience runs out, none gets a reply.
-
-        A slice that takes much longer isn't counted: the loop itself is held up then, as on a crowded machine.
-        """
+        """Send the commands of all and hand out the replies. If one caller's patience runs out, none gets a reply."""
         pipeline = self._redis.pipeline(transaction=False)
         for command in (command for ask in asks for command in ask.commands):
             pipeline.execute_command(*command)
@@ -124,7 +118,7 @@ class Link:
         try:
             while not (await asyncio.wait([replying], timeout=SLICE))[0]:
                 waiting, now = (*asks, *self._asks), time.monotonic()
-                for ask in waiting if now - began < 2 * SLICE else ():
+                for ask in waiting if now - began < 2 * SLICE else ():  # else the loop was held up: a crowded machine
                     ask.patience -= SLICE
                 if any(ask.patience <= 0 for ask in waiting):
                     raise TimeoutError

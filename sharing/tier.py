@@ -1,15 +1,12 @@
 """Answers shared with other instances through Redis.
 
-A `SharedTier` wraps the load function. It looks in Redis first. If an answer isn't there, the instance that gets the
-event's lock loads and stores it; the others look again until the answer is there or the lock is free. The
-upstream's pause is shared as well. While Redis is down, each instance loads for itself.
+If an answer isn't in Redis, the instance that gets the event's lock loads and stores it; the others look again until
+the answer is there or the lock is free. The upstream's pause is shared as well. While Redis is down, each instance
+loads for itself. A lock is renewed during its load; if it is gone all the same (its holder was suspended, or Redis was
+restarted or flushed), its holder stores nothing: another instance may have loaded the event since.
 
-A lock lasts two seconds and is renewed during its load, so if an instance dies, the others don't wait longer. If a lock
-is gone (its holder was suspended, or Redis was restarted or flushed), its holder stores nothing: another instance may
-have loaded the event since.
-
-Redis keeps an answer for what is left of its lifetime. Instances say when it expires by Redis's clock, so it may arrive
-late. Redis counts in whole milliseconds, so each time that it tells may be almost one millisecond too long.
+Instances say when an answer expires by Redis's clock, so it may arrive late. Redis counts in whole milliseconds, so
+each time that it tells may be almost one millisecond too long.
 
 Keys: `c42c:`, format and digest of the scope; then `pause`, or the event in braces (which put all keys of an event on
 the same node of a cluster), and `:lock` for its lock. `SharedTier._lock` guards the counters.
@@ -36,7 +33,6 @@ from sharing.link import PATIENCE, PROBE_EVERY, Command, Link, Lost
 FORMAT = 3
 LEASE = 2.0  # seconds that a lock lasts unless it's renewed, or the time-out if that is shorter
 SHORTEST_WAIT = 0.01  # seconds between two looks
-
 log = logging.getLogger("c42c.redis")
 
 # Redis runs each without interruption.
@@ -47,11 +43,7 @@ _Pairs = Iterator[tuple[str, Loaded]]
 
 
 class SharedTier:
-    """Shares answers through the Redis at `url` with instances of the same `scope`.
-
-    `timeout` is the longest that a load takes, in seconds; `pause` is the client's. `loop` is an event loop that
-    runs, or will run; without it, the tier starts its own.
-    """
+    """Shares answers through a Redis with instances of the same `scope`. A load takes at most `timeout` seconds."""
 
     def __init__(
         self,
@@ -60,7 +52,7 @@ class SharedTier:
         scope: tuple[object, ...],
         timeout: float,
         pause: Pause,
-        loop: asyncio.AbstractEventLoop | None = None,
+        loop: asyncio.AbstractEventLoop | None = None,  # else it starts its own
         clock: Callable[[], float] = clock,
         probe_every: float = PROBE_EVERY,
     ) -> None:
@@ -79,7 +71,10 @@ class SharedTier:
         self._link = Link(url, probe_every=probe_every, loop=loop)
 
     def snapshot(self) -> dict[str, Any]:
-        """Read all counters at one moment, and whether Redis is `up`."""
+        """Read at one moment whether Redis is `up`, and how many events were to be loaded.
+
+        Each was found in Redis, awaited from another instance, loaded here for all, or loaded alone, without Redis.
+        """
         with self._lock:
             return {**self._counts, "up": bool(self._link.up)}
 
