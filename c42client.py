@@ -13,7 +13,7 @@ from typing import Any
 
 from calendar42 import EVENTS, SUBSCRIPTIONS, ids, payload
 from calendar42.calls import Job, Pause, Upstream
-from calendar42.errors import C42Error, Exhausted, Paused, TimedOut, TooLarge
+from calendar42.errors import C42Error, Exhausted, Paused, TooLarge
 from calendar42.payload import Page
 from operations import settings
 
@@ -41,23 +41,21 @@ class Client:
         """
         lists = [event_ids]
         while lists:
-            wanted, job = lists.pop(), Job(deadline, [], [])
+            wanted, job = lists.pop(), Job(time.monotonic(), deadline, [], [])
             left = dict.fromkeys(wanted)
             try:
                 for event_id, outcome in self._fetch(wanted, job):
                     del left[event_id]
-                    yield _logged(event_id, outcome, job)
+                    yield self._report(event_id, outcome, job)
             except C42Error as error:
                 if len(wanted) > 1 and (error.definite or isinstance(error, TooLarge)):
                     log.info("a list of %d events failed (%s): asking for its halves", len(left), error)
                     ids_left, middle = list(left), (len(left) + 1) // 2
                     lists += filter(None, (ids_left[middle:], ids_left[:middle]))
                     continue
-                self._observe(error)
-                late = isinstance(error, TimedOut) and len(wanted) < len(event_ids)  # other parts used up its time
-                of_list = (late or len(wanted) > 1) and not isinstance(error, Paused)
+                of_list = len(wanted) > 1 and not isinstance(error, Paused)
                 for event_id in left:
-                    yield _logged(event_id, replace(error, of_list=True) if of_list else error, job)
+                    yield self._report(event_id, replace(error, private=True) if of_list else error, job)
             finally:
                 self._upstream.abandon(job)
 
@@ -78,7 +76,6 @@ class Client:
                 title = payload.title(events, event_id, event_ids)
                 answers[event_id] = {"id": event_id, "title": title and self._upstream.redact(title), "names": []}
             except C42Error as error:
-                self._observe(error)
                 yield event_id, error
         known = [event_id for event_id in event_ids if event_id in events]
         if answers:
@@ -111,29 +108,26 @@ class Client:
         finish = self._upstream.begin(SUBSCRIPTIONS, rest, job)
         return lambda: payload.page(finish(), event_ids)
 
-    def _observe(self, error: C42Error) -> None:
-        if not error.definite and not isinstance(error, Paused):
-            self._observe_fault(error)
-
-
-def _logged(event_id: str, outcome: Merged | C42Error, job: Job) -> Outcome:
-    """Log how a load ended, and return it. A pause has a line of its own."""
-    level, kind, status, names = logging.INFO, "ok", 200, None
-    if isinstance(outcome, C42Error):
-        level = logging.ERROR if isinstance(outcome, Exhausted) else logging.WARNING
-        level = logging.INFO if outcome.definite else level
-        kind, status, said = "negative" if outcome.definite else "fault", outcome.status, str(outcome)
-    else:
-        names = len(outcome["names"])
-        said = f"{names} names"
-    calls = list(job.calls)
-    shown = ", ".join(f"{call.endpoint} {call.seconds * 1000:.0f} ms {call.trouble}".strip() for call in calls)
-    fields = {"event": event_id, "outcome": kind, "status": status, "names": names}
-    fields["calls"] = [call._asdict() | {"seconds": round(call.seconds, 4)} for call in calls]
-    if not isinstance(outcome, Paused):
+    def _report(self, event_id: str, outcome: Merged | C42Error, job: Job) -> Outcome:
+        """Log how a load ended, observe a fault, and return the outcome. A pause has a log line of its own."""
+        if isinstance(outcome, Paused):
+            return event_id, outcome
+        level, kind, status, names = logging.INFO, "ok", 200, None
+        if not isinstance(outcome, C42Error):
+            names = len(outcome["names"])
+            said = f"{names} names"
+        else:
+            kind, status, said = "negative" if outcome.definite else "fault", outcome.status, str(outcome)
+            if not outcome.definite:
+                level = logging.ERROR if isinstance(outcome, Exhausted) else logging.WARNING
+                self._observe_fault(outcome)
+        calls = list(job.calls)
+        shown = ", ".join(f"{call.endpoint} {call.seconds * 1000:.0f} ms {call.trouble}".strip() for call in calls)
+        fields = {"event": event_id, "outcome": kind, "status": status, "names": names}
+        fields["calls"] = [call._asdict() | {"seconds": round(call.seconds, 4)} for call in calls]
         text = "load event=%s outcome=%s status=%d: %s (%s)"
         log.log(level, text, event_id, kind, status, said, shown, extra={"fields": fields})
-    return event_id, outcome
+        return event_id, outcome
 
 
 def main(arguments: list[str], environ: Mapping[str, str] = os.environ) -> int:

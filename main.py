@@ -94,7 +94,7 @@ def _wire(config: Settings, client: Client | None, clock: Callable[[], float], s
         url, token, timeout = config.base_url, config.token, config.timeout
         upstream = Upstream(base_url=url, token=token, timeout=timeout, pause=pause, observe=metrics.called)
         client = Client(upstream, observe_fault=metrics.faulted)
-    load = loader(client.fetch, timeout=config.timeout, expiry=config.expiry, fault_expiry=config.fault_expiry)
+    load = loader(client.fetch, expiry=config.expiry, fault_expiry=config.fault_expiry)
     load = partial(tier.load, load) if tier else load
     immediate = hits.immediate(cache, config.cors_origins, metrics.served)
     app_only = log.isEnabledFor(logging.DEBUG)  # it answers hits too then, and logs them

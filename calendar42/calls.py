@@ -42,6 +42,7 @@ Observe = Callable[[Call], None]
 class Job(NamedTuple):
     """The calls for one answer, to be finished by `deadline`; times are those of `time.monotonic`."""
 
+    began: float
     deadline: float
     calls: list[Call]  # finished so far
     futures: list[Future[Answer]]  # of all calls
@@ -88,7 +89,7 @@ class Upstream:
         """Begin a call; return a function that waits for its end and returns the JSON, or raises `C42Error`."""
         call = self.transport.begin(self._call(endpoint, rest, job, time.monotonic()))
         job.futures.append(call)
-        return lambda: self._finish(endpoint, call, job.deadline)
+        return lambda: self._finish(endpoint, call, job)
 
     def abandon(self, job: Job) -> None:
         """Let what still runs of a job end within `GRACE`: its connections can be kept then, and a 429 is seen."""
@@ -107,7 +108,7 @@ class Upstream:
         if left := self._pause.left:
             raise Paused(endpoint, PAUSED, 429, 0, retry_after=left)
         if began >= job.deadline:
-            raise self._late(endpoint)
+            raise self._late(endpoint, job)
         status, trouble = 0, ""
         try:
             answer = await self.transport.get(f"{endpoint}/{rest}", deadline=job.deadline, limit=MAX_BODY)
@@ -115,7 +116,7 @@ class Upstream:
         except OSError as error:
             trouble = error.strerror or str(error)
             if isinstance(error, TimeoutError):
-                raise self._late(endpoint) from None
+                raise self._late(endpoint, job) from None
             if isinstance(error, ConnectionError):
                 raise C42Error(endpoint, "Calendar42 could not be reached, or broke off", 502, 0) from None
             message = "c42c has reached its limit of open files (ulimit -n, LimitNOFILE) and can't call Calendar42"
@@ -128,12 +129,12 @@ class Upstream:
             self._pause.begin(answer.headers.get("retry-after", ""))
         return answer
 
-    def _finish(self, endpoint: str, call: Future[Answer], deadline: float) -> Any:
+    def _finish(self, endpoint: str, call: Future[Answer], job: Job) -> Any:
         """Wait for a call; return the JSON of its answer, or raise what it means."""
         try:
-            status, _, body = call.result(max(0.0, deadline - time.monotonic()) + GRACE)
+            status, _, body = call.result(max(0.0, job.deadline - time.monotonic()) + GRACE)
         except TimeoutError:  # the transport was closed meanwhile
-            raise self._late(endpoint) from None
+            raise self._late(endpoint, job) from None
         if status == 429:
             raise Paused(endpoint, PAUSED, 429, 429, self._error_body(body), max(self._pause.left, 0.001))
         if 400 <= status <= 599:
@@ -147,8 +148,9 @@ class Upstream:
         except (ValueError, RecursionError):
             raise C42Error(endpoint, "Calendar42 sent no JSON") from None
 
-    def _late(self, endpoint: str) -> TimedOut:
-        return TimedOut(endpoint, f"Calendar42 did not answer within {self._timeout:g} seconds", 504, 0)
+    def _late(self, endpoint: str, job: Job) -> TimedOut:
+        message = f"Calendar42 did not answer within {self._timeout:g} seconds"
+        return TimedOut(endpoint, message, 504, 0, private=job.deadline - job.began < self._timeout / 2)
 
     def redact(self, text: str) -> str:
         """Return `text` without the token."""

@@ -15,7 +15,7 @@ class C42Error(Exception):
     upstream_status: int = 200  # what Calendar42 answered with; 0: no whole answer came
     body: bytes = b""  # what the client gets instead of the message
     retry_after: float = 0.0  # seconds; 0: not known
-    of_list: bool = False  # a list failed as a whole, which says nothing about this event
+    private: bool = False  # says nothing about the event: its whole list failed, or there was little time
 
     def __str__(self) -> str:
         return self.message
@@ -23,7 +23,7 @@ class C42Error(Exception):
     @property
     def definite(self) -> bool:
         """Whether asking again soon would give the same error. If not, it is a fault."""
-        return self.status in _DEFINITE and not self.of_list
+        return self.status in _DEFINITE and not self.private
 
 
 class Paused(C42Error):

@@ -41,7 +41,7 @@ def title(events: dict[str, Any], event_id: str, asked: Collection[str]) -> str 
     """Return the title of one of the `events` that came for the ids `asked` for; None if it has none."""
     event = events.get(event_id, {"permission": "removed"})  # a deleted event may come without content, or not at all
     if not events.keys() <= set(asked) and event_id not in events:
-        raise C42Error(EVENTS, "Calendar42 sent other events", of_list=len(asked) > 1)
+        raise C42Error(EVENTS, "Calendar42 sent other events", private=len(asked) > 1)
     if event.get("permission") == "removed":
         is_unknown = event_id not in events and len(asked) > 1
         raise C42Error(EVENTS, f"Event {event_id} not found" if is_unknown else "the event is deleted", 404)

@@ -108,8 +108,8 @@ EQUIVALENT: list[Equivalent] = [
         "only answers that aren't kept have the default, and it isn't read there",
     ),
     Equivalent(
-        "answers/loading.py",
-        "cut_short = deadline - began < timeout / 2 and isinstance(outcome, TimedOut)",
+        "calendar42/calls.py",
+        "return TimedOut(endpoint, message, 504, 0, private=job.deadline - job.began < self._timeout / 2)",
         "< → <=",
         "the clock would have to show exactly half of the time",
     ),

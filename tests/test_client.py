@@ -153,7 +153,7 @@ def test_definite_refusals(make: Make, upstream: Standin, status: int) -> None:
     error = failure(make(), EVENTS["plain"])
     assert type(error) is C42Error
     assert (error.status, error.upstream_status, error.definite, error.body) == (status, status, True, b"  because\n")
-    assert (error.endpoint, error.of_list, repr(error.retry_after)) == ("events", False, "0.0")  # Redis wants a float
+    assert (error.endpoint, error.private, repr(error.retry_after)) == ("events", False, "0.0")  # Redis wants a float
     assert str(error) == f"Calendar42 answered {status}"
 
 
@@ -316,12 +316,19 @@ def test_time_out(make: Make, upstream: Standin, endpoint: str, fault: dict[str,
     assert str(error) == "Calendar42 did not answer within 12.5 seconds"
 
 
+@pytest.mark.parametrize(("timeout", "private"), [(0.3, False), (0.5, True)])
+def test_little_time(make: Make, upstream: Standin, timeout: float, private: bool) -> None:
+    """A time-out says nothing about an event that was asked for in less than half of the time it usually has."""
+    upstream.rule(hang=True)
+    assert failure(make(timeout=timeout), EVENTS["plain"], 0.2).private == private
+
+
 def test_no_time_left(make: Make, upstream: Standin) -> None:
     """After the deadline, no call is made or counted."""
     calls: list[Call] = []
     for seconds in 0, -1:
         error = failure(make(observe=calls.append), EVENTS["plain"], seconds)
-        assert (type(error), error.endpoint, error.of_list) == (TimedOut, "events", False)
+        assert (type(error), error.endpoint, error.private) == (TimedOut, "events", True)
     assert (upstream.calls(), calls) == (0, [])
 
 
@@ -576,7 +583,7 @@ def test_a_list_is_split(make: Make, upstream: Standin, endpoint: str, fault: di
     upstream.rule(endpoint, bad, **fault)
     outcomes = fetch_list(client, event_ids)
     error = outcomes.pop(bad)
-    assert (type(error), error.of_list) == (TooLarge if "body" in fault else C42Error, False)
+    assert (type(error), error.private) == (TooLarge if "body" in fault else C42Error, False)
     assert (error.definite, error.endpoint) == ("status" in fault, endpoint)
     assert all(outcome["names"] == [f"{event_id} 0", f"{event_id} 1"] for event_id, outcome in outcomes.items())
     assert upstream.calls("events") == 1 + 4 * 2  # the whole, and both halves of 16, 8, 4 and 2
@@ -629,12 +636,11 @@ def test_a_list_fails(make: Make, upstream: Standin, endpoint: str, fault: dict[
         assert outcomes.pop(unknown).status == 404  # which its own call says
     assert {type(error) for error in outcomes.values()} == {TimedOut if "hang" in fault else C42Error}
     assert len(set(outcomes.values())) == len(outcomes)
-    (fault_seen,) = faults
-    for error in outcomes.values():
-        assert (error.status, error.of_list, error.definite, error.endpoint) == (status, True, False, endpoint)
-        assert (str(error), error.upstream_status) == (str(fault_seen), fault_seen.upstream_status)
-        assert (error.body, error.retry_after) == (fault_seen.body, 0)
-    assert (fault_seen.status, fault_seen.of_list) == (status, False)
+    assert faults == list(outcomes.values())
+    for error in faults:
+        assert (error.status, error.private, error.definite, error.endpoint) == (status, True, False, endpoint)
+        assert (str(error), error.upstream_status) == (str(faults[0]), faults[0].upstream_status)
+        assert (error.body, error.retry_after) == (faults[0].body, 0)
     assert upstream.calls("events") == 1
     assert upstream.calls("event-subscriptions") <= 2 + (status == 502)  # a connection that was kept may be stale
 
@@ -646,7 +652,7 @@ def test_a_filter_that_is_ignored(make: Make, upstream: Standin) -> None:
     upstream.rule("events", body=json.dumps({"data": data}))
     outcomes = fetch_list(client, [known, other])
     assert outcomes[known]["title"] == known
-    assert (outcomes[other].status, outcomes[other].of_list) == (502, True)
+    assert (outcomes[other].status, outcomes[other].private) == (502, True)
 
 
 def test_a_part_of_a_list(make: Make, upstream: Standin) -> None:
@@ -666,7 +672,7 @@ def test_a_list_runs_out_of_time(make: Make, upstream: Standin) -> None:
     outcomes = fetch_list(client, event_ids, 0.5)
     assert outcomes[event_ids[0]]["title"] == f"Title {event_ids[0]}"
     for event_id in event_ids[1:]:
-        assert (outcomes[event_id].status, outcomes[event_id].of_list) == (504, True)
+        assert (outcomes[event_id].status, outcomes[event_id].private) == (504, True)
     assert upstream.calls("events", event_ids[3]) == 1
 
 
@@ -676,7 +682,7 @@ def test_a_pause_holds_for_a_whole_list(make: Make, upstream: Standin) -> None:
     upstream.rule("events", status=429, body="slow down", headers={"Retry-After": "30"})
     for error in fetch_list(client, event_ids).values():
         assert isinstance(error, Paused)
-        assert (error.of_list, error.body, error.upstream_status) == (False, b"slow down", 429)
+        assert (error.private, error.body, error.upstream_status) == (False, b"slow down", 429)
     assert upstream.calls("events") == 1
 
 

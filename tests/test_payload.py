@@ -174,7 +174,7 @@ def test_missing_events() -> None:
     assert str(missing([], "E")) == "the event is deleted"
     assert str(missing([], "E", "F")) == str(missing(["F"], "E", "F")) == "Event E not found"
     alone, listed = missing(["G"], "E"), missing(["F", "G"], "E", "F")
-    assert [(error.status, error.of_list) for error in (alone, listed)] == [(502, False), (502, True)]
+    assert [(error.status, error.private) for error in (alone, listed)] == [(502, False), (502, True)]
     assert str(alone) == str(listed) == "Calendar42 sent other events"
     with pytest.raises(C42Error, match=r"^the event is deleted$") as raised:
         payload.title({"E": {"id": "E", "permission": "removed", "title": "Old"}}, "E", ["E", "F"])
