@@ -1,6 +1,5 @@
 """Makes one call to Calendar42, unless that asked for a pause, and interprets the answer by the README's table."""
 
-import asyncio
 import html
 import json
 import logging
@@ -93,15 +92,9 @@ class Upstream:
 
     def abandon(self, job: Job) -> None:
         """Let what still runs of a job end within `GRACE`: its connections can be kept then, and a 429 is seen."""
-        active = [call for call in job.futures if not call.done()]
-
-        async def cancel() -> None:
-            await asyncio.sleep(GRACE)
-            for call in active:
-                call.cancel()
-
-        if active:
-            self.transport.begin(cancel())
+        for call in job.futures:
+            if not call.done():
+                self.transport.cancel(call, GRACE)
 
     async def _call(self, endpoint: str, rest: str, job: Job, began: float) -> Answer:
         """Make a call, and begin the pause that its answer asks for."""

@@ -14,6 +14,7 @@ import time
 import zlib
 from collections.abc import Coroutine, Mapping
 from concurrent.futures import Future, ThreadPoolExecutor
+from contextlib import suppress
 from functools import cached_property, partial
 from typing import Any, NamedTuple, cast
 from urllib.parse import quote, urlsplit
@@ -48,7 +49,6 @@ class Transport:
         self._headers |= {"Accept": "application/json", "Content-Type": "application/json"}
         self._headers |= {"Accept-Encoding": "gzip", "User-Agent": default_user_agent()}
         self._kept = list[_Connection]()
-        self._closed = False
         self._loop = asyncio.new_event_loop()
         self._loop.set_default_executor(ThreadPoolExecutor(64, thread_name_prefix="c42c-connect"))
         threading.Thread(target=self._run, name="c42c-upstream", daemon=True).start()
@@ -56,6 +56,10 @@ class Transport:
     def begin(self, call: Coroutine[Any, Any, Any]) -> Future[Any]:
         """Run `call`, which may wait for `get`, on the event loop. Any thread may do so until `close`."""
         return asyncio.run_coroutine_threadsafe(call, self._loop)
+
+    def cancel(self, call: Future[Any], delay: float) -> None:
+        """Cancel a call that `begin` returned, after `delay` seconds."""
+        self._loop.call_soon_threadsafe(self._loop.call_later, delay, call.cancel)
 
     async def get(self, path: str, *, deadline: float, limit: int) -> Answer:
         """Get `path` by `deadline` (of `time.monotonic`), with at most `limit` + 1 bytes of its body.
@@ -73,8 +77,7 @@ class Transport:
 
     def close(self) -> None:
         """Close all connections, once active calls have ended."""
-        if not self._closed:
-            self._closed = True
+        with suppress(RuntimeError):  # it is closed already
             self._loop.call_soon_threadsafe(self._loop.stop)
 
     def _run(self) -> None:
@@ -105,12 +108,8 @@ class Transport:
                     raise
             else:
                 self._kept.append(connection)
-                connection.expiry = self._loop.call_later(IDLE, self._drop, connection)
+                connection.expiry = self._loop.call_later(IDLE, connection.drop)
                 return answer
-
-    def _drop(self, connection: "_Connection") -> None:
-        self._kept.remove(connection)
-        connection.drop()
 
     def _take(self) -> "_Connection | None":
         """Return a kept connection on which nothing has come since: neither its end nor what wasn't asked for."""
