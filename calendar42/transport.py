@@ -19,11 +19,10 @@ from functools import cached_property, partial
 from typing import Any, NamedTuple, cast
 from urllib.parse import quote, urlsplit
 
-import certifi
 import requests
 from httptools import HttpParserError, HttpParserUpgrade, HttpResponseParser
 from requests.adapters import HTTPAdapter
-from requests.utils import default_user_agent, select_proxy
+from requests.utils import DEFAULT_CA_BUNDLE_PATH, default_user_agent, select_proxy
 from urllib3.util import wait_for_read
 
 _MOST_AROUND = 65536  # bytes of headers and informational answers
@@ -165,7 +164,7 @@ class Transport:
     def _tls(self) -> ssl.SSLContext:
         """The certificates, read once: that takes longer than many calls."""
         files, folder = self._pool.ca_certs, self._pool.ca_cert_dir
-        return ssl.create_default_context(cafile=files if files or folder else certifi.where(), capath=folder)
+        return ssl.create_default_context(cafile=files if files or folder else DEFAULT_CA_BUNDLE_PATH, capath=folder)
 
 
 class _Connection(asyncio.Protocol):

@@ -19,7 +19,6 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any, cast
 
-import certifi
 import pytest
 
 import calendar42.transport
@@ -660,7 +659,7 @@ def test_the_certificates_of_requests(
     bundle = os.environ["REQUESTS_CA_BUNDLE"]
     monkeypatch.delenv("REQUESTS_CA_BUNDLE")
     monkeypatch.delenv("CURL_CA_BUNDLE", raising=False)
-    monkeypatch.setattr(certifi, "where", lambda: bundle)
+    monkeypatch.setattr(calendar42.transport, "DEFAULT_CA_BUNDLE_PATH", bundle)
     assert ask(transport(script.base_url)).body == b"{}"
 
 
