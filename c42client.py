@@ -17,7 +17,7 @@ from calendar42.errors import C42Error, Exhausted, Paused, TooLarge
 from calendar42.payload import Page
 from operations import settings
 
-PAGE = 100  # rows: the upstream's largest page
+PAGE = ids.LONGEST_LIST  # rows
 PAGES_AT_ONCE = 16  # of one event or list
 LIST = 6500  # characters of ids in one URL: half a list of the longest ids fits, and servers accept it
 log = logging.getLogger("c42c.upstream")
@@ -81,27 +81,25 @@ class Client:
         if answers:
             if known != event_ids:  # an unknown id may have made Calendar42 ignore its filter
                 get_page = self._begin_page(known, 0, job)
-            for event_id, name in self._names(known, get_page(), job):
+            for event_id, name in self._names(known, get_page, job):
                 if event_id in answers:  # not deleted
                     answers[event_id]["names"].append(self._upstream.redact(name))
         yield from answers.items()
 
-    def _names(self, event_ids: list[str], page: Page, job: Job) -> list[tuple[str, str]]:
-        """Return the names on all pages, given the first; if they move between pages, read them again."""
-        names = payload.join(self._pages(event_ids, page, job))
-        if names is None and page.total > PAGE:
-            names = payload.join(self._pages(event_ids, self._begin_page(event_ids, 0, job)(), job))
-        if names is None:
-            raise C42Error(SUBSCRIPTIONS, "Calendar42 sent subscriptions that don't add up")
-        return names
-
-    def _pages(self, event_ids: list[str], first: Page, job: Job) -> list[Page]:
-        """Return all pages. At most `PAGES_AT_ONCE` are asked for at a time."""
-        pages, offsets = [first], range(PAGE, first.total, PAGE)
-        for start in range(0, len(offsets), PAGES_AT_ONCE):
-            some = [self._begin_page(event_ids, at, job) for at in offsets[start : start + PAGES_AT_ONCE]]
-            pages += [get_page() for get_page in some]
-        return pages
+    def _names(self, event_ids: list[str], get_page: Callable[[], Page], job: Job) -> list[tuple[str, str]]:
+        """Return the names on all pages, given the first; if they move between pages, read them again, once."""
+        read_again = False
+        while True:
+            pages = [get_page()]
+            offsets = range(PAGE, pages[0].total, PAGE)
+            for start in range(0, len(offsets), PAGES_AT_ONCE):
+                begun = [self._begin_page(event_ids, at, job) for at in offsets[start : start + PAGES_AT_ONCE]]
+                pages += [finish() for finish in begun]
+            if (names := payload.join(pages)) is not None:
+                return names
+            if read_again or not offsets:
+                raise C42Error(SUBSCRIPTIONS, "Calendar42 sent subscriptions that don't add up")
+            get_page, read_again = self._begin_page(event_ids, 0, job), True
 
     def _begin_page(self, event_ids: list[str], offset: int, job: Job) -> Callable[[], Page]:
         rest = f"?event_ids=[{','.join(event_ids)}]&limit={PAGE}&offset={offset}"

@@ -10,11 +10,7 @@ from calendar42 import EVENTS, SUBSCRIPTIONS
 from calendar42.errors import C42Error, TooLarge
 
 MAX_ROWS = 100_000  # of one answer; a larger count is taken for a mistake
-
-_ROWS = parse("data")
-_TITLE = parse("title")
-_COUNT = parse("meta_data.count")
-_FIRST_NAME = parse("subscriber.first_name")
+_ROWS, _TITLE, _COUNT, _FIRST_NAME = map(parse, ("data", "title", "meta_data.count", "subscriber.first_name"))
 
 
 class Page(NamedTuple):
@@ -28,8 +24,7 @@ class Page(NamedTuple):
 
 def events(body: Any, asked: Collection[str]) -> dict[str, Any]:
     """Return the events of an answer by their ids; a list of those `asked` for must have all that Calendar42 counts."""
-    rows = _rows(EVENTS, body)
-    total = _value(_COUNT, body)
+    rows, total = _read(EVENTS, body)
     if len(asked) > 1 and isinstance(total, int) and total > len(rows):
         raise TooLarge(EVENTS, "Calendar42 sent only a part of the events")
     if not all(isinstance(event.get("id"), str) for event in rows):
@@ -52,13 +47,8 @@ def title(events: dict[str, Any], event_id: str, asked: Collection[str]) -> str 
 
 
 def page(body: Any, event_ids: Collection[str]) -> Page:
-    """Return the names on one page of subscriptions to `event_ids`.
-
-    Calendar42 ignores a filter that it can't read, so a row counts only for the event that it names. Removed
-    subscriptions, and names that are blank or null, are left out.
-    """
-    rows = _rows(SUBSCRIPTIONS, body)
-    total = _value(_COUNT, body)
+    """Return the names on a page of subscriptions to `event_ids`; those removed, blank or null are left out."""
+    rows, total = _read(SUBSCRIPTIONS, body)
     if type(total) is not int or total < 0:
         raise C42Error(SUBSCRIPTIONS, "Calendar42 did not say how many subscriptions there are")
     if total > MAX_ROWS:
@@ -86,11 +76,12 @@ def join(pages: list[Page]) -> list[tuple[str, str]] | None:
     return [name for page in pages for name in page.names]
 
 
-def _rows(endpoint: str, body: Any) -> list[dict[str, Any]]:
+def _read(endpoint: str, body: Any) -> tuple[list[dict[str, Any]], Any]:
+    """Return the rows of an answer, and how many there are in all."""
     rows = _value(_ROWS, body)
     if not isinstance(rows, list) or not all(isinstance(row, dict) for row in rows):
         raise C42Error(endpoint, f"Calendar42 sent no list of {endpoint}")
-    return rows
+    return rows, _value(_COUNT, body)
 
 
 def _value(path: JSONPath, data: Any) -> Any:
