@@ -21,7 +21,7 @@ from calendar42 import ids
 from calendar42.calls import GRACE, Pause, Upstream
 from operations import VERSION, check, health, logs, settings
 from operations.metrics import NO_ROUTE, Metrics
-from operations.settings import Settings, SettingsError
+from operations.settings import RESERVED_THREADS, Settings, SettingsError
 from serving.connection import Answer, Immediate, serialize
 from serving.server import Server
 
@@ -80,7 +80,7 @@ def create_app(
 
 
 def _wire(config: Settings, client: Client | None, clock: Callable[[], float], server: Server | None) -> Parts:
-    cache = Cache(max_entries=config.max_entries, max_waiting=config.max_waiting, clock=clock)
+    cache = Cache(max_entries=config.max_entries, max_waiting=config.threads - RESERVED_THREADS, clock=clock)
     pause = Pause(config.fault_expiry)
     tier = None
     if config.cache_url:

@@ -23,8 +23,7 @@ _ORIGIN = r" *https?://([a-z0-9.-]+|\[[0-9a-f:]+\])(:[1-9][0-9]*)? *"
 _REDIS_OPTIONS = {"db": "[0-9]+", "username": ".*", "password": ".*"}
 _TLS_OPTIONS = dict.fromkeys(["ssl_ca_certs", "ssl_certfile", "ssl_keyfile"], ".+")
 _TLS_OPTIONS["ssl_cert_reqs"] = "none|optional|required"
-_GONE = {"C42_WORKERS": "run several instances instead, which share answers through C42_CACHE_URL: see docs/scaling.md"}
-
+_GONE = {"C42_WORKERS": " any more: run several instances, which share answers through C42_CACHE_URL (docs/scaling.md)"}
 Parse = Callable[[str], Any]
 
 
@@ -58,20 +57,15 @@ def _url(text: str) -> str:
     return text.rstrip("/") + "/"
 
 
-def _need_their_ports(origins: frozenset[str]) -> bool:
-    """Tell whether no origin has a port that its scheme implies, which browsers leave out."""
-    return not {(url.scheme, url.port) for url in map(urlsplit, origins)} & {("http", 80), ("https", 443)}
-
-
 def _is_redis(text: str) -> bool:
     """Tell whether redis-py would understand all of it: it ignores what it doesn't understand."""
     url = urlsplit(text)
     options = _REDIS_OPTIONS | (_TLS_OPTIONS if url.scheme == "rediss" else {})
     given = parse_qsl(url.query, strict_parsing=True)
-    is_address = bool(url.hostname and url.port != 0 and re.fullmatch("(/[0-9]*)?", url.path))
-    if url.scheme == "unix":
-        is_address = bool(url.path) and not url.hostname
-    return not text or (is_address and all(re.fullmatch(options.get(name, "(?!)"), value) for name, value in given))
+    is_socket = url.scheme == "unix" and url.path and not url.hostname
+    is_address = url.scheme != "unix" and url.hostname and url.port != 0 and re.fullmatch("(/[0-9]*)?", url.path)
+    known = all(re.fullmatch(options.get(name, "(?!)"), value) for name, value in given)
+    return bool(not text or ((is_socket or is_address) and known))
 
 
 _token = _kind(_EIGHT, f"({_SAFE})?")
@@ -84,14 +78,16 @@ _origins = _kind(
     "* or origins such as https://app.example.com, in lower case, separated by commas",
     rf"(\*|{_ORIGIN}(,{_ORIGIN})*)?",
     lambda text: frozenset(re.findall("[^, ]+", text)),
-    _need_their_ports,
+    # Browsers leave out a port that the scheme implies.
+    lambda origins: not {(url.scheme, url.port) for url in map(urlsplit, origins)} & {("http", 80), ("https", 443)},
 )
 _cache_url = _kind("redis://, rediss:// or unix:// with an address", r"((rediss?|unix)://[^\s#]+)?", accept=_is_redis)
 
 
 def _setting(parse: Parse, meaning: str, default: str = "", *, secret: bool = False) -> Any:
     """Declare a setting; `default` is written as in the environment, and empty if there is none."""
-    return field(repr=not secret, metadata={"parse": parse, "meaning": meaning, "default": default})
+    usage = f"{meaning} ({default})" if default else meaning
+    return field(repr=not secret, metadata={"parse": parse, "usage": usage, "default": default})
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -114,28 +110,18 @@ class Settings:
     cors_origins: frozenset[str] = _setting(_origins, "origins whose pages may read answers, separated by commas; or *")
     cache_url: str = _setting(_cache_url, "redis://... to share answers with other instances", secret=True)
 
-    @property
-    def max_waiting(self) -> int:
-        """How many requests may wait for the upstream at once."""
-        return self.threads - RESERVED_THREADS
-
 
 _VARIABLES = {f"C42_{one.name.upper()}": one for one in fields(Settings)}
 
 
 def usage() -> str:
     """Return a line about each variable, for `--help`."""
-    lines = []
-    for name, one in _VARIABLES.items():
-        default = f" ({one.metadata['default']})" if one.metadata["default"] else ""
-        lines.append(f"  {name:<17} {one.metadata['meaning']}{default}")
-    return "\n".join(lines)
+    return "\n".join(f"  {name:<17} {one.metadata['usage']}" for name, one in _VARIABLES.items())
 
 
 def read(environ: Mapping[str, str]) -> Settings:
     """Read all settings from `environ`; raise `SettingsError` if any is missing or invalid."""
-    values: dict[str, Any] = {}
-    mistakes: list[str] = []
+    values, mistakes = dict[str, Any](), list[str]()
     for name, one in _VARIABLES.items():
         text = environ.get(name, one.metadata["default"])
         try:
@@ -179,11 +165,10 @@ def warnings(environ: Mapping[str, str]) -> list[str]:
     """Return a line for each `C42_…` variable that is not a setting: usually a typing error."""
     lines = []
     for name in sorted(environ):
-        if name in _GONE:
-            lines.append(f"{name} is gone: {_GONE[name]}")
-        elif name.startswith("C42_") and name not in _VARIABLES:
+        if name.startswith("C42_") and name not in _VARIABLES:
             close = difflib.get_close_matches(name, _VARIABLES, n=1)
-            lines.append(f"{_one_line(name)} is not a setting" + (f"; did you mean {close[0]}?" if close else ""))
+            hint = _GONE.get(name) or "".join(f"; did you mean {other}?" for other in close)
+            lines.append(f"{_one_line(name)} is not a setting{hint}")
     return lines
 
 

@@ -82,7 +82,7 @@ def test_right_settings() -> None:
     assert config.expiry == pytest.approx(252)
     assert (config.fault_expiry, config.timeout, config.drain) == (6, 10, 0)
     assert (config.host, config.port, config.loglevel, config.logformat) == ("127.0.0.1", 5000, "INFO", "text")
-    assert (config.max_entries, config.threads, config.max_waiting) == (100_000, 256, 240)
+    assert (config.max_entries, config.threads) == (100_000, 256)
     assert config.base_url == "https://demo.calendar42.com/api/v2/"
     assert settings.read({"C42_TOKEN": TOKEN, "C42_EXPIRY": "0.05"}).expiry == 3.0
     assert settings.read({"C42_TOKEN": TOKEN, "C42_EXPIRY": "0.05"}).fault_expiry == 3.0
@@ -90,7 +90,7 @@ def test_right_settings() -> None:
     config = settings.read(
         {"C42_TOKEN": "8letters", "C42_BASE_URL": "HTTP://[::1]:80/a//", "C42_DRAIN": "3600", **edges}
     )
-    assert (config.port, config.max_waiting, config.max_entries, config.loglevel) == (65535, 1, 2, "DEBUG")
+    assert (config.port, config.threads, config.max_entries, config.loglevel) == (65535, 17, 2, "DEBUG")
     assert (config.base_url, config.drain) == ("HTTP://[::1]:80/a/", 3600)
     assert "8letters" not in repr(config)
 
@@ -126,7 +126,7 @@ def test_warnings(start: Start) -> None:
     service = start(C42_EXPIRE="1", C42_="2", C42_WORKERS="4")
     assert "WARNING c42c C42_EXPIRE is not a setting; did you mean C42_EXPIRY?\n" in service.log
     assert "WARNING c42c C42_ is not a setting" in service.log
-    assert "WARNING c42c C42_WORKERS is gone: run several instances instead" in service.log
+    assert "WARNING c42c C42_WORKERS is not a setting any more: run several instances" in service.log
     assert service.event(EVENTS["plain"]).status_code == 200
 
 
