@@ -22,12 +22,11 @@ def immediate(cache: Cache, origins: frozenset[str], served: MutableMapping[byte
         key = request.path.removeprefix(PREFIX).removesuffix("/")
         condition = request.headers.get("if-none-match")
         cors = response.cors(origins, request.headers.get("origin", ""), request.method)
-        get = cache.get
         etag, seconds, head, has_body, status = "", math.inf, b"", True, b""  # of the last hit
 
         def shortcut() -> Answer | None:
             nonlocal etag, seconds, head, has_body, status
-            hit = get(key)
+            hit = cache.get(key)
             if hit is None:
                 return None
             value, _, _, ttl = hit

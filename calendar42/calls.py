@@ -152,11 +152,10 @@ class Upstream:
     def _error_body(self, body: bytes) -> bytes:
         """Return the part of an error's body to pass through: nothing if it contains the token, or an escaped one."""
         said = body[: 2 * MAX_ERROR_BODY].decode("latin-1")  # the second half may hold the end of a token
-        try:
-            leaks = self._token in said or _plain(self._token) in _plain(said)
-        except ValueError:  # an HTML reference to a number with thousands of digits
-            leaks = True
-        return b"" if leaks else body[:MAX_ERROR_BODY]
+        with suppress(ValueError):  # an HTML reference to a number with thousands of digits
+            if self._token not in said and _plain(self._token) not in _plain(said):
+                return body[:MAX_ERROR_BODY]
+        return b""
 
 
 def _seconds(retry_after: str, default: float) -> float:

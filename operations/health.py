@@ -67,17 +67,14 @@ def _add_routes(app: Flask, metrics: Metrics) -> None:
     @app.get("/readyz")
     def readyz() -> Response:
         now = metrics.status()
-        tier, upstream = now["shared_tier"], now["upstream"]
         ready = now["reaper_alive"] and not now["stopping"]
+        tier, calls = now["shared_tier"], now["upstream"]
         answer = {
             "status": "ok" if ready else "not ready",
             "stopping": now["stopping"],
             "reaper_alive": now["reaper_alive"],
             "shared_tier": tier and ("up" if tier["up"] else "down"),
-            "upstream": {
-                "pause_seconds": upstream["pause_seconds"],
-                "last_fault": next(iter(upstream["faults"]), None),
-            },
+            "upstream": {"pause_seconds": calls["pause_seconds"], "last_fault": next(iter(calls["faults"]), None)},
         }
         return _respond(answer, 200 if ready else 503)
 

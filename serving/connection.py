@@ -239,14 +239,10 @@ class Connection(asyncio.BufferedProtocol):
         self.transport.write(head + self._hub.tails[keep_alive] + (b"" if method == "HEAD" else body))
         self.since = self._hub.loop.time()
         if not keep_alive:
-            self._end()
-
-    def _end(self) -> None:
-        """Wait for the client to close its side: if the server closed it first, the last answer could get lost."""
-        self._state = _ENDED
-        if self._half_closed:
-            self.transport.close()
-            return
-        with suppress(OSError):  # the client is gone already
-            self.transport.write_eof()
-        self.transport.resume_reading()
+            self._state = _ENDED
+            if self._half_closed:
+                self.transport.close()
+            else:  # wait for the client to close its side: if the server closed first, the answer could get lost
+                with suppress(OSError):  # the client is gone already
+                    self.transport.write_eof()
+                self.transport.resume_reading()

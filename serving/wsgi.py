@@ -64,8 +64,7 @@ def make_environ(request: Request, body: bytes, address: tuple[str, int]) -> dic
 
 def call(app: App, environ: dict[str, Any]) -> Answer:
     """Return the whole answer of `app`, with a Content-Length where HTTP requires one."""
-    began: list[Any] = []
-    chunks: list[bytes] = []
+    began, chunks = list[Any](), list[bytes]()
 
     def start_response(*status_and_headers: Any) -> Callable[[bytes], None]:
         began[:] = status_and_headers[:2]  # nothing was sent yet, so exc_info needs no special treatment

@@ -19,6 +19,7 @@ import math
 import secrets
 import threading
 import time
+from collections import Counter
 from collections.abc import Callable, Generator, Iterator
 from hashlib import blake2b
 from pathlib import Path
@@ -62,12 +63,7 @@ class SharedTier:
         self._lease = math.ceil(min(LEASE, timeout) * 1000)
         self._ahead = 0.0  # seconds that Redis's clock is ahead of ours, at least
         self._lock = threading.Lock()
-        self._counts = {  # each event that was to be loaded counts once
-            "found": 0,  # in Redis, at once
-            "awaited": 0,  # in Redis, after another instance had loaded it
-            "loaded": 0,  # here, for all
-            "alone": 0,  # here, without Redis
-        }
+        self._counts = Counter(found=0, awaited=0, loaded=0, alone=0)
         self._link = Link(url, probe_every=probe_every, loop=loop)
 
     def snapshot(self) -> dict[str, Any]:
@@ -163,12 +159,10 @@ class SharedTier:
             commands: list[Command] = []
             now = self._clock()  # before the pause is read, so that it gets no longer on the way
             if pause := self._pause.left:
-                ends = self._on_redis(now + pause)
-                commands.append(("EVAL", _PAUSE, 1, f"{self._prefix}pause", ends))
+                commands.append(("EVAL", _PAUSE, 1, f"{self._prefix}pause", self._on_redis(now + pause)))
             for event_id in locked:
                 content, expiry = answers.get(event_id, (b"", 0.0))
-                arguments = self._token, content, self._on_redis(expiry)
-                commands.append(("EVAL", _PUT, 2, *self.keys(event_id), *arguments))
+                commands.append(("EVAL", _PUT, 2, *self.keys(event_id), self._token, content, self._on_redis(expiry)))
             with contextlib.suppress(Lost):  # the answers are right all the same, and the locks end by themselves
                 patience = self._link.ask(commands, patience)[1]
         return patience
