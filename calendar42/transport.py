@@ -14,7 +14,6 @@ import time
 import zlib
 from collections.abc import Coroutine, Mapping
 from concurrent.futures import Future, ThreadPoolExecutor
-from contextlib import suppress
 from functools import cached_property, partial
 from typing import Any, NamedTuple, cast
 from urllib.parse import quote, urlsplit
@@ -48,6 +47,7 @@ class Transport:
         self._headers |= {"Accept": "application/json", "Content-Type": "application/json"}
         self._headers |= {"Accept-Encoding": "gzip", "User-Agent": default_user_agent()}
         self._kept = list[_Connection]()
+        self._closed = False
         self._loop = asyncio.new_event_loop()
         self._loop.set_default_executor(ThreadPoolExecutor(64, thread_name_prefix="c42c-connect"))
         threading.Thread(target=self._run, name="c42c-upstream", daemon=True).start()
@@ -76,7 +76,8 @@ class Transport:
 
     def close(self) -> None:
         """Close all connections, once active calls have ended."""
-        with suppress(RuntimeError):  # it is closed already
+        if not self._closed:
+            self._closed = True
             self._loop.call_soon_threadsafe(self._loop.stop)
 
     def _run(self) -> None:
