@@ -46,7 +46,7 @@ class Transport:
         self._headers = {"Host": urlsplit(str(self._base.url)).netloc, "Authorization": f"Token {token}"}
         self._headers |= {"Accept": "application/json", "Content-Type": "application/json"}
         self._headers |= {"Accept-Encoding": "gzip", "User-Agent": default_user_agent()}
-        self._kept = list[_Connection]()
+        self._kept = dict[_Connection, asyncio.TimerHandle]()  # each until its time is over
         self._closed = False
         self._loop = asyncio.new_event_loop()
         self._loop.set_default_executor(ThreadPoolExecutor(64, thread_name_prefix="c42c-connect"))
@@ -58,7 +58,8 @@ class Transport:
 
     def cancel(self, call: Future[Any], delay: float) -> None:
         """Cancel a call that `begin` returned, after `delay` seconds."""
-        self._loop.call_soon_threadsafe(self._loop.call_later, delay, call.cancel)
+        if not self._loop.is_closed():
+            self._loop.call_soon_threadsafe(self._loop.call_later, delay, call.cancel)
 
     async def get(self, path: str, *, deadline: float, limit: int) -> Answer:
         """Get `path` by `deadline` (of `time.monotonic`), with at most `limit` + 1 bytes of its body.
@@ -107,15 +108,18 @@ class Transport:
                 if not kept or kept.received:  # else it was closed at the other end just before the request came
                     raise
             else:
-                self._kept.append(connection)
-                connection.expiry = self._loop.call_later(IDLE, connection.drop)
+                self._kept[connection] = self._loop.call_later(IDLE, self._drop, connection)
                 return answer
 
+    def _drop(self, connection: "_Connection") -> None:
+        del self._kept[connection]
+        connection.drop()
+
     def _take(self) -> "_Connection | None":
-        """Return a kept connection on which nothing has come since: neither its end nor what wasn't asked for."""
+        """Return a kept connection on which nothing has arrived since its last answer, not even its end."""
         while self._kept:
-            connection = self._kept.pop()
-            connection.expiry.cancel()
+            connection, expiry = self._kept.popitem()
+            expiry.cancel()
             transport = connection.transport
             if not transport.is_closing() and not wait_for_read(transport.get_extra_info("socket"), 0):
                 return connection
@@ -173,7 +177,6 @@ class _Connection(asyncio.Protocol):
 
     def __init__(self) -> None:
         self.transport: asyncio.Transport
-        self.expiry: asyncio.TimerHandle  # while it is kept
         self._parser = HttpResponseParser(self)
         self._parser.set_dangerous_leniencies(lenient_keep_alive=True)  # an informational answer may say "close"
         self._expect(0)
@@ -277,7 +280,7 @@ def _serialize(method_and_target: str, headers: Mapping[str, str]) -> bytes:
 
 def _explain(error: BaseException) -> OSError:
     """Return the error of `get` for `error`. It quotes nothing of what came: that may name people."""
-    if isinstance(error, TimeoutError) and not error.errno:  # with one, the system gave up to connect
+    if isinstance(error, TimeoutError) and not error.errno:  # with one, the system gave up connecting
         return TimeoutError("timed out")
     said = str(error) or "broke off"
     if isinstance(error, ssl.SSLCertVerificationError):

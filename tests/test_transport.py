@@ -3,6 +3,7 @@
 import asyncio
 import contextlib
 import errno
+import gc
 import gzip
 import logging
 import os
@@ -23,7 +24,7 @@ import pytest
 
 import calendar42.transport
 from calendar42.transport import Answer, Transport
-from tests.fixtures import PATIENCE
+from tests.fixtures import PATIENCE, until
 
 LIMIT = 1000
 REPLY = b"HTTP/1.1 200 OK\r\nContent-Length: 2\r\n\r\n{}"
@@ -274,10 +275,16 @@ def test_a_kept_connection_that_is_closed(
     assert [ask(made).body for _ in range(3)] == [b"{}", b"{}", b"[1]"]
 
 
+def connections() -> int:
+    """Count the connections in memory, of all transports."""
+    gc.collect()
+    return sum(isinstance(one, asyncio.Protocol) and "calendar42" in type(one).__module__ for one in gc.get_objects())
+
+
 def test_an_idle_connection(scripted: Scripted, transport: MakeTransport, monkeypatch: pytest.MonkeyPatch) -> None:
-    """A kept connection that isn't used is closed after a while; one that is in use isn't."""
+    """A kept connection that isn't used is closed after a while, and takes no memory then; one that is in use isn't."""
     monkeypatch.setattr(calendar42.transport, "IDLE", 0.2)
-    idle = threading.Event()
+    idle, before = threading.Event(), connections()
 
     def late(sock: socket.socket) -> None:
         idle.wait(0.4)
@@ -292,6 +299,7 @@ def test_an_idle_connection(scripted: Scripted, transport: MakeTransport, monkey
     made = transport(scripted([REPLY, late, see_it_close], [OTHER]).base_url)
     assert [ask(made).body for _ in range(3)] == [b"{}", b"[1]", b"{}"]
     assert idle.wait(PATIENCE)
+    until(lambda: connections() <= before)
     assert ask(made).body == b"[1]"
 
 
@@ -664,7 +672,7 @@ def test_the_certificates_of_requests(
 
 
 def test_the_system_gives_up(transport: MakeTransport, monkeypatch: pytest.MonkeyPatch) -> None:
-    """If the system gives up to connect, before the deadline, the upstream can't be reached: that is no time-out."""
+    """If the system gives up connecting before the deadline, the upstream is unreachable, not late."""
 
     def give_up(*_: object) -> None:
         raise TimeoutError(errno.ETIMEDOUT, "Connection timed out")
