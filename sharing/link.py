@@ -1,7 +1,7 @@
 """A connection to Redis, on an event loop, with bounded waits.
 
-Commands from several threads go out together, in one exchange at a time. Redis is probed every few seconds, and asked
-only while it is up: until a caller's patience runs out or a reply is wrong, and from the next quick right answer on.
+Commands from several threads go out together, in one exchange at a time. Redis is asked only while it is up, and probed
+every few seconds. It is down once a caller's patience runs out or a reply is wrong, until a probe is answered quickly.
 """
 
 import asyncio
@@ -125,11 +125,13 @@ class Link:
                 began = now
             replies = replying.result()
         except BaseException as error:  # redis-py may raise anything if a reply is malformed
+            if isinstance(error, asyncio.CancelledError):
+                self.up = False  # the link is closed, which is no loss
             self.lose("timed out" if isinstance(error, TimeoutError) else type(error).__name__)
             for ask in (*asks, *self._asks):
                 ask.replies.set_exception(Lost())
             self._asks.clear()
-            if not isinstance(error, Exception):  # the link is closed
+            if not isinstance(error, Exception):
                 raise
         else:
             for ask in asks:
@@ -144,7 +146,7 @@ class Link:
                 for patience in CONNECT, PATIENCE if self.up else QUICK:
                     probe = _Ask([("EVAL", _PROBE, 1, f"c42c:probe:{own}", own)], patience)
                     self._take(probe)
-                    if await asyncio.wrap_future(probe.replies) != [own.encode()]:
+                    if await asyncio.shield(asyncio.wrap_future(probe.replies)) != [own.encode()]:
                         raise self.lose("it answers nonsense")
                 if not self.up:
                     log.info("Redis is %s: answers are shared", "there" if self.up is None else "back")

@@ -1073,6 +1073,37 @@ def test_a_tier_that_is_closed_during_a_look_up(
     proxy.end()
 
 
+def test_a_server_that_stops_during_a_look_up(
+    shared_redis: Redis,
+    machine: Make,
+    pool: ThreadPoolExecutor,
+    caplog: pytest.LogCaptureFixture,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """When the server's loop ends, loads that wait for Redis are let go, and neither a loss nor a bug is logged."""
+    monkeypatch.setattr(sharing.tier, "PATIENCE", 1000.0)
+    runner, asked, told, proxy = asyncio.Runner(), threading.Event(), asyncio.Event(), Proxy(shared_redis.port)
+    own = runner.get_loop()
+
+    def serve() -> None:
+        with runner:
+            runner.run(told.wait())
+
+    serving = threading.Thread(target=serve)
+    serving.start()
+    one = machine(proxy.url, loop=own)
+    proxy.spoil = lambda *_: asked.set()
+    asking = pool.submit(one.ask, new_id())
+    assert asked.wait(PATIENCE)
+    until(lambda: len(asyncio.all_tasks(own)) > 3, "an exchange")
+    caplog.clear()
+    own.call_soon_threadsafe(told.set)
+    serving.join(PATIENCE)
+    assert asking.result(PATIENCE).value == VALUE
+    assert [record.getMessage() for record in caplog.records] == []
+    proxy.end()
+
+
 def test_a_connection_that_was_closed_meanwhile_is_no_loss(shared_redis: Redis, machine: Make, said: Said) -> None:
     """A Redis that closes idle connections is asked over a new one."""
     one = machine(shared_redis.url)
