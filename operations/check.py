@@ -45,9 +45,9 @@ def _findings(environ: Mapping[str, str]) -> Iterator[Finding]:
             answer = transport.begin(transport.get(QUESTION, deadline=began + config.timeout, limit=MAX_BODY)).result()
     except TimeoutError:
         yield FAIL, f"answer: none within {config.timeout:g} s; see C42_BASE_URL, C42_TIMEOUT, proxies and firewalls"
-    except ConnectionError as error:
+    except OSError as error:
         hint = "REQUESTS_CA_BUNDLE and the clock" if "certificate" in str(error) else "DNS, proxies and firewalls"
-        yield FAIL, f"answer: none from {url.netloc} ({error}); see C42_BASE_URL, {hint}"
+        yield FAIL, f"answer: none from {url.netloc} ({error.strerror or error}); see C42_BASE_URL, {hint}"
     else:
         yield OK, f"answer: came from {url.netloc} in {(time.monotonic() - began) * 1000:.0f} ms"
         yield _token(answer)

@@ -482,6 +482,19 @@ def test_check_no_way(capsys: pytest.CaptureFixture[str]) -> None:
     assert said.startswith("FAIL  settings: C42_TOKEN is missing: ")
 
 
+def test_check_without_descriptors() -> None:
+    """If no file descriptor is left for the question, the check says so."""
+    command = [
+        "sh",
+        "-c",
+        'ulimit -n 6; exec "$0" main.py --check',
+        sys.executable,
+    ]  # a loop needs three
+    ended = subprocess.run(command, env={"C42_TOKEN": TOKEN}, cwd=ROOT, check=False, capture_output=True, text=True)
+    assert (ended.returncode, ended.stderr) == (1, "")
+    assert "FAIL  answer: none from demo.calendar42.com (Too many open files); see C42_BASE_URL" in ended.stdout
+
+
 def test_check_typing_error(capsys: pytest.CaptureFixture[str], upstream: Standin) -> None:
     """An unknown variable causes a warning, not a failure."""
     status, said = checked(capsys, upstream, C42_EXPIRI="5")
