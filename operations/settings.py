@@ -1,4 +1,4 @@
-"""Every `C42_…` variable, read and checked once, into one frozen object. Nothing else reads the environment."""
+"""Every `C42_…` variable, read and checked once, into one frozen object. Only `main.py` reads one more, for the log."""
 
 import contextlib
 import difflib
@@ -17,13 +17,13 @@ RESERVED_THREADS = 16  # worker threads that never wait for the upstream
 _YEAR = 525600  # minutes
 _LEVELS = ("DEBUG", "INFO", "WARNING", "ERROR", "CRITICAL")
 _SAFE = "[!-~]{8,}"
-_EIGHT = "at least 8 printable ASCII characters without spaces"  # the log replaces it, so it must not be a common word
+_EIGHT = "at least 8 printable ASCII characters without spaces"  # the log redacts the token: it can't be a common word
 _ORIGIN = r" *https?://([a-z0-9.-]+|\[[0-9a-f:]+\])(:[1-9][0-9]*)? *"
 # redis-py's other options, such as time-outs, would interfere with ours.
 _REDIS_OPTIONS = {"db": "[0-9]+", "username": ".*", "password": ".*"}
 _TLS_OPTIONS = dict.fromkeys(["ssl_ca_certs", "ssl_certfile", "ssl_keyfile"], ".+")
 _TLS_OPTIONS["ssl_cert_reqs"] = "none|optional|required"
-_GONE = {"C42_WORKERS": " any more: run several instances, which share answers through C42_CACHE_URL (docs/scaling.md)"}
+_GONE = {"C42_WORKERS": "run several instances, which share answers through C42_CACHE_URL: see docs/scaling.md"}
 Parse = Callable[[str], Any]
 
 
@@ -166,8 +166,8 @@ def warnings(environ: Mapping[str, str]) -> list[str]:
     lines = []
     for name in sorted(environ):
         if name.startswith("C42_") and name not in _VARIABLES:
-            close = difflib.get_close_matches(name, _VARIABLES, n=1)
-            hint = _GONE.get(name) or "".join(f"; did you mean {other}?" for other in close)
+            hint = "".join(f"; did you mean {other}?" for other in difflib.get_close_matches(name, _VARIABLES, 1, 0.8))
+            hint = f" any more: {_GONE[name]}" if name in _GONE else hint
             lines.append(f"{_one_line(name)} is not a setting{hint}")
     return lines
 

@@ -125,7 +125,7 @@ def test_warnings(start: Start) -> None:
     """A variable that isn't a setting, or no longer one, causes a warning and nothing else."""
     service = start(C42_EXPIRE="1", C42_="2", C42_WORKERS="4")
     assert "WARNING c42c C42_EXPIRE is not a setting; did you mean C42_EXPIRY?\n" in service.log
-    assert "WARNING c42c C42_ is not a setting" in service.log
+    assert "WARNING c42c C42_ is not a setting\n" in service.log
     assert "WARNING c42c C42_WORKERS is not a setting any more: run several instances" in service.log
     assert service.event(EVENTS["plain"]).status_code == 200
 
