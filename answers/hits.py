@@ -14,7 +14,7 @@ _BODY, _ETAG = (Value._fields.index(name) for name in ("body", "etag"))
 
 
 def immediate(cache: Cache, origins: frozenset[str], served: MutableMapping[bytes, int]) -> Immediate:
-    """Return a function that makes the shortcut of a request: it answers and counts it as `served`, if it is a hit."""
+    """Return a function that finds a request's shortcut, which answers hits and counts them by status in `served`."""
 
     def find_shortcut(request: Request) -> Shortcut | None:
         if request.method not in ("GET", "HEAD") or not request.path.startswith(PREFIX):
@@ -26,8 +26,7 @@ def immediate(cache: Cache, origins: frozenset[str], served: MutableMapping[byte
 
         def shortcut() -> Answer | None:
             nonlocal etag, seconds, head, has_body, status
-            hit = cache.get(key)
-            if hit is None:
+            if not (hit := cache.get(key)):
                 return None
             value, _, _, ttl = hit
             if value[_ETAG] is not etag or not seconds <= ttl < seconds + 1:  # each load makes an ETag of its own

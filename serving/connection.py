@@ -1,8 +1,8 @@
 """One client's connection: HTTP/1.1 as an asyncio protocol.
 
-Requests are answered in order, one at a time, all in the event loop's thread. An immediate answer is sent in the turn
-that read its request. Any other request goes to a worker thread, and nothing more is parsed from this client until its
-answer is there. A turn reads at most 16 KiB from one client, so that no client delays the others for long.
+Requests are answered in order, one at a time. All of this runs in the event loop's thread. An immediate answer is sent
+in the turn that read its request. Any other request goes to a worker thread, and nothing more is parsed from this
+client until its answer is there. A turn reads at most 16 KiB from one client, so that no client delays the others.
 """
 
 import asyncio
@@ -192,9 +192,7 @@ class Connection(asyncio.BufferedProtocol):
     def _take(self) -> tuple[Parsed, bytes] | None:
         """Return the next request and its body if all of it has arrived."""
         unread = self._unread
-        if len(unread) < self._needed:
-            return None
-        if not (end := find_end(unread, self._hub.head)):
+        if len(unread) < self._needed or not (end := find_end(unread, self._hub.head)):
             return None
         parsed = self._hub.parse(bytes(unread[:end]))
         request = parsed[0]

@@ -113,8 +113,7 @@ async def _accept_waiting(listener: socket.socket, connect: Callable[[], asyncio
 def _drop_handshakes(listener: socket.socket) -> None:
     """Have Linux drop new connections: a client that connects just before the listener closes would be cut off."""
     # A program for the packet filter, see bpf(4): load byte 13, the TCP flags; if it has SYN, drop the packet.
-    steps = struct.pack("HxxI HBBI HxxI HxxI", 0x30, 13, 0x45, 0, 1, 2, 0x06, 0, 0x06, 0xFFFFFFFF)
-    program = array("B", steps)
+    program = array("B", struct.pack("HxxI HBBI HxxI HxxI", 0x30, 13, 0x45, 0, 1, 2, 0x06, 0, 0x06, 0xFFFFFFFF))
     with suppress(OSError):  # it is not Linux, or a sandbox; 26 is SO_ATTACH_FILTER
         listener.setsockopt(socket.SOL_SOCKET, 26, struct.pack("HL", 4, program.buffer_info()[0]))
 
