@@ -21,7 +21,7 @@ def check(event_id: str) -> str:
 def read_list(values: list[str]) -> list[str]:
     """Return the ids of `event_ids=[a,b,c]`, Calendar42's form of a list, given all `values` of that parameter."""
     if len(values) != 1 or not re.fullmatch(r"\[[^\[\]]+\]", values[0]):
-        raise BadIds("one list in brackets, not empty, is needed: ?event_ids=[a,b,c]")
+        raise BadIds("expected one list of ids in brackets, such as ?event_ids=[a,b,c]")
     event_ids = values[0][1:-1].split(",")
     if len(event_ids) > LONGEST_LIST:
         raise BadIds(f"event_ids has {len(event_ids)} entries; at most {LONGEST_LIST} are allowed")

@@ -260,7 +260,7 @@ def test_longest_list() -> None:
     with pytest.raises(ids.BadIds, match="entry 2 "):
         ids.read_list(["[a,?]"])
     for values in ["[a]", "[b]"], ["a,b"], ["[]"]:
-        with pytest.raises(ids.BadIds, match=r"^one list in brackets, not empty, is needed: \?event_ids=\[a,b,c\]$"):
+        with pytest.raises(ids.BadIds, match=r"^expected one list of ids in brackets, such as \?event_ids=\[a,b,c\]$"):
             ids.read_list(values)
 
 

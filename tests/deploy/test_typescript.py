@@ -63,5 +63,5 @@ def test_typescript_client(start: Start, tmp_path: Path) -> None:
     ran("npx", "tsc", *STRICT, *TARGET, "program.ts", "types.ts", cwd=tmp_path, timeout=120)
     assert ran("node", "program.js", cwd=tmp_path).splitlines() == [
         "Dinner with the neighbours API, Arthur, Ella",
-        "one list in brackets, not empty, is needed: ?event_ids=[a,b,c]",
+        "expected one list of ids in brackets, such as ?event_ids=[a,b,c]",
     ]
