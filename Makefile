@@ -1,4 +1,4 @@
-# Every target creates the virtualenv c42c/ and installs what it needs there, if it isn't there yet.
+# Targets that need the virtualenv c42c/ create it and install what they need there, if it isn't there yet.
 PYTHON ?= python3
 VENV ?= c42c
 BIN := $(VENV)/bin
