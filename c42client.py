@@ -17,7 +17,7 @@ from calendar42.errors import C42Error, Exhausted, Paused, TooLarge
 from calendar42.payload import Page
 from operations import settings
 
-PAGE = ids.LONGEST_LIST  # rows
+PAGE = ids.LONGEST_LIST  # rows: both are the largest page of Calendar42
 PAGES_AT_ONCE = 16  # of one event or list
 LIST = 6500  # characters of ids in one URL: half a list of the longest ids fits, and servers accept it
 log = logging.getLogger("c42c.upstream")
@@ -26,7 +26,7 @@ Outcome = tuple[str, Merged | C42Error]
 
 
 class Client:
-    """Gets events from `upstream`. Thread-safe. `observe_fault` is called with each fault except pauses."""
+    """Gets events from `upstream`. Thread-safe. `observe_fault` is called with each event's fault, except pauses."""
 
     def __init__(self, upstream: Upstream, *, observe_fault: Callable[[C42Error], None] = lambda _: None) -> None:
         self._upstream = upstream
@@ -53,9 +53,9 @@ class Client:
                     ids_left, middle = list(left), (len(left) + 1) // 2
                     lists += filter(None, (ids_left[middle:], ids_left[:middle]))
                     continue
-                of_list = len(wanted) > 1 and not isinstance(error, Paused)
+                private = len(wanted) > 1 and not isinstance(error, Paused)
                 for event_id in left:
-                    yield self._report(event_id, replace(error, private=True) if of_list else error, job)
+                    yield self._report(event_id, replace(error, private=True) if private else error, job)
             finally:
                 self._upstream.abandon(job)
 
@@ -87,7 +87,7 @@ class Client:
         yield from answers.items()
 
     def _names(self, event_ids: list[str], get_page: Callable[[], Page], job: Job) -> list[tuple[str, str]]:
-        """Return the names on all pages, given the first; if they move between pages, read them again, once."""
+        """Return the names on all pages; `get_page` gets the first. If they move meanwhile, read them again, once."""
         read_again = False
         while True:
             pages = [get_page()]

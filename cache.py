@@ -1,8 +1,8 @@
 """Answers kept for a lifetime, each loaded once.
 
 The first caller that asks for an absent or expired key loads it; callers that ask for it during the load wait and share
-the outcome. Keys never wait for each other, and nothing is served at or past its expiry. A thread, the reaper, deletes
-what has expired: it sleeps until the next expiry and works in small batches, so no reader waits for long.
+the outcome. Keys never wait for each other. Nothing that is kept is served at or past its expiry. A thread, the reaper,
+deletes what has expired: it sleeps until the next expiry and works in small batches, so no reader waits for long.
 
 `Cache._lock` guards everything that changes, except for the two signals to the reaper, `_closed` and `_wake`. It is
 never held during a load.
@@ -35,7 +35,6 @@ _Entry = tuple[float, str, float, str, Hashable]  # expiry, key, born, kind, val
 _EXPIRY: Final = 0
 _KEY: Final = 1
 _KIND: Final = 3
-
 Hit = tuple[Any, str, float, float]  # value, kind, age, ttl; a named tuple would make hits 50% slower
 
 
@@ -154,8 +153,8 @@ class Cache:
 
         `load`, which must end in time by itself, yields each key with its outcome, which is kept and handed to waiting
         callers at once. This caller runs its own loads before it waits for others', so that two callers can't deadlock.
-        Whatever expires meanwhile is loaded again. From `wait_until` on, a moment of `time.monotonic`, this caller
-        doesn't wait, but calls `load` for the keys it still lacks.
+        Whatever expires meanwhile is loaded again. At `wait_until`, a moment of `time.monotonic`, this caller stops
+        waiting and calls `load` for the keys it still lacks.
 
         Raises what `load` raises, KeyError if it leaves a key out or there is no such kind, TypeError if a value is
         mutable, `LoadFailed` if another caller's load raised, and `Refused` at once if too many callers wait already.

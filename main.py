@@ -53,7 +53,7 @@ def create_app(
 ) -> Flask:
     """Make the service for any WSGI server, from `config` or else from the environment (raises `SettingsError`).
 
-    `server` is what will serve the app, if it is ours. Call this in the process that serves: the service has threads.
+    `server` is our own server, if that will serve the app. Call this in the process that serves: it starts threads.
     """
     config = config or _configure(os.environ)
     parts = _wire(config, client, clock, server)

@@ -38,7 +38,7 @@ def render(found: Found, condition: str | None) -> Response:
 
 
 def render_many(found: Mapping[str, Found], condition: str | None) -> Response:
-    """Make the response for a list; it expires with its first part, and each event is byte for byte its own route's."""
+    """Make the response for a list. It expires with its first part, and has the bytes of each event's own route."""
     values = {event_id: Value(*part.value) for event_id, part in found.items()}
     data = [value.body for value in values.values() if value.status == 200]
     errors = {event_id: _error(value) for event_id, value in values.items() if value.status != 200}
@@ -52,7 +52,7 @@ def error(status: int, message: str, *headers: tuple[str, str]) -> Response:
 
 
 def cors(origins: frozenset[str], origin: str, method: str) -> Headers:
-    """Return the headers that let pages of `origins`, or all pages if it has `*`, read an answer (Fetch standard)."""
+    """Return the headers that let pages of `origins` read an answer (Fetch standard); `*` stands for all origins."""
     if not origins:
         return []
     anybody = "*" in origins

@@ -153,7 +153,7 @@ def beside_cold_answers(upstream: Standin, scale: Scale) -> Iterator[Row]:
 
 @contextlib.contextmanager
 def _cold_answers(port: int, upstream: Standin) -> Iterator[Iterator[int]]:
-    """Ask for `COLD` new events a second; the next number of what it yields is how many were answered."""
+    """Ask for `COLD` new events a second; `next` of the yielded counter says how many were answered."""
     answered, stop = itertools.count(), threading.Event()
     began = time.monotonic()
 

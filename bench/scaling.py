@@ -13,7 +13,7 @@ CALLS = 2
 
 
 def simulate(events: int, instances: int, per_minute: float, lifetime: float, *, shared: bool) -> float:
-    """Return the upstream calls in an hour when each event is asked for so often, by all callers together."""
+    """Return the upstream calls per hour, given how often each event is asked for in all."""
     rng = random.Random(f"{events} {instances} {per_minute} {lifetime}")  # noqa: S311 - the same for both ways
     expiry: dict[tuple[int, int], float] = {}
     loads = 0

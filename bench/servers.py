@@ -107,7 +107,7 @@ class _Stub(Client):
     """Stands in for the service's client: knows every event, each with an answer of 300 bytes."""
 
     def __init__(self) -> None:
-        """Needs nothing of what a client needs."""
+        """Take no upstream."""
 
     def fetch(self, event_ids: list[str], deadline: float) -> Iterator[tuple[str, dict[str, Any]]]:
         for event_id in event_ids:

@@ -1,4 +1,4 @@
-"""Makes one call to Calendar42, unless that asked for a pause, and interprets the answer by the README's table."""
+"""Makes one call to Calendar42, unless there is a pause, and interprets the answer as the README's table says."""
 
 import html
 import json
@@ -76,7 +76,7 @@ class Pause:
 
 
 class Upstream:
-    """Calls Calendar42 with a `token`, but not during a `pause`. Thread-safe. `observe` is called with each `Call`."""
+    """Calls Calendar42, except in a `pause`. Thread-safe. `timeout` is the usual time for a load, in seconds."""
 
     def __init__(
         self, *, base_url: str, token: str, timeout: float, pause: Pause, observe: Observe = lambda call: None
@@ -91,7 +91,7 @@ class Upstream:
         return lambda: self._finish(endpoint, call, job)
 
     def abandon(self, job: Job) -> None:
-        """Let what still runs of a job end within `GRACE`: its connections can be kept then, and a 429 is seen."""
+        """Cancel a job's active calls after `GRACE`: most end before, so connections are kept and a 429 is seen."""
         for call in job.futures:
             if not call.done():
                 self.transport.cancel(call, GRACE)
@@ -152,7 +152,7 @@ class Upstream:
     def _error_body(self, body: bytes) -> bytes:
         """Return the part of an error's body to pass through: nothing if it contains the token, or an escaped one."""
         said = body[: 2 * MAX_ERROR_BODY].decode("latin-1")  # the second half may hold the end of a token
-        with suppress(ValueError):  # an HTML reference to a number with thousands of digits
+        with suppress(ValueError):  # an HTML reference to a number with thousands of digits: it may hide the token
             if self._token not in said and _plain(self._token) not in _plain(said):
                 return body[:MAX_ERROR_BODY]
         return b""

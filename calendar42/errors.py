@@ -15,7 +15,7 @@ class C42Error(Exception):
     upstream_status: int = 200  # what Calendar42 answered with; 0: no whole answer came
     body: bytes = b""  # what the client gets instead of the message
     retry_after: float = 0.0  # seconds; 0: not known
-    private: bool = False  # says nothing about the event: its whole list failed, or there was little time
+    private: bool = False  # only for its caller: the whole list failed, or there was too little time to judge the event
 
     def __str__(self) -> str:
         return self.message

@@ -1,4 +1,4 @@
-"""Extracts titles and names from Calendar42's JSON. Pure functions; they raise `C42Error` if it isn't as documented."""
+"""Extracts titles and names from Calendar42's JSON, with pure functions. Unexpected JSON raises `C42Error`."""
 
 from collections.abc import Collection
 from typing import Any, NamedTuple
@@ -23,7 +23,7 @@ class Page(NamedTuple):
 
 
 def events(body: Any, asked: Collection[str]) -> dict[str, Any]:
-    """Return the events of an answer by their ids; a list of those `asked` for must have all that Calendar42 counts."""
+    """Return the events of an answer by id; raise `TooLarge` if Calendar42 counts more than it sent for `asked`."""
     rows, total = _read(EVENTS, body)
     if len(asked) > 1 and isinstance(total, int) and total > len(rows):
         raise TooLarge(EVENTS, "Calendar42 sent only a part of the events")
@@ -38,7 +38,7 @@ def title(events: dict[str, Any], event_id: str, asked: Collection[str]) -> str 
     if not events.keys() <= set(asked) and event_id not in events:
         raise C42Error(EVENTS, "Calendar42 sent other events", private=len(asked) > 1)
     if event.get("permission") == "removed":
-        is_unknown = event_id not in events and len(asked) > 1
+        is_unknown = event_id not in events and len(asked) > 1  # lists omit unknown events
         raise C42Error(EVENTS, f"Event {event_id} not found" if is_unknown else "the event is deleted", 404)
     found = _value(_TITLE, event)
     if not isinstance(found, str | None):

@@ -38,7 +38,7 @@ class Request(NamedTuple):
 
 
 def find_end(data: bytearray, limit: int) -> int | None:
-    """Return the length of the head of `data`, or None if it is incomplete. Reject what can't become a request."""
+    """Return the head's length, None if it is incomplete; raise `Rejected` if it exceeds `limit` or can't be a head."""
     start, end, _ = data[:limit].partition(b"\r\n\r\n")
     if end:
         return len(start) + len(end)

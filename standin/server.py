@@ -1,7 +1,7 @@
 """The stand-in's sockets: counts what arrives, asks `api` for the right answer and lets a rule spoil it.
 
-`Standin._lock` guards its catalogue, rules and counts; nobody waits or sends while holding it. Only the thread
-that accepts connections touches the server's `connections`, and `stop` once that thread has ended.
+`Standin._lock` guards its catalogue, rules and counts; it is never held while waiting or sending. Only the
+accepting thread uses the server's `connections`, and `stop` after it has ended.
 """
 
 import contextlib

@@ -72,7 +72,7 @@ class Redis:
 
 
 class Proxy:
-    """Passes on what it gets to a port and back; `spoil`, if there is one, does something else to what comes back.
+    """Forwards data to a port and back; `spoil`, if given, changes the replies.
 
     Without a port, what clients send comes back.
     """

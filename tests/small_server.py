@@ -1,7 +1,7 @@
 """The server with a small app behind it: `C42_PORT=... python -m tests.small_server '{"option": value}'`.
 
 Options are those of `Server.serve`; `"uvloop": false` for asyncio's own loop; `"files": 300` for a system that allows
-no more open files; `"rounds": 20` to serve again, each time after SIGHUP, when told to stop.
+no more open files; `"rounds": 20` to serve 20 times, starting again on SIGHUP after each stop.
 """
 
 import json

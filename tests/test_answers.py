@@ -156,7 +156,7 @@ def error(kind: type[C42Error] = C42Error, **said: Any) -> C42Error:
 )
 def test_what_is_kept_of_an_outcome(outcome: Any, kind: str, lifetime: float, private: bool) -> None:
     """Good answers and refusals are kept for C42_EXPIRY from the load's start, faults for C42_FAULT_EXPIRY from when
-    they were found, and nothing that says nothing about the event."""
+    they were found, and private faults aren't kept."""
 
     def fetch(event_ids: list[str], deadline: float) -> Iterator[tuple[str, Any]]:
         for event_id in event_ids:

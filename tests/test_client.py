@@ -318,7 +318,7 @@ def test_time_out(make: Make, upstream: Standin, endpoint: str, fault: dict[str,
 
 @pytest.mark.parametrize(("timeout", "private"), [(0.3, False), (0.5, True)])
 def test_little_time(make: Make, upstream: Standin, timeout: float, private: bool) -> None:
-    """A time-out says nothing about an event that was asked for in less than half of the time it usually has."""
+    """A time-out is private if the load had less than half of its usual time."""
     upstream.rule(hang=True)
     assert failure(make(timeout=timeout), EVENTS["plain"], 0.2).private == private
 

@@ -87,7 +87,7 @@ def test_finds_stale_answers(story: Story, late: float) -> None:
 
 
 def test_our_own_delay_makes_no_answer_stale(story: Story) -> None:
-    """The answer to a pipelined request may have waited to be read since all of them were sent, and no longer."""
+    """Delays of this process count from when the pipelined requests were sent."""
     said = story.load(asked=100.0)
     story.checker.lag = lambda since: 0.5 if since <= 102.0 else 0.0
     assert not story.answer(said, sent=103.5, pipelined=102.0, headers={})
@@ -95,7 +95,7 @@ def test_our_own_delay_makes_no_answer_stale(story: Story) -> None:
 
 
 def test_finds_stale_304s(story: Story) -> None:
-    """A 304 vouches for a body, which must not be stale."""
+    """The body that a 304 confirms must not be stale."""
     said, headers = story.load(asked=100.0), {"etag": '"1"'}
     assert not story.answer(said, sent=100.0, headers=headers)
     answer = Answer(sent=104.0, received=104.0, event_ids=["small-1"], status=304, headers=headers, body=b"")

@@ -27,7 +27,7 @@ def _needs_debian(item: pytest.Item) -> bool:
 
 @pytest.fixture(scope="session")
 def memory() -> Iterator[Path]:
-    """Return a folder that is kept in memory: whole systems are written there, and are gone in an instant."""
+    """Return a folder in memory: writing and deleting whole systems is fast there."""
     with tempfile.TemporaryDirectory(prefix="c42c-deploy-") as folder:
         ran("mount", "-t", "tmpfs", "-o", "size=3g,mode=755", "c42c", folder)
         yield Path(folder)

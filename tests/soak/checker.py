@@ -1,4 +1,4 @@
-"""Holds every answer of the service against what the upstream said, and when.
+"""Checks every answer against what the upstream said, and when.
 
 All times are `time.monotonic()` of this process. The checker can't see when the service began a load or sent an answer,
 only when the upstream was asked (later than the load began) and when the answer arrived (later than it was sent). The
@@ -35,8 +35,8 @@ class Rules:
 class Answer:
     """One response of the service, and the request it answers. Times are in seconds.
 
-    A pipelined request counts as sent once the answer before its own has been received; `pipelined` is when it really
-    was sent, since its answer may have waited to be read for as long as we have been slow since then.
+    A pipelined request counts as sent once the answer before its own has been received; `pipelined` is when it was
+    really sent: if this process was slow since, the answer waited to be read.
     """
 
     sent: float

@@ -1,4 +1,4 @@
-"""The processes of a soak test, the instances of the service and a Redis, and what befalls them."""
+"""The processes of a soak test, the instances of the service and a Redis, and their outages."""
 
 import asyncio
 import ctypes
@@ -176,7 +176,7 @@ async def start(instances: Sequence[Instance], upstream: Upstream, rules: Rules,
 
 
 class Outages:
-    """Lets something happen, waits until all is well again, leaves it well for a while, and so on."""
+    """Causes an outage, waits for recovery and then for a while, and repeats."""
 
     def __init__(self, redis: Redis, instances: Sequence[Instance], checker: Checker, rng: random.Random) -> None:
         self._redis = redis

@@ -103,7 +103,7 @@ class Client:
         await wire.receive([event_id])
 
     async def _make_mistakes(self, wire: "_Wire") -> None:
-        """Ask for what there isn't; nothing of it goes upstream."""
+        """Ask for things that don't exist; no call is made."""
         method, target, status = self.rng.choice((("GET", "a%20b", 400), ("POST", "a", 405), ("GET", "a/b", 404)))
         wire.send(_request(target, method))
         answer = await wire.read([])
@@ -138,7 +138,7 @@ class _Wire:
         self.writer.close()
 
     def reset(self) -> None:
-        """Let go without a farewell."""
+        """Reset the connection."""
         with contextlib.suppress(OSError):
             sock = self.writer.get_extra_info("socket")
             sock.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
