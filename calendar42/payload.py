@@ -53,6 +53,8 @@ def page(body: Any, event_ids: Collection[str]) -> Page:
         raise C42Error(SUBSCRIPTIONS, "Calendar42 did not say how many subscriptions there are")
     if total > MAX_ROWS:
         raise TooLarge(SUBSCRIPTIONS, f"Calendar42 has more than {MAX_ROWS} subscriptions")
+    if rows and not any(row.get("event_id") in event_ids for row in rows):
+        raise C42Error(SUBSCRIPTIONS, "Calendar42 sent other subscriptions")
     names = []
     for row in rows:
         # Calendar42 ignores a filter that it can't read, so a row counts only for the event that it names.

@@ -113,7 +113,8 @@ def test_wrong_names(name: Any) -> None:
     with pytest.raises(C42Error, match=r"sent a first name that is not text$"):
         payload.page(subscriptions(1, {"subscriber": {"first_name": name}}), ["E"])
     for row in {"event_id": "F"}, {"event_id": None}, {"permission": "removed"}:
-        assert payload.page(subscriptions(1, {"subscriber": {"first_name": name}} | row), ["E"]).names == []
+        rows = {"subscriber": {"first_name": name}} | row, {"subscriber": {"first_name": "A"}}
+        assert payload.page(subscriptions(2, *rows), ["E"]).names == [("E", "A")]
 
 
 @pytest.mark.parametrize("subscriber", [1, "A", True, [], [{"first_name": "A"}]], ids=json.dumps)
@@ -167,6 +168,16 @@ def missing(events: list[str], *asked: str) -> C42Error:
     with pytest.raises(C42Error) as raised:
         payload.title({event_id: {"id": event_id} for event_id in events}, asked[0], asked)
     return raised.value
+
+
+def test_foreign_subscriptions() -> None:
+    """Rows for other events are left out, but a page without a row for an event asked for answers another question."""
+    rows = [{"event_id": one, "subscriber": {"first_name": f"of {one}"}} for one in "EF"]
+    assert payload.page({"meta_data": {"count": 2}, "data": rows}, ["E"]).names == [("E", "of E")]
+    assert payload.page({"meta_data": {"count": 0}, "data": []}, ["E"]).names == []
+    for other in rows, [{"id": "E"}]:
+        with pytest.raises(C42Error, match=r"^Calendar42 sent other subscriptions$"):
+            payload.page({"meta_data": {"count": len(other)}, "data": other}, ["G"])
 
 
 def test_missing_events() -> None:
