@@ -16,7 +16,7 @@ log = logging.getLogger("c42c")
 
 def register(app: Flask, *, origins: frozenset[str], observe_refusal: Callable[[], None]) -> None:
     """Add the error handlers to `app`, and let pages of `origins` read its responses."""
-    app.before_request(_ignore_range)
+    app.before_request(_ignore_headers)
     app.before_request(_refuse_odd_path)
     app.register_error_handler(ids.BadIds, lambda error: respond(answers.error(400, str(error))))
     app.register_error_handler(HTTPException, _failed)
@@ -43,8 +43,10 @@ def respond(answer: answers.Response) -> Response:
     return Response(body, status, headers)
 
 
-def _ignore_range() -> None:
-    request.environ.pop("HTTP_RANGE", None)  # as RFC 9110, 14.2 allows: no client needs a part of a file
+def _ignore_headers() -> None:
+    """Ignore ranges, which no client needs (RFC 9110, 14.2), and dates: ETags are enough, and Werkzeug fails on odd dates."""
+    for name in "HTTP_RANGE", "HTTP_IF_MODIFIED_SINCE":
+        request.environ.pop(name, None)
 
 
 def _refuse_odd_path() -> None:
