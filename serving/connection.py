@@ -229,9 +229,9 @@ class Connection(asyncio.BufferedProtocol):
             self._advance()
 
     def _reject(self, status: int, message: str) -> None:
-        self._send(self._hub.reject(status, message), False)
+        self._send(self._hub.reject(status, message), False, self._unread.split(b" ", 1)[0].decode("latin-1"))
 
-    def _send(self, answer: Answer, keep_alive: bool, method: str = "") -> None:
+    def _send(self, answer: Answer, keep_alive: bool, method: str) -> None:
         head, body = answer
         keep_alive = keep_alive and not self._hub.closing
         self.transport.write(head + self._hub.tails[keep_alive] + (b"" if method == "HEAD" else body))

@@ -165,6 +165,13 @@ def test_rejections_say_why(name: str) -> None:
     assert json.loads(answer.body)["error"]["message"] == MESSAGES[name]
 
 
+def test_rejected_head_requests() -> None:
+    """A HEAD request that is rejected gets no body either, and one with another method does."""
+    for method, has_body in ((b"HEAD", False), (b"HEADS", True), (b"GET", True)):
+        (answer,) = Wire(Desk()).send(method + b" * HTTP/1.1\r\nHost: a\r\n\r\n").answers(method.decode())
+        assert (answer.status, bool(answer.body)) == (400, has_body)
+
+
 def test_rejected_before_the_head_is_complete() -> None:
     """A head that can't become a request, such as TLS or HTTP/0.9, is rejected without waiting for the rest of it."""
     for raw, status in ((b"\x16\x03\x01\x02\x00", 400), (b"GET /\r\n", 400), (b"GET / HTTP/3.0\r\n", 505)):
