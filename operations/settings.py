@@ -70,7 +70,7 @@ def _is_redis(text: str) -> bool:
 
 _token = _kind(_EIGHT, f"({_SAFE})?")
 _level = _kind(f"one of {', '.join(_LEVELS)}", f"(?i){'|'.join(_LEVELS)}", str.upper)
-_host = _kind("an address or a name of this machine", "[A-Za-z0-9.:_-]+")
+_host = _kind("an address or a name of this machine", r"[A-Za-z0-9:_-]{1,63}(\.[A-Za-z0-9:_-]{1,63})*\.?")
 _base_url = _kind(
     "an http:// or https:// URL without user, query or fragment", r"(?i)https?://(?=[!-~]+\Z)[^/?#@]+(/[^?#]*)?", _url
 )
@@ -152,12 +152,13 @@ def _find_token(token: str, path: str) -> str:
     if not token and not path:
         raise ValueError("C42_TOKEN is missing: expected Calendar42's token, or C42_TOKEN_FILE with the path of a file")
     if path:
+        shown = f"C42_TOKEN_FILE={_one_line(path)}" if "/" in path else "C42_TOKEN_FILE"  # else it may be the token
         try:
             token = Path(path).read_text("ascii", "replace").rstrip("\n")
         except OSError as error:
-            raise ValueError(f"C42_TOKEN_FILE={_one_line(path)} can't be read: {error.strerror}") from None
+            raise ValueError(f"{shown} can't be read: {error.strerror}") from None
         if not re.fullmatch(_SAFE, token):
-            raise ValueError(f"C42_TOKEN_FILE={_one_line(path)} is invalid: expected a file that holds {_EIGHT}")
+            raise ValueError(f"{shown} is invalid: expected a file that holds {_EIGHT}")
     return token
 
 

@@ -1,7 +1,6 @@
 """The server: one process, an event loop for all connections, and a pool of threads for a WSGI app."""
 
 import asyncio
-import errno
 import logging
 import os
 import signal
@@ -91,10 +90,7 @@ class Server:
 
 def listen(host: str, port: int) -> socket.socket:
     """Return a socket that listens at the first address of `host`. Raise OSError, with a reason, if none can."""
-    try:
-        family, _, _, _, address = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)[0]
-    except UnicodeError:  # an empty label, or one that is too long
-        raise OSError(errno.EINVAL, "not a host name") from None
+    family, _, _, _, address = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)[0]
     try:
         listener = socket.create_server(address, family=family, backlog=_BACKLOG)
     except OSError as error:

@@ -22,7 +22,7 @@ WRONG = {
         "ftp://x", "", "x", "http://", "http:///api", "http://x:99999/", "http://x:y/", "http://x?a", "http://x/#b",
         "http://x y/", "http://x/\n", "http://*.x/", "http://.../", "http://[zz]/", "http://a@x/", "http://\x00/",
     ],
-    "C42_HOST": ["", "a b", "http://x", "127.0.0.1:80\n", "/a"],
+    "C42_HOST": ["", "a b", "http://x", "127.0.0.1:80\n", "/a", ".", "a..b", "a" * 64],
     "C42_PORT": ["99999", "0", "-1", "http", "", "80.5", "\u0663", "5000\n", "1" * 5000],
     "C42_TIMEOUT": ["0", "-1", "nan", "", "9999"],
     "C42_FAULT_EXPIRY": ["0", "-1", "nan", "", "5", "5\n"],
@@ -117,6 +117,9 @@ def test_wrong_token_file(tmp_path: Path, capsys: pytest.CaptureFixture[str]) ->
         f"{shown}/none can't be read: No such file or directory"
     ]
     assert complaints(capsys, C42_TOKEN_FILE=str(tmp_path)) == [f"{shown} can't be read: Is a directory"]
+    assert complaints(capsys, C42_TOKEN_FILE="it-is-the-token") == [
+        "C42_TOKEN_FILE can't be read: No such file or directory"
+    ]
     both = "C42_TOKEN and C42_TOKEN_FILE are both set: expected only one of them"
     assert complaints(capsys, C42_TOKEN=TOKEN, C42_TOKEN_FILE=f"{tmp_path}/none") == [both]
 
