@@ -135,8 +135,8 @@ def main(arguments: list[str], environ: Mapping[str, str] = os.environ) -> int:
     options = parser.parse_args(arguments)
     try:
         event_id, config = ids.check(options.event_id), settings.read(environ)
-        pause, timeout = Pause(config.fault_expiry), config.timeout
-        upstream = Upstream(base_url=config.base_url, token=config.token, timeout=timeout, pause=pause)
+        url, token, timeout, pause = config.base_url, config.token, config.timeout, Pause(config.fault_expiry)
+        upstream = Upstream(base_url=url, token=token, timeout=timeout, pause=pause, observe=lambda call: None)
         with closing(Client(upstream)) as client:
             ((_, outcome),) = client.fetch([event_id], time.monotonic() + timeout)
         if isinstance(outcome, C42Error):

@@ -35,9 +35,6 @@ class Call(NamedTuple):
     trouble: str = ""  # why no whole answer came
 
 
-Observe = Callable[[Call], None]
-
-
 class Job(NamedTuple):
     """The calls for one answer, to be finished by `deadline`; times are those of `time.monotonic`."""
 
@@ -79,7 +76,7 @@ class Upstream:
     """Calls Calendar42, except in a `pause`. Thread-safe. `timeout` is the usual time for a load, in seconds."""
 
     def __init__(
-        self, *, base_url: str, token: str, timeout: float, pause: Pause, observe: Observe = lambda call: None
+        self, *, base_url: str, token: str, timeout: float, pause: Pause, observe: Callable[[Call], None]
     ) -> None:
         self.transport = Transport(base_url=base_url, token=token)
         self._token, self._timeout, self._pause, self._observe = token, timeout, pause, observe
@@ -151,7 +148,8 @@ class Upstream:
 
     def _error_body(self, body: bytes) -> bytes:
         """Return the part of an error's body to pass through: nothing if it contains the token, or an escaped one."""
-        said = body[: 2 * MAX_ERROR_BODY].decode("latin-1")  # the second half may hold the end of a token
+        # The second half may hold the end of a token. In UTF-16, a token has a NUL after each character.
+        said = body[: 2 * MAX_ERROR_BODY].decode("latin-1").replace("\0", "")
         with suppress(ValueError):  # an HTML reference to a number with thousands of digits: it may hide the token
             if self._token not in said and _plain(self._token) not in _plain(said):
                 return body[:MAX_ERROR_BODY]

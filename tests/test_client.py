@@ -48,6 +48,7 @@ def make(upstream: Standin) -> Iterator[Make]:
 
         def client(**options: Any) -> Client:
             usual: dict[str, Any] = {"base_url": upstream.base_url, "token": TOKEN, "timeout": 10, "pause": Pause(6)}
+            usual["observe"] = lambda call: None
             faults = {name: options.pop(name) for name in ["observe_fault"] if name in options}
             return stack.enter_context(contextlib.closing(Client(Upstream(**usual | options), **faults)))
 
@@ -857,7 +858,7 @@ def test_a_split_list_is_logged(make: Make, upstream: Standin, caplog: pytest.Lo
 # The token
 
 
-def echoes(token: str) -> list[str]:
+def echoes(token: str) -> list[str | bytes]:
     """Return the token as an upstream may echo it."""
     escaped = "".join(f"\\u{ord(char):04x}" for char in token)
     some = token.replace("-", "\\u002d").replace("a", "\\u0061")
@@ -874,6 +875,8 @@ def echoes(token: str) -> list[str]:
         f"<p>{html.escape(token)}",
         json.dumps({"body": json.dumps({"token": token})}),
         json.dumps(json.dumps(json.dumps(token))),
+        token.encode("utf-16"),
+        f"<p>{token}".encode("utf-32-be"),
     ]
 
 
