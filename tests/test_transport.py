@@ -17,6 +17,7 @@ import time
 import tracemalloc
 import zlib
 from collections.abc import Callable, Iterator
+from concurrent.futures import CancelledError
 from pathlib import Path
 from typing import Any, cast
 
@@ -351,7 +352,8 @@ def test_close(scripted: Scripted) -> None:
     """Closing closes kept connections at once, and those of active calls after their answers."""
 
     def close_and_reply(sock: socket.socket) -> None:
-        made.close()
+        for _ in range(1000):  # only the first counts
+            made.close()
         sock.sendall(REPLY)
 
     kept, active = scripted([REPLY, REPLY]), scripted([close_and_reply, REPLY])
@@ -362,6 +364,31 @@ def test_close(scripted: Scripted) -> None:
     made = Transport(base_url=active.base_url, token="x-sent")
     assert ask(made).body == b"{}"
     active.end()
+
+
+def test_cancel(scripted: Scripted) -> None:
+    """A call that is cancelled ends after the delay; with a transport that is closed, nothing happens."""
+    ended, threads = threading.Event(), set(threading.enumerate())
+    made = Transport(base_url=scripted([lambda _: ended.wait(PATIENCE) and None]).base_url, token="x-sent")
+    call = made.begin(made.get("", deadline=time.monotonic() + PATIENCE, limit=LIMIT))
+    made.cancel(call, 0.2)
+    with pytest.raises(TimeoutError):
+        call.result(0.1)
+    with pytest.raises(CancelledError):
+        call.result(PATIENCE)
+    ended.set()
+    made.close()
+    for thread in set(threading.enumerate()) - threads:
+        if thread.name == "c42c-upstream":
+            thread.join(PATIENCE)
+    made.cancel(call, 0)
+
+
+def test_a_handshake_that_breaks_off(scripted: Scripted, transport: MakeTransport) -> None:
+    """If the upstream hangs up during the TLS handshake, the reason says so."""
+    base_url = scripted([]).base_url.replace("http:", "https:")
+    with pytest.raises(ConnectionError, match=r"^broke off$"):
+        ask(transport(base_url))
 
 
 WHOLE = {
