@@ -44,7 +44,7 @@ def respond(answer: answers.Response) -> Response:
 
 
 def _ignore_headers() -> None:
-    """Ignore ranges, which no client needs (RFC 9110, 14.2), and dates: ETags are enough, and Werkzeug fails on odd dates."""
+    """Ignore ranges, which no client needs (RFC 9110, 14.2), and dates: ETags do better, and Werkzeug fails on some."""
     for name in "HTTP_RANGE", "HTTP_IF_MODIFIED_SINCE":
         request.environ.pop(name, None)
 
