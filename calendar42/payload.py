@@ -23,7 +23,7 @@ class Page(NamedTuple):
 
 
 def events(body: Any, asked: Collection[str]) -> dict[str, Any]:
-    """Return the events of an answer by id; raise `TooLarge` if Calendar42 counts more than it sent for `asked`."""
+    """Return the events of an answer by id; raise `TooLarge` if a list of them, `asked` for, is not all there."""
     rows, total = _read(EVENTS, body)
     if len(asked) > 1 and isinstance(total, int) and total > len(rows):
         raise TooLarge(EVENTS, "Calendar42 sent only a part of the events")
@@ -53,7 +53,7 @@ def page(body: Any, event_ids: Collection[str]) -> Page:
         raise C42Error(SUBSCRIPTIONS, "Calendar42 did not say how many subscriptions there are")
     if total > MAX_ROWS:
         raise TooLarge(SUBSCRIPTIONS, f"Calendar42 has more than {MAX_ROWS} subscriptions")
-    if rows and not any(row.get("event_id") in event_ids for row in rows):
+    if rows and not any(row.get("event_id") in event_ids or row.get("permission") == "removed" for row in rows):
         raise C42Error(SUBSCRIPTIONS, "Calendar42 sent other subscriptions")
     names = []
     for row in rows:
