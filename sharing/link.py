@@ -128,7 +128,7 @@ class Link:
             if isinstance(error, asyncio.CancelledError):
                 self.up = False  # the link is closed, which is no loss
             self.lose("timed out" if isinstance(error, TimeoutError) else type(error).__name__)
-            for ask in (*asks, *self._asks):
+            for ask in (one for one in (*asks, *self._asks) if not one.replies.done()):
                 ask.replies.set_exception(Lost())
             self._asks.clear()
             if not isinstance(error, Exception):
@@ -146,7 +146,7 @@ class Link:
                 for patience in CONNECT, PATIENCE if self.up else QUICK:
                     probe = _Ask([("EVAL", _PROBE, 1, f"c42c:probe:{own}", own)], patience)
                     self._take(probe)
-                    if await asyncio.shield(asyncio.wrap_future(probe.replies)) != [own.encode()]:
+                    if await asyncio.wrap_future(probe.replies) != [own.encode()]:
                         raise self.lose("it answers nonsense")
                 if not self.up:
                     log.info("Redis is %s: answers are shared", "there" if self.up is None else "back")

@@ -2,6 +2,7 @@
 
 import asyncio
 import contextlib
+import gc
 import logging
 import re
 import shutil
@@ -609,8 +610,8 @@ def test_a_lock_that_became_anothers_is_left_alone(shared_redis: Redis, machine:
     with shared_redis.client() as client:
 
         def answer() -> Loaded:
-            client.set(first.lock(event_id), "another's", px=300)
-            until(lambda: client.pttl(first.lock(event_id)) < 200)
+            client.set(first.lock(event_id), "another's", px=10_000)
+            until(lambda: client.pttl(first.lock(event_id)) < 9_900)
             return Loaded(VALUE, OK, 252.0)
 
         first.answer = answer
@@ -1073,33 +1074,37 @@ def test_a_tier_that_is_closed_during_a_look_up(
     proxy.end()
 
 
-def test_a_server_that_stops_during_a_look_up(
+@pytest.mark.parametrize("probe_every", [1000.0, 0.0], ids=["a look-up", "a probe"])
+def test_a_server_that_stops_during_an_exchange(
     shared_redis: Redis,
     machine: Make,
     pool: ThreadPoolExecutor,
     caplog: pytest.LogCaptureFixture,
     monkeypatch: pytest.MonkeyPatch,
+    probe_every: float,
 ) -> None:
     """When the server's loop ends, loads that wait for Redis are let go, and neither a loss nor a bug is logged."""
     monkeypatch.setattr(sharing.tier, "PATIENCE", 1000.0)
+    monkeypatch.setattr(sharing.link, "PATIENCE", 1000.0)
+    monkeypatch.setattr(sharing.link, "CONNECT", 1000.0)
     runner, asked, told, proxy = asyncio.Runner(), threading.Event(), asyncio.Event(), Proxy(shared_redis.port)
-    own = runner.get_loop()
 
     def serve() -> None:
         with runner:
             runner.run(told.wait())
 
+    one = machine(proxy.url, loop=runner.get_loop(), probe_every=probe_every, ready=False)
     serving = threading.Thread(target=serve)
     serving.start()
-    one = machine(proxy.url, loop=own)
+    until(lambda: one.shares, "Redis to be there")
+    caplog.clear()
     proxy.spoil = lambda *_: asked.set()
     asking = pool.submit(one.ask, new_id())
     assert asked.wait(PATIENCE)
-    until(lambda: len(asyncio.all_tasks(own)) > 3, "an exchange")
-    caplog.clear()
-    own.call_soon_threadsafe(told.set)
+    runner.get_loop().call_soon_threadsafe(told.set)
     serving.join(PATIENCE)
     assert asking.result(PATIENCE).value == VALUE
+    gc.collect()
     assert [record.getMessage() for record in caplog.records] == []
     proxy.end()
 
