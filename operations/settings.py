@@ -1,4 +1,4 @@
-"""Every `C42_…` variable, read and checked once, into one frozen object. Only `main.py` reads one more, for the log."""
+"""Every `C42_…` variable, read and checked once, into one frozen object. `main.py` reads `C42_LOGFORMAT` again."""
 
 import contextlib
 import difflib
@@ -23,7 +23,7 @@ _ORIGIN = r" *https?://([a-z0-9.-]+|\[[0-9a-f:]+\])(:[1-9][0-9]*)? *"
 _REDIS_OPTIONS = {"db": "[0-9]+", "username": ".*", "password": ".*"}
 _TLS_OPTIONS = dict.fromkeys(["ssl_ca_certs", "ssl_certfile", "ssl_keyfile"], ".+")
 _TLS_OPTIONS["ssl_cert_reqs"] = "none|optional|required"
-_GONE = {"C42_WORKERS": "run several instances, which share answers through C42_CACHE_URL: see docs/scaling.md"}
+_GONE = {"C42_WORKERS": "run several instances, which share answers through C42_CACHE_URL (see docs/scaling.md)"}
 Parse = Callable[[str], Any]
 
 
@@ -152,13 +152,12 @@ def _find_token(token: str, path: str) -> str:
     if not token and not path:
         raise ValueError("C42_TOKEN is missing: expected Calendar42's token, or C42_TOKEN_FILE with the path of a file")
     if path:
-        shown = f"C42_TOKEN_FILE={_one_line(path)}" if "/" in path else "C42_TOKEN_FILE"  # else it may be the token
-        try:
+        try:  # the path isn't shown, since it may be the token, by mistake
             token = Path(path).read_text("ascii", "replace").rstrip("\n")
         except OSError as error:
-            raise ValueError(f"{shown} can't be read: {error.strerror}") from None
+            raise ValueError(f"C42_TOKEN_FILE can't be read: {error.strerror}") from None
         if not re.fullmatch(_SAFE, token):
-            raise ValueError(f"{shown} is invalid: expected a file that holds {_EIGHT}")
+            raise ValueError(f"C42_TOKEN_FILE is invalid: expected a file that holds {_EIGHT}")
     return token
 
 

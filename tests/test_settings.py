@@ -106,20 +106,16 @@ def test_token_file(tmp_path: Path, start: Start) -> None:
 
 
 def test_wrong_token_file(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    """A token file that is missing, empty or holds something else is named, and nothing of it is shown."""
-    shown = f"C42_TOKEN_FILE={tmp_path}"
+    """A token file that is missing, empty or holds something else is a mistake; neither it nor its path is shown."""
+    shown, missing = "C42_TOKEN_FILE", "can't be read: No such file or directory"
     wrong = "is invalid: expected a file that holds at least 8 printable ASCII characters without spaces"
     contents = {"empty": b"", "short": b"hush\n", "two": b"hush-hush\nhush-hush\n", "odd": b"hush-hush\xff"}
     for name, content in contents.items():
         (tmp_path / name).write_bytes(content)
-        assert complaints(capsys, C42_TOKEN_FILE=f"{tmp_path}/{name}") == [f"{shown}/{name} {wrong}"]
-    assert complaints(capsys, C42_TOKEN_FILE=f"{tmp_path}/none") == [
-        f"{shown}/none can't be read: No such file or directory"
-    ]
+        assert complaints(capsys, C42_TOKEN_FILE=f"{tmp_path}/{name}") == [f"{shown} {wrong}"]
+    for path in f"{tmp_path}/none", "it-is-the-token", "it/is/the/token":
+        assert complaints(capsys, C42_TOKEN_FILE=path) == [f"{shown} {missing}"]
     assert complaints(capsys, C42_TOKEN_FILE=str(tmp_path)) == [f"{shown} can't be read: Is a directory"]
-    assert complaints(capsys, C42_TOKEN_FILE="it-is-the-token") == [
-        "C42_TOKEN_FILE can't be read: No such file or directory"
-    ]
     both = "C42_TOKEN and C42_TOKEN_FILE are both set: expected only one of them"
     assert complaints(capsys, C42_TOKEN=TOKEN, C42_TOKEN_FILE=f"{tmp_path}/none") == [both]
 
