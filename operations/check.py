@@ -47,7 +47,8 @@ def _findings(environ: Mapping[str, str]) -> Iterator[Finding]:
         yield FAIL, f"answer: none within {config.timeout:g} s; see C42_BASE_URL, C42_TIMEOUT, proxies and firewalls"
     except OSError as error:
         hint = "REQUESTS_CA_BUNDLE and the clock" if "certificate" in str(error) else "DNS, proxies and firewalls"
-        yield FAIL, f"answer: none from {url.netloc} ({error.strerror or error}); see C42_BASE_URL, {hint}"
+        hint = "ulimit -n" if error.errno else f"C42_BASE_URL, {hint}"  # an error of this machine has a number
+        yield FAIL, f"answer: none from {url.netloc} ({error.strerror or error}); see {hint}"
     else:
         yield OK, f"answer: came from {url.netloc} in {(time.monotonic() - began) * 1000:.0f} ms"
         yield _token(answer)

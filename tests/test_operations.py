@@ -483,16 +483,13 @@ def test_check_no_way(capsys: pytest.CaptureFixture[str]) -> None:
 
 
 def test_check_without_descriptors() -> None:
-    """If no file descriptor is left for the question, the check says so."""
-    command = [
-        "sh",
-        "-c",
-        'ulimit -n 6; exec "$0" main.py --check',
-        sys.executable,
-    ]  # a loop needs three
-    ended = subprocess.run(command, env={"C42_TOKEN": TOKEN}, cwd=ROOT, check=False, capture_output=True, text=True)
+    """If no file descriptor is left for the question, the check says so, and where the limit is."""
+    limited = 'ulimit -n 6; exec "$0" main.py --check'  # three are for the streams, and three for an event loop
+    environ = {"C42_TOKEN": TOKEN, "C42_BASE_URL": "http://127.0.0.1:1/"}
+    command = ["sh", "-c", limited, sys.executable]
+    ended = subprocess.run(command, env=environ, cwd=ROOT, check=False, capture_output=True, text=True)
     assert (ended.returncode, ended.stderr) == (1, "")
-    assert "FAIL  answer: none from demo.calendar42.com (Too many open files); see C42_BASE_URL" in ended.stdout
+    assert "FAIL  answer: none from 127.0.0.1:1 (Too many open files); see ulimit -n" in ended.stdout
 
 
 def test_check_typing_error(capsys: pytest.CaptureFixture[str], upstream: Standin) -> None:
