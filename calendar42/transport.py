@@ -14,6 +14,7 @@ import time
 import zlib
 from collections.abc import Coroutine, Mapping
 from concurrent.futures import Future, ThreadPoolExecutor
+from contextlib import suppress
 from functools import cached_property, partial
 from typing import Any, NamedTuple, cast
 from urllib.parse import quote, urlsplit
@@ -58,7 +59,7 @@ class Transport:
 
     def cancel(self, call: Future[Any], delay: float) -> None:
         """Cancel a call that `begin` returned, after `delay` seconds."""
-        if not self._loop.is_closed():
+        with suppress(RuntimeError):  # the loop is closed
             self._loop.call_soon_threadsafe(self._loop.call_later, delay, call.cancel)
 
     async def get(self, path: str, *, deadline: float, limit: int) -> Answer:

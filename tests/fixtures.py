@@ -11,6 +11,7 @@ import socket
 import subprocess
 import sys
 import tempfile
+import threading
 import time
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
@@ -171,7 +172,9 @@ class Inside:
     def __init__(self, upstream: Standin, **environ: str) -> None:
         self.clock = Clock()
         config = settings.read({"C42_TOKEN": TOKEN, "C42_BASE_URL": upstream.base_url, **environ})
+        others = set(threading.enumerate())
         self.app = main.create_app(config, clock=self.clock)
+        self._threads = [one for one in threading.enumerate() if one.name == "c42c-upstream" and one not in others]
         self.parts: main.Parts = self.app.extensions["c42c"]
         self.cache = self.parts.cache
         self.http: FlaskClient = self.app.test_client()
@@ -185,9 +188,11 @@ class Inside:
         return self.http.get("/status.json").json
 
     def close(self) -> None:
-        """Stop its threads."""
+        """Stop its threads, and wait for its last calls: they would be counted in the next test."""
         self.cache.close()
         self.parts.client.close()
+        for thread in self._threads:
+            thread.join(PATIENCE)
         if self.parts.tier:
             self.parts.tier.close()
 

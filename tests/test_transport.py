@@ -276,10 +276,12 @@ def test_a_kept_connection_that_is_closed(
     assert [ask(made).body for _ in range(3)] == [b"{}", b"{}", b"[1]"]
 
 
-def connections() -> int:
-    """Count the connections in memory, of all transports."""
+def connections() -> set[int]:
+    """Return the ids of the connections in memory, of all transports."""
     gc.collect()
-    return sum(isinstance(one, asyncio.Protocol) and "calendar42" in type(one).__module__ for one in gc.get_objects())
+    kinds = [one for one in asyncio.Protocol.__subclasses__() if one.__module__ == "calendar42.transport"]
+    assert kinds
+    return {id(one) for one in gc.get_objects() if type(one) in kinds}
 
 
 def test_an_idle_connection(scripted: Scripted, transport: MakeTransport, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -300,7 +302,7 @@ def test_an_idle_connection(scripted: Scripted, transport: MakeTransport, monkey
     made = transport(scripted([REPLY, late, see_it_close], [OTHER]).base_url)
     assert [ask(made).body for _ in range(3)] == [b"{}", b"[1]", b"{}"]
     assert idle.wait(PATIENCE)
-    until(lambda: connections() <= before)
+    until(lambda: not connections() - before)
     assert ask(made).body == b"[1]"
 
 
@@ -352,7 +354,7 @@ def test_close(scripted: Scripted) -> None:
     """Closing closes kept connections at once, and those of active calls after their answers."""
 
     def close_and_reply(sock: socket.socket) -> None:
-        for _ in range(1000):  # only the first counts
+        for _ in range(1000):  # only the first counts; further ones would most likely come while it waits for this call
             made.close()
         sock.sendall(REPLY)
 
@@ -371,11 +373,11 @@ def test_cancel(scripted: Scripted) -> None:
     ended, threads = threading.Event(), set(threading.enumerate())
     made = Transport(base_url=scripted([lambda _: ended.wait(PATIENCE) and None]).base_url, token="x-sent")
     call = made.begin(made.get("", deadline=time.monotonic() + PATIENCE, limit=LIMIT))
+    began = time.monotonic()
     made.cancel(call, 0.2)
-    with pytest.raises(TimeoutError):
-        call.result(0.1)
     with pytest.raises(CancelledError):
         call.result(PATIENCE)
+    assert time.monotonic() - began >= 0.2
     ended.set()
     made.close()
     for thread in set(threading.enumerate()) - threads:
@@ -384,11 +386,19 @@ def test_cancel(scripted: Scripted) -> None:
     made.cancel(call, 0)
 
 
-def test_a_handshake_that_breaks_off(scripted: Scripted, transport: MakeTransport) -> None:
+def test_a_handshake_that_breaks_off(transport: MakeTransport) -> None:
     """If the upstream hangs up during the TLS handshake, the reason says so."""
-    base_url = scripted([]).base_url.replace("http:", "https:")
-    with pytest.raises(ConnectionError, match=r"^broke off$"):
-        ask(transport(base_url))
+
+    def hang_up() -> None:
+        with listener.accept()[0] as sock:
+            sock.recv(65536)
+
+    with socket.create_server(("127.0.0.1", 0)) as listener:
+        thread = threading.Thread(target=hang_up)
+        thread.start()
+        with pytest.raises(ConnectionError, match=r"^broke off$"):
+            ask(transport(f"https://127.0.0.1:{listener.getsockname()[1]}/"))
+        thread.join()
 
 
 WHOLE = {
