@@ -148,7 +148,7 @@ class Upstream:
 
     def _error_body(self, body: bytes) -> bytes:
         """Return the part of an error's body to pass through: nothing if it contains the token, or an escaped one."""
-        # The second half may hold the end of a token. In UTF-16, a token has a NUL after each character.
+        # The second half may hold the end of a token. In UTF-16, a token has a NUL beside each character.
         said = body[: 2 * MAX_ERROR_BODY].decode("latin-1").replace("\0", "")
         with suppress(ValueError):  # an HTML reference to a number with thousands of digits: it may hide the token
             if self._token not in said and _plain(self._token) not in _plain(said):

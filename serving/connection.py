@@ -2,7 +2,7 @@
 
 Requests are answered in order, one at a time. All of this runs in the event loop's thread. An immediate answer is sent
 in the turn that read its request. Any other request goes to a worker thread, and nothing more is parsed from this
-client until its answer is there. A turn reads at most 16 KiB from one client, so that no client delays the others.
+client until its answer is there. A turn reads at most 16 KiB from one client, so that none delays the others for long.
 """
 
 import asyncio

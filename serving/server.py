@@ -89,7 +89,7 @@ class Server:
 
 
 def listen(host: str, port: int) -> socket.socket:
-    """Return a socket that listens at the first address of `host`. Raise OSError, with a reason, if none can."""
+    """Return a socket that listens at the first address of `host`. Raise OSError, with a reason, if it can't."""
     family, _, _, _, address = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)[0]
     try:
         listener = socket.create_server(address, family=family, backlog=_BACKLOG)
