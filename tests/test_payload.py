@@ -170,6 +170,16 @@ def missing(events: list[str], *asked: str) -> C42Error:
     return raised.value
 
 
+def test_a_part_of_the_events() -> None:
+    """A list of events must be complete; a single event may be counted as the API likes. Each event has an id."""
+    body = {"meta_data": {"count": 2}, "data": [{"id": "E"}]}
+    assert payload.events(body, ["E"]) == {"E": {"id": "E"}}
+    with pytest.raises(TooLarge, match=r"^Calendar42 sent only a part of the events$"):
+        payload.events(body, ["E", "F"])
+    with pytest.raises(C42Error, match=r"^Calendar42 sent an event without an id$"):
+        payload.events({"data": [{"id": "E"}, {}]}, ["E"])
+
+
 def test_foreign_subscriptions() -> None:
     """Rows for other events are left out, but a page whose rows are all about other events is an error."""
     rows = [{"event_id": one, "subscriber": {"first_name": f"of {one}"}} for one in "EF"]
