@@ -11,7 +11,7 @@ import pytest
 import main
 from operations import VERSION, settings
 from standin import EVENTS
-from tests.fixtures import ROOT, TOKEN, Service, Start
+from tests.fixtures import ROOT, TOKEN, MakeInside, Service, Start
 
 WRONG = {
     "C42_TOKEN": ["a b c d e", "abcdefg", "abcdefg\nh", "caf\u00e9caf\u00e9", "12345678\x00", "\udcff"],
@@ -93,6 +93,12 @@ def test_right_settings() -> None:
     assert (config.port, config.threads, config.max_entries, config.loglevel) == (65535, 17, 2, "DEBUG")
     assert (config.base_url, config.drain) == ("HTTP://[::1]:80/a/", 3600)
     assert "8letters" not in repr(config)
+
+
+@pytest.mark.parametrize(("threads", "waiting"), [("256", 240), ("17", 1)])
+def test_threads_that_never_wait(inside: MakeInside, threads: str, waiting: int) -> None:
+    """All worker threads but sixteen may wait for Calendar42."""
+    assert inside(C42_THREADS=threads).status()["cache"]["max_waiting"] == waiting
 
 
 def test_token_file(tmp_path: Path, start: Start) -> None:
