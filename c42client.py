@@ -11,15 +11,15 @@ from contextlib import closing
 from dataclasses import replace
 from typing import Any
 
-from calendar42 import EVENTS, SUBSCRIPTIONS, ids, payload
-from calendar42.calls import Job, Pause, Upstream
+from calendar42 import EVENTS_ENDPOINT, SUBSCRIPTIONS_ENDPOINT, ids, payload
+from calendar42.calls import Attempt, Pause, Upstream
 from calendar42.errors import C42Error, Exhausted, Paused, TooLarge
 from calendar42.payload import Page
 from operations import settings
 
-PAGE = ids.LONGEST_LIST  # rows: both are the largest page of Calendar42
+PAGE = ids.MAX_IDS  # rows: both are the largest page of Calendar42
 PAGES_AT_ONCE = 16  # of one event or list
-LIST = 6500  # characters of ids in one URL: half a list of the longest ids fits, and servers accept it
+MAX_URL_IDS = 6500  # characters of ids in one URL: half a list of the longest ids fits, and servers accept it
 log = logging.getLogger("c42c.upstream")
 Merged = dict[str, Any]
 Outcome = tuple[str, Merged | C42Error]
@@ -41,7 +41,7 @@ class Client:
         """
         lists = [event_ids]
         while lists:
-            wanted, job = lists.pop(), Job(time.monotonic(), deadline, [], [])
+            wanted, job = lists.pop(), Attempt(time.monotonic(), deadline, [], [])
             left = dict.fromkeys(wanted)
             try:
                 for event_id, outcome in self._fetch(wanted, job):
@@ -63,12 +63,12 @@ class Client:
         """Close the connections, once active calls have ended; no further ones can be made."""
         self._upstream.transport.close()
 
-    def _fetch(self, event_ids: list[str], job: Job) -> Iterator[Outcome]:
+    def _fetch(self, event_ids: list[str], job: Attempt) -> Iterator[Outcome]:
         """Yield each event with its answer or an error of its own; raise `C42Error` if a call fails."""
-        if len(event_ids) > PAGE or len(",".join(event_ids)) > LIST:
-            raise TooLarge(EVENTS, "too many ids for one call")
+        if len(event_ids) > PAGE or len(",".join(event_ids)) > MAX_URL_IDS:
+            raise TooLarge(EVENTS_ENDPOINT, "too many ids for one call")
         rest = f"{event_ids[0]}/" if len(event_ids) == 1 else f"?ids=[{','.join(event_ids)}]&limit={PAGE}"
-        get_events, get_page = self._upstream.begin(EVENTS, rest, job), self._begin_page(event_ids, 0, job)
+        get_events, get_page = self._upstream.begin(EVENTS_ENDPOINT, rest, job), self._begin_page(event_ids, 0, job)
         events = payload.events(get_events(), event_ids)
         answers: dict[str, Merged] = {}
         for event_id in event_ids:
@@ -86,7 +86,7 @@ class Client:
                     answers[event_id]["names"].append(self._upstream.redact(name))
         yield from answers.items()
 
-    def _names(self, event_ids: list[str], get_page: Callable[[], Page], job: Job) -> list[tuple[str, str]]:
+    def _names(self, event_ids: list[str], get_page: Callable[[], Page], job: Attempt) -> list[tuple[str, str]]:
         """Return the names on all pages; `get_page` gets the first. If they move meanwhile, read them again, once."""
         read_again = False
         while True:
@@ -98,15 +98,15 @@ class Client:
             if (names := payload.join(pages)) is not None:
                 return names
             if read_again or not offsets:
-                raise C42Error(SUBSCRIPTIONS, "Calendar42 sent subscriptions that don't add up")
+                raise C42Error(SUBSCRIPTIONS_ENDPOINT, "Calendar42 sent subscriptions that don't add up")
             get_page, read_again = self._begin_page(event_ids, 0, job), True
 
-    def _begin_page(self, event_ids: list[str], offset: int, job: Job) -> Callable[[], Page]:
+    def _begin_page(self, event_ids: list[str], offset: int, job: Attempt) -> Callable[[], Page]:
         rest = f"?event_ids=[{','.join(event_ids)}]&limit={PAGE}&offset={offset}"
-        finish = self._upstream.begin(SUBSCRIPTIONS, rest, job)
+        finish = self._upstream.begin(SUBSCRIPTIONS_ENDPOINT, rest, job)
         return lambda: payload.page(finish(), event_ids)
 
-    def _report(self, event_id: str, outcome: Merged | C42Error, job: Job) -> Outcome:
+    def _report(self, event_id: str, outcome: Merged | C42Error, job: Attempt) -> Outcome:
         """Log how a load ended, observe a fault, and return the outcome. A pause has a log line of its own."""
         if isinstance(outcome, Paused):
             return event_id, outcome
@@ -134,7 +134,7 @@ def main(arguments: list[str], environ: Mapping[str, str] = os.environ) -> int:
     parser.add_argument("event_id", metavar="EVENT_ID")
     options = parser.parse_args(arguments)
     try:
-        event_id, config = ids.check(options.event_id), settings.read(environ)
+        event_id, config = ids.validate_id(options.event_id), settings.read(environ)
         url, token, timeout, pause = config.base_url, config.token, config.timeout, Pause(config.fault_expiry)
         upstream = Upstream(base_url=url, token=token, timeout=timeout, pause=pause, observe=lambda call: None)
         with closing(Client(upstream)) as client:

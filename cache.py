@@ -45,11 +45,11 @@ class Loaded(NamedTuple):
     kind: str
     lifetime: float  # seconds from the value's birth to its expiry
     age: float = 0.0  # seconds from its birth to the load's beginning; negative if it was born later
-    result: str = "miss"  # or, from a shared cache: "shared" (it was there) or "awaited" (another loaded it)
+    source: str = "miss"  # or, from a shared cache: "shared" (it was there) or "awaited" (another loaded it)
     private: bool = False  # only for the caller that loaded it: it isn't kept, and waiting callers load again
 
 
-Load = Callable[[list[str]], Iterable[tuple[str, Loaded]]]
+Loader = Callable[[list[str]], Iterable[tuple[str, Loaded]]]
 
 
 class Found(NamedTuple):
@@ -59,8 +59,8 @@ class Found(NamedTuple):
     kind: str
     age: float
     ttl: float
-    result: str  # "hit", "collapsed" (another caller loaded it), or what the load said: "miss", "shared", "awaited"
-    kept: bool
+    source: str  # "hit", "collapsed" (another caller loaded it), or what the load said: "miss", "shared", "awaited"
+    stored: bool
 
 
 class Stats(NamedTuple):
@@ -77,7 +77,7 @@ class Stats(NamedTuple):
     loading: int  # keys that are being loaded
 
 
-class Refused(Exception):
+class WaitingRoomFull(Exception):
     """Too many callers are already waiting for loads. Nothing was loaded."""
 
 
@@ -89,12 +89,12 @@ class _Outcome(NamedTuple):
     """The outcome of one key, held by a caller while it waits for the rest of its list."""
 
     entry: _Entry
-    result: str
-    kept: bool
+    source: str
+    stored: bool
 
     def found(self, now: float) -> Found:
         expiry, _, born, kind, value = self.entry
-        return Found(value, kind, now - born, expiry - now, self.result, self.kept)
+        return Found(value, kind, now - born, expiry - now, self.source, self.stored)
 
 
 _Running = Future[_Outcome | None]  # a load of one key that is under way; None: its outcome is private
@@ -148,7 +148,7 @@ class Cache:
             self._hits[kind] += 1
         return value, kind, now - born, expiry - now
 
-    def get_or_load(self, keys: Iterable[str], load: Load, wait_until: float = math.inf) -> dict[str, Found]:
+    def get_or_load(self, keys: Iterable[str], load: Loader, wait_until: float = math.inf) -> dict[str, Found]:
         """Return the fresh entries of `keys`, in their order; load the others together, unless another caller does.
 
         `load`, which must end in time by itself, yields each key with its outcome, which is kept and handed to waiting
@@ -157,7 +157,7 @@ class Cache:
         waiting and calls `load` for the keys it still lacks.
 
         Raises what `load` raises, KeyError if it leaves a key out or there is no such kind, TypeError if a value is
-        mutable, `LoadFailed` if another caller's load raised, and `Refused` at once if too many callers wait already.
+        mutable, `LoadFailed` if another caller's load raised, and `WaitingRoomFull` at once if too many callers wait already.
         """
         keys = list(dict.fromkeys(keys))
         got = dict[str, _Outcome]()
@@ -169,11 +169,11 @@ class Cache:
                     missing = self._look_up(keys, got, now)
                     if not missing:
                         for outcome in got.values():
-                            self._hits[outcome.entry[_KIND]] += outcome.result == "hit"
+                            self._hits[outcome.entry[_KIND]] += outcome.source == "hit"
                         return {key: got[key].found(now) for key in keys}
                     if not waits and self._waiting >= self.max_waiting:
                         self._refused += len(keys)
-                        raise Refused
+                        raise WaitingRoomFull
                     self._waiting += not waits
                     waits = True
                     mine, theirs = self._claim(missing, late=time.monotonic() >= wait_until)
@@ -184,7 +184,7 @@ class Cache:
                         if error := running.exception(min(wait_until - time.monotonic(), threading.TIMEOUT_MAX)):
                             raise LoadFailed from error
                         if shared := running.result():
-                            got[key] = shared._replace(result="collapsed")
+                            got[key] = shared._replace(source="collapsed")
         finally:
             with self._lock:
                 self._waiting -= waits
@@ -192,10 +192,10 @@ class Cache:
     def _look_up(self, keys: list[str], got: dict[str, _Outcome], now: float) -> list[str]:
         """Drop what has expired from `got`, add what is fresh, and return the missing keys. The lock is held."""
         for key in keys:
-            if key in got and got[key].kept and got[key].entry[_EXPIRY] <= now:
+            if key in got and got[key].stored and got[key].entry[_EXPIRY] <= now:
                 del got[key]
             if key not in got and (entry := self._entries.get(key)) and entry[_EXPIRY] > now:
-                got[key] = _Outcome(entry, "hit", kept=True)
+                got[key] = _Outcome(entry, "hit", stored=True)
         return [key for key in keys if key not in got]
 
     def _claim(self, keys: list[str], *, late: bool) -> tuple[dict[str, _Running], dict[str, _Running]]:
@@ -207,7 +207,7 @@ class Cache:
         self._collapsed += len(theirs)
         return mine, theirs
 
-    def _run(self, mine: dict[str, _Running], load: Load, got: dict[str, _Outcome]) -> None:
+    def _run(self, mine: dict[str, _Running], load: Loader, got: dict[str, _Outcome]) -> None:
         """Load the keys of `mine` into `got`. Whatever happens, waiting callers are released."""
         try:
             began = self.clock()
@@ -236,7 +236,7 @@ class Cache:
             if listed:
                 del self._loads[key]
             kept = listed and not loaded.private and self._keep(entry)
-        outcome = _Outcome(entry, loaded.result, kept)
+        outcome = _Outcome(entry, loaded.source, kept)
         running.set_result(None if loaded.private else outcome)
         return outcome
 

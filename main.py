@@ -11,9 +11,9 @@ from typing import Any, NamedTuple
 
 from flask import Flask, Response, request
 
-from answers import EVENT, EVENTS, hits, rules
+from answers import EVENT_PATH, LIST_PATH, app_hooks, hits
 from answers import response as answers
-from answers.loading import Load, loader
+from answers.loading import EventLoader, loader
 from c42client import Client
 from cache import Cache, Found
 from cache import clock as default_clock
@@ -22,25 +22,25 @@ from calendar42.calls import GRACE, Pause, Upstream
 from operations import VERSION, check, health, logs, settings
 from operations.metrics import NO_ROUTE, Metrics
 from operations.settings import RESERVED_THREADS, Settings, SettingsError
-from serving.connection import Answer, Immediate, serialize
+from serving.connection import FindFastPath, Serialized, serialize
 from serving.server import Server
 
 log = logging.getLogger("c42c")
 
 
-class Parts(NamedTuple):
+class Components(NamedTuple):
     """What the app works with, as `app.extensions["c42c"]`."""
 
     cache: Cache
     client: Client
     tier: Any  # a `SharedTier`, or None
-    load: Load
+    load: EventLoader
     metrics: Metrics
-    immediate: Immediate  # answers hits in the event loop, without the app
+    immediate: FindFastPath  # answers hits in the event loop, without the app
 
-    def reject(self, status: int, message: str) -> Answer:
+    def reject(self, status: int, message: str) -> Serialized:
         """Count and answer a request that the server rejects before the app sees it."""
-        self.metrics.responded(NO_ROUTE, status)
+        self.metrics.on_response(NO_ROUTE, status)
         return serialize(*answers.error(status, message))
 
 
@@ -56,30 +56,30 @@ def create_app(
     `server` is our own server, if that will serve the app. Call this in the process that serves: it starts threads.
     """
     config = config or _configure(os.environ)
-    parts = _wire(config, client, clock, server)
+    components = _wire(config, client, clock, server)
     app = Flask(__name__, static_folder=None)  # the status page brings its own
-    app.extensions["c42c"] = parts
-    health.register(app, parts.metrics)
-    rules.register(app, origins=config.cors_origins, observe_refusal=parts.metrics.refused)
+    app.extensions["c42c"] = components
+    health.register(app, components.metrics)
+    app_hooks.register(app, origins=config.cors_origins, on_full=components.metrics.on_full)
 
     def find(event_ids: list[str]) -> dict[str, Found]:
         deadline = time.monotonic() + config.timeout  # of all loads together: a second one may follow the first
-        return parts.cache.get_or_load(event_ids, lambda keys: parts.load(keys, deadline), deadline + GRACE)
+        return components.cache.get_or_load(event_ids, lambda keys: components.load(keys, deadline), deadline + GRACE)
 
-    @app.get(EVENT, strict_slashes=False)
+    @app.get(EVENT_PATH, strict_slashes=False)
     def event(event_id: str) -> Response:
-        found = find([ids.check(event_id)])[event_id]
-        return rules.respond(answers.render(found, request.headers.get("If-None-Match")))
+        found = find([ids.validate_id(event_id)])[event_id]
+        return app_hooks.respond(answers.render(found, request.headers.get("If-None-Match")))
 
-    @app.get(f"{EVENTS}/", strict_slashes=False)
+    @app.get(f"{LIST_PATH}/", strict_slashes=False)
     def events() -> Response:
-        wanted = ids.read_list(request.args.getlist("event_ids"))
-        return rules.respond(answers.render_many(find(wanted), request.headers.get("If-None-Match")))
+        wanted = ids.parse_list(request.args.getlist("event_ids"))
+        return app_hooks.respond(answers.render_many(find(wanted), request.headers.get("If-None-Match")))
 
     return app
 
 
-def _wire(config: Settings, client: Client | None, clock: Callable[[], float], server: Server | None) -> Parts:
+def _wire(config: Settings, client: Client | None, clock: Callable[[], float], server: Server | None) -> Components:
     cache = Cache(max_entries=config.max_entries, max_waiting=config.threads - RESERVED_THREADS, clock=clock)
     pause = Pause(config.fault_expiry)
     tier = None
@@ -92,13 +92,13 @@ def _wire(config: Settings, client: Client | None, clock: Callable[[], float], s
     metrics = Metrics(cache, pause, config.expiry, tier=tier, stopping=lambda: bool(server and server.stopping))
     if not client:
         url, token, timeout = config.base_url, config.token, config.timeout
-        upstream = Upstream(base_url=url, token=token, timeout=timeout, pause=pause, observe=metrics.called)
-        client = Client(upstream, observe_fault=metrics.faulted)
+        upstream = Upstream(base_url=url, token=token, timeout=timeout, pause=pause, observe=metrics.on_call)
+        client = Client(upstream, observe_fault=metrics.on_fault)
     load = loader(client.fetch, expiry=config.expiry, fault_expiry=config.fault_expiry)
     load = partial(tier.load, load) if tier else load
-    immediate = hits.immediate(cache, config.cors_origins, metrics.served)
+    immediate = hits.immediate(cache, config.cors_origins, metrics.hits_by_status)
     app_only = log.isEnabledFor(logging.DEBUG)  # it answers hits too then, and logs them
-    return Parts(cache, client, tier, load, metrics, (lambda request: None) if app_only else immediate)
+    return Components(cache, client, tier, load, metrics, (lambda request: None) if app_only else immediate)
 
 
 def _configure(environ: Mapping[str, str]) -> Settings:
@@ -132,7 +132,7 @@ def _demo(environ: Mapping[str, str]) -> int:
 
     with standin.Demo() as upstream:
         own = {"C42_TOKEN": upstream.token, "C42_TOKEN_FILE": "", "C42_BASE_URL": upstream.base_url}
-        return _serve({**environ, **own}, lambda url: standin.greeting(url, EVENTS))
+        return _serve({**environ, **own}, lambda url: standin.greeting(url, LIST_PATH))
 
 
 def _serve(environ: Mapping[str, str], greeting: Callable[[str], str] = lambda url: "") -> int:
@@ -149,10 +149,12 @@ def _serve(environ: Mapping[str, str], greeting: Callable[[str], str] = lambda u
         logs.complain(f"cannot listen on {url}: {error.strerror}; see C42_HOST and C42_PORT", form)
         return 1
     app = create_app(config, server=server)
-    parts: Parts = app.extensions["c42c"]
+    components: Components = app.extensions["c42c"]
     log.info("serving on %s", url)
     print(greeting(url), end="", flush=True)
-    server.serve(app.wsgi_app, parts.immediate, parts.reject, config.threads, config.drain, patience=config.timeout + 1)
+    server.serve(
+        app.wsgi_app, components.immediate, components.reject, config.threads, config.drain, patience=config.timeout + 1
+    )
     return 0
 
 

@@ -18,7 +18,7 @@ except ModuleNotFoundError:
     sys.exit("pytest is missing: pip install -r requirements.txt")
 
 from operations import settings
-from standin import EVENTS, Gate, Standin
+from standin import DEMO_EVENTS, Gate, Standin
 from tests.fixtures import (
     PATIENCE,
     PREFIX,
@@ -62,12 +62,12 @@ def test_merges_both_calls(service: Service, upstream: Standin) -> None:
 )
 def test_names(service: Service, event: str, title: str | None, names: list[str]) -> None:
     """Names keep the upstream's order and repetitions; blank, null, removed and other events' names are left out."""
-    assert service.event(EVENTS[event]).json() == {"id": EVENTS[event], "title": title, "names": names}
+    assert service.event(DEMO_EVENTS[event]).json() == {"id": DEMO_EVENTS[event], "title": title, "names": names}
 
 
 def test_scripts(service: Service) -> None:
     """Text of every script goes out as UTF-8, without escapes."""
-    body = service.event(EVENTS["scripts"]).content.decode()
+    body = service.event(DEMO_EVENTS["scripts"]).content.decode()
     assert "\\u" not in body
     assert {"محمد", "李小龙", "👩🏽‍🚀 Zoë", "Zoe\u0308", 'Pat "The Hat"', "Back\\slash"} < set(
         json.loads(body)["names"]
@@ -84,7 +84,7 @@ def test_all_pages(service: Service, upstream: Standin) -> None:
 
 def test_deleted(service: Service) -> None:
     """A deleted event is a 404."""
-    assert envelope(service.event(EVENTS["deleted"]), 404) == "the event is deleted"
+    assert envelope(service.event(DEMO_EVENTS["deleted"]), 404) == "the event is deleted"
 
 
 def test_two_paths_and_head(service: Service, upstream: Standin) -> None:
@@ -121,7 +121,7 @@ def test_unknown_path(quiet: tuple[Service, Standin], path: str) -> None:
 def test_wrong_method(quiet: tuple[Service, Standin], method: bytes) -> None:
     """A wrong method gets a 405 in the envelope that says what is allowed, even for a cached event."""
     service, upstream = quiet
-    kept, cold = EVENTS["plain"], new_id()
+    kept, cold = DEMO_EVENTS["plain"], new_id()
     assert service.event(kept).status_code == 200
     before = upstream.calls()
     for event_id in kept, cold, cold + "/":
@@ -321,7 +321,7 @@ def test_hostile_bytes(quiet: tuple[Service, Standin]) -> None:
             assert not sock.recv(4096).startswith(b"HTTP/1.1 2")
     assert service.raw(b"*", b"OPTIONS").status in (204, 404)
     assert upstream.calls() == before
-    assert service.event(EVENTS["plain"]).status_code == 200
+    assert service.event(DEMO_EVENTS["plain"]).status_code == 200
 
 
 def test_longest_id(service: Service, upstream: Standin) -> None:

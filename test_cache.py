@@ -28,7 +28,7 @@ try:
 except ModuleNotFoundError:
     sys.exit("pytest is missing: pip install -r requirements.txt")
 
-from cache import FAULT, KINDS, NEGATIVE, OK, PAUSED, Cache, Found, Loaded, LoadFailed, Refused, Stats
+from cache import FAULT, KINDS, NEGATIVE, OK, PAUSED, Cache, Found, Loaded, LoadFailed, Stats, WaitingRoomFull
 
 BOUND = 10.0  # seconds after which a test gives up on what should have happened at once
 A_WHILE = 0.05  # seconds in which a thread that need not wait gets on
@@ -131,7 +131,7 @@ def unwanted(key: object) -> Any:
 
 
 def brief(found: dict[str, Found]) -> dict[str, tuple[Any, str]]:
-    return {key: (each.value, each.result) for key, each in found.items()}
+    return {key: (each.value, each.source) for key, each in found.items()}
 
 
 def reap(cache: Cache) -> None:
@@ -199,12 +199,12 @@ def test_200_callers_of_a_cold_key(cache: Cache, kind: str) -> None:
     found = [caller.result(BOUND) for caller in callers]
     assert load.calls == 1
     assert all(each.value is cast(Loaded, load.end).value for each in found)
-    assert {each._replace(result="") for each in found} == {Found(("a", "value"), kind, 0, 60, "", True)}
-    assert Counter(each.result for each in found) == {"miss": 1, "collapsed": 199}
+    assert {each._replace(source="") for each in found} == {Found(("a", "value"), kind, 0, 60, "", True)}
+    assert Counter(each.source for each in found) == {"miss": 1, "collapsed": 199}
     stats = checked(cache)
     assert (stats.misses, stats.collapsed, stats.loads[kind], stats.entries[kind]) == (1, 199, 1, 1)
     assert (sum(stats.hits.values()), stats.waiting, stats.loading) == (0, 0, 0)
-    assert get_or_load(cache, "key", unwanted).result == "hit"
+    assert get_or_load(cache, "key", unwanted).source == "hit"
     assert (cache.snapshot().hits[kind], sum(cache.snapshot().hits.values())) == (1, 1)
 
 
@@ -223,7 +223,7 @@ def test_200_callers_of_a_load_that_raises(cache: Cache, error: BaseException) -
     stats = checked(cache)
     assert (stats.misses, stats.collapsed, stats.loads["failed"]) == (1, 199, 1)
     assert (stats.waiting, stats.loading, len(cache)) == (0, 0, 0)
-    assert keep(cache, "key").result == "miss"
+    assert keep(cache, "key").source == "miss"
 
 
 def test_a_raised_exception_is_not_held(cache: Cache) -> None:
@@ -255,7 +255,7 @@ def test_an_answer_that_has_expired_when_it_comes(cache: Cache, clock: Clock) ->
     ]
     stats = checked(cache)
     assert (stats.loads[OK], held(stats), sum(stats.evicted.values())) == (1, 0, 0)
-    assert keep(cache, "key").result == "miss"
+    assert keep(cache, "key").source == "miss"
 
 
 def test_a_private_outcome(cache: Cache) -> None:
@@ -270,7 +270,7 @@ def test_a_private_outcome(cache: Cache) -> None:
     assert len(cache) == 0
     until(lambda: cache.snapshot().collapsed == 3)
     second.go.set()
-    assert sorted(each.result(BOUND).result for each in others) == ["collapsed", "miss"]
+    assert sorted(each.result(BOUND).source for each in others) == ["collapsed", "miss"]
     assert {each.result(BOUND).value for each in others} == {"own"}
     assert (load.calls, second.calls, checked(cache).misses) == (1, 1, 2)
 
@@ -297,9 +297,9 @@ def test_a_slow_key_delays_no_other(cache: Cache) -> None:
     keep(cache, "fresh")
     load = Gated(Loaded("slow", OK, 60))
     slow = ask(cache, "slow", load)
-    assert start(lambda: keep(cache, "other").result).result(BOUND) == "miss"
-    assert start(lambda: get_or_load(cache, "fresh", unwanted).result).result(BOUND) == "hit"
-    assert start(lambda: keep(cache, "other").result).result(BOUND) == "hit"
+    assert start(lambda: keep(cache, "other").source).result(BOUND) == "miss"
+    assert start(lambda: get_or_load(cache, "fresh", unwanted).source).result(BOUND) == "hit"
+    assert start(lambda: keep(cache, "other").source).result(BOUND) == "hit"
     assert not slow.done()
     load.go.set()
     assert slow.result(BOUND).value == "slow"
@@ -314,7 +314,7 @@ def test_a_load_may_use_the_cache(cache: Cache) -> None:
         return Loaded((cache.get("fresh"), keep(cache, "inner"), cache.snapshot().loading, len(cache)), OK, 60)
 
     fresh, inner, *numbers = cast(Any, start(lambda: get_or_load(cache, "outer", load)).result(BOUND).value)
-    assert (fresh[0], inner.result, numbers) == ("fresh", "miss", [1, 2])
+    assert (fresh[0], inner.source, numbers) == ("fresh", "miss", [1, 2])
     assert get_or_load(cache, "inner", unwanted).value == "inner"
     assert (checked(cache).misses, checked(cache).waiting) == (3, 0)
 
@@ -341,7 +341,7 @@ def test_nothing_is_seen_half_changed(cache: Cache, clock: Clock, operation: str
 
     cast(Any, clock).settling = False
     clock.hook = interfere
-    assert get_or_load(cache, "key", load).kept
+    assert get_or_load(cache, "key", load).stored
     assert len(others) == 1
     others[0].result(BOUND)
 
@@ -392,7 +392,7 @@ def test_a_list_serves_nothing_that_expired_since_it_came(cache: Cache, clock: C
 
     def load(keys: list[str]) -> Pairs:
         asked.append(keys)
-        yield "first", Loaded(len(asked), kind, 4, age=2, result=result)
+        yield "first", Loaded(len(asked), kind, 4, age=2, source=result)
         if "second" in keys:
             clock.advance(2)
             yield "second", Loaded("rest", OK, 60)
@@ -427,7 +427,7 @@ def test_what_was_too_old_when_it_came_is_not_asked_for_again(cache: Cache, cloc
             clock.advance(1)
 
     found = cache.get_or_load(["a", "b"], load)
-    assert [(each.ttl, each.kept) for each in found.values()] == [(-2, False), (-2, False)]
+    assert [(each.ttl, each.stored) for each in found.values()] == [(-2, False), (-2, False)]
     assert checked(cache).misses == 2
 
 
@@ -450,17 +450,17 @@ def test_age_counts_from_the_beginning_of_the_load(cache: Cache, clock: Clock) -
 def test_an_outcome_may_be_older_or_younger_than_its_load(cache: Cache, age: float, left: int | None) -> None:
     """A load may say that its value is older or younger than the load; the lifetime counts from the value's birth."""
     found = get_or_load(cache, "key", lambda key: Loaded(key, OK, 10, age))
-    assert (found.age, found.ttl, found.kept) == (age, left or 0, left is not None)
+    assert (found.age, found.ttl, found.stored) == (age, left or 0, left is not None)
     assert cache.get("key") == (None if left is None else ("key", OK, age, left))
 
 
 @pytest.mark.parametrize("result", ["miss", "shared", "awaited"])
 def test_the_caller_that_loaded_is_told_the_result(cache: Cache, result: str) -> None:
     """The caller that loaded gets the load's own result; the callers that waited get "collapsed"."""
-    load = Gated(Loaded("value", OK, 0.5, result=result))
+    load = Gated(Loaded("value", OK, 0.5, source=result))
     callers = [ask(cache, "key", load), ask(cache, "key", load)]
     load.go.set()
-    assert [caller.result(BOUND).result for caller in callers] == [result, "collapsed"]
+    assert [caller.result(BOUND).source for caller in callers] == [result, "collapsed"]
     assert (checked(cache).misses, checked(cache).loads[OK]) == (1, 1)
 
 
@@ -500,7 +500,7 @@ def test_the_reaper_deletes_what_has_expired(make: Make, clock: Clock) -> None:
     cache = make(reaper=True)
     keep(cache, "long", lifetime=1000)
     keep(cache, "short", FAULT, lifetime=0.01)
-    assert get_or_load(cache, "short", unwanted).result == "hit"
+    assert get_or_load(cache, "short", unwanted).source == "hit"
     clock.advance(0.01)
     until(lambda: len(cache) == 1)
     stats = checked(cache)
@@ -508,7 +508,7 @@ def test_the_reaper_deletes_what_has_expired(make: Make, clock: Clock) -> None:
     keep(cache, "short", lifetime=0.01)  # and it goes on
     clock.advance(0.01)
     until(lambda: checked(cache).evicted["expired"] == 2)
-    assert get_or_load(cache, "long", unwanted).result == "hit"
+    assert get_or_load(cache, "long", unwanted).source == "hit"
 
 
 def test_the_reaper_keeps_up(make: Make, clock: Clock) -> None:
@@ -653,14 +653,14 @@ def test_spam_evicts_no_good_answer(make: Make) -> None:
     for number in range(3000):
         key = Key(number)
         alive.add(key)
-        assert keep(cache, key, (NEGATIVE, FAULT, PAUSED)[number % 3], lifetime=60 + number).kept
+        assert keep(cache, key, (NEGATIVE, FAULT, PAUSED)[number % 3], lifetime=60 + number).stored
         del key
     assert all(cache.get(f"good{number}") for number in range(90))
     stats = checked(cache, 100)
     assert (stats.entries[OK], len(cache), stats.evicted) == (90, 100, {"expired": 0, "bound": 2990})
     gc.collect()
     assert len(alive) < 100
-    assert keep(cache, "better", lifetime=100).kept  # in place of another good answer
+    assert keep(cache, "better", lifetime=100).stored  # in place of another good answer
     assert (len(cache), checked(cache, 100).entries[OK]) == (100, 90)
 
 
@@ -674,7 +674,7 @@ def test_bad_answers_hold_a_tenth(make: Make, max_entries: int, good: int, bad: 
 
     def fill(name: str, room: int, kinds: tuple[str, ...]) -> None:
         for number in range(room + 3):
-            assert keep(cache, f"{name}{number}", kinds[number % len(kinds)], lifetime=60 - number).kept
+            assert keep(cache, f"{name}{number}", kinds[number % len(kinds)], lifetime=60 - number).stored
         # Each entry beyond the bound replaced the one that expired first: the one before it.
         assert [number for number in range(room + 3) if cache.get(f"{name}{number}")] == [*range(room - 1), room + 2]
 
@@ -709,16 +709,16 @@ def test_the_waiting_room_is_bounded(make: Make) -> None:
     inside = [ask(cache, "key", load), ask(cache, "key", load)]
     before = checked(cache)
     refused = [ask(cache, key, unwanted).exception(BOUND) for key in ("key", "other")]
-    assert [type(each) for each in refused] == [Refused, Refused]
-    with pytest.raises(Refused):
+    assert [type(each) for each in refused] == [WaitingRoomFull, WaitingRoomFull]
+    with pytest.raises(WaitingRoomFull):
         cache.get_or_load(["fresh", "key", "other", "key"], unwanted)
     assert checked(cache) == before._replace(refused=5)  # one for each key, and no hit
-    assert get_or_load(cache, "fresh", unwanted).result == "hit"
-    assert cache.get_or_load(["fresh"], unwanted)["fresh"].result == "hit"
+    assert get_or_load(cache, "fresh", unwanted).source == "hit"
+    assert cache.get_or_load(["fresh"], unwanted)["fresh"].source == "hit"
     assert cache.get_or_load([], unwanted) == {}
     load.go.set()
     assert [caller.result(BOUND).value for caller in inside] == ["value", "value"]
-    assert (keep(cache, "other").result, checked(cache).waiting) == ("miss", 0)
+    assert (keep(cache, "other").source, checked(cache).waiting) == ("miss", 0)
 
 
 # Promise 7: what is handed out cannot be changed.
@@ -743,7 +743,7 @@ def test_an_unknown_kind(cache: Cache, kind: str) -> None:
         keep(cache, "key", kind)
     assert raised.value.args == (kind,)
     assert (checked(cache).loads["failed"], checked(cache).loading, len(cache)) == (1, 0, 0)
-    assert keep(cache, "key").result == "miss"
+    assert keep(cache, "key").source == "miss"
 
 
 # Lists.
@@ -784,7 +784,7 @@ def test_each_key_of_a_list_is_settled_as_it_comes(cache: Cache) -> None:
     gates["first"].go.set()
     assert single.result(BOUND) == Found("first", OK, 0, 60, "collapsed", True)
     until(gates["second"].begun.is_set)
-    assert get_or_load(cache, "first", unwanted).result == "hit"
+    assert get_or_load(cache, "first", unwanted).source == "hit"
     assert (checked(cache).loading, many.done()) == (1, False)
     gates["second"].go.set()
     assert brief(many.result(BOUND)) == {"first": ("first", "miss"), "second": ("second", "miss")}
@@ -865,7 +865,7 @@ def test_a_caller_that_may_not_wait(cache: Cache) -> None:
     assert overdue.result(BOUND) == Found("no time", FAULT, 0, 60, "miss", False)
     assert (checked(cache).loading, len(cache)) == (1, 0)
     slow.go.set()
-    assert [each.result(BOUND).result for each in (first, second, third)] == ["miss", "collapsed", "collapsed"]
+    assert [each.result(BOUND).source for each in (first, second, third)] == ["miss", "collapsed", "collapsed"]
     assert (cache.get("key"), slow.calls) == (("slow", OK, 0, 60), 1)
 
 
@@ -895,7 +895,7 @@ def test_stopping_is_prompt(make: Make) -> None:
     start(cache.close).result(1)
     assert (cache.reaper.is_alive(), reaper.is_alive()) == (False, False)
     start(cache.close).result(BOUND)
-    assert (get_or_load(cache, "key", unwanted).result, keep(cache, "other").result) == ("hit", "miss")
+    assert (get_or_load(cache, "key", unwanted).source, keep(cache, "other").source) == ("hit", "miss")
 
 
 def test_stopping_does_not_wait_for_a_long_reap(make: Make, clock: Clock) -> None:
@@ -976,14 +976,14 @@ def random_traffic(cache: Cache, rng: random.Random) -> Counter[str]:
                 found += [Found(*hit, "hit", True)] if hit else []
             else:
                 found.append(get_or_load(cache, "one " + keys[0], load_one))
-        except Refused:
+        except WaitingRoomFull:
             seen["refused"] += len(keys)
         except (AssertionError, LoadFailed) as raised:
             seen["collapsed"] += isinstance(raised, LoadFailed)
         for each in found:
-            seen["over"] += each.result == "hit" and each.ttl <= 0
-            seen[each.result] += 1
-            seen[f"hit {each.kind}"] += each.result == "hit"
+            seen["over"] += each.source == "hit" and each.ttl <= 0
+            seen[each.source] += 1
+            seen[f"hit {each.kind}"] += each.source == "hit"
     return seen
 
 

@@ -3,20 +3,20 @@
 import math
 from collections.abc import MutableMapping
 
-from answers import EVENTS, response
-from answers.value import Value
+from answers import LIST_PATH, response
+from answers.value import StoredAnswer
 from cache import Cache, Found
-from serving.connection import Answer, Immediate, Shortcut, serialize
+from serving.connection import FastPath, FindFastPath, Serialized, serialize
 from serving.request import Request
 
-PREFIX = EVENTS + "/"
-_BODY, _ETAG = (Value._fields.index(name) for name in ("body", "etag"))
+PREFIX = LIST_PATH + "/"
+_BODY, _ETAG = (StoredAnswer._fields.index(name) for name in ("body", "etag"))
 
 
-def immediate(cache: Cache, origins: frozenset[str], served: MutableMapping[bytes, int]) -> Immediate:
-    """Return a function that finds a request's shortcut, which answers hits and counts them by status in `served`."""
+def immediate(cache: Cache, origins: frozenset[str], hits_by_status: MutableMapping[bytes, int]) -> FindFastPath:
+    """Return a function that finds a request's shortcut, which answers hits and counts them by status in `hits_by_status`."""
 
-    def find_shortcut(request: Request) -> Shortcut | None:
+    def find_shortcut(request: Request) -> FastPath | None:
         if request.method not in ("GET", "HEAD") or not request.path.startswith(PREFIX):
             return None
         key = request.path.removeprefix(PREFIX).removesuffix("/")
@@ -24,7 +24,7 @@ def immediate(cache: Cache, origins: frozenset[str], served: MutableMapping[byte
         cors = response.cors(origins, request.headers.get("origin", ""), request.method)
         etag, seconds, head, has_body, status = "", math.inf, b"", True, b""  # of the last hit
 
-        def shortcut() -> Answer | None:
+        def shortcut() -> Serialized | None:
             nonlocal etag, seconds, head, has_body, status
             if not (hit := cache.get(key)):
                 return None
@@ -33,8 +33,8 @@ def immediate(cache: Cache, origins: frozenset[str], served: MutableMapping[byte
                 line, headers, body = response.render(Found(*hit, "hit", True), condition)
                 head, _ = serialize(line, headers + cors, body)
                 etag, has_body, status = value[_ETAG], bool(body), line[:3].encode()
-                seconds = math.inf if Value(*value).retry_after else int(ttl)
-            served[status] += 1
+                seconds = math.inf if StoredAnswer(*value).retry_after else int(ttl)
+            hits_by_status[status] += 1
             return head, value[_BODY] if has_body else b""
 
         return shortcut

@@ -9,10 +9,10 @@ from cache import FAULT, NEGATIVE, OK, PAUSED, Loaded
 from calendar42.errors import C42Error, Paused
 
 Fetch = Callable[[list[str], float], Iterator[tuple[str, Mapping[str, Any] | C42Error]]]
-Load = Callable[[list[str], float], Iterator[tuple[str, Loaded]]]
+EventLoader = Callable[[list[str], float], Iterator[tuple[str, Loaded]]]
 
 
-def loader(fetch: Fetch, *, expiry: float, fault_expiry: float) -> Load:
+def loader(fetch: Fetch, *, expiry: float, fault_expiry: float) -> EventLoader:
     """Return a function that loads events for the cache, by a deadline (of `time.monotonic`); times are in seconds."""
 
     def load(event_ids: list[str], deadline: float) -> Iterator[tuple[str, Loaded]]:

@@ -11,7 +11,7 @@ from typing import Any
 
 from werkzeug.http import parse_etags
 
-from answers.value import JSON, Value, encode, envelope, make_etag, phrase
+from answers.value import JSON, StoredAnswer, encode, envelope, make_etag, phrase
 from cache import NEGATIVE, OK, PAUSED, Found
 
 NOSNIFF = ("X-Content-Type-Options", "nosniff")
@@ -29,7 +29,7 @@ Response = tuple[str, Headers, bytes]  # status and reason, headers, and the bod
 
 def render(found: Found, condition: str | None) -> Response:
     """Make the response for one event; `condition` is the request's If-None-Match."""
-    value = Value(*found.value)
+    value = StoredAnswer(*found.value)
     headers = _describe([found], value.upstream_status)
     if value.retry_after:
         seconds = max(value.retry_after - found.age, found.ttl, 1)
@@ -39,16 +39,16 @@ def render(found: Found, condition: str | None) -> Response:
 
 def render_many(found: Mapping[str, Found], condition: str | None) -> Response:
     """Make the response for a list. It expires with its first part, and has the bytes of each event's own route."""
-    values = {event_id: Value(*part.value) for event_id, part in found.items()}
+    values = {event_id: StoredAnswer(*part.value) for event_id, part in found.items()}
     data = [value.body for value in values.values() if value.status == 200]
     errors = {event_id: _error(value) for event_id, value in values.items() if value.status != 200}
     body = b'{"meta_data":{"count":%d},"data":[%b],"errors":%b}' % (len(data), b",".join(data), encode(errors))
-    return _complete(Value(body, 200, JSON, make_etag(body)), _describe(found.values()), condition)
+    return _complete(StoredAnswer(body, 200, JSON, make_etag(body)), _describe(found.values()), condition)
 
 
 def error(status: int, message: str, *headers: tuple[str, str]) -> Response:
     """Make the response for an error that isn't an event's; `headers` are added."""
-    return _complete(Value(envelope(status, message), status, JSON), [NOSNIFF, NO_STORE, *headers], None)
+    return _complete(StoredAnswer(envelope(status, message), status, JSON), [NOSNIFF, NO_STORE, *headers], None)
 
 
 def cors(origins: frozenset[str], origin: str, method: str) -> Headers:
@@ -65,7 +65,7 @@ def cors(origins: frozenset[str], origin: str, method: str) -> Headers:
     return headers
 
 
-def _complete(value: Value, headers: Headers, condition: str | None) -> Response:
+def _complete(value: StoredAnswer, headers: Headers, condition: str | None) -> Response:
     """Add the headers of the body, or make it a 304 if the client has the body (RFC 9110, 13.1.2 and 15.4.5)."""
     if value.status == 200:
         headers.append(("ETag", value.etag))
@@ -80,14 +80,14 @@ def _describe(parts: Collection[Found], upstream_status: int = 0) -> Headers:
     ttl = min(part.ttl for part in parts)
     lasting = ttl > 0 and all(part.kind in (OK, NEGATIVE) for part in parts)
     left = max(0, int(ttl))
-    cache_status = _cache_status(set(map(_came, parts)), upstream_status, all(part.kept for part in parts), left)
+    cache_status = _cache_status(set(map(_came, parts)), upstream_status, all(part.stored for part in parts), left)
     return [NOSNIFF, ("Cache-Control", f"max-age={left}") if lasting else NO_STORE, ("Cache-Status", cache_status)]
 
 
 def _came(found: Found) -> str:
     """Return the cache's result, or "paused" if a pause kept the upstream from being called."""
-    asked = found.kind != PAUSED or found.result == "hit" or Value(*found.value).upstream_status
-    return found.result if asked else "paused"
+    asked = found.kind != PAUSED or found.source == "hit" or StoredAnswer(*found.value).upstream_status
+    return found.source if asked else "paused"
 
 
 def _cache_status(results: set[str], upstream_status: int, kept: bool, left: int) -> str:
@@ -109,7 +109,7 @@ def _cache_status(results: set[str], upstream_status: int, kept: bool, left: int
     return "; ".join(said)
 
 
-def _error(value: Value) -> dict[str, Any]:
+def _error(value: StoredAnswer) -> dict[str, Any]:
     """Return the content of an error's envelope, the upstream's or our own."""
     is_envelope = value.content_type == JSON
     body = value.body if is_envelope else envelope(value.status, f"Calendar42 answered {value.status}")

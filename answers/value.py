@@ -12,10 +12,10 @@ from calendar42.errors import C42Error
 
 JSON = "application/json"
 _DIGEST = 16  # bytes
-Kept = tuple[Any, ...]  # a value as the cache keeps it, a plain tuple: `Value(*kept)` reads it
+StoredTuple = tuple[Any, ...]  # a value as the cache keeps it, a plain tuple: `StoredAnswer(*kept)` reads it
 
 
-class Value(NamedTuple):
+class StoredAnswer(NamedTuple):
     """What is kept of an answer."""
 
     body: bytes
@@ -26,22 +26,22 @@ class Value(NamedTuple):
     retry_after: float = 0.0  # seconds from its birth; 0: none
 
 
-def success(answer: Mapping[str, Any]) -> Kept:
+def success(answer: Mapping[str, Any]) -> StoredTuple:
     """Make the value of a merged answer."""
     body = encode(answer)
-    return tuple(Value(body, 200, JSON, make_etag(body), 200))
+    return tuple(StoredAnswer(body, 200, JSON, make_etag(body), 200))
 
 
-def failure(error: C42Error) -> Kept:
+def failure(error: C42Error) -> StoredTuple:
     """Make the value of an error: the upstream's body, or the envelope if there is none."""
     body = error.body or envelope(error.status, str(error))
     content_type, etag = _content_type(body), make_etag(body)
-    return tuple(Value(body, error.status, content_type, etag, error.upstream_status, error.retry_after))
+    return tuple(StoredAnswer(body, error.status, content_type, etag, error.upstream_status, error.retry_after))
 
 
 def pack(loaded: Loaded) -> bytes:
     """Return what Redis keeps, without the age: a digest of all that follows, a line of JSON, and the body."""
-    body, *parts = cast(Kept, loaded.value)
+    body, *parts = cast(StoredTuple, loaded.value)
     rest = b"%b\n%b" % (json.dumps([loaded.kind, loaded.lifetime, *parts]).encode(), body)
     return _digest(rest) + rest
 

@@ -62,8 +62,8 @@ def granian(config: Settings) -> None:
 
 
 def _hits_first(app: Flask) -> Callable[..., Iterable[bytes]]:
-    parts: main.Parts = app.extensions["c42c"]
-    get = parts.cache.get
+    components: main.Components = app.extensions["c42c"]
+    get = components.cache.get
 
     def serve(environ: dict[str, Any], start_response: Callable[..., Any]) -> Iterable[bytes]:
         path, method = environ["PATH_INFO"], environ["REQUEST_METHOD"]
@@ -118,12 +118,14 @@ def filled(config: Settings, count: str) -> None:
     """Serve from a cache that holds `count` entries from the start."""
     server = Server(config.host, config.port)
     app = main.create_app(config, client=_Stub(), server=server)
-    parts: main.Parts = app.extensions["c42c"]
+    components: main.Components = app.extensions["c42c"]
     for number in range(int(count)):
-        parts.cache.get_or_load([f"{number:032x}_14602021609581"], lambda keys: parts.load(keys, float("inf")))
+        components.cache.get_or_load(
+            [f"{number:032x}_14602021609581"], lambda keys: components.load(keys, float("inf"))
+        )
     server.serve(
         app.wsgi_app,
-        immediate=parts.immediate,
+        immediate=components.immediate,
         reject=lambda *_: (b"HTTP/1.1 400 Bad Request\r\n", b""),
         threads=config.threads,
         drain=0,

@@ -16,17 +16,17 @@ from urllib.parse import unquote
 from werkzeug.http import parse_date
 
 from calendar42.errors import C42Error, Exhausted, Paused, TimedOut, TooLarge
-from calendar42.transport import Answer, Transport
+from calendar42.transport import Reply, Transport
 
 MAX_BODY = 8 * 2**20  # bytes of one answer
 MAX_ERROR_BODY = 64 * 2**10  # bytes of an error that are passed through
 GRACE = 0.5  # seconds that callers wait beyond the deadline, and that calls go on when nobody waits for them
-LONGEST = 3600.0  # seconds of a pause: Calendar42 counts its limits by the hour
-PAUSED = "Calendar42 asked for a pause"
+MAX_PAUSE = 3600.0  # seconds of a pause: Calendar42 counts its limits by the hour
+PAUSE_MESSAGE = "Calendar42 asked for a pause"
 log = logging.getLogger("c42c.upstream")
 
 
-class Call(NamedTuple):
+class CallRecord(NamedTuple):
     """A finished call to Calendar42."""
 
     endpoint: str  # "events" or "event-subscriptions"
@@ -35,13 +35,13 @@ class Call(NamedTuple):
     trouble: str = ""  # why no whole answer came
 
 
-class Job(NamedTuple):
+class Attempt(NamedTuple):
     """The calls for one answer, to be finished by `deadline`; times are those of `time.monotonic`."""
 
     began: float
     deadline: float
-    calls: list[Call]  # finished so far
-    futures: list[Future[Answer]]  # of all calls
+    calls: list[CallRecord]  # finished so far
+    futures: list[Future[Reply]]  # of all calls
 
 
 class Pause:
@@ -59,7 +59,7 @@ class Pause:
 
     def begin(self, retry_after: str) -> None:
         """Begin the pause that a `Retry-After` asks for, or make the present one longer."""
-        seconds = min(max(_seconds(retry_after, self._default), 0.0), LONGEST)
+        seconds = min(max(_seconds(retry_after, self._default), 0.0), MAX_PAUSE)
         if self.extend(time.monotonic() + seconds):  # else a concurrent call has logged it
             fields = {"pause_seconds": round(seconds)}
             log.warning("pause: Calendar42 asks for %.0f s", seconds, extra={"fields": fields})
@@ -76,27 +76,27 @@ class Upstream:
     """Calls Calendar42, except in a `pause`. Thread-safe. `timeout` is the usual time for a load, in seconds."""
 
     def __init__(
-        self, *, base_url: str, token: str, timeout: float, pause: Pause, observe: Callable[[Call], None]
+        self, *, base_url: str, token: str, timeout: float, pause: Pause, observe: Callable[[CallRecord], None]
     ) -> None:
         self.transport = Transport(base_url=base_url, token=token)
         self._token, self._timeout, self._pause, self._observe = token, timeout, pause, observe
 
-    def begin(self, endpoint: str, rest: str, job: Job) -> Callable[[], Any]:
+    def begin(self, endpoint: str, rest: str, job: Attempt) -> Callable[[], Any]:
         """Begin a call; return a function that waits for its end and returns the JSON, or raises `C42Error`."""
         call = self.transport.begin(self._call(endpoint, rest, job, time.monotonic()))
         job.futures.append(call)
         return lambda: self._finish(endpoint, call, job)
 
-    def abandon(self, job: Job) -> None:
+    def abandon(self, job: Attempt) -> None:
         """Cancel a job's active calls after `GRACE`: most end before, so connections are kept and a 429 is seen."""
         for call in job.futures:
             if not call.done():
                 self.transport.cancel(call, GRACE)
 
-    async def _call(self, endpoint: str, rest: str, job: Job, began: float) -> Answer:
+    async def _call(self, endpoint: str, rest: str, job: Attempt, began: float) -> Reply:
         """Make a call, and begin the pause that its answer asks for."""
         if left := self._pause.left:
-            raise Paused(endpoint, PAUSED, 429, 0, retry_after=left)
+            raise Paused(endpoint, PAUSE_MESSAGE, 429, 0, retry_after=left)
         if began >= job.deadline:
             raise self._late(endpoint, job)
         status, trouble = 0, ""
@@ -112,21 +112,21 @@ class Upstream:
             message = "c42c has reached its limit of open files (ulimit -n, LimitNOFILE) and can't call Calendar42"
             raise Exhausted(endpoint, message, 503, 0, retry_after=1.0) from None
         finally:
-            call = Call(endpoint, status, time.monotonic() - began, trouble)
+            call = CallRecord(endpoint, status, time.monotonic() - began, trouble)
             job.calls.append(call)
             self._observe(call)
         if status == 429:
             self._pause.begin(answer.headers.get("retry-after", ""))
         return answer
 
-    def _finish(self, endpoint: str, call: Future[Answer], job: Job) -> Any:
+    def _finish(self, endpoint: str, call: Future[Reply], job: Attempt) -> Any:
         """Wait for a call; return the JSON of its answer, or raise what it means."""
         try:
             status, _, body = call.result(max(0.0, job.deadline - time.monotonic()) + GRACE)
         except TimeoutError:  # the transport was closed meanwhile
             raise self._late(endpoint, job) from None
         if status == 429:
-            raise Paused(endpoint, PAUSED, 429, 429, self._error_body(body), max(self._pause.left, 0.001))
+            raise Paused(endpoint, PAUSE_MESSAGE, 429, 429, self._error_body(body), max(self._pause.left, 0.001))
         if 400 <= status <= 599:
             raise C42Error(endpoint, f"Calendar42 answered {status}", status, status, self._error_body(body))
         if status != 200:
@@ -138,7 +138,7 @@ class Upstream:
         except (ValueError, RecursionError):
             raise C42Error(endpoint, "Calendar42 sent no JSON") from None
 
-    def _late(self, endpoint: str, job: Job) -> TimedOut:
+    def _late(self, endpoint: str, job: Attempt) -> TimedOut:
         message = f"Calendar42 did not answer within {self._timeout:g} seconds"
         return TimedOut(endpoint, message, 504, 0, private=job.deadline - job.began < self._timeout / 2)
 

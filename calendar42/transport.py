@@ -31,7 +31,7 @@ IDLE = 30.0  # seconds that a connection is kept: routers forget idle ones, with
 _INVALID = "sent an invalid answer"
 
 
-class Answer(NamedTuple):
+class Reply(NamedTuple):
     """What came back. A `body` over the limit is cut to one byte more than the limit."""
 
     status: int
@@ -62,7 +62,7 @@ class Transport:
         with suppress(RuntimeError):  # the loop is closed
             self._loop.call_soon_threadsafe(self._loop.call_later, delay, call.cancel)
 
-    async def get(self, path: str, *, deadline: float, limit: int) -> Answer:
+    async def get(self, path: str, *, deadline: float, limit: int) -> Reply:
         """Get `path` by `deadline` (of `time.monotonic`), with at most `limit` + 1 bytes of its body.
 
         Raises TimeoutError, ConnectionError if no whole answer comes for another reason, and OSError with EMFILE or
@@ -94,7 +94,7 @@ class Transport:
             kept.drop()
         await asyncio.sleep(0)  # the turn in which they close
 
-    async def _exchange(self, path: str, limit: int) -> Answer:
+    async def _exchange(self, path: str, limit: int) -> Reply:
         """Send a request, over a kept connection if there is one, and return the answer."""
         prefix, headers = self._base.path_url, self._headers
         if self._pool.proxy and self._pool.scheme == "http":  # the proxy needs the whole address
@@ -191,13 +191,13 @@ class _Connection(asyncio.Protocol):
         self._body = bytearray()
         self._whole = asyncio.get_running_loop().create_future()
 
-    async def ask(self, request: bytes, limit: int) -> Answer:
+    async def ask(self, request: bytes, limit: int) -> Reply:
         """Send a request and return the answer; raise ConnectionError if no whole one comes."""
         self._expect(limit)
         self.transport.write(request)
         try:
             await self._whole
-            return Answer(self._status, self._headers, self._unpack())
+            return Reply(self._status, self._headers, self._unpack())
         except BaseException:
             self.drop()
             raise

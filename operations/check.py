@@ -8,7 +8,7 @@ from datetime import UTC, datetime
 from urllib.parse import urlsplit
 
 from calendar42.calls import MAX_BODY, read_date
-from calendar42.transport import Answer, Transport
+from calendar42.transport import Reply, Transport
 from operations import settings
 from operations.settings import SettingsError
 
@@ -55,7 +55,7 @@ def _findings(environ: Mapping[str, str]) -> Iterator[Finding]:
         yield _clock(answer.headers.get("date", ""), asked, datetime.now(UTC))
 
 
-def _token(answer: Answer) -> Finding:
+def _token(answer: Reply) -> Finding:
     if answer.status in (401, 403):
         return FAIL, f"token: Calendar42 rejects it ({answer.status}); see C42_TOKEN"
     why = f"this is not Calendar42's API ({answer.status}); see C42_BASE_URL"

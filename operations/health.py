@@ -45,7 +45,7 @@ def register(app: Flask, metrics: Metrics) -> None:
     def end(response: Response) -> Response:
         seconds, status = time.monotonic() - g.began, response.status_code
         route = request.url_rule.rule if request.url_rule else NO_ROUTE
-        metrics.responded(route.rstrip("/") or "/", status, seconds)
+        metrics.on_response(route.rstrip("/") or "/", status, seconds)
         fields = {"method": request.method, "path": request.path, "status": status, "seconds": round(seconds, 4)}
         log.debug("request %s %r %d %.4f s", *fields.values(), extra={"fields": fields})
         if not response.headers.get("Cache-Status", "").startswith("c42c; hit"):  # see answers.hits

@@ -20,10 +20,10 @@ from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily
 from prometheus_client.metrics_core import Metric
 from prometheus_client.registry import Collector
 
-from answers import EVENT
+from answers import EVENT_PATH
 from cache import NEGATIVE, OK, Cache, Stats
-from calendar42 import EVENTS, SUBSCRIPTIONS
-from calendar42.calls import Call, Pause
+from calendar42 import EVENTS_ENDPOINT, SUBSCRIPTIONS_ENDPOINT
+from calendar42.calls import CallRecord, Pause
 from calendar42.errors import C42Error
 from operations import VERSION
 
@@ -52,10 +52,12 @@ class Metrics(Collector):
         self._began = self.cache.clock()
         self._lock = threading.Lock()
         # Hits answered in the event loop, by status; only its thread writes. A Counter would take three times as long.
-        self.served = defaultdict[bytes, int](int)
+        self.hits_by_status = defaultdict[bytes, int](int)
         self._responses = Counter[tuple[str, str]]()  # all others, by route and status
         self._calls = Counter[tuple[str, str]]()  # by endpoint and status
-        self._seconds = {endpoint: deque[float](maxlen=CALLS_KEPT) for endpoint in (EVENTS, SUBSCRIPTIONS)}
+        self._seconds = {
+            endpoint: deque[float](maxlen=CALLS_KEPT) for endpoint in (EVENTS_ENDPOINT, SUBSCRIPTIONS_ENDPOINT)
+        }
         self._faults = deque[dict[str, Any]](maxlen=FAULTS_KEPT)
         self._fault_at = self._refused_at = -math.inf  # times of the latest ones
         self.registry = CollectorRegistry()
@@ -65,26 +67,26 @@ class Metrics(Collector):
         self.registry.register(self)
         ProcessCollector(registry=self.registry)
 
-    def responded(self, route: str, status: int, seconds: float | None = None) -> None:
+    def on_response(self, route: str, status: int, seconds: float | None = None) -> None:
         """Count a response of the app; or, without `seconds`, of the server, which rejected the request."""
         with self._lock:
             self._responses[route, str(status)] += 1
         if seconds is not None:
             self._response_seconds.labels(route).observe(seconds)
 
-    def refused(self) -> None:
+    def on_full(self) -> None:
         """Remember that a request was refused because too many were waiting."""
         with self._lock:
             self._refused_at = self.cache.clock()
 
-    def called(self, call: Call) -> None:
+    def on_call(self, call: CallRecord) -> None:
         """Count a call to the upstream."""
         self._call_seconds.labels(call.endpoint).observe(call.seconds)
         with self._lock:
             self._calls[call.endpoint, str(call.status)] += 1
             self._seconds[call.endpoint].append(call.seconds)
 
-    def faulted(self, error: C42Error) -> None:
+    def on_fault(self, error: C42Error) -> None:
         """Remember a fault. Equal ones within one second count once."""
         fault = {"time": datetime.now(UTC).strftime(TIME), "endpoint": error.endpoint, "status": error.upstream_status}
         with self._lock:
@@ -150,7 +152,9 @@ class Metrics(Collector):
         stats = self.cache.snapshot()
         with self._lock:
             calls, responses = self._calls.copy(), self._responses.copy()
-        responses.update({(EVENT, status.decode()): served for status, served in self.served.copy().items()})  # adds
+        responses.update(
+            {(EVENT_PATH, status.decode()): served for status, served in self.hits_by_status.copy().items()}
+        )  # adds
         asked = {"hit": sum(stats.hits.values()), "miss": stats.misses}
         asked |= {"collapsed": stats.collapsed, "refused": stats.refused}
         counter, gauge = CounterMetricFamily, GaugeMetricFamily

@@ -18,16 +18,16 @@ from functools import partial
 from operator import attrgetter
 from typing import cast
 
-from serving.request import Rejected, Request, find_end, parse
+from serving.request import MalformedRequest, Request, find_end, parse
 
 log = logging.getLogger("c42c")
-Answer = tuple[bytes, bytes]  # status line and header lines, each with its CRLF; and the body
-Done = Callable[[Answer | None], None]  # takes an answer, or None if the work failed
-Rejection = Callable[[int, str], Answer]  # makes an error from a status and a message
-Shortcut = Callable[[], Answer | None]  # answers one particular request if it can do so without waiting
-Immediate = Callable[[Request], Shortcut | None]  # finds the shortcut of a request
-Work = Callable[[Request, bytes, Done], object]  # has a request, with its body, answered by a worker
-Parsed = tuple[Request, Shortcut | None]
+Serialized = tuple[bytes, bytes]  # status line and header lines, each with its CRLF; and the body
+OnDone = Callable[[Serialized | None], None]  # takes an answer, or None if the work failed
+MakeRejection = Callable[[int, str], Serialized]  # makes an error from a status and a message
+FastPath = Callable[[], Serialized | None]  # answers one particular request if it can do so without waiting
+FindFastPath = Callable[[Request], FastPath | None]  # finds the shortcut of a request
+Dispatch = Callable[[Request, bytes, OnDone], object]  # has a request, with its body, answered by a worker
+Parsed = tuple[Request, FastPath | None]
 
 _READING, _WORKING, _ENDED = range(3)
 _KNOWN_REQUESTS = 4096
@@ -35,20 +35,20 @@ _KNOWN_SIZE = 2048  # bytes
 _RESET = struct.pack("ii", 1, 0)  # for SO_LINGER
 
 
-def serialize(status: str, headers: Iterable[tuple[str, str]], body: bytes) -> Answer:
+def serialize(status: str, headers: Iterable[tuple[str, str]], body: bytes) -> Serialized:
     """Return an answer as bytes; `status` is the code and the reason."""
     lines = [f"HTTP/1.1 {status}", *(f"{name}: {text}" for name, text in headers), ""]
     return "\r\n".join(lines).encode("latin-1"), body
 
 
 @dataclass
-class Hub:
+class ServerState:
     """What the connections of one server share, and what one client may take."""
 
     loop: asyncio.AbstractEventLoop
-    immediate: Immediate  # called once for each distinct request; its shortcut is tried whenever that comes again
-    reject: Rejection
-    work: Work  # gets the requests without an immediate answer
+    immediate: FindFastPath  # called once for each distinct request; its shortcut is tried whenever that comes again
+    reject: MakeRejection
+    work: Dispatch  # gets the requests without an immediate answer
     room: int  # for connections
     head: int = 32 * 1024  # bytes
     body: int = 64 * 1024
@@ -101,7 +101,7 @@ class Hub:
 class Connection(asyncio.BufferedProtocol):
     """One client."""
 
-    def __init__(self, hub: Hub) -> None:
+    def __init__(self, hub: ServerState) -> None:
         self.transport: asyncio.Transport
         self.since = hub.loop.time()  # when the client connected, began a request, took data, or was answered
         self._hub = hub
@@ -176,11 +176,11 @@ class Connection(asyncio.BufferedProtocol):
             self.transport.abort()
 
     def _advance(self) -> None:
-        """Answer what has arrived, until there is something to wait for."""
+        """Serialized what has arrived, until there is something to wait for."""
         try:
             while self._state == _READING and not self._blocked and (complete := self._take()):
                 self._answer(*complete)
-        except Rejected as error:
+        except MalformedRequest as error:
             self._reject(*error.args)
         if self._state != _READING or self._blocked:
             return
@@ -197,7 +197,7 @@ class Connection(asyncio.BufferedProtocol):
         parsed = self._hub.parse(bytes(unread[:end]))
         request = parsed[0]
         if request.length > self._hub.body:
-            raise Rejected(413, "the body is too large")
+            raise MalformedRequest(413, "the body is too large")
         self._needed = end + request.length
         if len(unread) < self._needed:
             if request.protocol == "HTTP/1.1" and request.headers.get("expect", "").lower() == "100-continue":
@@ -221,7 +221,7 @@ class Connection(asyncio.BufferedProtocol):
             self._state = _WORKING
             self._hub.work(request, body, partial(self._finish, request))
 
-    def _finish(self, request: Request, answer: Answer | None) -> None:
+    def _finish(self, request: Request, answer: Serialized | None) -> None:
         if self._state == _WORKING:  # the client is still there
             self._state = _READING
             answer = answer or self._hub.reject(500, "the service failed; its log says why")
@@ -231,7 +231,7 @@ class Connection(asyncio.BufferedProtocol):
     def _reject(self, status: int, message: str) -> None:
         self._send(self._hub.reject(status, message), False, self._unread.split(b" ", 1)[0].decode("latin-1"))
 
-    def _send(self, answer: Answer, keep_alive: bool, method: str) -> None:
+    def _send(self, answer: Serialized, keep_alive: bool, method: str) -> None:
         head, body = answer
         keep_alive = keep_alive and not self._hub.closing
         self.transport.write(head + self._hub.tails[keep_alive] + (b"" if method == "HEAD" else body))

@@ -21,7 +21,7 @@ _TARGET = re.compile(r"(?!\?)(?:https?://([^/?]+))?(/[^?]*)?(?:\?(.*))?", re.I)
 _HOST = re.compile(r"(?=.{0,255}$)(([\w-]{1,63}(\.|(?=:|$)))*|\[[0-9a-f:.]+\])(:\d{0,5})?", re.A | re.I)
 
 
-class Rejected(Exception):
+class MalformedRequest(Exception):
     """Rejects a request, with a status and a message. Its connection is closed."""
 
 
@@ -38,24 +38,24 @@ class Request(NamedTuple):
 
 
 def find_end(data: bytearray, limit: int) -> int | None:
-    """Return the head's length, None if it is incomplete; raise `Rejected` if it exceeds `limit` or can't be a head."""
+    """Return the head's length, None if it is incomplete; raise `MalformedRequest` if it exceeds `limit` or can't be a head."""
     start, end, _ = data[:limit].partition(b"\r\n\r\n")
     if end:
         return len(start) + len(end)
     if b"\n" in start or start[:1] == b"\x16":  # the first byte of TLS
         _match_line(start)
     if len(start) == limit:
-        raise Rejected(431 if b"\n" in start else 414, "request line and headers are too large")
+        raise MalformedRequest(431 if b"\n" in start else 414, "request line and headers are too large")
     return None
 
 
 def parse(head: bytes) -> Request:
-    """Parse a complete head. Raise `Rejected` if it is malformed or ambiguous."""
+    """Parse a complete head. Raise `MalformedRequest` if it is malformed or ambiguous."""
     line = _match_line(head)
     method, target, version = (part.decode() for part in line.groups())
     located = _TARGET.fullmatch("/" if (method, target) == ("OPTIONS", "*") else target)
     if not located:
-        raise Rejected(400, "the target is neither a path nor an http address")
+        raise MalformedRequest(400, "the target is neither a path nor an http address")
     host, path, query = located.groups("")
     headers, length, keep_alive = _parse_fields(head[line.end() :], version)
     if host:  # it replaces the Host header (RFC 9112, 3.2.2)
@@ -67,11 +67,11 @@ def parse(head: bytes) -> Request:
 def _match_line(head: bytes | bytearray) -> re.Match[bytes]:
     line = _LINE.match(head)
     if not line:
-        raise Rejected(400, "the request line is malformed")
+        raise MalformedRequest(400, "the request line is malformed")
     if line[3] not in (b"1.0", b"1.1"):
-        raise Rejected(505, "only HTTP/1.1 and HTTP/1.0 are supported")
+        raise MalformedRequest(505, "only HTTP/1.1 and HTTP/1.0 are supported")
     if head.count(b"\n") != head.count(b"\r\n"):
-        raise Rejected(400, "a header line ends in a bare LF")
+        raise MalformedRequest(400, "a header line ends in a bare LF")
     return line
 
 
@@ -90,10 +90,10 @@ def _parse_fields(fields: bytes, version: str) -> tuple[Mapping[str, str], int, 
         with suppress(HttpParserUpgrade):  # an Upgrade may be ignored (RFC 9110, 7.8)
             HttpRequestParser(found).feed_data(b"GET / HTTP/1.1\r\n" + fields)
     except HttpParserError as error:
-        raise Rejected(400, f"a header field is malformed: {error}") from None
+        raise MalformedRequest(400, f"a header field is malformed: {error}") from None
     headers = {name: ", ".join(values) for name, values in found.items()}
     if "transfer-encoding" in headers:
-        raise Rejected(411, "a body needs a Content-Length, and no Transfer-Encoding")
+        raise MalformedRequest(411, "a body needs a Content-Length, and no Transfer-Encoding")
     if "host" in headers or version == "1.1":  # RFC 9112, 3.2; two Hosts, joined by a comma and a space, are invalid
         _check_host(headers.get("host"))
     options = {option.strip(" \t").lower() for option in headers.get("connection", "").split(",")}
@@ -103,5 +103,5 @@ def _parse_fields(fields: bytes, version: str) -> tuple[Mapping[str, str], int, 
 
 def _check_host(host: str | None) -> str:
     if host is None or not _HOST.fullmatch(host):
-        raise Rejected(400, "the request needs one valid Host header")
+        raise MalformedRequest(400, "the request needs one valid Host header")
     return host

@@ -13,7 +13,7 @@ from contextlib import suppress
 from functools import partial
 from typing import Any
 
-from serving.connection import Connection, Hub, Immediate, Rejection
+from serving.connection import Connection, FindFastPath, MakeRejection, ServerState
 from serving.wsgi import App, bridge
 
 try:
@@ -43,7 +43,14 @@ class Server:
             signal.signal(signum, self._stop)
 
     def serve(
-        self, app: App, immediate: Immediate, reject: Rejection, threads: int, drain: float, patience: float, **hub: Any
+        self,
+        app: App,
+        immediate: FindFastPath,
+        reject: MakeRejection,
+        threads: int,
+        drain: float,
+        patience: float,
+        **hub: Any,
     ) -> None:
         """Serve until SIGTERM or Ctrl-C. `app` answers, in `threads` threads, what has no immediate answer.
 
@@ -52,7 +59,9 @@ class Server:
         """
         pool = ThreadPoolExecutor(threads, thread_name_prefix="c42c-worker")
         work = bridge(app, self.address, self.loop, pool)
-        shared = Hub(self.loop, immediate, reject, work, room=_raise_file_limit() // 2, **hub)  # half for the app
+        shared = ServerState(
+            self.loop, immediate, reject, work, room=_raise_file_limit() // 2, **hub
+        )  # half for the app
         with self._runner:
             self._runner.run(self._serve(shared, drain, patience))
         pool.shutdown(wait=False, cancel_futures=True)
@@ -63,7 +72,7 @@ class Server:
         self.stopping = True
         self.loop.call_soon_threadsafe(self._told.set)
 
-    async def _serve(self, hub: Hub, drain: float, patience: float) -> None:
+    async def _serve(self, hub: ServerState, drain: float, patience: float) -> None:
         connect = partial(Connection, hub)
         server = await self.loop.create_server(connect, sock=self._listener.dup(), backlog=_BACKLOG)
         await self._told.wait()

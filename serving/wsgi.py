@@ -9,17 +9,17 @@ from concurrent.futures import Executor
 from contextlib import suppress
 from typing import Any
 
-from serving.connection import Answer, Done, Work, serialize
+from serving.connection import Dispatch, OnDone, Serialized, serialize
 from serving.request import Request
 
 log = logging.getLogger("c42c")
 App = Callable[[dict[str, Any], Callable[..., Any]], Iterable[bytes]]
 
 
-def bridge(app: App, address: tuple[str, int], loop: asyncio.AbstractEventLoop, pool: Executor) -> Work:
+def bridge(app: App, address: tuple[str, int], loop: asyncio.AbstractEventLoop, pool: Executor) -> Dispatch:
     """Return a function that has `app` answer a request in a thread of `pool`. `address` is the server's."""
 
-    def run(request: Request, body: bytes, done: Done) -> None:
+    def run(request: Request, body: bytes, done: OnDone) -> None:
         answer = None
         try:
             answer = call(app, make_environ(request, body, address))
@@ -27,7 +27,7 @@ def bridge(app: App, address: tuple[str, int], loop: asyncio.AbstractEventLoop, 
             log.exception("a request failed")
         loop.call_soon_threadsafe(done, answer)
 
-    def work(request: Request, body: bytes, done: Done) -> None:
+    def work(request: Request, body: bytes, done: OnDone) -> None:
         with suppress(RuntimeError):  # no further thread can be started, but the request waits for one that is there
             pool.submit(run, request, body, done)
 
@@ -62,7 +62,7 @@ def make_environ(request: Request, body: bytes, address: tuple[str, int]) -> dic
     }
 
 
-def call(app: App, environ: dict[str, Any]) -> Answer:
+def call(app: App, environ: dict[str, Any]) -> Serialized:
     """Return the whole answer of `app`, with a Content-Length where HTTP requires one."""
     began, chunks = list[Any](), list[bytes]()
 

@@ -25,10 +25,10 @@ from hashlib import blake2b
 from pathlib import Path
 from typing import Any
 
-from answers.loading import Load
+from answers.loading import EventLoader
 from answers.value import pack, unpack
 from cache import Loaded, clock
-from calendar42.calls import LONGEST, Pause
+from calendar42.calls import MAX_PAUSE, Pause
 from sharing.link import PATIENCE, PROBE_EVERY, Command, Link, Lost
 
 FORMAT = 3
@@ -83,7 +83,7 @@ class SharedTier:
         key = f"{self._prefix}{{{event_id}}}"
         return key, f"{key}:lock"
 
-    def load(self, load: Load, event_ids: list[str], deadline: float) -> _Pairs:
+    def load(self, load: EventLoader, event_ids: list[str], deadline: float) -> _Pairs:
         """Load events for the cache: look in Redis first, and ask `load` for the rest."""
         began = self._clock()
 
@@ -104,7 +104,7 @@ class SharedTier:
                 return
             self._count("found" if result == "shared" else "awaited", len(found))
             for event_id, loaded in found.items():
-                yield event_id, loaded._replace(result=result)
+                yield event_id, loaded._replace(source=result)
             if locked:
                 left = yield from self._load_for_all(load_here(locked), locked, left, began)
             if wanted := [each for each in wanted if each not in found and each not in locked]:
@@ -122,7 +122,7 @@ class SharedTier:
         sent, asked = self._clock(), time.monotonic()
         (pause, *replies), left = self._link.ask(commands, patience)
         try:
-            if 0 < pause <= LONGEST * 1000:
+            if 0 < pause <= MAX_PAUSE * 1000:
                 self._pause.extend(asked + (pause - 1) / 1000)
             for event_id, reply in zip(wanted, replies, strict=True):
                 if reply:

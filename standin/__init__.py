@@ -4,9 +4,9 @@
 and `demo` is what `make demo` shows.
 """
 
-from standin.data import EVENTS
+from standin.data import DEMO_EVENTS
 from standin.demo import Demo, greeting
 from standin.rules import Gate, Rule
 from standin.server import Standin
 
-__all__ = ["EVENTS", "Demo", "Gate", "Rule", "Standin", "greeting"]
+__all__ = ["DEMO_EVENTS", "Demo", "Gate", "Rule", "Standin", "greeting"]

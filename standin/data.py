@@ -1,6 +1,6 @@
 """The events and subscriptions that the stand-in knows: the same in every run, ids included.
 
-A catalogue has no lock: code that shares one between threads must guard it. `EVENTS` has the ids for each special case.
+A catalogue has no lock: code that shares one between threads must guard it. `DEMO_EVENTS` has the ids for each special case.
 """
 
 from collections.abc import Iterable
@@ -67,8 +67,8 @@ def make_id(name: str, number: int) -> str:
     return f"{_key(name)}_{int(_created(number).timestamp() * 10_000)}"
 
 
-EVENTS = {name: make_id(name, number) for number, (name, _, _) in enumerate(_TELLING)}
-EVENTS["unknown"] = make_id("unknown", len(_TELLING))
+DEMO_EVENTS = {name: make_id(name, number) for number, (name, _, _) in enumerate(_TELLING)}
+DEMO_EVENTS["unknown"] = make_id("unknown", len(_TELLING))
 _API_ACCOUNT = {"id": _key("0 API"), "first_name": "API", "last_name": ""}
 
 
@@ -119,24 +119,24 @@ class Catalogue:
         self.events: dict[str, Json] = {}
         self.rows: dict[str, list[Json]] = {}
         for name, title, names in _TELLING:
-            self.add(EVENTS[name], title, names)
-        for number, title in enumerate(_ORDINARY_TITLES, len(EVENTS)):
+            self.add(DEMO_EVENTS[name], title, names)
+        for number, title in enumerate(_ORDINARY_TITLES, len(DEMO_EVENTS)):
             self.add(make_id(title, number), title, _CROWD[: 2 + number % 9])
 
         unset = dict.fromkeys(("start", "end", "start_timezone", "end_timezone", "all_day", "start_location"))
-        self.events[EVENTS["untitled"]] |= {"event_type": "todo", **unset}
-        deleted = {"id": EVENTS["deleted"], "permission": "removed"}
-        self.events[EVENTS["deleted"]] = deleted
-        self.rows[EVENTS["deleted"]] = [{**deleted, "id": f"{deleted['id']}__{_key('Sem')}"}]
-        del self.events[EVENTS["nodata"]]  # a known event whose `data` is empty
+        self.events[DEMO_EVENTS["untitled"]] |= {"event_type": "todo", **unset}
+        deleted = {"id": DEMO_EVENTS["deleted"], "permission": "removed"}
+        self.events[DEMO_EVENTS["deleted"]] = deleted
+        self.rows[DEMO_EVENTS["deleted"]] = [{**deleted, "id": f"{deleted['id']}__{_key('Sem')}"}]
+        del self.events[DEMO_EVENTS["nodata"]]  # a known event whose `data` is empty
 
         # It isn't known whether a removed row keeps its event_id, so here one does and one doesn't.
-        blanks = EVENTS["blanks"]
+        blanks = DEMO_EVENTS["blanks"]
         removed = {"id": f"{blanks}__{_key('Finn')}", "permission": "removed"}
         keeping = {"id": f"{blanks}__{_key('Milan')}", "event_id": blanks, "permission": "removed"}
         self.rows[blanks][3:3] = [keeping, removed]
-        foreign, own = self.rows[EVENTS["plain"]], self.rows[EVENTS["mixed"]]
-        self.rows[EVENTS["mixed"]] = [foreign[1], own[0], foreign[0], own[1], foreign[2], own[2]]
+        foreign, own = self.rows[DEMO_EVENTS["plain"]], self.rows[DEMO_EVENTS["mixed"]]
+        self.rows[DEMO_EVENTS["mixed"]] = [foreign[1], own[0], foreign[0], own[1], foreign[2], own[2]]
 
     def add(self, event_id: str, title: str | None, names: Names, **fields: Any) -> None:
         """Add an event, or replace it; `fields` overwrite those of the event object."""

@@ -2,7 +2,7 @@
 
 from typing import Any
 
-from standin.data import EVENTS, make_id
+from standin.data import DEMO_EVENTS, make_id
 from standin.server import Standin
 
 SLOW = 3.0  # seconds
@@ -16,11 +16,11 @@ TROUBLE: dict[str, dict[str, Any]] = {
 _IDS = {name: make_id(name, number) for number, name in enumerate(TROUBLE, 100)}
 
 SHOWN = {  # to somebody who tries the service for the first time
-    EVENTS["plain"]: "a plain event",
-    EVENTS["big"]: "250 people, on three pages",
-    EVENTS["scripts"]: "names in several scripts",
-    EVENTS["deleted"]: "a deleted event",
-    EVENTS["unknown"]: "an event that Calendar42 doesn't know",
+    DEMO_EVENTS["plain"]: "a plain event",
+    DEMO_EVENTS["big"]: "250 people, on three pages",
+    DEMO_EVENTS["scripts"]: "names in several scripts",
+    DEMO_EVENTS["deleted"]: "a deleted event",
+    DEMO_EVENTS["unknown"]: "an event that Calendar42 doesn't know",
     _IDS["slow"]: f"a slow event: Calendar42 takes {SLOW:g} s",
     _IDS["fault"]: "a fault in Calendar42",
     _IDS["pause"]: f"Calendar42 asks for a pause: for {PAUSE} s, everything that isn't cached gets a 429",

@@ -129,13 +129,13 @@ EQUIVALENT: list[Equivalent] = [
         "neither can be one of the origins in the settings",
     ),
     Equivalent(
-        "answers/rules.py",
+        "answers/app_hooks.py",
         'response.headers.extend(answers.cors(origins, request.headers.get("Origin", ""), request.method))',
         "\"\" → 'X'",
         "neither can be one of the origins in the settings",
     ),
     Equivalent(
-        "answers/rules.py",
+        "answers/app_hooks.py",
         'return respond(answers.error(error.code or 500, error.description or "", *kept))',
         "500 → 501",
         "Flask hands over no error without a status; the 500 is there for the type checker",

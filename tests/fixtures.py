@@ -25,7 +25,7 @@ from flask.testing import FlaskClient
 import main
 from bench.machine import free_port
 from operations import settings
-from standin import EVENTS, Standin
+from standin import DEMO_EVENTS, Standin
 
 ROOT = Path(__file__).parent.parent
 TOKEN = "0123456789abcdef-a-token-for-tests"
@@ -175,8 +175,8 @@ class Inside:
         others = set(threading.enumerate())
         self.app = main.create_app(config, clock=self.clock)
         self._threads = [one for one in threading.enumerate() if one.name == "c42c-upstream" and one not in others]
-        self.parts: main.Parts = self.app.extensions["c42c"]
-        self.cache = self.parts.cache
+        self.components: main.Components = self.app.extensions["c42c"]
+        self.cache = self.components.cache
         self.http: FlaskClient = self.app.test_client()
 
     def event(self, event_id: str, **options: Any) -> Any:
@@ -190,11 +190,11 @@ class Inside:
     def close(self) -> None:
         """Stop its threads, and wait for its last calls: they would be counted in the next test."""
         self.cache.close()
-        self.parts.client.close()
+        self.components.client.close()
         for thread in self._threads:
             thread.join(PATIENCE)
-        if self.parts.tier:
-            self.parts.tier.close()
+        if self.components.tier:
+            self.components.tier.close()
 
 
 Start = Callable[..., Service]  # what the fixture `start` gives
@@ -228,7 +228,7 @@ def new_events(upstream: Standin, count: int, people: int = 2) -> list[str]:
 def load_outcomes(service: Inside, upstream: Standin) -> dict[str, str]:
     """Have `service` load an event for each outcome; return the ids."""
     ids = {name: new_id() for name in ("negative", "refused", "fault", "gone", "empty", "text", "429", "paused")}
-    ids |= {"ok": EVENTS["scripts"], "deleted": EVENTS["deleted"]}
+    ids |= {"ok": DEMO_EVENTS["scripts"], "deleted": DEMO_EVENTS["deleted"]}
     upstream.rule("events", ids["refused"], status=422, body='{"why":  "not today"}')
     upstream.rule("events", ids["fault"], status=500)
     upstream.rule("events", ids["gone"], reset=True)

@@ -138,11 +138,11 @@ class Machine:
             yield event_id, self.answer()
 
     def ask(self, event_id: str) -> Found:
-        """Answer a request for an event."""
+        """Serialized a request for an event."""
         return self.ask_many([event_id])[event_id]
 
     def ask_many(self, event_ids: list[str], timeout: float = PATIENCE) -> dict[str, Found]:
-        """Answer a request for a list."""
+        """Serialized a request for a list."""
         deadline, load = time.monotonic() + timeout, partial(self.tier.load, self.load)
         return self.cache.get_or_load(event_ids, lambda wanted: load(wanted, deadline), deadline)
 

@@ -31,7 +31,7 @@ OUTSIDE = {"service", "services", "small", "start", "shared_service"}  # fixture
 MEMORY = 8 * 2**30  # bytes of addresses: a mutant may be greedy
 OUTCOME = Path("outcome.json")
 PATIENCE = 10.0  # seconds that a test may take, besides four times what it takes without a mutant
-LONGEST = 120.0  # seconds for a test while it's not known how long it takes
+MAX_PAUSE = 120.0  # seconds for a test while it's not known how long it takes
 _SUBREAPER = 36  # PR_SET_CHILD_SUBREAPER of prctl(2): orphans of our children become ours
 
 
@@ -63,7 +63,7 @@ class Watcher:
 
     def pytest_runtest_logstart(self, nodeid: str) -> None:
         """Begin a test. The alarm ends the process, even if it waits for a lock."""
-        signal.setitimer(signal.ITIMER_REAL, PATIENCE + 4 * self._chosen.get(nodeid, 0) if self._chosen else LONGEST)
+        signal.setitimer(signal.ITIMER_REAL, PATIENCE + 4 * self._chosen.get(nodeid, 0) if self._chosen else MAX_PAUSE)
         if self._chosen is None:
             self._coverage.switch_context(nodeid)
         self._seconds[nodeid] = -monotonic()
@@ -83,7 +83,7 @@ class Watcher:
         """Run the tests of these files and write what was noted."""
         if self._chosen is None:
             self._coverage.start()
-        signal.setitimer(signal.ITIMER_REAL, LONGEST)
+        signal.setitimer(signal.ITIMER_REAL, MAX_PAUSE)
         status = pytest.main(["-x", "-q", "-p", "no:cacheprovider", *tests], plugins=[self])
         outcome: dict[str, Any] = {"killer": self._killer or (f"pytest: {status!r}" if status else None)}
         if self._chosen is None:

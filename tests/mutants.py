@@ -56,7 +56,7 @@ TESTS = {
     "answers/hits.py": ["tests/test_answers.py", "tests/test_cors.py", "tests/test_http_caching.py"],
     "answers/loading.py": ["tests/test_answers.py"],
     "answers/value.py": ["tests/test_answers.py"],
-    "answers/rules.py": ["tests/test_answers.py", "tests/test_cors.py", "tests/test_contract.py"],
+    "answers/app_hooks.py": ["tests/test_answers.py", "tests/test_cors.py", "tests/test_contract.py"],
     "serving/": ["tests/test_connection.py"],
     "serving/server.py": ["tests/test_serving.py"],
     "serving/wsgi.py": ["tests/test_wsgi.py"],

@@ -16,13 +16,13 @@ from collections.abc import Callable, Iterable
 from typing import Any
 
 from answers.value import envelope
-from serving.connection import Answer
+from serving.connection import Serialized
 from serving.request import Request
 
 LARGE = b"x" * 2**20
 
 
-def reject(status: int, message: str) -> Answer:
+def reject(status: int, message: str) -> Serialized:
     """Return an error in the envelope."""
     body = envelope(status, message)
     return b"HTTP/1.1 %d Rejected\r\nContent-Length: %d\r\n" % (status, len(body)), body
@@ -36,7 +36,7 @@ class App:
         self._waiting = 0
         self._lock = threading.Lock()  # guards _waiting
 
-    def immediate(self, request: Request) -> Callable[[], Answer] | None:
+    def immediate(self, request: Request) -> Callable[[], Serialized] | None:
         """Return what answers a hit."""
         if not request.path.startswith("/hit/"):
             return None
@@ -44,7 +44,7 @@ class App:
         return lambda: (b"HTTP/1.1 200 OK\r\nContent-Length: %d\r\n" % len(body), body)
 
     def __call__(self, environ: dict[str, Any], start_response: Any) -> Iterable[bytes]:
-        """Answer a miss: with its path, once /open was asked for if it is /gate; or raise."""
+        """Serialized a miss: with its path, once /open was asked for if it is /gate; or raise."""
         path = environ["PATH_INFO"]
         if path == "/raise":
             raise ZeroDivisionError

@@ -12,9 +12,9 @@ from hypothesis import example, given, settings
 from hypothesis import strategies as st
 from werkzeug.exceptions import ImATeapot, MethodNotAllowed
 
-from answers import hits, response, rules, value
+from answers import app_hooks, hits, response, value
 from answers.loading import loader
-from cache import FAULT, KINDS, NEGATIVE, OK, PAUSED, Found, Loaded, Refused
+from cache import FAULT, KINDS, NEGATIVE, OK, PAUSED, Found, Loaded, WaitingRoomFull
 from calendar42.errors import C42Error, Paused, TimedOut
 from calendar42.ids import BadIds
 from serving.connection import serialize
@@ -75,8 +75,8 @@ def test_half_a_surrogate_pair() -> None:
     )
 
 
-def as_kept(loaded: Loaded) -> value.Kept:
-    return cast(value.Kept, loaded.value)
+def as_kept(loaded: Loaded) -> value.StoredTuple:
+    return cast(value.StoredTuple, loaded.value)
 
 
 @unhurried
@@ -105,7 +105,7 @@ def test_a_changed_answer_is_refused(loaded: Loaded, at: int, new: bytes, length
 @given(bad)
 def test_an_error_is_json_in_the_envelope_or_plain_text(loaded: Loaded) -> None:
     """An error is sent as JSON only if it is in the envelope, and never as something that a browser would run."""
-    kept = value.Value(*as_kept(loaded))
+    kept = value.StoredAnswer(*as_kept(loaded))
     if kept.content_type == "application/json":
         error = json.loads(kept.body)["error"]
         assert [type(error[name]) for name in ("status_code", "message", "code")] == [int, str, str]
@@ -131,7 +131,7 @@ def test_an_error_is_json_in_the_envelope_or_plain_text(loaded: Loaded) -> None:
 def test_content_types_of_errors(body: bytes, content_type: str | None) -> None:
     """A body that isn't an envelope is sent as plain text, marked as UTF-8 if it is."""
     error = C42Error(endpoint="events", message="", status=400, upstream_status=400, body=body)
-    kept = value.Value(*value.failure(error))
+    kept = value.StoredAnswer(*value.failure(error))
     assert (kept.content_type, kept.body) == (content_type or "text/plain; charset=utf-8", body)
 
 
@@ -166,7 +166,7 @@ def test_what_is_kept_of_an_outcome(outcome: Any, kind: str, lifetime: float, pr
     (one, first), (two, second) = load(["1", "2"], 0.0)
     assert (one, two) == ("1", "2")
     for loaded in (first, second):
-        assert (loaded.kind, loaded.lifetime, loaded.private, loaded.result) == (kind, lifetime, private, "miss")
+        assert (loaded.kind, loaded.lifetime, loaded.private, loaded.source) == (kind, lifetime, private, "miss")
     ages = first.age, second.age
     assert ages == (0, 0) if kind in (OK, NEGATIVE) else -1 < ages[1] <= ages[0] < 0
     expected = value.failure(outcome) if isinstance(outcome, C42Error) else value.success(outcome)
@@ -190,14 +190,14 @@ REFUSAL = error(status=404, upstream_status=404)
         ([found("hit", ttl=0.9)], "hit; ttl=0", "max-age=0"),
         ([found("miss")], "fwd=miss; fwd-status=200; stored; ttl=242", "max-age=242"),
         ([found("miss", REFUSAL, kind=NEGATIVE)], "fwd=miss; fwd-status=404; stored; ttl=242", "max-age=242"),
-        ([found("miss", ttl=-3.0, kept=False)], "fwd=miss; fwd-status=200", "no-store"),
-        ([found("miss", ttl=0.0, kept=False)], "fwd=miss; fwd-status=200", "no-store"),
+        ([found("miss", ttl=-3.0, stored=False)], "fwd=miss; fwd-status=200", "no-store"),
+        ([found("miss", ttl=0.0, stored=False)], "fwd=miss; fwd-status=200", "no-store"),
         ([found("miss", error(), kind=FAULT)], "fwd=miss; stored; ttl=242", "no-store"),
         ([found("collapsed")], "fwd=miss; collapsed; fwd-status=200; stored; ttl=242", "max-age=242"),
         ([found("shared")], "fwd=miss; detail=shared; stored; ttl=242", "max-age=242"),
         ([found("awaited")], "fwd=miss; collapsed; detail=shared; stored; ttl=242", "max-age=242"),
         ([found("miss", PAUSE, kind=PAUSED)], "detail=paused; ttl=242", "no-store"),
-        ([found("miss", PAUSE, kind=PAUSED, ttl=-1.0, kept=False)], "detail=paused; ttl=0", "no-store"),
+        ([found("miss", PAUSE, kind=PAUSED, ttl=-1.0, stored=False)], "detail=paused; ttl=0", "no-store"),
         ([found("hit", PAUSE, kind=PAUSED)], "hit; ttl=242", "no-store"),
         (
             [found("miss", error(Paused, status=429, upstream_status=429), kind=PAUSED)],
@@ -208,7 +208,7 @@ REFUSAL = error(status=404, upstream_status=404)
         ([found("hit"), found("miss", ttl=300.0)], "fwd=partial; stored; ttl=242", "max-age=242"),
         ([found("hit"), found("miss", error(), kind=FAULT)], "fwd=partial; stored; ttl=242", "no-store"),
         ([found("hit"), found("miss", REFUSAL, kind=NEGATIVE)], "fwd=partial; stored; ttl=242", "max-age=242"),
-        ([found("hit"), found("miss", kept=False)], "fwd=partial", "max-age=242"),
+        ([found("hit"), found("miss", stored=False)], "fwd=partial", "max-age=242"),
         ([found("hit"), found("collapsed")], "fwd=partial; collapsed; stored; ttl=242", "max-age=242"),
         ([found("miss"), found("collapsed"), found("shared")], "fwd=miss; stored; ttl=242", "max-age=242"),
         ([found("shared"), found("awaited")], "fwd=miss; collapsed; detail=shared; stored; ttl=242", "max-age=242"),
@@ -283,7 +283,7 @@ def test_hits_are_what_the_route_answers(
     answers: list[Loaded], hits_of_them: list[tuple[int, float, float]], condition: str | None
 ) -> None:
     """A repeated request gets exactly what the route would answer: for any answer, at any age."""
-    asked = condition and condition.format(value.Value(*as_kept(answers[0])).etag)
+    asked = condition and condition.format(value.StoredAnswer(*as_kept(answers[0])).etag)
     found = [
         Found(loaded.value, loaded.kind, age, ttl, "hit", True)
         for number, age, ttl in hits_of_them
@@ -336,7 +336,7 @@ class Silent(ImATeapot):
 def test_what_applies_to_all_responses(caplog: pytest.LogCaptureFixture) -> None:
     """Each error that a route raises is answered in the envelope; those that nobody expects are logged."""
     raised: list[tuple[Exception, int, str, dict[str, str]]] = [
-        (Refused(), 503, "too many requests wait for Calendar42", {"Cache-Status": "c42c; detail=refused"}),
+        (WaitingRoomFull(), 503, "too many requests wait for Calendar42", {"Cache-Status": "c42c; detail=refused"}),
         (BadIds("not an id"), 400, "not an id", {}),
         (ImATeapot("short"), 418, "short", {}),
         (Silent(), 418, "", {}),
@@ -344,7 +344,7 @@ def test_what_applies_to_all_responses(caplog: pytest.LogCaptureFixture) -> None
         (ZeroDivisionError("by nought"), 500, "the service failed; its log says why", {}),
     ]
     app, waiting = Flask("made-up"), iter(raised)
-    rules.register(app, origins=frozenset(), observe_refusal=lambda: None)
+    app_hooks.register(app, origins=frozenset(), on_full=lambda: None)
 
     @app.get("/")
     def fail() -> str:

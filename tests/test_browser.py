@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 
 import pytest
 
-from standin import EVENTS, Standin
+from standin import DEMO_EVENTS, Standin
 from tests.fixtures import PREFIX, Service, listed, new_events, new_id, started, until
 
 if TYPE_CHECKING:
@@ -105,14 +105,16 @@ def test_browser(browser: "webdriver.Chrome", open_service: Service, upstream: S
     assert set(revalidated["headers"]) >= readable
     assert served(open_service) - before == {"200": 1, "304": 1}
 
-    unknown = fetch(browser, open_service.url + PREFIX + EVENTS["unknown"], headers={"X-Trace": "asks for a preflight"})
+    unknown = fetch(
+        browser, open_service.url + PREFIX + DEMO_EVENTS["unknown"], headers={"X-Trace": "asks for a preflight"}
+    )
     assert (unknown["status"], json.loads(unknown["body"])["error"]["code"]) == (404, "NOT_FOUND")
     upstream.rule(times=2, status=429, headers={"Retry-After": "1"})
     busy = fetch(browser, open_service.url + PREFIX + new_id())
     assert (busy["status"], json.loads(busy["body"])["error"]["code"]) == (429, "TOO_MANY_REQUESTS")
     assert int(busy["headers"]["retry-after"]) >= 1
     until(lambda: not open_service.get("/status.json").json()["upstream"]["pause_seconds"], "the end of the pause")
-    many = fetch(browser, open_service.url + listed([event_id, EVENTS["unknown"]]))
+    many = fetch(browser, open_service.url + listed([event_id, DEMO_EVENTS["unknown"]]))
     assert (many["status"], json.loads(many["body"])["meta_data"]) == (200, {"count": 1})
 
 

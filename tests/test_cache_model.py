@@ -16,7 +16,7 @@ from hypothesis import settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, rule
 
-from cache import KINDS, OK, Cache, Found, Loaded, LoadFailed, Refused
+from cache import KINDS, OK, Cache, Found, Loaded, LoadFailed, WaitingRoomFull
 from tests.fixtures import PATIENCE, Clock, until
 
 Entry = tuple[float, str, float, str, Any]  # expiry, key, born, kind, value
@@ -27,12 +27,12 @@ class Got(NamedTuple):
     """What a caller has of a key. If it was kept, it must still be fresh when it is handed out."""
 
     entry: Entry
-    result: str
-    kept: bool
+    source: str
+    stored: bool
 
     def found(self, now: float) -> Found:
         expiry, _, born, kind, value = self.entry
-        return Found(value, kind, now - born, expiry - now, self.result, self.kept)
+        return Found(value, kind, now - born, expiry - now, self.source, self.stored)
 
 
 class Reference:
@@ -49,7 +49,7 @@ class Reference:
 
     def ask(self, keys: list[str], outcomes: Iterator[Outcome]) -> dict[str, Got]:
         got: dict[str, Got] = {}
-        while wanted := [key for key in keys if key not in got or (got[key].kept and got[key].entry[0] <= self.now)]:
+        while wanted := [key for key in keys if key not in got or (got[key].stored and got[key].entry[0] <= self.now)]:
             hits, began = self.hits(wanted), self.now
             missing = [key for key in wanted if key not in hits]
             got |= hits
@@ -69,7 +69,7 @@ class Reference:
         kept = not loaded.private and entry[0] > self.now
         if kept:
             self.keep(entry)
-        return Got(entry, loaded.result, kept)
+        return Got(entry, loaded.source, kept)
 
     def keep(self, entry: Entry) -> None:
         if entry[1] in self.entries:
@@ -138,7 +138,7 @@ class CacheMachine(RuleBasedStateMachine):
 
     def expect(self, got: dict[str, Got]) -> dict[str, Found]:
         """Count the hits that were handed out, and return all."""
-        self.hits.update(each.entry[3] for each in got.values() if each.result == "hit")
+        self.hits.update(each.entry[3] for each in got.values() if each.source == "hit")
         return {key: each.found(self.reference.now) for key, each in got.items()}
 
     def load(self, keys: list[str], outcomes: Iterator[Outcome]) -> Iterator[tuple[str, Loaded]]:
@@ -238,14 +238,14 @@ class CacheMachine(RuleBasedStateMachine):
             private |= {key} if loaded.private else set()
         expected = error or self.expect(got)
         if refused:
-            return expected, (Refused, None)
+            return expected, (WaitingRoomFull, None)
         for key in shared:
             if key not in got:
                 return expected, (LoadFailed, error)
             if key in private:
                 again.append(key)
             else:
-                got_too[key] = got[key]._replace(result="collapsed")
+                got_too[key] = got[key]._replace(source="collapsed")
         got_too |= {key: reference.settle(key, next_loaded(own), now) for key in again}
         return expected, self.expect(got_too)
 
@@ -266,7 +266,7 @@ TestCache = CacheMachine.TestCase
 TestCache.settings = settings(max_examples=60, stateful_step_count=30, deadline=None)
 
 
-class Load(NamedTuple):
+class Loader(NamedTuple):
     """A load of one key, and when it happened."""
 
     key: str
@@ -297,7 +297,7 @@ class Traffic:
         self.clock: Callable[[], float] = lambda: next(ticks) * 0.001  # time passes whenever somebody looks
         self.cache = Cache(max_entries=1000, max_waiting=1000, clock=self.clock)
         self.order = itertools.count()
-        self.loads: list[Load] = []
+        self.loads: list[Loader] = []
         self.settled = defaultdict[int, float](lambda: math.inf)  # by the beginning of the load, the moment afterwards
         self.asked: list[Asked] = []
 
@@ -317,7 +317,7 @@ class Traffic:
         outcome: Loaded | BaseException = Loaded((key, begun), rng.choice(KINDS), lifetime, private=private)
         if rng.random() < 0.1:
             outcome = rng.choice([ValueError, KeyboardInterrupt])(key)
-        self.loads.append(Load(key, caller, begun, next(self.order), asked_at, outcome))
+        self.loads.append(Loader(key, caller, begun, next(self.order), asked_at, outcome))
         if isinstance(outcome, BaseException):
             raise outcome
         return outcome
@@ -341,25 +341,25 @@ class Traffic:
             self.asked.append(Asked(caller, begun, next(self.order), began_at, self.clock(), keys, came))
 
 
-def check_found(one: Asked, found: Found, load: Load, settled: float, loads: list[Load]) -> None:
+def check_found(one: Asked, found: Found, load: Loader, settled: float, loads: list[Loader]) -> None:
     """Assert that `found` is a legal answer to `one`, given the `load` that it is from and all loads of the key."""
     loaded = cast(Loaded, load.outcome)
     assert found.kind == loaded.kind
     assert abs(found.age + found.ttl - loaded.lifetime) < 1e-6
     assert load.ended < one.ended, "a value from the future"
-    assert found.ttl > 0 or not found.kept, "a value that has expired since it came"
-    if found.result == "miss":
+    assert found.ttl > 0 or not found.stored, "a value that has expired since it came"
+    if found.source == "miss":
         assert load.caller == one.caller
-    elif found.result == "collapsed":
+    elif found.source == "collapsed":
         assert load.caller != one.caller
         assert settled > one.begun, "that load was over"
         assert not loaded.private
     else:
-        assert found.result == "hit"
+        assert found.source == "hit"
         assert not any(load.ended < later.begun < one.begun for later in loads), "there was a newer value"
 
 
-def check_none(one: Asked, key: str, loads: dict[Any, Load], known: dict[str, list[tuple[int, Any]]]) -> None:
+def check_none(one: Asked, key: str, loads: dict[Any, Loader], known: dict[str, list[tuple[int, Any]]]) -> None:
     """Assert that it is legal to find nothing: whatever was found before may have expired."""
     for ended, value in known[key]:
         load = loads[value]
@@ -378,7 +378,7 @@ def test_what_several_threads_see_is_in_a_legal_order() -> None:
     finally:
         sys.setswitchinterval(interval)
         traffic.cache.close()
-    loads_of: dict[str, list[Load]] = defaultdict(list)
+    loads_of: dict[str, list[Loader]] = defaultdict(list)
     for load in sorted(traffic.loads, key=lambda load: load.begun):
         loads_of[load.key].append(load)
     for loads in loads_of.values():
@@ -397,8 +397,8 @@ def test_what_several_threads_see_is_in_a_legal_order() -> None:
             if key in one.came:
                 found = one.came[key]
                 check_found(one, found, by_value[found.value], traffic.settled[found.value[1]], loads_of[key])
-                results[found.result] += 1
-                if found.kept:
+                results[found.source] += 1
+                if found.stored:
                     known[key].append((one.ended, found.value))
             else:
                 check_none(one, key, by_value, known)

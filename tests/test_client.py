@@ -25,9 +25,9 @@ import pytest
 
 import c42client
 from c42client import Client
-from calendar42.calls import Call, Pause, Upstream
+from calendar42.calls import CallRecord, Pause, Upstream
 from calendar42.errors import C42Error, Exhausted, Paused, TimedOut, TooLarge
-from standin import EVENTS, Gate, Standin
+from standin import DEMO_EVENTS, Gate, Standin
 from tests.fixtures import TOKEN, at_once, new_events, new_id, until
 
 Make = Callable[..., Client]
@@ -84,9 +84,9 @@ def test_headers(make: Make, upstream: Standin) -> None:
     """Both calls carry the documented headers and the token, and nothing that an earlier answer set."""
     client = make()
     upstream.rule(headers={"Set-Cookie": "session=1; Path=/"})
-    fetch(client, EVENTS["plain"])
+    fetch(client, DEMO_EVENTS["plain"])
     upstream.reset_counts()
-    fetch(client, EVENTS["empty"])
+    fetch(client, DEMO_EVENTS["empty"])
     assert sorted(endpoint for endpoint, _, _ in upstream.requests) == sorted(ENDPOINTS)
     for _, target, headers in upstream.requests:
         assert headers["Accept"] == headers["Content-Type"] == "application/json"
@@ -100,7 +100,7 @@ def test_connections_are_kept(make: Make, upstream: Standin) -> None:
     """Loads one after the other go over the same two connections."""
     client = make()
     for name in ("plain", "empty", "mixed", "duplicates"):
-        fetch(client, EVENTS[name])
+        fetch(client, DEMO_EVENTS[name])
     assert (upstream.calls(), upstream.connections) == (8, 2)
 
 
@@ -108,7 +108,7 @@ def test_callers_do_not_wait_for_each_other(make: Make, upstream: Standin) -> No
     """Callers have both of their calls under way at once."""
     client, gate = make(), Gate()
     upstream.rule(gate=gate)
-    threads = [threading.Thread(target=fetch, args=(client, EVENTS["plain"])) for _ in range(5)]
+    threads = [threading.Thread(target=fetch, args=(client, DEMO_EVENTS["plain"])) for _ in range(5)]
     for thread in threads:
         thread.start()
     gate.wait_for(10)
@@ -116,7 +116,7 @@ def test_callers_do_not_wait_for_each_other(make: Make, upstream: Standin) -> No
     for thread in threads:
         thread.join()
     for _ in range(2):
-        at_once(*[partial(fetch, client, EVENTS["plain"])] * 5)
+        at_once(*[partial(fetch, client, DEMO_EVENTS["plain"])] * 5)
     assert upstream.connections == 10
 
 
@@ -129,7 +129,7 @@ def test_netrc_does_not_replace_the_token(
     netrc.chmod(0o600)
     monkeypatch.setenv("HOME", str(tmp_path))
     monkeypatch.setenv("NETRC", str(netrc))
-    assert fetch(make(), EVENTS["empty"])["names"] == []
+    assert fetch(make(), DEMO_EVENTS["empty"])["names"] == []
     assert {headers["Authorization"] for _, _, headers in upstream.requests} == {f"Token {TOKEN}"}
 
 
@@ -138,8 +138,8 @@ def test_netrc_does_not_replace_the_token(
 def test_redirects_are_not_followed(make: Make, upstream: Standin, endpoint: str, status: int) -> None:
     """A redirect is a 502: the token goes to no other address."""
     with Standin(token=TOKEN) as other:
-        upstream.rule(endpoint, status=status, headers={"Location": f"{other.base_url}events/{EVENTS['plain']}/"})
-        error = failure(make(), EVENTS["plain"])
+        upstream.rule(endpoint, status=status, headers={"Location": f"{other.base_url}events/{DEMO_EVENTS['plain']}/"})
+        error = failure(make(), DEMO_EVENTS["plain"])
         assert (error.status, error.upstream_status, error.definite) == (502, status, False)
         assert other.calls() == 0
 
@@ -151,7 +151,7 @@ def test_redirects_are_not_followed(make: Make, upstream: Standin, endpoint: str
 def test_definite_refusals(make: Make, upstream: Standin, status: int) -> None:
     """A refusal that asking again wouldn't change is passed through and counts as definite."""
     upstream.rule("events", status=status, body=b"  because\n")
-    error = failure(make(), EVENTS["plain"])
+    error = failure(make(), DEMO_EVENTS["plain"])
     assert type(error) is C42Error
     assert (error.status, error.upstream_status, error.definite, error.body) == (status, status, True, b"  because\n")
     assert (error.endpoint, error.private, repr(error.retry_after)) == ("events", False, "0.0")  # Redis wants a float
@@ -163,7 +163,7 @@ def test_definite_refusals(make: Make, upstream: Standin, status: int) -> None:
 def test_faults_are_passed_through(make: Make, upstream: Standin, endpoint: str, status: int) -> None:
     """An error about the token or inside the upstream is passed through, from either call, and is a fault."""
     upstream.rule(endpoint, status=status, body='{"why": "\u00e9"}')
-    error = failure(make(), EVENTS["plain"])
+    error = failure(make(), DEMO_EVENTS["plain"])
     assert (error.status, error.upstream_status, error.definite) == (status, status, False)
     assert (error.endpoint, error.body) == (endpoint, '{"why": "\u00e9"}'.encode())
 
@@ -200,7 +200,7 @@ def test_unusable_answers(
 ) -> None:
     """An answer that is incomplete, not JSON, too large or a redirect is a 502 and a fault, from either call."""
     upstream.rule(endpoint, **fault)
-    error = failure(make(), EVENTS["plain"])
+    error = failure(make(), DEMO_EVENTS["plain"])
     assert type(error) is (TooLarge if "more than" in what else C42Error)
     assert (error.status, error.definite, error.body, error.upstream_status) == (502, False, b"", status)
     assert (error.endpoint, str(error)) == (endpoint, f"Calendar42 {what}")
@@ -224,7 +224,7 @@ def test_limit(make: Make, upstream: Standin) -> None:
 def test_other_events(make: Make, upstream: Standin, body: bytes) -> None:
     """Anything but a list of the events asked for, each with an id, is a 502: no event gets another's title."""
     upstream.rule("events", body=body)
-    error = failure(make(), EVENTS["plain"])
+    error = failure(make(), DEMO_EVENTS["plain"])
     assert (error.status, error.endpoint, error.upstream_status) == (502, "events", 200)
 
 
@@ -239,7 +239,7 @@ def test_an_event_whose_id_is_none(make: Make, upstream: Standin) -> None:
 @pytest.mark.parametrize("event", ["deleted", "nodata"])
 def test_deleted(make: Make, event: str) -> None:
     """A removed event, and one whose data is empty, is a definite 404."""
-    error = failure(make(), EVENTS[event])
+    error = failure(make(), DEMO_EVENTS[event])
     assert (error.status, error.definite, error.upstream_status, error.endpoint) == (404, True, 200, "events")
     assert str(error) == "the event is deleted"
 
@@ -265,7 +265,7 @@ def test_what_is_read_leniently(make: Make, upstream: Standin) -> None:
         assert fetch(make(), event_id) == {"id": event_id, "title": "", "names": ["A"]}
     upstream.clear_rules()
     upstream.rule(body=7)
-    assert fetch(make(), EVENTS["plain"])["names"] == ["API", "Arthur", "Ella"]
+    assert fetch(make(), DEMO_EVENTS["plain"])["names"] == ["API", "Arthur", "Ella"]
 
 
 def test_the_events_failure_is_the_answer(make: Make, upstream: Standin) -> None:
@@ -275,12 +275,12 @@ def test_the_events_failure_is_the_answer(make: Make, upstream: Standin) -> None
     upstream.rule("event-subscriptions", status=500)
     ended: list[int] = []
 
-    def opened(call: Call) -> None:
+    def opened(call: CallRecord) -> None:
         ended.append(call.status)
         if call.endpoint == "event-subscriptions":
             gate.open()
 
-    assert failure(make(observe=opened), EVENTS["plain"]).status == 403
+    assert failure(make(observe=opened), DEMO_EVENTS["plain"]).status == 403
     assert ended == [500, 403]
 
 
@@ -289,7 +289,7 @@ def test_a_missing_event_does_not_wait(make: Make, upstream: Standin, event: str
     """An event that is not found or deleted is answered while the other call hangs."""
     gate = Gate()
     upstream.rule("event-subscriptions", gate=gate)
-    error = failure(make(timeout=60), EVENTS[event], 60)
+    error = failure(make(timeout=60), DEMO_EVENTS[event], 60)
     assert (error.status, error.definite) == (404, True)
     gate.open()
 
@@ -299,7 +299,7 @@ def test_calls_that_nobody_waits_for_end(make: Make, upstream: Standin) -> None:
     upstream.rule("event-subscriptions", trickle_headers=0.05)
     client = make(timeout=600)
     for _ in range(20):
-        assert failure(client, EVENTS["unknown"], 600).status == 404
+        assert failure(client, DEMO_EVENTS["unknown"], 600).status == 404
     until(lambda: upstream.calls("event-subscriptions") == 20)
     until(lambda: upstream.connections == 1, patience=5)  # the one for events is kept
 
@@ -310,7 +310,7 @@ def test_time_out(make: Make, upstream: Standin, endpoint: str, fault: dict[str,
     """Nothing that the upstream does holds a call beyond the deadline; the message says what the time-out is."""
     upstream.rule(endpoint, **fault)
     asked = time.monotonic()
-    error = failure(make(timeout=12.5), EVENTS["plain"], 0.2)
+    error = failure(make(timeout=12.5), DEMO_EVENTS["plain"], 0.2)
     assert time.monotonic() - asked >= 0.2
     assert isinstance(error, TimedOut)
     assert (error.status, error.definite, error.upstream_status, error.endpoint) == (504, False, 0, endpoint)
@@ -321,14 +321,14 @@ def test_time_out(make: Make, upstream: Standin, endpoint: str, fault: dict[str,
 def test_little_time(make: Make, upstream: Standin, timeout: float, private: bool) -> None:
     """A time-out is private if the load had less than half of its usual time."""
     upstream.rule(hang=True)
-    assert failure(make(timeout=timeout), EVENTS["plain"], 0.2).private == private
+    assert failure(make(timeout=timeout), DEMO_EVENTS["plain"], 0.2).private == private
 
 
 def test_no_time_left(make: Make, upstream: Standin) -> None:
     """After the deadline, no call is made or counted."""
-    calls: list[Call] = []
+    calls: list[CallRecord] = []
     for seconds in 0, -1:
-        error = failure(make(observe=calls.append), EVENTS["plain"], seconds)
+        error = failure(make(observe=calls.append), DEMO_EVENTS["plain"], seconds)
         assert (type(error), error.endpoint, error.private) == (TimedOut, "events", True)
     assert (upstream.calls(), calls) == (0, [])
 
@@ -339,9 +339,9 @@ def test_no_time_left(make: Make, upstream: Standin) -> None:
 )
 def test_unreachable(make: Make, upstream: Standin, base_url: str) -> None:
     """An upstream that can't be reached, has no possible name, or does not speak TLS, is a 502."""
-    calls: list[Call] = []
+    calls: list[CallRecord] = []
     port = upstream.base_url.split(":")[2].split("/")[0]
-    error = failure(make(base_url=base_url.format(port=port), observe=calls.append), EVENTS["plain"])
+    error = failure(make(base_url=base_url.format(port=port), observe=calls.append), DEMO_EVENTS["plain"])
     assert (error.status, error.upstream_status) == (502, 0)
     until(lambda: len(calls) == 2)
 
@@ -353,7 +353,7 @@ def test_no_descriptors(make: Make, upstream: Standin, caplog: pytest.LogCapture
     soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
     resource.setrlimit(resource.RLIMIT_NOFILE, (3, hard))
     try:
-        error = failure(client, EVENTS["plain"])
+        error = failure(client, DEMO_EVENTS["plain"])
     finally:
         resource.setrlimit(resource.RLIMIT_NOFILE, (soft, hard))
     assert isinstance(error, Exhausted)
@@ -365,7 +365,7 @@ def test_no_descriptors(make: Make, upstream: Standin, caplog: pytest.LogCapture
     assert str(error) in record.getMessage()
     assert "Too many open files" in record.getMessage()
     assert faults == [error]
-    assert fetch(client, EVENTS["plain"])["names"]
+    assert fetch(client, DEMO_EVENTS["plain"])["names"]
 
 
 # Pages
@@ -486,7 +486,7 @@ def test_no_more_calls_than_pages(make: Make, upstream: Standin, count: int) -> 
 def test_a_page_fails(make: Make, upstream: Standin, fault: dict[str, Any], status: int, offset: int) -> None:
     """If one of many pages fails, the answer is that error."""
     upstream.rule("event-subscriptions", offset=offset, **fault)
-    assert failure(make(), EVENTS["big"], 0.3 if status == 504 else 10).status == status
+    assert failure(make(), DEMO_EVENTS["big"], 0.3 if status == 504 else 10).status == status
 
 
 def test_many_pages_at_once(make: Make, upstream: Standin) -> None:
@@ -523,9 +523,9 @@ def test_a_page_that_fails_calls_off_the_others(make: Make, upstream: Standin) -
 def test_a_list(make: Make, upstream: Standin) -> None:
     """A list costs one call to each endpoint, and each of its events has the answer that it would have alone."""
     client, (one, two) = make(), new_events(upstream, 2)
-    outcomes = fetch_list(client, [one, EVENTS["deleted"], two, EVENTS["untitled"], EVENTS["mixed"]])
+    outcomes = fetch_list(client, [one, DEMO_EVENTS["deleted"], two, DEMO_EVENTS["untitled"], DEMO_EVENTS["mixed"]])
     assert (upstream.calls("events"), upstream.calls("event-subscriptions")) == (1, 1)
-    assert str(outcomes.pop(EVENTS["deleted"])) == "the event is deleted"
+    assert str(outcomes.pop(DEMO_EVENTS["deleted"])) == "the event is deleted"
     for event_id, outcome in outcomes.items():
         assert outcome == fetch(client, event_id)
 
@@ -555,7 +555,7 @@ def test_only_unknown_events(make: Make, upstream: Standin) -> None:
     """If no event is known, the client doesn't wait for their subscriptions."""
     gate = Gate()
     upstream.rule("event-subscriptions", gate=gate)
-    outcomes = fetch_list(make(), [new_id(), EVENTS["deleted"], new_id()])
+    outcomes = fetch_list(make(), [new_id(), DEMO_EVENTS["deleted"], new_id()])
     assert {outcome.status for outcome in outcomes.values()} == {404}
     gate.open()
 
@@ -712,16 +712,16 @@ def test_pause(make: Make, upstream: Standin, endpoint: str) -> None:
     """After a 429, from either call, nothing is asked for any event."""
     client = make()
     upstream.rule(endpoint, status=429, body="slow down")
-    error = failure(client, EVENTS["plain"])
+    error = failure(client, DEMO_EVENTS["plain"])
     assert isinstance(error, Paused)
     assert (error.status, error.definite, error.upstream_status, error.body) == (429, False, 429, b"slow down")
     assert (5 < error.retry_after <= 6, error.endpoint) == (True, endpoint)
     assert str(error) == "Calendar42 asked for a pause"
     upstream.clear_rules()
-    error = failure(client, EVENTS["empty"])
+    error = failure(client, DEMO_EVENTS["empty"])
     assert (error.status, error.definite, error.upstream_status, error.body) == (429, False, 0, b"")
     assert (5 < error.retry_after <= 6, str(error)) == (True, "Calendar42 asked for a pause")
-    assert upstream.calls(event_id=EVENTS["empty"]) == 0
+    assert upstream.calls(event_id=DEMO_EVENTS["empty"]) == 0
 
 
 def test_the_shortest_pause(make: Make, upstream: Standin) -> None:
@@ -729,8 +729,8 @@ def test_the_shortest_pause(make: Make, upstream: Standin) -> None:
     upstream.rule("events", status=429, headers={"Retry-After": "0"})
     client = make()
     for _ in range(2):
-        assert 0 < failure(client, EVENTS["plain"]).retry_after < 1
-    assert upstream.calls("events", EVENTS["plain"]) == 2
+        assert 0 < failure(client, DEMO_EVENTS["plain"]).retry_after < 1
+    assert upstream.calls("events", DEMO_EVENTS["plain"]) == 2
 
 
 def test_pause_ends(make: Make, upstream: Standin) -> None:
@@ -738,9 +738,9 @@ def test_pause_ends(make: Make, upstream: Standin) -> None:
     pause = Pause(0.05)
     client = make(pause=pause)
     upstream.rule("events", times=1, status=429)
-    assert isinstance(failure(client, EVENTS["plain"]), Paused)
+    assert isinstance(failure(client, DEMO_EVENTS["plain"]), Paused)
     until(lambda: not pause.left)
-    assert fetch(client, EVENTS["mixed"])["names"] == ["API", "Tess", "Bram"]
+    assert fetch(client, DEMO_EVENTS["mixed"])["names"] == ["API", "Tess", "Bram"]
 
 
 def test_a_pause_is_one_line_in_the_log(make: Make, upstream: Standin, caplog: pytest.LogCaptureFixture) -> None:
@@ -764,7 +764,7 @@ def test_a_pause_begins_while_the_other_call_hangs(make: Make, upstream: Standin
     upstream.rule("events", gate=gate)
     upstream.rule("event-subscriptions", status=429, headers={"Retry-After": "30"})
     with ThreadPoolExecutor() as pool:
-        failing = pool.submit(failure, make(pause=pause), EVENTS["plain"])
+        failing = pool.submit(failure, make(pause=pause), DEMO_EVENTS["plain"])
         until(lambda: pause.left > 0)
         assert not failing.done()
         gate.open()
@@ -776,19 +776,19 @@ def test_a_pause_begins_while_the_other_call_hangs(make: Make, upstream: Standin
 
 def test_observed_calls(make: Make, upstream: Standin) -> None:
     """Each call that ends is observed with its endpoint, its status, its time, and what kept the answer from coming."""
-    calls: list[Call] = []
+    calls: list[CallRecord] = []
     client = make(observe=calls.append)
-    fetch(client, EVENTS["plain"])
+    fetch(client, DEMO_EVENTS["plain"])
     assert sorted(call[:2] for call in calls) == [("event-subscriptions", 200), ("events", 200)]
     assert all(0 < call.seconds < 10 and call.trouble == "" for call in calls)
     calls.clear()
     upstream.rule("events", reset=True)
-    failure(client, EVENTS["plain"])
+    failure(client, DEMO_EVENTS["plain"])
     (call,) = [call for call in calls if call.endpoint == "events"]
     assert (call.status, call.trouble) == (0, "Connection reset by peer")
     calls.clear()
     upstream.rule("events", hang=True)
-    failure(client, EVENTS["plain"], 0.2)
+    failure(client, DEMO_EVENTS["plain"], 0.2)
     (call,) = [call for call in calls if call.endpoint == "events"]
     assert (call.status, call.trouble) == (0, "timed out")
     assert call.seconds >= 0.19
@@ -822,13 +822,13 @@ def test_log(make: Make, upstream: Standin, caplog: pytest.LogCaptureFixture) ->
     """Each load is one line in the log, with its outcome and the time of each call."""
     client = make()
     with caplog.at_level(logging.INFO, logger="c42c"):
-        fetch(client, EVENTS["plain"])
-        failure(client, EVENTS["deleted"])
-        upstream.rule("event-subscriptions", EVENTS["plain"], hang=True)
-        failure(client, EVENTS["plain"], 0.3)
+        fetch(client, DEMO_EVENTS["plain"])
+        failure(client, DEMO_EVENTS["deleted"])
+        upstream.rule("event-subscriptions", DEMO_EVENTS["plain"], hang=True)
+        failure(client, DEMO_EVENTS["plain"], 0.3)
     ok, negative, fault = caplog.records
     calls = r"\((events|event-subscriptions) \d+ ms, (events|event-subscriptions) \d+ ms\)"
-    event_id = EVENTS["plain"]
+    event_id = DEMO_EVENTS["plain"]
     assert {record.name for record in caplog.records} == {"c42c.upstream"}
     assert ok.levelno == negative.levelno == logging.INFO
     assert ok.getMessage().startswith(f"load event={event_id} outcome=ok status=200: 3 names (event")
@@ -886,7 +886,7 @@ def test_the_token_is_passed_on_in_no_error(make: Make, upstream: Standin, token
     """The body of an error that has the token in it, however the upstream writes it, is not passed on."""
     for body in echoes(token):
         rule = upstream.rule(status=status, body=body)
-        assert failure(make(token=token), EVENTS["plain"]).body == b"", body
+        assert failure(make(token=token), DEMO_EVENTS["plain"]).body == b"", body
         rule.remove()
 
 
@@ -895,17 +895,17 @@ def test_the_token_is_passed_on_in_no_error(make: Make, upstream: Standin, token
 def test_token_is_not_cut_out(make: Make, upstream: Standin, before: int, written: str) -> None:
     """Where a body is cut at 64 KiB, no part of the token is left at its end."""
     upstream.rule("events", status=500, body=b"." * before + written.encode() + b"!" * 10)
-    assert failure(make(), EVENTS["plain"]).body in (b"", b"." * 65536)
+    assert failure(make(), DEMO_EVENTS["plain"]).body in (b"", b"." * 65536)
 
 
 def test_a_body_without_the_token_keeps_its_bytes(make: Make, upstream: Standin) -> None:
     """A body that is passed on keeps its bytes, up to 64 KiB."""
     for body in (b'{"a" : "\\u00e9", "a":1.0e5}\r\n', b"\xff\xfe\x00", b"\\u002d %2D &#45;", TOKEN[:-1].encode()):
         rule = upstream.rule("events", status=500, body=body)
-        assert failure(make(), EVENTS["plain"]).body == body
+        assert failure(make(), DEMO_EVENTS["plain"]).body == body
         rule.remove()
     upstream.rule("events", status=500, body=b"." * 65537)
-    assert failure(make(), EVENTS["plain"]).body == b"." * 65536
+    assert failure(make(), DEMO_EVENTS["plain"]).body == b"." * 65536
 
 
 def test_token_in_titles_and_names(make: Make, upstream: Standin, caplog: pytest.LogCaptureFixture) -> None:
@@ -939,15 +939,15 @@ def test_program(capsys: pytest.CaptureFixture[str], upstream: Standin) -> None:
     upstream.add_event("half")
     upstream.rule("events", "half", body=r'{"data": [{"id": "half", "title": "\ud800x"}]}')
     assert run(capsys, "half", **right) == (0, '{"id": "half", "title": "?x", "names": []}\n', "")
-    assert run(capsys, EVENTS["unknown"], **right) == (1, "", "Calendar42 answered 404\n")
+    assert run(capsys, DEMO_EVENTS["unknown"], **right) == (1, "", "Calendar42 answered 404\n")
     wrong = right | {"C42_TOKEN": "wrong-token"}
-    assert run(capsys, EVENTS["plain"], **wrong) == (1, "", "Calendar42 answered 401\n")
+    assert run(capsys, DEMO_EVENTS["plain"], **wrong) == (1, "", "Calendar42 answered 401\n")
     upstream.rule(hang=True)
-    late = run(capsys, EVENTS["plain"], **right, C42_TIMEOUT="0.2")
+    late = run(capsys, DEMO_EVENTS["plain"], **right, C42_TIMEOUT="0.2")
     assert late == (1, "", "Calendar42 did not answer within 0.2 seconds\n")
-    status, said, complaint = run(capsys, EVENTS["plain"], **right, C42_TIMEOUT="soon")
+    status, said, complaint = run(capsys, DEMO_EVENTS["plain"], **right, C42_TIMEOUT="soon")
     assert (status, said, complaint.count("\n"), complaint[:16]) == (2, "", 1, "C42_TIMEOUT=soon")
-    status, said, complaint = run(capsys, EVENTS["plain"])
+    status, said, complaint = run(capsys, DEMO_EVENTS["plain"])
     assert (status, said, complaint[:20]) == (2, "", "C42_TOKEN is missing")
     status, said, complaint = run(capsys, "a/b", **right)
     assert (status, said, complaint[:24]) == (2, "", "an event id is 1 to 128 ")
@@ -965,7 +965,7 @@ def test_usage(capsys: pytest.CaptureFixture[str], upstream: Standin) -> None:
     assert "\nPrint an event's title and attendees.\n" in said
     assert upstream.calls() == 0
     assert subprocess.run([sys.executable, c42client.__file__], check=False, capture_output=True).returncode == 2
-    program = [sys.executable, c42client.__file__, EVENTS["unknown"]]
+    program = [sys.executable, c42client.__file__, DEMO_EVENTS["unknown"]]
     ended = subprocess.run(program, env=os.environ | right, check=False, capture_output=True, text=True, timeout=20)
     assert (ended.returncode, ended.stdout, ended.stderr) == (1, "", "Calendar42 answered 404\n")
 
@@ -975,6 +975,6 @@ def test_bodies_that_are_hard_to_read(make: Make, upstream: Standin, body: str) 
     """An error's body that is hard to search for the token changes nothing about the error, and takes no time."""
     upstream.rule("events", status=502, body=body)
     began = time.process_time()
-    error = failure(make(), EVENTS["plain"])
+    error = failure(make(), DEMO_EVENTS["plain"])
     assert (error.status, error.upstream_status) == (502, 502)
     assert time.process_time() - began < 2

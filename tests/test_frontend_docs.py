@@ -7,7 +7,7 @@ from typing import Any
 import pytest
 from selenium.webdriver import Chrome
 
-from standin import EVENTS, Gate, Standin
+from standin import DEMO_EVENTS, Gate, Standin
 from tests.fixtures import ROOT, Service, new_events, new_id, started, until
 
 PAGE = (ROOT / "docs/frontend.md").read_text()
@@ -55,8 +55,8 @@ def test_snippets_handle_errors(run: Run, open_service: Service, upstream: Stand
     assert (error["name"], error["message"], error["status"]) == ("C42Error", "<h1>Sorry</h1>", 500)
     (line,) = (line for line in open_service.log.splitlines() if event_id in line)
     assert line.endswith(f" request={error['requestId']}")
-    run("await getEvent(arguments[0])", EVENTS["unknown"])
-    cached = run("await getEvent(arguments[0], {cache: 'reload'})", EVENTS["unknown"])
+    run("await getEvent(arguments[0])", DEMO_EVENTS["unknown"])
+    cached = run("await getEvent(arguments[0], {cache: 'reload'})", DEMO_EVENTS["unknown"])
     assert (cached["status"], cached["requestId"]) == (404, None)
     assert run("await fetch('http://127.0.0.1:1/')")["name"] == "TypeError", "nothing listens there"
 
@@ -76,7 +76,7 @@ def test_snippets_can_be_cancelled(run: Run, open_service: Service, upstream: St
 
 def test_snippets_notice_changes(run: Run, upstream: Standin) -> None:
     """A page is shown again only if the event has changed."""
-    event_id = EVENTS["mixed"]
+    event_id = DEMO_EVENTS["mixed"]
     twice = "let shown = 0; for (const _ of [1, 2]) await refresh(arguments[0], () => { shown++; }); return shown"
     assert run(twice, event_id) == 1
 

@@ -10,10 +10,10 @@ from typing import Any
 
 import pytest
 
-from serving.connection import Answer
+from serving.connection import Serialized
 from serving.request import parse
 from serving.wsgi import call, make_environ
-from standin import EVENTS, Gate, Standin
+from standin import DEMO_EVENTS, Gate, Standin
 from tests.fixtures import PREFIX, Inside, Service, listed, load_outcomes, new_events, new_id, until
 from tests.reading import cache_status, lifetime
 from tests.wire import Desk, Wire
@@ -32,14 +32,14 @@ class Asked:
         self.raw = raw
         self._app = service.app.wsgi_app
         self._request = parse(raw)
-        self._shortcut = service.parts.immediate(self._request)
+        self._shortcut = service.components.immediate(self._request)
 
-    def immediate(self) -> Answer | None:
+    def immediate(self) -> Serialized | None:
         """Return the immediate answer, if there is one."""
         answer = self._shortcut() if self._shortcut else None
         return (answer[0], b"") if answer and self._request.method == "HEAD" else answer  # no body will be sent
 
-    def route(self) -> Answer:
+    def route(self) -> Serialized:
         """Return the route's answer."""
         return call(self._app, make_environ(self._request, b"", ("127.0.0.1", 80)))
 
@@ -98,7 +98,7 @@ def test_only_hits_are_answered_at_once(inside: MakeInside, upstream: Standin) -
     """There is no immediate answer for a cold event, or at the very moment of expiry."""
     service, event_id = inside(), new_events(upstream, 1)[0]
     get = f"GET {PREFIX}{event_id} HTTP/1.1\r\nHost: c42c\r\n\r\n".encode()
-    shortcut = service.parts.immediate(parse(get))
+    shortcut = service.components.immediate(parse(get))
     assert shortcut
     for seconds, fresh in ((0.0, False), (0.0, True), (251.999999, True), (0.000001, False)):
         service.clock.now += seconds
@@ -127,7 +127,7 @@ def test_hits_do_not_reach_flask(inside: MakeInside, upstream: Standin) -> None:
     """A hit is answered in the turn of the event loop that read it, without Flask; a miss goes to a worker."""
     service, (event_id, cold) = inside(), new_events(upstream, 2)
     service.event(event_id)
-    desk = Desk(immediate=service.parts.immediate)
+    desk = Desk(immediate=service.components.immediate)
     for raw in (f"GET {PREFIX}{event_id} HTTP/1.1", f"HEAD {PREFIX}{event_id}/?x HTTP/1.1"):
         wire = Wire(desk).send(f"{raw}\r\nHost: c42c\r\n\r\n".encode())
         assert wire.answers(raw[:4].strip())[0].headers["Cache-Status"] == "c42c; hit; ttl=252"
@@ -252,12 +252,12 @@ def test_etag_is_of_the_body(inside: MakeInside, upstream: Standin) -> None:
 def test_not_modified(inside: MakeInside, condition: str) -> None:
     """A client that has the answer gets a 304 without a body, but with the headers that RFC 9110, 15.4.5 asks for."""
     service = inside(C42_CORS_ORIGINS=PAGE)
-    full = service.event(EVENTS["plain"])
+    full = service.event(DEMO_EVENTS["plain"])
     condition = condition.format(full.headers["ETag"])
-    for path in (PREFIX + EVENTS["plain"], listed([EVENTS["plain"], EVENTS["unknown"]])):
+    for path in (PREFIX + DEMO_EVENTS["plain"], listed([DEMO_EVENTS["plain"], DEMO_EVENTS["unknown"]])):
         service.http.get(path)  # so that both of these are hits
         full = service.http.get(path, headers={"Origin": PAGE})
-        tag = condition.replace(service.event(EVENTS["plain"]).headers["ETag"], full.headers["ETag"])
+        tag = condition.replace(service.event(DEMO_EVENTS["plain"]).headers["ETag"], full.headers["ETag"])
         for method in ("GET", "HEAD"):
             answer = service.http.open(path, method=method, headers={"Origin": PAGE, "If-None-Match": tag})
             assert (answer.status, answer.data) == ("304 Not Modified", b"")
@@ -273,7 +273,7 @@ def test_not_modified(inside: MakeInside, condition: str) -> None:
 def test_modified(inside: MakeInside, condition: str) -> None:
     """A client that has another answer, or sends a malformed condition, gets the whole answer."""
     service = inside()
-    for path in (PREFIX + EVENTS["plain"], listed([EVENTS["plain"]])):
+    for path in (PREFIX + DEMO_EVENTS["plain"], listed([DEMO_EVENTS["plain"]])):
         answer = service.http.get(path, headers={"If-None-Match": condition})
         assert (answer.status_code, bool(answer.data)) == (200, True)
 
@@ -352,7 +352,9 @@ def test_retry_after_covers_what_is_kept(inside: MakeInside, upstream: Standin) 
 # Methods, and answers that no client may store
 
 
-@pytest.mark.parametrize("path", [PREFIX + EVENTS["plain"], PREFIX + EVENTS["plain"] + "/", listed([EVENTS["plain"]])])
+@pytest.mark.parametrize(
+    "path", [PREFIX + DEMO_EVENTS["plain"], PREFIX + DEMO_EVENTS["plain"] + "/", listed([DEMO_EVENTS["plain"]])]
+)
 def test_head_and_options_on_the_wire(service: Service, path: str) -> None:
     """HEAD is GET without the body, OPTIONS says what is allowed, and other methods get a 405 that says so too."""
     target = path.encode()

@@ -12,7 +12,7 @@ from urllib.parse import quote
 import pytest
 import requests
 
-from standin import EVENTS, Gate, Standin
+from standin import DEMO_EVENTS, Gate, Standin
 from tests.fixtures import PATIENCE, PREFIX, Inside, Service, at_once, listed, new_events, new_id, until
 from tests.reading import cache_status, lifetime
 
@@ -101,7 +101,7 @@ def test_a_fault_among_many(inside: MakeInside, upstream: Standin) -> None:
 def test_unknown_and_deleted_among_many(inside: MakeInside, upstream: Standin) -> None:
     """An event that the list leaves out, or that is deleted, is a 404, as on the route of a single event."""
     service, event_ids = inside(), new_events(upstream, 2)
-    unknown, gone = new_id(), EVENTS["deleted"]
+    unknown, gone = new_id(), DEMO_EVENTS["deleted"]
     answer = answers_of(service, [unknown, event_ids[1], gone, event_ids[0], unknown])
     assert answer.json["errors"] == {
         unknown: {"status_code": 404, "message": f"Event {unknown} not found", "code": "NOT_FOUND"},
@@ -292,7 +292,7 @@ def test_a_list_has_one_time_out(inside: MakeInside, upstream: Standin) -> None:
 def test_head_of_many(inside: MakeInside) -> None:
     """HEAD of a list has the headers of GET and no body."""
     service = inside()
-    path = listed([EVENTS["plain"], EVENTS["unknown"]])
+    path = listed([DEMO_EVENTS["plain"], DEMO_EVENTS["unknown"]])
     service.http.get(path)
     get, head = service.http.get(path), service.http.head(path)
     assert (head.data, list(head.headers)) == (b"", list(get.headers))

@@ -22,7 +22,7 @@ from flask import Flask
 from prometheus_client.parser import text_string_to_metric_families
 
 from cache import Cache
-from calendar42.calls import Call, Pause
+from calendar42.calls import CallRecord, Pause
 from operations import check, health
 from operations.metrics import Metrics
 from standin import Gate, Standin
@@ -134,7 +134,7 @@ def test_durations_of_the_last_calls() -> None:
     numbers = metrics.status()["upstream"]["endpoints"]["events"]
     assert numbers == {"requests": 0, "median_seconds": None, "p99_seconds": None}
     for milliseconds in [9000] * 3 + list(range(1, 501)):
-        metrics.called(Call("events", 200, milliseconds / 1000))
+        metrics.on_call(CallRecord("events", 200, milliseconds / 1000))
     numbers = metrics.status()["upstream"]["endpoints"]["events"]
     assert numbers == {"requests": 503, "median_seconds": 0.25, "p99_seconds": 0.495}
 

@@ -12,7 +12,7 @@ from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
 from calendar42 import ids, payload
-from calendar42.calls import LONGEST, Pause
+from calendar42.calls import MAX_PAUSE, Pause
 from calendar42.errors import C42Error, TooLarge
 from calendar42.payload import Page
 
@@ -243,17 +243,17 @@ VALID = st.text(ALPHABET, min_size=1, max_size=128)
 def test_check_any_text(text: str) -> None:
     """An id is 1 to 128 ASCII letters, digits, hyphens and underscores, and nothing else is."""
     if 1 <= len(text) <= 128 and set(text) <= set(ALPHABET):
-        assert ids.check(text) == text
+        assert ids.validate_id(text) == text
     else:
         with pytest.raises(ids.BadIds, match=r"^an event id is 1 to 128 "):
-            ids.check(text)
+            ids.validate_id(text)
 
 
 @unhurried
 @given(st.lists(VALID, min_size=1, max_size=100))
 def test_read_any_list(event_ids: list[str]) -> None:
     """A list of ids is read as it was written."""
-    assert ids.read_list([f"[{','.join(event_ids)}]"]) == event_ids
+    assert ids.parse_list([f"[{','.join(event_ids)}]"]) == event_ids
 
 
 @unhurried
@@ -264,27 +264,27 @@ def test_read_any_text_as_a_list(values: list[str]) -> None:
     """An invalid list of ids is refused, and the message says why in one line."""
     refusal = ""
     try:
-        event_ids = ids.read_list(values)
+        event_ids = ids.parse_list(values)
     except ids.BadIds as error:
         refusal = str(error)
     else:
         assert values == [f"[{','.join(event_ids)}]"]
         assert 1 <= len(event_ids) <= 100
-        assert [ids.check(event_id) for event_id in event_ids] == event_ids
+        assert [ids.validate_id(event_id) for event_id in event_ids] == event_ids
     assert len(refusal) < 150
     assert "\n" not in refusal
 
 
 def test_longest_list() -> None:
     """A list has a hundred ids at most, and the message of a longer one says how many it has."""
-    assert len(ids.read_list([f"[{','.join('a' * 100)}]"])) == 100
+    assert len(ids.parse_list([f"[{','.join('a' * 100)}]"])) == 100
     with pytest.raises(ids.BadIds, match="101"):
-        ids.read_list([f"[{','.join('a' * 101)}]"])
+        ids.parse_list([f"[{','.join('a' * 101)}]"])
     with pytest.raises(ids.BadIds, match="entry 2 "):
-        ids.read_list(["[a,?]"])
+        ids.parse_list(["[a,?]"])
     for values in ["[a]", "[b]"], ["a,b"], ["[]"]:
         with pytest.raises(ids.BadIds, match=r"^expected one list of ids in brackets, such as \?event_ids=\[a,b,c\]$"):
-            ids.read_list(values)
+            ids.parse_list(values)
 
 
 # Retry-After
@@ -300,8 +300,8 @@ def pause_for(retry_after: str) -> float:
 @pytest.mark.parametrize(
     ("retry_after", "left"),
     [
-        ("30", 30), ("0", 0), ("007", 7), ("3600", 3600), ("3601", LONGEST),
-        *((huge, LONGEST) for huge in ("86400", "9" * 400, "Fri, 31 Dec 9999 23:59:59 GMT")),
+        ("30", 30), ("0", 0), ("007", 7), ("3600", 3600), ("3601", MAX_PAUSE),
+        *((huge, MAX_PAUSE) for huge in ("86400", "9" * 400, "Fri, 31 Dec 9999 23:59:59 GMT")),
         *(
             (nonsense, 6)
             for nonsense in (
@@ -317,7 +317,7 @@ def test_retry_after(retry_after: str, left: float) -> None:
 
 
 @pytest.mark.parametrize("form", ["%a, %d %b %Y %H:%M:%S GMT", "%A, %d-%b-%y %H:%M:%S GMT", "%a %b %e %H:%M:%S %Y"])
-@pytest.mark.parametrize(("seconds", "left"), [(900, 900), (5000, LONGEST), (-5000, 0)])
+@pytest.mark.parametrize(("seconds", "left"), [(900, 900), (5000, MAX_PAUSE), (-5000, 0)])
 def test_retry_after_a_date(form: str, seconds: float, left: float) -> None:
     """A Retry-After may be a date, in each of the three forms of RFC 9110, 5.6.7, which have whole seconds."""
     moment = datetime.now(UTC) + timedelta(seconds=seconds)
@@ -351,7 +351,7 @@ def test_a_date_is_read_as_gmt(monkeypatch: pytest.MonkeyPatch) -> None:
 @example("Fri, 31 Dec 9999 23:59:59 -2359")
 def test_any_retry_after(retry_after: str) -> None:
     """Whatever Retry-After says, there is a pause of an hour at most."""
-    assert 0 <= pause_for(retry_after) <= LONGEST
+    assert 0 <= pause_for(retry_after) <= MAX_PAUSE
 
 
 def test_a_pause_is_made_longer_only() -> None:

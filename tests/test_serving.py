@@ -28,7 +28,7 @@ import requests
 
 from serving import server as serving_server
 from serving.wsgi import App
-from standin import EVENTS, Gate, Standin
+from standin import DEMO_EVENTS, Gate, Standin
 from tests.fixtures import (
     PATIENCE,
     PREFIX,
@@ -73,7 +73,7 @@ def test_exit_status(service: Service) -> None:
     for expected, (status, said, complaint) in ((1, taken), (2, missing)):
         assert (status, said, complaint.count("\n")) == (expected, "", 1), complaint
     assert taken[2] == f"cannot listen on {service.url}: Address already in use; see C42_HOST and C42_PORT\n"
-    assert service.event(EVENTS["plain"]).status_code == 200
+    assert service.event(DEMO_EVENTS["plain"]).status_code == 200
 
 
 @pytest.mark.parametrize("host", ["no-such-host.invalid", "::ffff:203.0.113.1", "1.2.3.4.5"])
@@ -565,7 +565,7 @@ def serve(app: App, talk: Callable[[Callable[[bytes], socket.socket]], None], **
 
 
 def answer_path(environ: dict[str, Any], start_response: Any) -> list[bytes]:
-    """Answer with the path; an app."""
+    """Serialized with the path; an app."""
     start_response("200 OK", [])
     return [environ["PATH_INFO"].encode()]
 
@@ -613,8 +613,8 @@ def test_drains(start: Start, upstream: Standin) -> None:
     service = start(C42_DRAIN="1")
     service.process.send_signal(signal.SIGTERM)
     until(lambda: service.get("/readyz").status_code == 503)
-    assert service.event(EVENTS["plain"]).status_code == 200
-    assert service.raw(f"{PREFIX}{EVENTS['plain']}".encode()).status == 200
+    assert service.event(DEMO_EVENTS["plain"]).status_code == 200
+    assert service.raw(f"{PREFIX}{DEMO_EVENTS['plain']}".encode()).status == 200
     assert service.process.wait(PATIENCE) == 0
     assert clean(service.log), service.log
 
@@ -634,7 +634,7 @@ def test_idle_connections(service: Service) -> None:
         socks += [service.connect() for _ in range(1200)]
         socks[0].sendall(b"GET /nothing HTTP/1.1\r\nHost: c42c\r\n\r\n")
         assert receive(socks[0]).status == 404
-        assert service.event(EVENTS["plain"]).status_code == 200
+        assert service.event(DEMO_EVENTS["plain"]).status_code == 200
         assert service.raw(PREFIX.encode() + b"a.b").status == 400
     finally:
         for sock in socks:

@@ -10,7 +10,7 @@ import pytest
 
 import main
 from operations import VERSION, settings
-from standin import EVENTS
+from standin import DEMO_EVENTS
 from tests.fixtures import ROOT, TOKEN, MakeInside, Service, Start
 
 WRONG = {
@@ -106,7 +106,7 @@ def test_token_file(tmp_path: Path, start: Start) -> None:
     path = tmp_path / "token"
     path.write_text(f"{TOKEN}\r\n")
     service = start(C42_TOKEN="", C42_TOKEN_FILE=str(path))
-    assert service.event(EVENTS["plain"]).status_code == 200
+    assert service.event(DEMO_EVENTS["plain"]).status_code == 200
     assert TOKEN.encode() not in Path(f"/proc/{service.process.pid}/environ").read_bytes()
     assert TOKEN not in repr(settings.read({"C42_TOKEN_FILE": str(path)}))
 
@@ -132,7 +132,7 @@ def test_warnings(start: Start) -> None:
     assert "WARNING c42c C42_EXPIRE is not a setting; did you mean C42_EXPIRY?\n" in service.log
     assert "WARNING c42c C42_ is not a setting\n" in service.log
     assert "WARNING c42c C42_WORKERS is not a setting any more: run several instances" in service.log
-    assert service.event(EVENTS["plain"]).status_code == 200
+    assert service.event(DEMO_EVENTS["plain"]).status_code == 200
 
 
 def test_help_and_version(capsys: pytest.CaptureFixture[str]) -> None:

@@ -50,7 +50,7 @@ PASSWORD = "se%2Fcret"
 pytestmark = pytest.mark.filterwarnings("ignore:unclosed resource <TCPTransport:ResourceWarning")
 
 
-def failed(status: int, body: str = "", retry_after: float = 0.0) -> values.Kept:
+def failed(status: int, body: str = "", retry_after: float = 0.0) -> values.StoredTuple:
     """Make the value that says that the upstream answered so."""
     error = C42Error(
         endpoint="events",
@@ -219,7 +219,7 @@ def test_expiry_is_the_same_for_all(shared_redis: Redis, machine: Make, counts: 
     second.ask(event_id)
     until(lambda: not first.cache.get(event_id))
     assert second.cache.get(event_id) is None
-    assert second.ask(event_id).result == "miss"
+    assert second.ask(event_id).source == "miss"
     assert counts[event_id] == 2
 
 
@@ -232,7 +232,7 @@ def test_only_the_same_is_shared(inside: MakeInside, shared_redis: Redis, upstre
     upstream.add_event(event_id := new_id(), title="Shared")
     calls = []
     for one in made:
-        until(lambda one=one: one.parts.metrics.status()["shared_tier"]["up"])  # type: ignore[misc]
+        until(lambda one=one: one.components.metrics.status()["shared_tier"]["up"])  # type: ignore[misc]
         one.event(event_id)
         calls.append(upstream.calls("events", event_id))
     assert calls == [1, 1, 2, 3, 4, 5]
@@ -273,7 +273,7 @@ def test_what_redis_has_of_a_list_is_there_at_once(
     assert second.ask(there).value == VALUE
     assert not listed.done()
     second.gate.set()
-    assert {key: found.result for key, found in listed.result(PATIENCE).items()} == {missing: "miss", there: "shared"}
+    assert {key: found.source for key, found in listed.result(PATIENCE).items()} == {missing: "miss", there: "shared"}
     assert counts == {there: 1, missing: 1}
 
 
@@ -297,7 +297,7 @@ def test_nothing_outlives_its_time_in_a_list(
     loading.gate.set()
     found = listed.result(PATIENCE)
     assert all(each.ttl > 0 for each in found.values())
-    assert found[missing].result == ("miss" if loader == "here" else "awaited")
+    assert found[missing].source == ("miss" if loader == "here" else "awaited")
     assert (counts[there], counts[missing]) == (2, 1)
     assert not alone or alone.result(PATIENCE).value == VALUE
 
@@ -380,10 +380,10 @@ def test_what_is_no_answer_is_replaced(shared_redis: Redis, machine: Make, count
             event_id = new_id()
             client.set(first.key(event_id), content, px=60000)
             assert first.ask(event_id).value == VALUE, content
-            assert second.ask(event_id).result == "shared", content
+            assert second.ask(event_id).source == "shared", content
             assert (counts[event_id], said("invalid answer")) == (1, number)
         client.set(first.key(event_id := new_id()), GOOD)  # without an end
-        assert first.ask(event_id).result == "miss"
+        assert first.ask(event_id).source == "miss"
         assert client.pttl(first.key(event_id)) > 0
     assert first.shares
 
@@ -397,8 +397,8 @@ def test_keys_of_another_type(shared_redis: Redis, machine: Make, counts: Counte
         for key in (first.key(event_id), first.lock(locked), first.key("x").partition("{")[0] + "pause"):
             client.lpush(key, "1")
     for each in (event_id, locked):
-        assert quickly(lambda each=each: first.ask(each)).result == "miss"  # type: ignore[misc]
-        assert second.ask(each).result == "shared"
+        assert quickly(lambda each=each: first.ask(each)).source == "miss"  # type: ignore[misc]
+        assert second.ask(each).source == "shared"
         assert counts[each] == 1
     assert second.pause.left > 0
     assert said("Redis is lost") == 0
@@ -514,7 +514,7 @@ def test_an_answer_never_lives_longer_than_its_lifetime_again(shared_redis: Redi
             first.ask(event_id := new_id())
             client.pexpire(first.key(event_id), left)  # what the clock would do
             found = second.ask(event_id)
-            assert (found.result, found.ttl <= 252) == (result, True)
+            assert (found.source, found.ttl <= 252) == (result, True)
 
 
 # Locks
@@ -578,7 +578,7 @@ def test_a_lock_that_is_gone_is_lost(
         gate.set()
         assert loading.result(PATIENCE).value == VALUE
         assert not client.exists(first.key(event_id))
-    assert second.ask(event_id).result == "miss"
+    assert second.ask(event_id).source == "miss"
     assert counts[event_id] == 2
 
 
@@ -586,21 +586,21 @@ def test_a_lock_that_is_gone_is_lost(
     "late", [failed(504), values.success({"id": "1", "title": "old", "names": []})], ids=["504", "200"]
 )
 def test_a_late_answer_replaces_no_other(
-    late: values.Kept, shared_redis: Redis, machine: Make, pool: ThreadPoolExecutor
+    late: values.StoredTuple, shared_redis: Redis, machine: Make, pool: ThreadPoolExecutor
 ) -> None:
     """An instance that lost its lock never replaces the answer that another has stored since."""
     first, second, third = (machine(shared_redis.url) for _ in range(3))
     event_id, first.gate = new_id(), threading.Event()
-    first.answer = lambda: Loaded(late, OK if values.Value(*late).status == 200 else FAULT, 252.0)
+    first.answer = lambda: Loaded(late, OK if values.StoredAnswer(*late).status == 200 else FAULT, 252.0)
     loading = pool.submit(first.ask, event_id)
     assert first.entered.acquire(timeout=PATIENCE)
     with shared_redis.client() as client:
         client.delete(first.lock(event_id))
-    assert second.ask(event_id).result == "miss"
+    assert second.ask(event_id).source == "miss"
     first.gate.set()
     assert loading.result(PATIENCE).value == late
     found = third.ask(event_id)
-    assert (found.result, found.value) == ("shared", VALUE)
+    assert (found.source, found.value) == ("shared", VALUE)
 
 
 def test_a_lock_that_became_anothers_is_left_alone(shared_redis: Redis, machine: Make) -> None:
@@ -633,12 +633,12 @@ def test_an_instance_that_is_suspended_in_mid_load(
     until(lambda: upstream.calls("events", event_id) == 1)
     suspended.process.send_signal(signal.SIGSTOP)
     try:
-        assert second.ask(event_id).result == "miss"
+        assert second.ask(event_id).source == "miss"
     finally:
         suspended.process.send_signal(signal.SIGCONT)
     assert late.result(PATIENCE).status_code == 504
     found = third.ask(event_id)
-    assert (found.result, found.value) == ("shared", VALUE)
+    assert (found.source, found.value) == ("shared", VALUE)
 
 
 def test_a_load_that_raises_releases_its_lock(
@@ -757,7 +757,7 @@ def test_a_redis_that_is_not_there_at_first(own_redis: Redis, machine: Make, cou
         own_redis.start()
         until(lambda: first.shares and second.shares)
         event_id = new_id()
-        assert (first.ask(event_id).result, second.ask(event_id).result) == ("miss", "shared")
+        assert (first.ask(event_id).source, second.ask(event_id).source) == ("miss", "shared")
         own_redis.kill()
         assert quickly(lambda: first.ask(new_id())).value == VALUE
         until(lambda: not (first.shares or second.shares))
@@ -898,7 +898,7 @@ def test_a_loop_that_is_held_up_is_no_slow_redis(
     asking = [pool.submit(one.ask, event_id)]
     loop.call_soon_threadsafe(time.sleep, 2 * WAIT)
     asking.append(pool.submit(one.ask, new_id()))
-    assert [future.result(PATIENCE).result for future in asking] == ["shared", "miss"]
+    assert [future.result(PATIENCE).source for future in asking] == ["shared", "miss"]
     assert tuple(one.tier.snapshot().values()) == (1, 0, 1, 0, True)
     assert said("Redis is lost") == 0
 
@@ -923,7 +923,7 @@ def test_a_loop_that_is_held_up_all_the_time_is_no_slow_redis(
 
     between.spoil = late
     loop.call_soon_threadsafe(hold_up)
-    assert one.ask(event_id).result == "shared"
+    assert one.ask(event_id).source == "shared"
     assert said("Redis is lost") == 0
 
 
@@ -934,7 +934,7 @@ def test_a_millisecond_may_be_over_already(shared_redis: Redis, proxy: MakeProxy
     reply = b":-2\r\n*3\r\n:%d\r\n$%d\r\n%b\r\n:1000\r\n" % (time.time() * 1000, len(GOOD), GOOD)
     between.spoil = lambda data, sink: sink.sendall(reply)
     found = one.ask(new_id())
-    assert (found.result, found.value) == ("shared", VALUE)
+    assert (found.source, found.value) == ("shared", VALUE)
     assert found.ttl == pytest.approx(0.999, abs=1e-6)
 
 
@@ -1037,7 +1037,7 @@ def test_any_loop(factory: Callable[[], asyncio.AbstractEventLoop] | None, share
     with running(factory) if factory else contextlib.nullcontext() as own:
         first, second = (machine(shared_redis.url, loop=own) for _ in range(2))
         event_id = new_id()
-        assert (first.ask(event_id).result, second.ask(event_id).result) == ("miss", "shared")
+        assert (first.ask(event_id).source, second.ask(event_id).source) == ("miss", "shared")
         daemons = [thread.daemon for thread in threading.enumerate() if thread.name == "c42c-redis"]
         assert own or (daemons and all(daemons))
         first.end()
@@ -1202,12 +1202,12 @@ def test_a_user_with_few_rights(own_redis: Redis, machine: Make) -> None:
         client.execute_command("ACL", "SETUSER", "c42c", "on", ">secret", "~c42c:*", *allowed)
     first, second = (machine(f"redis://c42c:secret@127.0.0.1:{own_redis.port}") for _ in range(2))
     event_id = new_id()
-    assert (first.ask(event_id).result, second.ask(event_id).result) == ("miss", "shared")
+    assert (first.ask(event_id).source, second.ask(event_id).source) == ("miss", "shared")
     first.pause.begin("30")
     first.ask(new_id())
     with own_redis.client() as client:
         client.set(first.key(event_id := new_id()), "wrong", px=60000)
-        assert first.ask(event_id).result == "miss"
+        assert first.ask(event_id).source == "miss"
         assert first.shares
         assert "cmdstat_hello" not in client.info("commandstats")  # Redis 5 does not know it
 

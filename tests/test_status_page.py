@@ -12,7 +12,7 @@ from selenium.webdriver import ActionChains, Chrome
 from selenium.webdriver.common.by import By
 from selenium.webdriver.common.keys import Keys
 
-from standin import EVENTS, Gate, Standin
+from standin import DEMO_EVENTS, Gate, Standin
 from tests.fixtures import Inside, Service, new_id, until
 
 soon = partial(until, every=0.02)  # each look takes the browser some milliseconds
@@ -67,7 +67,7 @@ def test_numbers_are_those_of_the_server(browser: Chrome, start: Callable[..., S
     """Every number on the page is one of /status.json; without JavaScript the page says where they are."""
     service = start()  # of its own, so that nothing expires meanwhile
     for name in ("plain", "plain", "unknown"):
-        service.event(EVENTS[name])
+        service.event(DEMO_EVENTS[name])
     browser.get(service.url)
     shows(browser, '[data-number="hit_ratio"]', "33.3 %")
     assert text(browser, '[data-number="saved_calls"]') == "2"
@@ -126,7 +126,7 @@ def test_tries_an_event_by_keyboard(browser: Chrome, service: Service, upstream:
 def test_shows_hostile_names_as_text(browser: Chrome, service: Service) -> None:
     """Markup in a name is shown, not run."""
     browser.get(service.url)
-    try_event(browser, EVENTS["scripts"])
+    try_event(browser, DEMO_EVENTS["scripts"])
     shows(browser, "#try-status", "200 OK")
     assert '"</script><script>alert(42)</script>"' in text(browser, "#body")
     assert "👩🏽\u200d🚀 Zoë" in text(browser, "#body")
@@ -137,7 +137,7 @@ def test_shows_hostile_names_as_text(browser: Chrome, service: Service) -> None:
 def test_shows_errors(browser: Chrome, service: Service, upstream: Standin) -> None:
     """Errors are shown with their status, faults are listed, and a malformed id isn't requested."""
     browser.get(service.url)
-    try_event(browser, EVENTS["unknown"])
+    try_event(browser, DEMO_EVENTS["unknown"])
     shows(browser, "#try-status", "404 Not Found")
     assert "NOT_FOUND" in text(browser, "#body")
     event_id = new_id()
@@ -166,11 +166,11 @@ def test_an_earlier_question_is_forgotten(browser: Chrome, service: Service, ups
     try_event(browser, slow)
     gate.wait_for(1)
     assert text(browser, "#try-status") == "Asking…"
-    try_event(browser, EVENTS["plain"])
+    try_event(browser, DEMO_EVENTS["plain"])
     shows(browser, "#try-status", "200 OK")
     gate.open()
     service.event(slow)
-    assert EVENTS["plain"] in text(browser, "#body")
+    assert DEMO_EVENTS["plain"] in text(browser, "#body")
 
 
 def test_says_so_when_the_service_is_silent(browser: Chrome, start: Callable[..., Service]) -> None:
@@ -182,7 +182,7 @@ def test_says_so_when_the_service_is_silent(browser: Chrome, start: Callable[...
     shows(browser, "#troubles", "The service does not answer.")
     assert "All is well" not in text(browser, "#troubles")
     assert browser.title == "(!) c42c status"
-    try_event(browser, EVENTS["plain"])
+    try_event(browser, DEMO_EVENTS["plain"])
     shows(browser, "#try-status", "The service gave no answer")
     successor = start(ready=False, C42_PORT=str(service.port))
     shows(browser, "#troubles", "All is well.")
@@ -291,7 +291,7 @@ def test_fits(browser: Chrome, service: Service, scheme: str, width: int) -> Non
     size = {"width": width, "height": 900, "deviceScaleFactor": 1, "mobile": False}
     browser.execute_cdp_cmd("Emulation.setDeviceMetricsOverride", size)
     browser.get(service.url)
-    try_event(browser, EVENTS["big"])
+    try_event(browser, DEMO_EVENTS["big"])
     shows(browser, "#try-status", "200 OK")
     root = "document.documentElement"
     assert browser.execute_script(f"return {root}.scrollWidth") <= width

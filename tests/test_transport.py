@@ -24,21 +24,21 @@ from typing import Any, cast
 import pytest
 
 import calendar42.transport
-from calendar42.transport import Answer, Transport
+from calendar42.transport import Reply, Transport
 from tests.fixtures import PATIENCE, until
 
 LIMIT = 1000
 REPLY = b"HTTP/1.1 200 OK\r\nContent-Length: 2\r\n\r\n{}"
 OTHER = b"HTTP/1.1 200 OK\r\nContent-Length: 3\r\n\r\n[1]"
 
-Reply = bytes | Callable[[socket.socket], None]
+Sent = bytes | Callable[[socket.socket], None]
 Serve = Callable[..., str]
 
 
 class Script:
     """Serves one connection after the other, a reply to each request; then it closes the connection."""
 
-    def __init__(self, connections: tuple[list[Reply], ...], tls: ssl.SSLContext | None = None) -> None:
+    def __init__(self, connections: tuple[list[Sent], ...], tls: ssl.SSLContext | None = None) -> None:
         self.requests: list[bytes] = []
         self.replied = threading.Semaphore(0)
         self._connections = connections
@@ -58,7 +58,7 @@ class Script:
                     for reply in replies:
                         self.serve(secure, reply)
 
-    def serve(self, sock: socket.socket, reply: Reply) -> None:
+    def serve(self, sock: socket.socket, reply: Sent) -> None:
         """Wait for a request, and reply to it."""
         request = b""
         while b"\r\n\r\n" not in request:
@@ -85,7 +85,7 @@ def scripted() -> Iterator[Callable[..., Script]]:
     """Give a test a way to serve a script: `scripted([b"HTTP/1.1 …"])`; each list is one connection."""
     scripts: list[Script] = []
 
-    def serve(*connections: list[Reply], tls: ssl.SSLContext | None = None) -> Script:
+    def serve(*connections: list[Sent], tls: ssl.SSLContext | None = None) -> Script:
         scripts.append(Script(connections, tls))
         return scripts[-1]
 
@@ -109,10 +109,10 @@ Scripted = Callable[..., Script]
 MakeTransport = Callable[[str], Transport]
 
 
-def ask(transport: Transport, path: str = "", seconds: float = PATIENCE) -> Answer:
+def ask(transport: Transport, path: str = "", seconds: float = PATIENCE) -> Reply:
     """Get `path`."""
     call = transport.get(path, deadline=time.monotonic() + seconds, limit=LIMIT)
-    return cast(Answer, transport.begin(call).result())
+    return cast(Reply, transport.begin(call).result())
 
 
 def answer(body: bytes, *headers: bytes, status: bytes = b"200 OK") -> bytes:
@@ -269,7 +269,7 @@ def test_no_proxy(scripted: Scripted, transport: MakeTransport, proxied: Callabl
 
 @pytest.mark.parametrize("last_words", [[], [b""]], ids=["closed before", "closed upon the request"])
 def test_a_kept_connection_that_is_closed(
-    scripted: Scripted, transport: MakeTransport, last_words: list[Reply]
+    scripted: Scripted, transport: MakeTransport, last_words: list[Sent]
 ) -> None:
     """A kept connection that the upstream has closed, or closes upon the next request, is replaced by a new one."""
     made = transport(scripted([REPLY, *last_words], [REPLY, OTHER]).base_url)
@@ -744,7 +744,7 @@ def test_a_connection_over_tls_that_is_closed(
         sock.sendall(REPLY)
         sock.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
 
-    ends: list[Reply] = [close, reset, REPLY + b"x", answer(b"{}", b"Connection: close"), answer(b"x" * 2000), b""]
+    ends: list[Sent] = [close, reset, REPLY + b"x", answer(b"{}", b"Connection: close"), answer(b"x" * 2000), b""]
     made = transport(scripted(*[[end] for end in ends for _ in range(3)], [OTHER], tls=trusted).base_url)
     for end in ends:
         for _ in range(3):

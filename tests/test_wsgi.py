@@ -11,7 +11,7 @@ from wsgiref.validate import validator
 
 import pytest
 
-from serving.connection import Answer
+from serving.connection import Serialized
 from serving.request import parse
 from serving.wsgi import App, bridge, call, make_environ
 from tests.fixtures import PATIENCE
@@ -204,7 +204,7 @@ class _Crowded(ThreadPoolExecutor):
 
 def test_no_further_thread(loop: asyncio.AbstractEventLoop) -> None:
     """If no further thread can be started, requests wait for one that is there; nothing is raised in the event loop."""
-    answers: queue.SimpleQueue[Answer | None] = queue.SimpleQueue()
+    answers: queue.SimpleQueue[Serialized | None] = queue.SimpleQueue()
     with _Crowded(1) as pool:
         work = bridge(answering(b"x"), ("127.0.0.1", 5000), loop, pool)
         for _ in range(3):
@@ -228,7 +228,7 @@ def test_bursts(loop: asyncio.AbstractEventLoop) -> None:
     """Each request of a burst gets a thread at once: none is done before all of them have met at a barrier."""
     rng = random.Random(42)
     for _ in range(BURSTS):
-        count, done = rng.randint(8, 240), queue.SimpleQueue[Answer | None]()
+        count, done = rng.randint(8, 240), queue.SimpleQueue[Serialized | None]()
         together = threading.Barrier(count)
 
         def app(_: Any, start_response: Any, together: threading.Barrier = together) -> list[bytes]:
@@ -246,7 +246,7 @@ def test_bursts(loop: asyncio.AbstractEventLoop) -> None:
 @pytest.mark.parametrize("error", [ZeroDivisionError, SystemExit])
 def test_bridge(loop: asyncio.AbstractEventLoop, error: type[BaseException], caplog: pytest.LogCaptureFixture) -> None:
     """The answer is handed over in the event loop; None is, and the error is logged, if the app raises."""
-    done = queue.SimpleQueue[tuple[Answer | None, asyncio.AbstractEventLoop]]()
+    done = queue.SimpleQueue[tuple[Serialized | None, asyncio.AbstractEventLoop]]()
 
     def app(environ: dict[str, Any], start_response: Start) -> list[bytes]:
         if environ["wsgi.input"].read() == b"raise":

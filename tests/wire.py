@@ -10,7 +10,7 @@ from functools import partial
 from typing import Any, NamedTuple, cast
 
 from answers import response
-from serving.connection import Answer, Connection, Done, Hub, serialize
+from serving.connection import Connection, OnDone, Serialized, ServerState, serialize
 from serving.request import Request
 
 
@@ -22,7 +22,7 @@ class Received(NamedTuple):
     body: bytes
 
 
-def reject(status: int, message: str) -> Answer:
+def reject(status: int, message: str) -> Serialized:
     """Return the answer that the service gives to a request that its server rejects."""
     return serialize(*response.error(status, message))
 
@@ -86,8 +86,8 @@ class Desk:
         self.loop = Loop()
         self.seen: list[Request] = []  # every request that was taken for one
         self.bodies: list[bytes] = []
-        self.waiting: deque[tuple[Request, Done]] = deque()
-        self.hub = Hub(
+        self.waiting: deque[tuple[Request, OnDone]] = deque()
+        self.hub = ServerState(
             loop=cast(Any, self.loop),
             immediate=immediate or (lambda request: partial(self._immediate, request)),
             reject=reject,
@@ -95,24 +95,24 @@ class Desk:
             **{"room": 1000, **limits},
         )
 
-    def _immediate(self, request: Request) -> Answer | None:
+    def _immediate(self, request: Request) -> Serialized | None:
         self.seen.append(request)
         if request.path == "/hit/broken":
             raise ZeroDivisionError
         return self.answer_to(request) if self.at_once and request.path.startswith(self.at_once) else None
 
-    def _work(self, request: Request, body: bytes, done: Done) -> None:
+    def _work(self, request: Request, body: bytes, done: OnDone) -> None:
         self.bodies.append(body)
         self.waiting.append((request, done))
 
     @staticmethod
-    def answer_to(request: Request) -> Answer:
+    def answer_to(request: Request) -> Serialized:
         """Return the answer that says what was asked for."""
         body = json.dumps([request.method, request.path, request.query]).encode()
         return b"HTTP/1.1 200 OK\r\nContent-Length: %d\r\n" % len(body), body
 
     def finish(self, count: int = 1) -> None:
-        """Answer the requests that wait longest."""
+        """Serialized the requests that wait longest."""
         for _ in range(count):
             request, done = self.waiting.popleft()
             done(self.answer_to(request))

@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 from selenium.webdriver import Chrome
 
-from standin import EVENTS, Gate, Standin
+from standin import DEMO_EVENTS, Gate, Standin
 from tests.deploy.tools import needs
 from tests.fixtures import Service, Start, new_id, until
 
@@ -67,7 +67,7 @@ def in_state(state: str, start: Start, upstream: Standin) -> Iterator[Service]:
             environ = {"C42_CACHE_URL": f"redis://127.0.0.1:{closed.getsockname()[1]}"}
         service = start(**environ)
         for name in ("plain", "big", "unknown", "plain", "big", "unknown", "plain"):
-            service.event(EVENTS[name])
+            service.event(DEMO_EVENTS[name])
         if state in ("full", "refusing"):
             with crowd(service, upstream, more=10 if state == "refusing" else 0):
                 yield service

@@ -16,7 +16,7 @@ from typing import NamedTuple
 import pytest
 
 from operations.settings import Settings
-from standin import EVENTS, Standin
+from standin import DEMO_EVENTS, Standin
 from tests.deploy.tools import free_ports, ran
 from tests.fixtures import PATIENCE, ROOT, TOKEN, until
 
@@ -150,7 +150,7 @@ def test_the_classic_way(tmp_path: Path, upstream: Standin) -> None:
         pass
     assert [terminal.run(command) for command, _ in scripts] == [("", "")] * len(scripts)
     terminal.run(f"export C42_TOKEN={TOKEN} C42_BASE_URL={upstream.base_url}")
-    printed, _ = terminal.run(f"python c42client.py {EVENTS['plain']}")
+    printed, _ = terminal.run(f"python c42client.py {DEMO_EVENTS['plain']}")
     assert json.loads(printed)["title"] == "Dinner with the neighbours"
 
 

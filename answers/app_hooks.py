@@ -8,13 +8,13 @@ from werkzeug.exceptions import HTTPException, NotFound
 from werkzeug.routing import RequestRedirect
 
 from answers import response as answers
-from cache import Refused
+from cache import WaitingRoomFull
 from calendar42 import ids
 
 log = logging.getLogger("c42c")
 
 
-def register(app: Flask, *, origins: frozenset[str], observe_refusal: Callable[[], None]) -> None:
+def register(app: Flask, *, origins: frozenset[str], on_full: Callable[[], None]) -> None:
     """Add the error handlers to `app`, and let pages of `origins` read its responses."""
     app.before_request(_ignore_headers)
     app.before_request(_refuse_odd_path)
@@ -22,9 +22,9 @@ def register(app: Flask, *, origins: frozenset[str], observe_refusal: Callable[[
     app.register_error_handler(HTTPException, _failed)
     app.register_error_handler(Exception, _broken)
 
-    @app.errorhandler(Refused)
-    def refuse(_: Refused) -> Response:
-        observe_refusal()
+    @app.errorhandler(WaitingRoomFull)
+    def refuse(_: WaitingRoomFull) -> Response:
+        on_full()
         headers = ("Retry-After", "1"), ("Cache-Status", "c42c; detail=refused")
         return respond(answers.error(503, "too many requests wait for Calendar42", *headers))
 
