@@ -23,13 +23,19 @@ pytest_plugins = ["tests.fixtures"] if find_spec("flask") else []
 
 
 def pytest_sessionstart() -> None:
-    """Have SIGTERM end the tests as Ctrl-C does, so that they end the services that they have started."""
+    """Have SIGTERM end the tests as Ctrl-C does, so that they end the services that
+    they have started.
+    """
     signal.signal(signal.SIGTERM, _interrupt)
 
 
 def _interrupt(*_: object) -> NoReturn:
-    """Pass the signal on, to services, browsers and pytest-xdist's workers, and end the tests."""
-    signal.signal(signal.SIGTERM, signal.SIG_IGN)  # a second one would interrupt the end of the services
+    """Pass the signal on, to services, browsers and pytest-xdist's workers, and end the
+    tests.
+    """
+    signal.signal(
+        signal.SIGTERM, signal.SIG_IGN
+    )  # a second one would interrupt the end of the services
     for pid in tree(os.getpid())[1:]:
         with contextlib.suppress(ProcessLookupError):
             os.kill(pid, signal.SIGTERM)
@@ -37,7 +43,9 @@ def _interrupt(*_: object) -> NoReturn:
 
 
 def run_as_script(path: str) -> str | int:
-    """Run the tests of one file; return what pytest says if any fails, and nothing else."""
+    """Run the tests of one file; return what pytest says if any fails, and nothing
+    else.
+    """
     output = io.StringIO()
     options = [
         "-p",

@@ -1,4 +1,7 @@
-"""The service: its routes, its wiring and its command line. `python main.py --help` shows how to run it."""
+"""The service: its routes, its wiring and its command line.
+
+`python main.py --help` shows how to run it.
+"""
 
 import argparse
 import logging
@@ -51,54 +54,104 @@ def create_app(
     clock: Callable[[], float] = default_clock,
     server: Server | None = None,
 ) -> Flask:
-    """Make the service for any WSGI server, from `config` or else from the environment (raises `SettingsError`).
+    """Make the service for any WSGI server, from `config` or else from the environment
+    (raises `SettingsError`).
 
-    `server` is our own server, if that will serve the app. Call this in the process that serves: it starts threads.
+    `server` is our own server, if that will serve the app. Call this in the process
+    that serves: it starts threads.
     """
     config = config or _configure(os.environ)
     components = _wire(config, client, clock, server)
     app = Flask(__name__, static_folder=None)  # the status page brings its own
     app.extensions["c42c"] = components
     health.register(app, components.metrics)
-    app_hooks.register(app, origins=config.cors_origins, on_full=components.metrics.on_full)
+    app_hooks.register(
+        app, origins=config.cors_origins, on_full=components.metrics.on_full
+    )
 
     def find(event_ids: list[str]) -> dict[str, Found]:
-        deadline = time.monotonic() + config.timeout  # of all loads together: a second one may follow the first
-        return components.cache.get_or_load(event_ids, lambda keys: components.load(keys, deadline), deadline + GRACE)
+        deadline = (
+            time.monotonic() + config.timeout
+        )  # of all loads together: a second one may follow the first
+        return components.cache.get_or_load(
+            event_ids, lambda keys: components.load(keys, deadline), deadline + GRACE
+        )
 
     @app.get(EVENT_PATH, strict_slashes=False)
     def event(event_id: str) -> Response:
         found = find([ids.validate_id(event_id)])[event_id]
-        return app_hooks.respond(answers.render(found, request.headers.get("If-None-Match")))
+        return app_hooks.respond(
+            answers.render(found, request.headers.get("If-None-Match"))
+        )
 
     @app.get(f"{LIST_PATH}/", strict_slashes=False)
     def events() -> Response:
         wanted = ids.parse_list(request.args.getlist("event_ids"))
-        return app_hooks.respond(answers.render_many(find(wanted), request.headers.get("If-None-Match")))
+        return app_hooks.respond(
+            answers.render_many(find(wanted), request.headers.get("If-None-Match"))
+        )
 
     return app
 
 
-def _wire(config: Settings, client: Client | None, clock: Callable[[], float], server: Server | None) -> Components:
-    cache = Cache(max_entries=config.max_entries, max_waiting=config.threads - RESERVED_THREADS, clock=clock)
+def _wire(
+    config: Settings,
+    client: Client | None,
+    clock: Callable[[], float],
+    server: Server | None,
+) -> Components:
+    cache = Cache(
+        max_entries=config.max_entries,
+        max_waiting=config.threads - RESERVED_THREADS,
+        clock=clock,
+    )
     pause = Pause(config.fault_expiry)
     tier = None
     if config.cache_url:
-        from sharing.tier import SharedTier  # it needs redis, which is not installed everywhere
+        from sharing.tier import (
+            SharedTier,
+        )  # it needs redis, which is not installed everywhere
 
         scope = config.base_url, config.token, config.expiry, config.fault_expiry
         loop = server.loop if server else None
-        tier = SharedTier(config.cache_url, scope=scope, timeout=config.timeout, pause=pause, loop=loop)
-    metrics = Metrics(cache, pause, config.expiry, tier=tier, stopping=lambda: bool(server and server.stopping))
+        tier = SharedTier(
+            config.cache_url,
+            scope=scope,
+            timeout=config.timeout,
+            pause=pause,
+            loop=loop,
+        )
+    metrics = Metrics(
+        cache,
+        pause,
+        config.expiry,
+        tier=tier,
+        stopping=lambda: bool(server and server.stopping),
+    )
     if not client:
         url, token, timeout = config.base_url, config.token, config.timeout
-        upstream = Upstream(base_url=url, token=token, timeout=timeout, pause=pause, observe=metrics.on_call)
+        upstream = Upstream(
+            base_url=url,
+            token=token,
+            timeout=timeout,
+            pause=pause,
+            observe=metrics.on_call,
+        )
         client = Client(upstream, observe_fault=metrics.on_fault)
     load = loader(client.fetch, expiry=config.expiry, fault_expiry=config.fault_expiry)
     load = partial(tier.load, load) if tier else load
     immediate = hits.immediate(cache, config.cors_origins, metrics.hits_by_status)
-    app_only = log.isEnabledFor(logging.DEBUG)  # it answers hits too then, and logs them
-    return Components(cache, client, tier, load, metrics, (lambda request: None) if app_only else immediate)
+    app_only = log.isEnabledFor(
+        logging.DEBUG
+    )  # it answers hits too then, and logs them
+    return Components(
+        cache,
+        client,
+        tier,
+        load,
+        metrics,
+        (lambda request: None) if app_only else immediate,
+    )
 
 
 def _configure(environ: Mapping[str, str]) -> Settings:
@@ -118,8 +171,16 @@ def main(arguments: list[str], environ: Mapping[str, str]) -> int:
         epilog=f"environment variables:\n{settings.usage()}",
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
-    parser.add_argument("--demo", action="store_true", help="serve made-up events from a stand-in; needs no token")
-    parser.add_argument("--check", action="store_true", help="check the settings and the connection to Calendar42")
+    parser.add_argument(
+        "--demo",
+        action="store_true",
+        help="serve made-up events from a stand-in; needs no token",
+    )
+    parser.add_argument(
+        "--check",
+        action="store_true",
+        help="check the settings and the connection to Calendar42",
+    )
     parser.add_argument("--version", action="version", version=f"c42c {VERSION}")
     options = parser.parse_args(arguments)
     if options.check:
@@ -131,11 +192,17 @@ def _demo(environ: Mapping[str, str]) -> int:
     import standin  # here, since nothing else needs its 1.5 MB
 
     with standin.Demo() as upstream:
-        own = {"C42_TOKEN": upstream.token, "C42_TOKEN_FILE": "", "C42_BASE_URL": upstream.base_url}
+        own = {
+            "C42_TOKEN": upstream.token,
+            "C42_TOKEN_FILE": "",
+            "C42_BASE_URL": upstream.base_url,
+        }
         return _serve({**environ, **own}, lambda url: standin.greeting(url, LIST_PATH))
 
 
-def _serve(environ: Mapping[str, str], greeting: Callable[[str], str] = lambda url: "") -> int:
+def _serve(
+    environ: Mapping[str, str], greeting: Callable[[str], str] = lambda url: ""
+) -> int:
     form = environ.get("C42_LOGFORMAT", "")
     try:
         config = _configure(environ)
@@ -146,17 +213,26 @@ def _serve(environ: Mapping[str, str], greeting: Callable[[str], str] = lambda u
     try:
         server = Server(config.host, config.port)
     except OSError as error:
-        logs.complain(f"cannot listen on {url}: {error.strerror}; see C42_HOST and C42_PORT", form)
+        logs.complain(
+            f"cannot listen on {url}: {error.strerror}; see C42_HOST and C42_PORT", form
+        )
         return 1
     app = create_app(config, server=server)
     components: Components = app.extensions["c42c"]
     log.info("serving on %s", url)
     print(greeting(url), end="", flush=True)
     server.serve(
-        app.wsgi_app, components.immediate, components.reject, config.threads, config.drain, patience=config.timeout + 1
+        app.wsgi_app,
+        components.immediate,
+        components.reject,
+        config.threads,
+        config.drain,
+        patience=config.timeout + 1,
     )
     return 0
 
 
 if __name__ == "__main__":
-    os._exit(main(sys.argv[1:], os.environ))  # rather than wait for threads that wait for Calendar42
+    os._exit(
+        main(sys.argv[1:], os.environ)
+    )  # rather than wait for threads that wait for Calendar42

@@ -40,9 +40,13 @@ ENDPOINTS = ("events", "event-subscriptions")
 
 
 def test_merges_both_calls(service: Service, upstream: Standin) -> None:
-    """An answer is compact JSON of the event's id, its title and the first names of everyone on it."""
+    """An answer is compact JSON of the event's id, its title and the first names of
+    everyone on it.
+    """
     event_id = new_id()
-    upstream.add_event(event_id, title="Dinner with the neighbours", names=["API", "Arthur", "Ella"])
+    upstream.add_event(
+        event_id, title="Dinner with the neighbours", names=["API", "Arthur", "Ella"]
+    )
     answer = service.event(event_id)
     body = f'{{"id":"{event_id}","title":"Dinner with the neighbours","names":["API","Arthur","Ella"]}}'
     assert (answer.status_code, answer.text) == (200, body)
@@ -60,22 +64,37 @@ def test_merges_both_calls(service: Service, upstream: Standin) -> None:
         ("duplicates", "Three times Anna", ["Anna", "Arthur", "Anna", "anna", "Anna"]),
     ],
 )
-def test_names(service: Service, event: str, title: str | None, names: list[str]) -> None:
-    """Names keep the upstream's order and repetitions; blank, null, removed and other events' names are left out."""
-    assert service.event(DEMO_EVENTS[event]).json() == {"id": DEMO_EVENTS[event], "title": title, "names": names}
+def test_names(
+    service: Service, event: str, title: str | None, names: list[str]
+) -> None:
+    """Names keep the upstream's order and repetitions; blank, null, removed and other
+    events' names are left out.
+    """
+    assert service.event(DEMO_EVENTS[event]).json() == {
+        "id": DEMO_EVENTS[event],
+        "title": title,
+        "names": names,
+    }
 
 
 def test_scripts(service: Service) -> None:
     """Text of every script goes out as UTF-8, without escapes."""
     body = service.event(DEMO_EVENTS["scripts"]).content.decode()
     assert "\\u" not in body
-    assert {"محمد", "李小龙", "👩🏽‍🚀 Zoë", "Zoe\u0308", 'Pat "The Hat"', "Back\\slash"} < set(
-        json.loads(body)["names"]
-    )
+    assert {
+        "محمد",
+        "李小龙",
+        "👩🏽‍🚀 Zoë",
+        "Zoe\u0308",
+        'Pat "The Hat"',
+        "Back\\slash",
+    } < set(json.loads(body)["names"])
 
 
 def test_all_pages(service: Service, upstream: Standin) -> None:
-    """Every subscription is in the answer, in order, with no more calls than there are pages."""
+    """Every subscription is in the answer, in order, with no more calls than there are
+    pages.
+    """
     event_id, names = new_id(), [f"Guest {number}" for number in range(250)]
     upstream.add_event(event_id, names=names)
     assert service.event(event_id).json()["names"] == names
@@ -84,31 +103,52 @@ def test_all_pages(service: Service, upstream: Standin) -> None:
 
 def test_deleted(service: Service) -> None:
     """A deleted event is a 404."""
-    assert envelope(service.event(DEMO_EVENTS["deleted"]), 404) == "the event is deleted"
+    assert (
+        envelope(service.event(DEMO_EVENTS["deleted"]), 404) == "the event is deleted"
+    )
 
 
 def test_two_paths_and_head(service: Service, upstream: Standin) -> None:
-    """A trailing slash and a query change nothing, and HEAD is GET without the body: for misses, hits and errors."""
+    """A trailing slash and a query change nothing, and HEAD is GET without the body:
+    for misses, hits and errors.
+    """
     event_id = new_id()
     upstream.add_event(event_id)
     missed = service.raw(f"{PREFIX}{event_id}/".encode(), b"HEAD")
-    for target in (f"{PREFIX}{event_id}/", PREFIX + new_id(), f"{PREFIX}a.b", "/nothing"):
+    for target in (
+        f"{PREFIX}{event_id}/",
+        PREFIX + new_id(),
+        f"{PREFIX}a.b",
+        "/nothing",
+    ):
         got, head = service.raw(target.encode()), service.raw(target.encode(), b"HEAD")
-        assert (head.status, head.body, head.headers["Content-Length"]) == (got.status, b"", str(len(got.body)))
+        assert (head.status, head.body, head.headers["Content-Length"]) == (
+            got.status,
+            b"",
+            str(len(got.body)),
+        )
         assert head.headers["Content-Type"] == got.headers["Content-Type"]
     assert missed.headers["Content-Length"] == str(len(service.event(event_id).content))
-    assert service.event(event_id).content == service.get(f"{PREFIX}{event_id}/?limit=1").content
+    assert (
+        service.event(event_id).content
+        == service.get(f"{PREFIX}{event_id}/?limit=1").content
+    )
     assert upstream.calls(event_id=event_id) == 2
 
 
 @pytest.fixture(scope="module")
 def quiet() -> Iterator[tuple[Service, Standin]]:
-    """Start a service and a stand-in where every load succeeds, so no late call is counted in another test."""
+    """Start a service and a stand-in where every load succeeds, so no late call is
+    counted in another test.
+    """
     with Standin(token=TOKEN) as upstream, started(Service(upstream)) as service:
         yield service, upstream
 
 
-@pytest.mark.parametrize("path", ["/nothing", f"{PREFIX}a/b", f"{PREFIX}/a", f"{PREFIX}a//", "/static/a", "/.."])
+@pytest.mark.parametrize(
+    "path",
+    ["/nothing", f"{PREFIX}a/b", f"{PREFIX}/a", f"{PREFIX}a//", "/static/a", "/.."],
+)
 def test_unknown_path(quiet: tuple[Service, Standin], path: str) -> None:
     """An unknown path gets a 404 in the envelope, not a redirect."""
     service, upstream = quiet
@@ -119,13 +159,17 @@ def test_unknown_path(quiet: tuple[Service, Standin], path: str) -> None:
 
 @pytest.mark.parametrize("method", [b"POST", b"PUT", b"DELETE", b"PATCH", b"BREW"])
 def test_wrong_method(quiet: tuple[Service, Standin], method: bytes) -> None:
-    """A wrong method gets a 405 in the envelope that says what is allowed, even for a cached event."""
+    """A wrong method gets a 405 in the envelope that says what is allowed, even for a
+    cached event.
+    """
     service, upstream = quiet
     kept, cold = DEMO_EVENTS["plain"], new_id()
     assert service.event(kept).status_code == 200
     before = upstream.calls()
     for event_id in kept, cold, cold + "/":
-        answer = service.raw(f"{PREFIX}{event_id}".encode(), method, b"Content-Length: 0")
+        answer = service.raw(
+            f"{PREFIX}{event_id}".encode(), method, b"Content-Length: 0"
+        )
         envelope(answer, 405)
         assert set(answer.headers["Allow"].split(", ")) == {"GET", "HEAD", "OPTIONS"}
     assert upstream.calls() == before
@@ -138,23 +182,34 @@ def test_wrong_method(quiet: tuple[Service, Standin], method: bytes) -> None:
 def room(shared_upstream: Standin) -> Iterator[Service]:
     """Start a service where exactly 200 requests may wait for the upstream."""
     with started(
-        Service(shared_upstream, C42_THREADS=str(200 + settings.RESERVED_THREADS), C42_TIMEOUT="30")
+        Service(
+            shared_upstream,
+            C42_THREADS=str(200 + settings.RESERVED_THREADS),
+            C42_TIMEOUT="30",
+        )
     ) as service:
         yield service
 
 
 @pytest.mark.parametrize("status", [200, 503, 404])
-def test_200_callers_cause_one_load(room: Service, upstream: Standin, status: int) -> None:
-    """200 callers of a cold event get equal answers from one call to each endpoint; one more caller is refused."""
+def test_200_callers_cause_one_load(
+    room: Service, upstream: Standin, status: int
+) -> None:
+    """200 callers of a cold event get equal answers from one call to each endpoint; one
+    more caller is refused.
+    """
     event_id, warm, gate = new_id(), new_id(), Gate()
     upstream.add_event(event_id, names=["API", "Ella"])
     upstream.add_event(warm)
     assert room.event(warm).status_code == 200
-    upstream.rule(event_id=event_id, gate=gate, status=None if status == 200 else status)
+    upstream.rule(
+        event_id=event_id, gate=gate, status=None if status == 200 else status
+    )
     socks = [room.connect() for _ in range(201)]
     for sock in socks:
         sock.sendall(f"GET {PREFIX}{event_id} HTTP/1.1\r\nHost: c42c\r\n\r\n".encode())
-    # Only a request that is refused gets an answer before the gate opens, so 200 are waiting now.
+    # Only a request that is refused gets an answer before the gate opens, so 200 are
+    # waiting now.
     (refused,), _, _ = select.select(socks, [], [], PATIENCE)
     gate.wait_for(2)
     answer = receive(refused)
@@ -166,9 +221,16 @@ def test_200_callers_cause_one_load(room: Service, upstream: Standin, status: in
     for sock in socks:
         sock.close()
     assert len(answers) == 200
-    assert {(answer.status, answer.body) for answer in answers} == {(status, answers[0].body)}
-    assert sum("collapsed" in answer.headers["Cache-Status"] for answer in answers) == 199
-    assert [upstream.calls(endpoint, event_id) for endpoint in ("events", "event-subscriptions")] == [1, 1]
+    assert {(answer.status, answer.body) for answer in answers} == {
+        (status, answers[0].body)
+    }
+    assert (
+        sum("collapsed" in answer.headers["Cache-Status"] for answer in answers) == 199
+    )
+    assert [
+        upstream.calls(endpoint, event_id)
+        for endpoint in ("events", "event-subscriptions")
+    ] == [1, 1]
     if status == 200:
         assert json.loads(answers[0].body)["names"] == ["API", "Ella"]
     assert room.event(event_id).status_code == status  # and it is kept
@@ -194,13 +256,23 @@ def test_slow_event_delays_no_other(service: Service, upstream: Standin) -> None
 
 
 def test_unknown_event_costs_one_load(service: Service, upstream: Standin) -> None:
-    """An unknown id, asked for 1,000 times, costs one load, and is the upstream's 404 every time."""
+    """An unknown id, asked for 1,000 times, costs one load, and is the upstream's 404
+    every time.
+    """
     event_id = new_id()
-    answers = {(answer.status_code, answer.content) for answer in (service.event(event_id) for _ in range(1000))}
+    answers = {
+        (answer.status_code, answer.content)
+        for answer in (service.event(event_id) for _ in range(1000))
+    }
     ((status, body),) = answers
-    assert (status, json.loads(body)["error"]["message"]) == (404, f"Event {event_id} not found")
+    assert (status, json.loads(body)["error"]["message"]) == (
+        404,
+        f"Event {event_id} not found",
+    )
     assert upstream.calls("events", event_id) == 1
-    assert upstream.calls("event-subscriptions", event_id) <= 1  # 0 where the 404 was quicker than the other's start
+    assert (
+        upstream.calls("event-subscriptions", event_id) <= 1
+    )  # 0 where the 404 was quicker than the other's start
 
 
 # Expiry
@@ -208,8 +280,12 @@ def test_unknown_event_costs_one_load(service: Service, upstream: Standin) -> No
 
 @pytest.mark.parametrize(("expiry", "seconds"), [("0.05", 3.0), ("4.2", 252.0)])
 @pytest.mark.parametrize("known", [True, False])
-def test_expiry_is_exact(inside: MakeInside, upstream: Standin, expiry: str, seconds: float, known: bool) -> None:
-    """An answer, good or bad, is served until its expiry, and is never served at it or later."""
+def test_expiry_is_exact(
+    inside: MakeInside, upstream: Standin, expiry: str, seconds: float, known: bool
+) -> None:
+    """An answer, good or bad, is served until its expiry, and is never served at it or
+    later.
+    """
     service, event_id = inside(C42_EXPIRY=expiry), new_id()
     if known:
         upstream.add_event(event_id, title="Old")
@@ -228,7 +304,9 @@ def test_expiry_is_exact(inside: MakeInside, upstream: Standin, expiry: str, sec
 @pytest.fixture(scope="module")
 def forgetful(shared_upstream: Standin) -> Iterator[Service]:
     """Start a service that keeps everything for 0.3 s."""
-    with started(Service(shared_upstream, C42_EXPIRY="0.005", C42_TIMEOUT="2")) as service:
+    with started(
+        Service(shared_upstream, C42_EXPIRY="0.005", C42_TIMEOUT="2")
+    ) as service:
         yield service
 
 
@@ -252,12 +330,18 @@ def test_expiry_in_real_time(forgetful: Service, upstream: Standin) -> None:
 
 
 def test_recovers_from_a_fault(forgetful: Service, upstream: Standin) -> None:
-    """A 503 is passed through with its body and kept for C42_FAULT_EXPIRY; then the event is loaded again."""
+    """A 503 is passed through with its body and kept for C42_FAULT_EXPIRY; then the
+    event is loaded again.
+    """
     event_id, body = new_id(), '{"error": {"message": "down  for maintenance"}}'
     upstream.add_event(event_id, title="Back")
     rule = upstream.rule(status=503, body=body)
     answer = forgetful.event(event_id)
-    assert (answer.status_code, answer.text, answer.headers["Cache-Control"]) == (503, body, "no-store")
+    assert (answer.status_code, answer.text, answer.headers["Cache-Control"]) == (
+        503,
+        body,
+        "no-store",
+    )
     rule.remove()
     latest = time.monotonic()
     while (answer := forgetful.event(event_id)).status_code == 503:
@@ -300,21 +384,43 @@ def test_hostile_ids(quiet: tuple[Service, Standin], slash: str) -> None:
     before = upstream.calls()
     for hostile in HOSTILE:
         answer = service.raw(f"{PREFIX}{hostile}{slash}".encode())
-        message = envelope(answer, 404 if "%2f" in hostile and answer.status == 404 else 400)
+        message = envelope(
+            answer, 404 if "%2f" in hostile and answer.status == 404 else 400
+        )
         assert len(message) < 200, hostile
         assert answer.headers["Cache-Control"] == "no-store"
     assert upstream.calls() == before
 
 
 def test_hostile_bytes(quiet: tuple[Service, Standin]) -> None:
-    """A request that no client would send is refused, never reaches the upstream, and affects no other client."""
+    """A request that no client would send is refused, never reaches the upstream, and
+    affects no other client.
+    """
     service, upstream = quiet
     before = upstream.calls()
-    for target in b"\xff", b"\xc3\xa9", b"a\x00b", b"a b", b"a\tb", b"\x7f", b"a" * 100_000:
+    for target in (
+        b"\xff",
+        b"\xc3\xa9",
+        b"a\x00b",
+        b"a b",
+        b"a\tb",
+        b"\x7f",
+        b"a" * 100_000,
+    ):
         with service.connect() as sock:
-            sock.sendall(b"GET " + PREFIX.encode() + target + b" HTTP/1.1\r\nHost: c42c\r\nConnection: close\r\n\r\n")
+            sock.sendall(
+                b"GET "
+                + PREFIX.encode()
+                + target
+                + b" HTTP/1.1\r\nHost: c42c\r\nConnection: close\r\n\r\n"
+            )
             assert receive(sock).status in (400, 404, 414, 431), target
-    for request in b"\r\n\r\n", b"\x16\x03\x01\x02\x00\x01\x00", b"GET /\r\n\r\n", b"GET * HTTP/1.1\r\nHost: a\r\n\r\n":
+    for request in (
+        b"\r\n\r\n",
+        b"\x16\x03\x01\x02\x00\x01\x00",
+        b"GET /\r\n\r\n",
+        b"GET * HTTP/1.1\r\nHost: a\r\n\r\n",
+    ):
         with service.connect() as sock:
             sock.sendall(request)
             sock.shutdown(socket.SHUT_WR)
@@ -342,8 +448,14 @@ def test_hostile_ids_are_not_kept(inside: MakeInside) -> None:
 
 
 def test_time_out(service: Service, upstream: Standin) -> None:
-    """If the upstream hangs or trickles, the answer is a 504 within half a second of the time-out."""
-    faults: list[dict[str, Any]] = [{"hang": True}, {"trickle": 0.3}, {"trickle_headers": 0.3}]
+    """If the upstream hangs or trickles, the answer is a 504 within half a second of
+    the time-out.
+    """
+    faults: list[dict[str, Any]] = [
+        {"hang": True},
+        {"trickle": 0.3},
+        {"trickle_headers": 0.3},
+    ]
     event_ids = [new_id() for _ in faults]
     for event_id, fault in zip(event_ids, faults, strict=True):
         upstream.add_event(event_id)
@@ -353,7 +465,9 @@ def test_time_out(service: Service, upstream: Standin) -> None:
         asked = time.monotonic()
         return service.event(event_id), time.monotonic() - asked
 
-    for answer, seconds in at_once(*(partial(timed, event_id) for event_id in event_ids)):
+    for answer, seconds in at_once(
+        *(partial(timed, event_id) for event_id in event_ids)
+    ):
         assert envelope(answer, 504) == "Calendar42 did not answer within 2 seconds"
         assert 2 <= seconds < 2.5
 
@@ -363,7 +477,10 @@ def test_not_found_does_not_wait(service: Service, upstream: Standin) -> None:
     event_id, gate = new_id(), Gate()
     upstream.rule("event-subscriptions", event_id, gate=gate)
     answer = service.event(event_id)
-    assert (answer.status_code, answer.json()["error"]["message"]) == (404, f"Event {event_id} not found")
+    assert (answer.status_code, answer.json()["error"]["message"]) == (
+        404,
+        f"Event {event_id} not found",
+    )
     gate.open()
 
 
@@ -376,8 +493,14 @@ BODIES = {
     ),
     "other JSON": (b'{"error": "\xc3\xa9"}', "text/plain; charset=utf-8"),
     "list": (b'["error"]', "text/plain; charset=utf-8"),
-    "odd status": (b'{"error": {"status_code": true, "message": "", "code": ""}}', "text/plain; charset=utf-8"),
-    "no message": (b'{"error": {"status_code": 500, "code": "NO"}}', "text/plain; charset=utf-8"),
+    "odd status": (
+        b'{"error": {"status_code": true, "message": "", "code": ""}}',
+        "text/plain; charset=utf-8",
+    ),
+    "no message": (
+        b'{"error": {"status_code": 500, "code": "NO"}}',
+        "text/plain; charset=utf-8",
+    ),
     "html": (b"<script>alert(1)</script>", "text/plain; charset=utf-8"),
     "NaN": (b"[NaN]", "text/plain; charset=utf-8"),
     "nested": (b"[" * 60_000, "text/plain; charset=utf-8"),
@@ -386,9 +509,16 @@ BODIES = {
 }
 
 
-@pytest.mark.parametrize(("body", "content_type"), [pytest.param(*case, id=name) for name, case in BODIES.items()])
-def test_passed_through(service: Service, upstream: Standin, body: bytes, content_type: str) -> None:
-    """An error's body keeps its bytes, 64 KiB at most; it is JSON if it is the envelope, and plain text otherwise."""
+@pytest.mark.parametrize(
+    ("body", "content_type"),
+    [pytest.param(*case, id=name) for name, case in BODIES.items()],
+)
+def test_passed_through(
+    service: Service, upstream: Standin, body: bytes, content_type: str
+) -> None:
+    """An error's body keeps its bytes, 64 KiB at most; it is JSON if it is the
+    envelope, and plain text otherwise.
+    """
     event_id = new_id()
     upstream.rule("events", event_id, status=422, body=body, content_type="text/html")
     for result in "fwd=miss", "hit":
@@ -407,11 +537,15 @@ def test_an_error_without_a_body(service: Service, upstream: Standin) -> None:
 
 
 def test_only_subscriptions_fail(service: Service, upstream: Standin) -> None:
-    """If only the subscriptions fail, the answer is that error, never an event without names."""
+    """If only the subscriptions fail, the answer is that error, never an event without
+    names.
+    """
     for status in 400, 404, 500:
         event_id = new_id()
         upstream.add_event(event_id)
-        upstream.rule("event-subscriptions", event_id, status=status, body=b'{"no": "names"}')
+        upstream.rule(
+            "event-subscriptions", event_id, status=status, body=b'{"no": "names"}'
+        )
         answer = service.event(event_id)
         assert (answer.status_code, answer.json()) == (status, {"no": "names"})
 
@@ -422,17 +556,34 @@ def test_half_a_surrogate(service: Service, upstream: Standin) -> None:
     upstream.add_event(event_id)
     event = {"data": [{"id": event_id, "title": "a\ud800b"}]}
     upstream.rule("events", event_id, body=json.dumps(event))
-    rows = [{"event_id": event_id, "subscriber": {"first_name": name}} for name in ("\udc00", "\U0001f600", "\x00")]
-    upstream.rule("event-subscriptions", event_id, body=json.dumps({"meta_data": {"count": 3}, "data": rows}))
+    rows = [
+        {"event_id": event_id, "subscriber": {"first_name": name}}
+        for name in ("\udc00", "\U0001f600", "\x00")
+    ]
+    upstream.rule(
+        "event-subscriptions",
+        event_id,
+        body=json.dumps({"meta_data": {"count": 3}, "data": rows}),
+    )
     answer = service.event(event_id)
     names = ["\ufffd", "\U0001f600", "\x00"]
-    assert (answer.status_code, answer.json()) == (200, {"id": event_id, "title": "a\ufffdb", "names": names})
+    assert (answer.status_code, answer.json()) == (
+        200,
+        {"id": event_id, "title": "a\ufffdb", "names": names},
+    )
 
 
 def test_pause(inside: MakeInside, upstream: Standin) -> None:
-    """A 429 is passed through with a Retry-After that counts down; until then, no event is asked for."""
+    """A 429 is passed through with a Retry-After that counts down; until then, no event
+    is asked for.
+    """
     service, first, second = inside(), new_id(), new_id()
-    upstream.rule(event_id=first, status=429, body='{"slow": "down"}', headers={"Retry-After": "30"})
+    upstream.rule(
+        event_id=first,
+        status=429,
+        body='{"slow": "down"}',
+        headers={"Retry-After": "30"},
+    )
     began = service.clock.now
     for passed in 0, 15, 29.9:
         service.clock.now = began + passed
@@ -441,19 +592,32 @@ def test_pause(inside: MakeInside, upstream: Standin) -> None:
         # One more if the load took real time, which the test's clock doesn't show.
         assert int(answer.headers["Retry-After"]) - (30 - int(passed)) in (0, 1)
     answer = service.event(second)
-    assert (answer.status_code, answer.json["error"]["code"]) == (429, "TOO_MANY_REQUESTS")
+    assert (answer.status_code, answer.json["error"]["code"]) == (
+        429,
+        "TOO_MANY_REQUESTS",
+    )
     assert (upstream.calls("events", first), upstream.calls(event_id=second)) == (1, 0)
 
 
 def test_token_stays_inside(start: Start, upstream: Standin) -> None:
-    """The token is in no answer, header or log line, whatever the upstream echoes, also at level DEBUG."""
+    """The token is in no answer, header or log line, whatever the upstream echoes, also
+    at level DEBUG.
+    """
     service, said = start(C42_LOGLEVEL="DEBUG"), []
     echoes: list[dict[str, Any]] = [
         {"status": 401, "body": json.dumps({"error": f"Token {TOKEN}"})},
-        {"status": 500, "body": f"<p>{TOKEN}", "headers": {"Retry-After": TOKEN, "X-Token": TOKEN, "Bad Name": TOKEN}},
+        {
+            "status": 500,
+            "body": f"<p>{TOKEN}",
+            "headers": {"Retry-After": TOKEN, "X-Token": TOKEN, "Bad Name": TOKEN},
+        },
         {"status": 302, "headers": {"Location": f"http://{TOKEN}/"}},
         {"status": 200, "body": TOKEN},
-        {"status": 200, "body": b"x", "headers": {"Content-Encoding": "gzip", "Set-Cookie": TOKEN}},
+        {
+            "status": 200,
+            "body": b"x",
+            "headers": {"Content-Encoding": "gzip", "Set-Cookie": TOKEN},
+        },
     ]
     for echo in echoes:
         event_id = new_id()
@@ -469,18 +633,25 @@ def test_token_stays_inside(start: Start, upstream: Standin) -> None:
 
 
 @pytest.mark.skipif(
-    not (os.environ.get("C42_TOKEN") and os.environ.get("C42_LIVE_EVENT")), reason="needs C42_TOKEN and C42_LIVE_EVENT"
+    not (os.environ.get("C42_TOKEN") and os.environ.get("C42_LIVE_EVENT")),
+    reason="needs C42_TOKEN and C42_LIVE_EVENT",
 )
 def test_live() -> None:
     """The live Calendar42 gives an answer of the promised form."""
     event_id = os.environ["C42_LIVE_EVENT"]
-    environ = {name: os.environ[name] for name in ("C42_TOKEN", "C42_BASE_URL") if name in os.environ}
+    environ = {
+        name: os.environ[name]
+        for name in ("C42_TOKEN", "C42_BASE_URL")
+        if name in os.environ
+    }
     with started(Service(None, (), **environ)) as service:
         answer = service.event(event_id)
         assert answer.status_code == 200
         assert list(answer.json()) == ["id", "title", "names"]
         assert answer.json()["id"] == event_id
-        assert all(isinstance(name, str) and name.strip() for name in answer.json()["names"])
+        assert all(
+            isinstance(name, str) and name.strip() for name in answer.json()["names"]
+        )
 
 
 if __name__ == "__main__":

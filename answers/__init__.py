@@ -1,4 +1,6 @@
-"""Turns Calendar42's answers into what is cached and sent, down to the bytes of a response."""
+"""Turns Calendar42's answers into what is cached and sent, down to the bytes of a
+response.
+"""
 
 LIST_PATH = "/events-with-subscriptions"
 EVENT_PATH = LIST_PATH + "/<event_id>"  # as Flask writes a route

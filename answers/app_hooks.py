@@ -14,11 +14,15 @@ from calendar42 import ids
 log = logging.getLogger("c42c")
 
 
-def register(app: Flask, *, origins: frozenset[str], on_full: Callable[[], None]) -> None:
+def register(
+    app: Flask, *, origins: frozenset[str], on_full: Callable[[], None]
+) -> None:
     """Add the error handlers to `app`, and let pages of `origins` read its responses."""
     app.before_request(_ignore_headers)
     app.before_request(_refuse_odd_path)
-    app.register_error_handler(ids.BadIds, lambda error: respond(answers.error(400, str(error))))
+    app.register_error_handler(
+        ids.BadIds, lambda error: respond(answers.error(400, str(error)))
+    )
     app.register_error_handler(HTTPException, _failed)
     app.register_error_handler(Exception, _broken)
 
@@ -26,14 +30,18 @@ def register(app: Flask, *, origins: frozenset[str], on_full: Callable[[], None]
     def refuse(_: WaitingRoomFull) -> Response:
         on_full()
         headers = ("Retry-After", "1"), ("Cache-Status", "c42c; detail=refused")
-        return respond(answers.error(503, "too many requests wait for Calendar42", *headers))
+        return respond(
+            answers.error(503, "too many requests wait for Calendar42", *headers)
+        )
 
     @app.after_request
     def allow(response: Response) -> Response:
         if request.method == "OPTIONS" and response.status_code == 200:
             response.status_code = 204
             del response.headers["Content-Type"]
-        response.headers.extend(answers.cors(origins, request.headers.get("Origin", ""), request.method))
+        response.headers.extend(
+            answers.cors(origins, request.headers.get("Origin", ""), request.method)
+        )
         return response
 
 
@@ -44,14 +52,20 @@ def respond(answer: answers.Response) -> Response:
 
 
 def _ignore_headers() -> None:
-    """Ignore ranges, which no client needs (RFC 9110, 14.2), and dates: ETags do better, and Werkzeug fails on some."""
+    """Ignore ranges, which no client needs (RFC 9110, 14.2), and dates: ETags do
+    better, and Werkzeug fails on some.
+    """
     for name in "HTTP_RANGE", "HTTP_IF_MODIFIED_SINCE":
         request.environ.pop(name, None)
 
 
 def _refuse_odd_path() -> None:
-    doubled = request.environ["PATH_INFO"].startswith("//")  # Flask would ignore that, but a proxy's rules may not
-    if doubled or isinstance(request.routing_exception, RequestRedirect):  # for two slashes, or no path at all
+    doubled = request.environ["PATH_INFO"].startswith(
+        "//"
+    )  # Flask would ignore that, but a proxy's rules may not
+    if doubled or isinstance(
+        request.routing_exception, RequestRedirect
+    ):  # for two slashes, or no path at all
         raise NotFound  # a redirect would lead to whatever host the client named
 
 

@@ -13,7 +13,9 @@ EventLoader = Callable[[list[str], float], Iterator[tuple[str, Loaded]]]
 
 
 def loader(fetch: Fetch, *, expiry: float, fault_expiry: float) -> EventLoader:
-    """Return a function that loads events for the cache, by a deadline (of `time.monotonic`); times are in seconds."""
+    """Return a function that loads events for the cache, by a deadline (of
+    `time.monotonic`); times are in seconds.
+    """
 
     def load(event_ids: list[str], deadline: float) -> Iterator[tuple[str, Loaded]]:
         began = time.monotonic()
@@ -25,9 +27,14 @@ def loader(fetch: Fetch, *, expiry: float, fault_expiry: float) -> EventLoader:
             else:
                 kind, lifetime = FAULT, fault_expiry
                 if isinstance(outcome, Paused):
-                    kind, lifetime = PAUSED, min(max(outcome.retry_after, fault_expiry), expiry)
+                    kind, lifetime = (
+                        PAUSED,
+                        min(max(outcome.retry_after, fault_expiry), expiry),
+                    )
                 age = began - time.monotonic()  # a fault ages from when it was found
-                loaded = Loaded(failure(outcome), kind, lifetime, age, private=outcome.private)
+                loaded = Loaded(
+                    failure(outcome), kind, lifetime, age, private=outcome.private
+                )
             yield event_id, loaded
 
     return load

@@ -1,4 +1,6 @@
-"""What the cache and Redis keep of an answer: the bytes of its body, and what its headers are made from."""
+"""What the cache and Redis keep of an answer: the bytes of its body, and what its
+headers are made from.
+"""
 
 import json
 import re
@@ -12,7 +14,9 @@ from calendar42.errors import C42Error
 
 JSON = "application/json"
 _DIGEST = 16  # bytes
-StoredTuple = tuple[Any, ...]  # a value as the cache keeps it, a plain tuple: `StoredAnswer(*kept)` reads it
+StoredTuple = tuple[
+    Any, ...
+]  # a value as the cache keeps it, a plain tuple: `StoredAnswer(*kept)` reads it
 
 
 class StoredAnswer(NamedTuple):
@@ -33,21 +37,39 @@ def success(answer: Mapping[str, Any]) -> StoredTuple:
 
 
 def failure(error: C42Error) -> StoredTuple:
-    """Make the value of an error: the upstream's body, or the envelope if there is none."""
+    """Make the value of an error: the upstream's body, or the envelope if there is
+    none.
+    """
     body = error.body or envelope(error.status, str(error))
     content_type, etag = _content_type(body), make_etag(body)
-    return tuple(StoredAnswer(body, error.status, content_type, etag, error.upstream_status, error.retry_after))
+    return tuple(
+        StoredAnswer(
+            body,
+            error.status,
+            content_type,
+            etag,
+            error.upstream_status,
+            error.retry_after,
+        )
+    )
 
 
 def pack(loaded: Loaded) -> bytes:
-    """Return what Redis keeps, without the age: a digest of all that follows, a line of JSON, and the body."""
+    """Return what Redis keeps, without the age: a digest of all that follows, a line of
+    JSON, and the body.
+    """
     body, *parts = cast(StoredTuple, loaded.value)
-    rest = b"%b\n%b" % (json.dumps([loaded.kind, loaded.lifetime, *parts]).encode(), body)
+    rest = b"%b\n%b" % (
+        json.dumps([loaded.kind, loaded.lifetime, *parts]).encode(),
+        body,
+    )
     return _digest(rest) + rest
 
 
 def unpack(packed: bytes) -> Loaded:
-    """Return the answer that `pack` was given, without its age; raise ValueError for any other bytes."""
+    """Return the answer that `pack` was given, without its age; raise ValueError for
+    any other bytes.
+    """
     rest = packed[_DIGEST:]
     if packed[:_DIGEST] != _digest(rest):
         raise ValueError("not a packed answer")
@@ -57,13 +79,17 @@ def unpack(packed: bytes) -> Loaded:
 
 
 def envelope(status: int, message: str) -> bytes:
-    """Return an error in the upstream's form, which this service uses for its own errors too."""
+    """Return an error in the upstream's form, which this service uses for its own
+    errors too.
+    """
     code = re.sub("[^A-Z]", "_", phrase(status).upper().replace("'", ""))
     return encode({"error": {"status_code": status, "message": message, "code": code}})
 
 
 def encode(data: Any) -> bytes:
-    """Return compact JSON in UTF-8; half a surrogate pair, which JSON can hold and UTF-8 can't, becomes U+FFFD."""
+    """Return compact JSON in UTF-8; half a surrogate pair, which JSON can hold and
+    UTF-8 can't, becomes U+FFFD.
+    """
     text = json.dumps(data, ensure_ascii=False, separators=(",", ":"))
     return re.sub("[\ud800-\udfff]", "\ufffd", text).encode()
 
@@ -83,7 +109,9 @@ def _digest(data: bytes) -> bytes:
 
 
 def _content_type(body: bytes) -> str:
-    """Return an error's content type: JSON for the envelope, else plain text, so that no browser ever runs its body."""
+    """Return an error's content type: JSON for the envelope, else plain text, so that
+    no browser ever runs its body.
+    """
     try:
         error = json.loads(body.decode(), parse_constant=_no_constant)["error"]
         types = [type(error[name]) for name in ("status_code", "message", "code")]

@@ -1,4 +1,6 @@
-"""Measure everything and print the results page; without --quick or --only, write the page, plot and profile too."""
+"""Measure everything and print the results page; without --quick or --only, write the
+page, plot and profile too.
+"""
 
 import argparse
 import signal
@@ -19,12 +21,24 @@ QUICK = Scale(contest=1, rounds=1, seconds=1, many=50_000, cold=200)
 def main() -> int:
     """Run the bench, or a part of it."""
     parser = argparse.ArgumentParser(prog="python -m bench", description=__doc__)
-    parser.add_argument("--quick", action="store_true", help="measure everything once and briefly; write nothing")
+    parser.add_argument(
+        "--quick",
+        action="store_true",
+        help="measure everything once and briefly; write nothing",
+    )
     parts = ["contest", "profile", *(one.__name__ for one in figures.ALL)]
-    parser.add_argument("--only", metavar="PART", choices=parts, help=f"print one part only: {', '.join(parts)}")
+    parser.add_argument(
+        "--only",
+        metavar="PART",
+        choices=parts,
+        help=f"print one part only: {', '.join(parts)}",
+    )
     options = parser.parse_args()
     scale = QUICK if options.quick else FULL
-    for sign in (signal.SIGINT, signal.SIGTERM):  # also where a shell ignores them for background jobs
+    for sign in (
+        signal.SIGINT,
+        signal.SIGTERM,
+    ):  # also where a shell ignores them for background jobs
         signal.signal(sign, lambda *_: sys.exit("stopped"))
     machine.require_two_cores_and_wrk()
     began = time.monotonic()
@@ -36,8 +50,15 @@ def main() -> int:
     with Standin(machine.TOKEN) as upstream:
         if options.only in (None, "contest"):
             event_id = figures.new_event(upstream)
-            for one in contenders.contest(upstream.base_url, event_id, rounds=scale.contest, seconds=scale.seconds):
-                say(f"{one.request}: " + ", ".join(f"{name} {load.cost:.1f} µs" for name, load in one.loads.items()))
+            for one in contenders.contest(
+                upstream.base_url, event_id, rounds=scale.contest, seconds=scale.seconds
+            ):
+                say(
+                    f"{one.request}: "
+                    + ", ".join(
+                        f"{name} {load.cost:.1f} µs" for name, load in one.loads.items()
+                    )
+                )
                 rounds.append(one)
             rows += report.compared(rounds)
         for measure in figures.ALL:
@@ -47,12 +68,20 @@ def main() -> int:
                     rows.append(row)
         if options.only in (None, "profile"):
             profile = figures.profile(upstream, 4 * scale.seconds)
-            say("profile" if profile else "no profile: py-spy is missing or not allowed to look")
+            say(
+                "profile"
+                if profile
+                else "no profile: py-spy is missing or not allowed to look"
+            )
     if options.only:
         print(profile or "", *rows, sep="\n")
         return 0
     minutes = (time.monotonic() - began) / 60
-    page = report.page(rounds, rows, took=f"{scale.contest} rounds of {scale.seconds} s; {minutes:.0f} minutes in all.")
+    page = report.page(
+        rounds,
+        rows,
+        took=f"{scale.contest} rounds of {scale.seconds} s; {minutes:.0f} minutes in all.",
+    )
     print(page)
     if not options.quick:
         (HERE / "results.md").write_text(page)

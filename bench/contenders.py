@@ -86,30 +86,49 @@ class Round(NamedTuple):
 
 
 def program(name: str) -> str | None:
-    """Return the path of a program, which may be in a directory that only root's PATH has."""
+    """Return the path of a program, which may be in a directory that only root's PATH
+    has.
+    """
     return shutil.which(name) or shutil.which(f"/usr/sbin/{name}")
 
 
 def missing() -> list[str]:
     """Name the contenders that are left out since they are not installed."""
-    needs = {NGINX: "nginx", NGINX_FILES: "nginx", HAPROXY: "haproxy", VARNISH: "varnishd"}
+    needs = {
+        NGINX: "nginx",
+        NGINX_FILES: "nginx",
+        HAPROXY: "haproxy",
+        VARNISH: "varnishd",
+    }
     return [name for name, command in needs.items() if not program(command)]
 
 
-def contest(base_url: str, event_id: str, *, rounds: int, seconds: int) -> Iterator[Round]:
-    """Have all contenders answer for `event_id` in turns. Each round starts them anew: starts differ."""
+def contest(
+    base_url: str, event_id: str, *, rounds: int, seconds: int
+) -> Iterator[Round]:
+    """Have all contenders answer for `event_id` in turns.
+
+    Each round starts them anew: starts differ.
+    """
     path = machine.PREFIX + event_id
     for number in range(rounds):
         with contextlib.ExitStack() as stack:
             servers = _start(base_url, path, stack)
-            bodies = [machine.get(server.port, path)[2].strip() for server in servers.values() for _ in range(2)]
+            bodies = [
+                machine.get(server.port, path)[2].strip()
+                for server in servers.values()
+                for _ in range(2)
+            ]
             assert {len(body) for body in bodies} == {300}, bodies
             names = list(servers)
             for request, headers in REQUESTS.items():
                 origin_used = machine.cpu(servers[CONSTANT].pid)
                 first = number % len(names)
                 turn = names[first:] + names[:first]
-                loads = {name: machine.wrk(servers[name], path, seconds, headers=headers) for name in turn}
+                loads = {
+                    name: machine.wrk(servers[name], path, seconds, headers=headers)
+                    for name in turn
+                }
                 origin_used = machine.cpu(servers[CONSTANT].pid) - origin_used
                 assert origin_used < 1.5 * seconds, "a cache keeps asking its origin"
                 yield Round(request, loads)
@@ -124,7 +143,8 @@ def _start(base_url: str, path: str, stack: contextlib.ExitStack) -> dict[str, S
         GRANIAN: enter(machine.service(base_url, OLD_FORM)),
         FLASK: enter(machine.service(base_url, ["-m", "bench.servers", "flask"])),
     }
-    # What the caches get from their origin are the headers and the body of the service's own hits.
+    # What the caches get from their origin are the headers and the body of the
+    # service's own hits.
     machine.get(servers[C42C].port, path)
     _, headers, body = machine.get(servers[C42C].port, path)
     head = "".join(f"{name}: {text}\r\n" for name, text in headers if name != "Date")
@@ -139,7 +159,9 @@ def _start(base_url: str, path: str, stack: contextlib.ExitStack) -> dict[str, S
     return servers
 
 
-def _cache(name: str, origin: int, place: Path) -> contextlib.AbstractContextManager[Server]:
+def _cache(
+    name: str, origin: int, place: Path
+) -> contextlib.AbstractContextManager[Server]:
     """Run one of the programs that cache in front of `origin`."""
     place, port = place / name, machine.free_port()
     place.mkdir()
@@ -154,7 +176,11 @@ def _cache(name: str, origin: int, place: Path) -> contextlib.AbstractContextMan
     else:
         # Started by root, nginx would change to a user who may not enter the directory.
         user = "user root;" if getpass.getuser() == "root" else ""
-        open_files = "open_file_cache max=1000 inactive=1h;" if name == NGINX_FILES else ""
-        config.write_text(_NGINX.format(port=port, origin=origin, user=user, open_files=open_files))
+        open_files = (
+            "open_file_cache max=1000 inactive=1h;" if name == NGINX_FILES else ""
+        )
+        config.write_text(
+            _NGINX.format(port=port, origin=origin, user=user, open_files=open_files)
+        )
         command = ["nginx", "-p", str(place), "-c", str(config), "-e", "error.log"]
     return machine.running([program(command[0]) or command[0], *command[1:]], port)

@@ -1,7 +1,9 @@
-"""How long a reader waits while very many entries expire together: `python -m bench.expire COUNT` prints two numbers,
-the longest `get` in milliseconds without and with the reaper at work.
+"""How long a reader waits while very many entries expire together: `python -m
+bench.expire COUNT` prints two numbers, the longest `get` in milliseconds without and
+with the reaper at work.
 
-The clock is moved, so nothing waits: all entries except the reader's own expire together.
+The clock is moved, so nothing waits: all entries except the reader's own expire
+together.
 """
 
 import sys
@@ -12,13 +14,20 @@ from cache import OK, Cache, Loaded
 
 
 def main(count: int) -> None:
-    """Fill a cache, then read from it in one thread, before and while the reaper clears it."""
+    """Fill a cache, then read from it in one thread, before and while the reaper clears
+    it.
+    """
     ahead = 0.0
-    cache = Cache(max_entries=2 * count, max_waiting=1, clock=lambda: time.monotonic() + ahead)
+    cache = Cache(
+        max_entries=2 * count, max_waiting=1, clock=lambda: time.monotonic() + ahead
+    )
     value = (200, "application/json", b"x" * 300, '"etag"', 200, 0.0)
     cache.get_or_load(["hot"], lambda keys: [(keys[0], Loaded(value, OK, 1e9))])
     for number in range(count):
-        cache.get_or_load([f"{number:032x}_14602021609581"], lambda keys: [(keys[0], Loaded(value, OK, 1e6))])
+        cache.get_or_load(
+            [f"{number:032x}_14602021609581"],
+            lambda keys: [(keys[0], Loaded(value, OK, 1e6))],
+        )
 
     longest, stop = [0.0, 0.0], threading.Event()
     phase = 0
@@ -33,7 +42,9 @@ def main(count: int) -> None:
     reader.start()
     time.sleep(1)
     phase = 1
-    cache.get_or_load(["first"], lambda keys: [(keys[0], Loaded(value, OK, 0.05))])  # wakes the reaper
+    cache.get_or_load(
+        ["first"], lambda keys: [(keys[0], Loaded(value, OK, 0.05))]
+    )  # wakes the reaper
     ahead = 1e7
     give_up = time.monotonic() + 60
     while len(cache) > 1 and time.monotonic() < give_up:

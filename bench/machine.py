@@ -1,6 +1,8 @@
-"""Start servers on one core, load them from the other, and read from /proc what they use.
+"""Start servers on one core, load them from the other, and read from /proc what they
+use.
 
-Everything is on 127.0.0.1. Each server gets its own process and is stopped by its process id.
+Everything is on 127.0.0.1. Each server gets its own process and is stopped by its
+process id.
 """
 
 import contextlib
@@ -22,8 +24,13 @@ from typing import NamedTuple
 ROOT = Path(__file__).resolve().parent.parent
 PREFIX = "/events-with-subscriptions/"
 TOKEN = "a-token-for-the-bench"  # noqa: S105 - the stand-in's
-TITLE, NAMES = "A title as long as the titles of events are", ["Someone called so"] * 9  # an answer of 300 bytes
-PATIENCE = 120.0  # seconds until a server's first answer: one of them loads a million entries before that
+TITLE, NAMES = (
+    "A title as long as the titles of events are",
+    ["Someone called so"] * 9,
+)  # an answer of 300 bytes
+# Seconds until a server's first answer: one of them loads a million entries before
+# that.
+PATIENCE = 120.0
 
 _cores = sorted(os.sched_getaffinity(0))
 SERVER_CORE, LOAD_CORE = _cores[0], _cores[-1]
@@ -42,11 +49,15 @@ class Load(NamedTuple):
     rate: float  # answers per second
     p99: float  # milliseconds
     cost: float  # microseconds of CPU, user and system, that the server used per answer
-    share: float  # share of its core that the server got; well below 1, something else was using the core
+    # Share of its core that the server got; well below 1, something else was using the
+    # core.
+    share: float
 
 
 def require_two_cores_and_wrk() -> None:
-    """Exit with a reason if the bench can't run here; move this process to the load's core."""
+    """Exit with a reason if the bench can't run here; move this process to the load's
+    core.
+    """
     if SERVER_CORE == LOAD_CORE:
         sys.exit("the bench needs two cores: one for the server, one for the load")
     for program in ("wrk", "taskset"):
@@ -63,16 +74,24 @@ def describe() -> str:
 
 
 def free_port() -> int:
-    """Return a port on which nothing listens, and which the system gives to no client (those are from 32768 on)."""
+    """Return a port on which nothing listens, and which the system gives to no client
+    (those are from 32768 on).
+    """
     while True:
         with contextlib.suppress(OSError), socket.socket() as sock:
-            sock.bind(("127.0.0.1", port := random.SystemRandom().randint(10_000, 32_000)))
+            sock.bind(
+                ("127.0.0.1", port := random.SystemRandom().randint(10_000, 32_000))
+            )
             return port
 
 
 @contextlib.contextmanager
-def running(command: Sequence[str], port: int, environ: Mapping[str, str] = os.environ) -> Iterator[Server]:
-    """Run a server on its core; yield it once it answers on `port`, and end it with its children."""
+def running(
+    command: Sequence[str], port: int, environ: Mapping[str, str] = os.environ
+) -> Iterator[Server]:
+    """Run a server on its core; yield it once it answers on `port`, and end it with its
+    children.
+    """
     process = subprocess.Popen(
         ["taskset", "-c", str(SERVER_CORE), *command],  # noqa: S607 - from the PATH, as users have it
         cwd=ROOT,
@@ -99,10 +118,19 @@ def running(command: Sequence[str], port: int, environ: Mapping[str, str] = os.e
 def service(
     base_url: str, command: Sequence[str] = ("main.py",), **settings: str
 ) -> contextlib.AbstractContextManager[Server]:
-    """Run the service as `python main.py` does, or a variant of it; `settings` are environment variables."""
+    """Run the service as `python main.py` does, or a variant of it; `settings` are
+    environment variables.
+    """
     port = free_port()
-    inherited = {name: value for name, value in os.environ.items() if not name.startswith("C42_")}
-    own = {"C42_TOKEN": TOKEN, "C42_BASE_URL": base_url, "C42_PORT": str(port), "C42_EXPIRY": "600"}
+    inherited = {
+        name: value for name, value in os.environ.items() if not name.startswith("C42_")
+    }
+    own = {
+        "C42_TOKEN": TOKEN,
+        "C42_BASE_URL": base_url,
+        "C42_PORT": str(port),
+        "C42_EXPIRY": "600",
+    }
     return running([sys.executable, *command], port, inherited | own | settings)
 
 
@@ -141,14 +169,29 @@ def wrk(
     headers: Mapping[str, str] | None = None,
     ids: int = 0,
 ) -> Load:
-    """Request `path` on so many keep-alive connections; with `ids`, a random id below that is added to `path`."""
+    """Request `path` on so many keep-alive connections; with `ids`, a random id below
+    that is added to `path`.
+    """
     options = [f"-c{connections}", f"-d{seconds}s", "--latency", "--timeout", "20s"]
-    options += [word for name, text in (headers or {}).items() for word in ("-H", f"{name}: {text}")]
+    options += [
+        word
+        for name, text in (headers or {}).items()
+        for word in ("-H", f"{name}: {text}")
+    ]
     script = ["-s", str(ROOT / "bench" / "ids.lua")] if ids else []
     arguments = ["--", path, str(ids)] if ids else []
-    command = ["wrk", "-t1", *options, *script, f"http://127.0.0.1:{server.port}{path}", *arguments]
+    command = [
+        "wrk",
+        "-t1",
+        *options,
+        *script,
+        f"http://127.0.0.1:{server.port}{path}",
+        *arguments,
+    ]
     used, began = cpu(server.pid), time.monotonic()
-    said = subprocess.run(command, check=True, capture_output=True, text=True, timeout=seconds + 60).stdout
+    said = subprocess.run(
+        command, check=True, capture_output=True, text=True, timeout=seconds + 60
+    ).stdout
     used, took = cpu(server.pid) - used, time.monotonic() - began
     if trouble := re.search("Non-2xx.*|Socket errors.*", said):
         raise ValueError(f"wrk had trouble: {trouble[0]}")
@@ -184,8 +227,13 @@ def memory(pid: int) -> float:
 
 
 def cpu(pid: int) -> float:
-    """Return the seconds of CPU, user and system, that `pid` and all processes below it have used."""
-    fields = [Path(f"/proc/{one}/stat").read_text().rpartition(")")[2].split() for one in tree(pid)]
+    """Return the seconds of CPU, user and system, that `pid` and all processes below it
+    have used.
+    """
+    fields = [
+        Path(f"/proc/{one}/stat").read_text().rpartition(")")[2].split()
+        for one in tree(pid)
+    ]
     return sum(int(one[11]) + int(one[12]) for one in fields) / os.sysconf("SC_CLK_TCK")
 
 

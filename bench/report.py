@@ -6,11 +6,21 @@ from datetime import UTC, datetime
 from importlib import metadata
 
 from bench import contenders, machine
-from bench.contenders import C42C, C42C_CORS, CONSTANT, HAPROXY, NGINX_FILES, REQUESTS, Round
+from bench.contenders import (
+    C42C,
+    C42C_CORS,
+    CONSTANT,
+    HAPROXY,
+    NGINX_FILES,
+    REQUESTS,
+    Round,
+)
 from bench.figures import Row, spread
 from bench.machine import Load
 
-QUIET = 0.9  # share of its core that the service must have got, or the figures mean little
+QUIET = (
+    0.9  # share of its core that the service must have got, or the figures mean little
+)
 _PACKAGES = ("uvloop", "httptools", "flask", "werkzeug", "requests", "granian")
 _PROGRAMS = {"wrk": "-v", "nginx": "-v", "haproxy": "-v", "varnishd": "-V"}
 # The least CPU per hit wanted of others, as a multiple of c42c's; the same for rates.
@@ -56,11 +66,25 @@ def compared(rounds: Sequence[Round]) -> Iterator[Row]:
     for name, measure in measures.items():
         for (other, request), least in _WANTED.items():
             if other in rounds[0].loads:
-                yield _row(f"{other}, {request}: {name}", rounds, request, other, measure, least)
+                yield _row(
+                    f"{other}, {request}: {name}",
+                    rounds,
+                    request,
+                    other,
+                    measure,
+                    least,
+                )
     for request in REQUESTS:
         if NGINX_FILES in rounds[0].loads:
             what = f"{NGINX_FILES}, {request}: p99, its / ours"
-            yield _row(what, rounds, request, NGINX_FILES, lambda its, ours: its.p99 / ours.p99, 1.0)
+            yield _row(
+                what,
+                rounds,
+                request,
+                NGINX_FILES,
+                lambda its, ours: its.p99 / ours.p99,
+                1.0,
+            )
 
 
 def _row(
@@ -72,12 +96,19 @@ def _row(
     least: float,
 ) -> Row:
     off, on = (
-        [measure(one.loads[other], one.loads[ours]) for one in rounds if one.request == request]
+        [
+            measure(one.loads[other], one.loads[ours])
+            for one in rounds
+            if one.request == request
+        ]
         for ours in (C42C, C42C_CORS)
     )
     reached = min(statistics.median(off), statistics.median(on)) >= least
     ours, floor = (
-        statistics.median(one.loads[name].cost for one in rounds if one.request == request) for name in (C42C, CONSTANT)
+        statistics.median(
+            one.loads[name].cost for one in rounds if one.request == request
+        )
+        for name in (C42C, CONSTANT)
     )
     why = f"{request.capitalize()} hits: of their {ours:.1f} µs, the server takes {floor:.1f} (the constant)"
     return Row(what, f"≥ {least}", f"{spread(off)}; CORS on {spread(on)}", reached, why)
@@ -89,22 +120,34 @@ def page(rounds: Sequence[Round], rows: Sequence[Row], *, took: str) -> str:
     lines = [
         *(_line(rounds, name) for name in by_rate(rounds)),
         "",
-        f"c42c had {share:.0%} of its core." + ("" if share >= QUIET else " **The machine was busy: repeat this.**"),
+        f"c42c had {share:.0%} of its core."
+        + ("" if share >= QUIET else " **The machine was busy: repeat this.**"),
         *(f"Not installed, so left out: {name}." for name in contenders.missing()),
         "",
         "## What is wanted",
         "",
         "| what | wanted | measured | |",
         "|---|---|---|---|",
-        *(f"| {row.what} | {row.wanted} | {row.measured} | {_mark(row)} |" for row in rows),
+        *(
+            f"| {row.what} | {row.wanted} | {row.measured} | {_mark(row)} |"
+            for row in rows
+        ),
         "",
-        *(f"- {why}." for why in dict.fromkeys(row.why for row in rows if row.why and not row.reached)),
+        *(
+            f"- {why}."
+            for why in dict.fromkeys(
+                row.why for row in rows if row.why and not row.reached
+            )
+        ),
         "",
         "Where the CPU of a cold answer goes: [cold-profile.txt](cold-profile.txt).",
         "",
     ]
     return _HEAD.format(
-        date=datetime.now(UTC), machine=machine.describe(), versions=_versions(), took=took
+        date=datetime.now(UTC),
+        machine=machine.describe(),
+        versions=_versions(),
+        took=took,
     ) + "\n".join(lines)
 
 
@@ -133,9 +176,15 @@ def _rates(rounds: Sequence[Round], name: str, request: str) -> list[float]:
 
 def _versions() -> str:
     programs = {name: path for name in _PROGRAMS if (path := contenders.program(name))}
-    found = {name: machine.version([path, _PROGRAMS[name]]) for name, path in programs.items()}
+    found = {
+        name: machine.version([path, _PROGRAMS[name]])
+        for name, path in programs.items()
+    }
     return ", ".join(
-        f"{name} {version}" for name, version in (found | {n: metadata.version(n) for n in _PACKAGES}).items()
+        f"{name} {version}"
+        for name, version in (
+            found | {n: metadata.version(n) for n in _PACKAGES}
+        ).items()
     )
 
 
@@ -154,7 +203,9 @@ def plot(rounds: Sequence[Round]) -> str:
     """Draw the hits per second of all contenders as SVG, readable in light and in dark."""
     left, bar, top, step = 250, 400, 74, 46
     names = by_rate(rounds)
-    longest = max(max(_rates(rounds, name, request)) for name in names for request in REQUESTS)
+    longest = max(
+        max(_rates(rounds, name, request)) for name in names for request in REQUESTS
+    )
     height = top + step * len(names) + 10
     parts = [
         f'<svg xmlns="http://www.w3.org/2000/svg" width="760" height="{height}" viewBox="0 0 760 {height}" role="img">',
@@ -167,12 +218,18 @@ def plot(rounds: Sequence[Round]) -> str:
     ]
     for number, name in enumerate(names):
         y = top + step * number
-        kind, weight = ("own", ' class="bold"') if name in (C42C, C42C_CORS) else ("other", "")
-        parts.append(f'<text{weight} x="{left - 12}" y="{y + 20}" text-anchor="end">{name}</text>')
+        kind, weight = (
+            ("own", ' class="bold"') if name in (C42C, C42C_CORS) else ("other", "")
+        )
+        parts.append(
+            f'<text{weight} x="{left - 12}" y="{y + 20}" text-anchor="end">{name}</text>'
+        )
         for below, request, light in ((0, "bare", ""), (17, "browser", " light")):
             rates = _rates(rounds, name, request)
             median, middle = statistics.median(rates), y + below + 7
-            low, high, width = (value / longest * bar for value in (min(rates), max(rates), median))
+            low, high, width = (
+                value / longest * bar for value in (min(rates), max(rates), median)
+            )
             parts += [
                 f'<rect class="{kind}{light}" x="{left}" y="{y + below}" width="{width:.1f}" height="14" rx="2"/>',
                 f'<path d="M{left + low:.1f} {middle}H{left + high:.1f}" class="range"/>',

@@ -1,7 +1,9 @@
-"""How often Calendar42 is asked: a simulation of several instances, with and without Redis.
+"""How often Calendar42 is asked: a simulation of several instances, with and without
+Redis.
 
-`python bench/scaling.py` prints the table of `scaling.md`, with the formula's result after each simulated figure. Every
-caller picks an instance and an event at random; callers come independently of each other. A load is two calls.
+`python bench/scaling.py` prints the table of `scaling.md`, with the formula's result
+after each simulated figure. Every caller picks an instance and an event at random;
+callers come independently of each other. A load is two calls.
 """
 
 import random
@@ -12,8 +14,12 @@ LIFETIME = 252.0  # seconds
 CALLS = 2
 
 
-def simulate(events: int, instances: int, per_minute: float, lifetime: float, *, shared: bool) -> float:
-    """Return the upstream calls per hour, given how often each event is asked for in all."""
+def simulate(
+    events: int, instances: int, per_minute: float, lifetime: float, *, shared: bool
+) -> float:
+    """Return the upstream calls per hour, given how often each event is asked for in
+    all.
+    """
     rng = random.Random(f"{events} {instances} {per_minute} {lifetime}")  # noqa: S311 - the same for both ways
     expiry: dict[tuple[int, int], float] = {}
     loads = 0
@@ -26,8 +32,12 @@ def simulate(events: int, instances: int, per_minute: float, lifetime: float, *,
     return CALLS * loads / HOURS
 
 
-def formula(events: int, instances: int, per_minute: float, lifetime: float, *, shared: bool) -> float:
-    """Return the same by a formula: after each load, none is needed until it expires and somebody asks again."""
+def formula(
+    events: int, instances: int, per_minute: float, lifetime: float, *, shared: bool
+) -> float:
+    """Return the same by a formula: after each load, none is needed until it expires
+    and somebody asks again.
+    """
     caches = 1 if shared else instances
     return CALLS * events * caches * 3600 / (lifetime + caches * 60 / per_minute)
 
@@ -41,16 +51,25 @@ def _arrivals(rng: random.Random, rate: float, end: float) -> Iterator[float]:
 
 def main() -> None:
     """Print the table."""
-    print("| events | requests a minute for each | lifetime, min | instances | calls an hour, no Redis | with Redis |")
+    print(
+        "| events | requests a minute for each | lifetime, min | instances | calls an hour, no Redis | with Redis |"
+    )
     print("|---|---|---|---|---|---|")
-    for events, per_minute, lifetime in [(20, 10.0, 252.0), (100, 10.0, 252.0), (100, 1.0, 252.0), (100, 10.0, 60.0)]:
+    for events, per_minute, lifetime in [
+        (20, 10.0, 252.0),
+        (100, 10.0, 252.0),
+        (100, 1.0, 252.0),
+        (100, 10.0, 60.0),
+    ]:
         for instances in (1, 2, 4, 16):
             case = (events, instances, per_minute, lifetime)
             cells = [
                 f"{simulate(*case, shared=shared):,.0f} ({formula(*case, shared=shared):,.0f})"
                 for shared in (False, True)
             ]
-            print(f"| {events} | {per_minute:g} | {lifetime / 60:g} | {instances} | {' | '.join(cells)} |")
+            print(
+                f"| {events} | {per_minute:g} | {lifetime / 60:g} | {instances} | {' | '.join(cells)} |"
+            )
 
 
 if __name__ == "__main__":

@@ -1,9 +1,10 @@
-"""The Python servers of the bench: `python -m bench.servers KIND [ARGUMENT]`, with settings as the service has them.
+"""The Python servers of the bench: `python -m bench.servers KIND [ARGUMENT]`, with
+settings as the service has them.
 
-constant FILE   the service's own server, which always sends the answer in FILE
-granian         the old form: the service on Granian, with hits answered by a WSGI middleware
-flask           the simplest implementation, on Flask's own server
-filled COUNT    the service with COUNT entries in its cache, and a stub for its upstream
+constant FILE   the service's own server, which always sends the answer in FILE granian
+the old form: the service on Granian, with hits answered by a WSGI middleware flask
+the simplest implementation, on Flask's own server filled COUNT    the service with
+COUNT entries in its cache, and a stub for its upstream
 """
 
 import os
@@ -58,20 +59,26 @@ def granian(config: Settings) -> None:
         backpressure=65536,
         workers_kill_timeout=1,
     )
-    server.serve(target_loader=lambda: _hits_first(main.create_app(config)), wrap_loader=False)
+    server.serve(
+        target_loader=lambda: _hits_first(main.create_app(config)), wrap_loader=False
+    )
 
 
 def _hits_first(app: Flask) -> Callable[..., Iterable[bytes]]:
     components: main.Components = app.extensions["c42c"]
     get = components.cache.get
 
-    def serve(environ: dict[str, Any], start_response: Callable[..., Any]) -> Iterable[bytes]:
+    def serve(
+        environ: dict[str, Any], start_response: Callable[..., Any]
+    ) -> Iterable[bytes]:
         path, method = environ["PATH_INFO"], environ["REQUEST_METHOD"]
         if path.startswith(PREFIX) and method in ("GET", "HEAD"):
             hit = get(path[len(PREFIX) :].removesuffix("/"))
             if hit is not None:
                 found = Found(*hit, "hit", True)
-                status, headers, body = response.render(found, environ.get("HTTP_IF_NONE_MATCH"))
+                status, headers, body = response.render(
+                    found, environ.get("HTTP_IF_NONE_MATCH")
+                )
                 start_response(status, headers)
                 return [body] if method == "GET" else []
         return app.wsgi_app(environ, start_response)
@@ -86,8 +93,13 @@ def flask(config: Settings) -> None:
     lock = Lock()
 
     def get(path: str) -> Any:
-        headers = {"Authorization": f"Token {config.token}", "Accept": "application/json"}
-        return requests.get(config.base_url + path, headers=headers, timeout=10).json()["data"]
+        headers = {
+            "Authorization": f"Token {config.token}",
+            "Accept": "application/json",
+        }
+        return requests.get(config.base_url + path, headers=headers, timeout=10).json()[
+            "data"
+        ]
 
     @app.get(f"{PREFIX}<event_id>")
     def event(event_id: str) -> FlaskResponse:
@@ -104,12 +116,16 @@ def flask(config: Settings) -> None:
 
 
 class _Stub(Client):
-    """Stands in for the service's client: knows every event, each with an answer of 300 bytes."""
+    """Stands in for the service's client: knows every event, each with an answer of 300
+    bytes.
+    """
 
     def __init__(self) -> None:
         """Take no upstream."""
 
-    def fetch(self, event_ids: list[str], deadline: float) -> Iterator[tuple[str, dict[str, Any]]]:
+    def fetch(
+        self, event_ids: list[str], deadline: float
+    ) -> Iterator[tuple[str, dict[str, Any]]]:
         for event_id in event_ids:
             yield event_id, {"id": event_id, "title": TITLE, "names": NAMES}
 
@@ -121,7 +137,8 @@ def filled(config: Settings, count: str) -> None:
     components: main.Components = app.extensions["c42c"]
     for number in range(int(count)):
         components.cache.get_or_load(
-            [f"{number:032x}_14602021609581"], lambda keys: components.load(keys, float("inf"))
+            [f"{number:032x}_14602021609581"],
+            lambda keys: components.load(keys, float("inf")),
         )
     server.serve(
         app.wsgi_app,
@@ -134,5 +151,10 @@ def filled(config: Settings, count: str) -> None:
 
 
 if __name__ == "__main__":
-    kinds: dict[str, Callable[..., None]] = {"constant": constant, "granian": granian, "flask": flask, "filled": filled}
+    kinds: dict[str, Callable[..., None]] = {
+        "constant": constant,
+        "granian": granian,
+        "flask": flask,
+        "filled": filled,
+    }
     kinds[sys.argv[1]](settings.read(os.environ), *sys.argv[2:])

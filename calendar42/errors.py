@@ -1,13 +1,23 @@
-"""The errors of the client: `C42Error`, and subclasses for those that callers handle differently."""
+"""The errors of the client: `C42Error`, and subclasses for those that callers handle
+differently.
+"""
 
 from dataclasses import dataclass
 
-_DEFINITE = frozenset(range(400, 500)) - {401, 403, 408, 429}  # refusals that asking again soon would not change
+_DEFINITE = frozenset(range(400, 500)) - {
+    401,
+    403,
+    408,
+    429,
+}  # refusals that asking again soon would not change
 
 
 @dataclass(eq=False)
 class C42Error(Exception):
-    """There is no answer for an event. The defaults mean that Calendar42's answer can't be understood."""
+    """There is no answer for an event.
+
+    The defaults mean that Calendar42's answer can't be understood.
+    """
 
     endpoint: str  # where it was found
     message: str
@@ -15,19 +25,26 @@ class C42Error(Exception):
     upstream_status: int = 200  # what Calendar42 answered with; 0: no whole answer came
     body: bytes = b""  # what the client gets instead of the message
     retry_after: float = 0.0  # seconds; 0: not known
-    private: bool = False  # only for its caller: the whole list failed, or there was too little time to judge the event
+    # Only for its caller: the whole list failed, or there was too little time to judge
+    # the event.
+    private: bool = False
 
     def __str__(self) -> str:
         return self.message
 
     @property
     def definite(self) -> bool:
-        """Whether asking again soon would give the same error. If not, it is a fault."""
+        """Whether asking again soon would give the same error.
+
+        If not, it is a fault.
+        """
         return self.status in _DEFINITE and not self.private
 
 
 class Paused(C42Error):
-    """Calendar42 asked for a pause (429), now or earlier; no calls are made until it is over."""
+    """Calendar42 asked for a pause (429), now or earlier; no calls are made until it is
+    over.
+    """
 
 
 class TimedOut(C42Error):

@@ -12,19 +12,25 @@ class BadIds(ValueError):
 
 
 def validate_id(event_id: str) -> str:
-    """Return `event_id`, or raise `BadIds`: other characters could change the meaning of a URL."""
+    """Return `event_id`, or raise `BadIds`: other characters could change the meaning
+    of a URL.
+    """
     if not _EVENT_ID.fullmatch(event_id):
         raise BadIds(RULE)
     return event_id
 
 
 def parse_list(values: list[str]) -> list[str]:
-    """Return the ids of `event_ids=[a,b,c]`, Calendar42's form of a list, given all `values` of that parameter."""
+    """Return the ids of `event_ids=[a,b,c]`, Calendar42's form of a list, given all
+    `values` of that parameter.
+    """
     if len(values) != 1 or not re.fullmatch(r"\[[^\[\]]+\]", values[0]):
         raise BadIds("expected one list of ids in brackets, such as ?event_ids=[a,b,c]")
     event_ids = values[0][1:-1].split(",")
     if len(event_ids) > MAX_IDS:
-        raise BadIds(f"event_ids has {len(event_ids)} entries; at most {MAX_IDS} are allowed")
+        raise BadIds(
+            f"event_ids has {len(event_ids)} entries; at most {MAX_IDS} are allowed"
+        )
     for position, event_id in enumerate(event_ids, 1):
         if not _EVENT_ID.fullmatch(event_id):
             raise BadIds(f"entry {position} of event_ids is wrong: {RULE}")

@@ -1,4 +1,7 @@
-"""Extracts titles and names from Calendar42's JSON, with pure functions. Unexpected JSON raises `C42Error`."""
+"""Extracts titles and names from Calendar42's JSON, with pure functions.
+
+Unexpected JSON raises `C42Error`.
+"""
 
 from collections.abc import Collection
 from typing import Any, NamedTuple
@@ -10,7 +13,9 @@ from calendar42 import EVENTS_ENDPOINT, SUBSCRIPTIONS_ENDPOINT
 from calendar42.errors import C42Error, TooLarge
 
 MAX_ROWS = 100_000  # of one answer; a larger count is taken for a mistake
-_ROWS, _TITLE, _COUNT, _FIRST_NAME = map(parse, ("data", "title", "meta_data.count", "subscriber.first_name"))
+_ROWS, _TITLE, _COUNT, _FIRST_NAME = map(
+    parse, ("data", "title", "meta_data.count", "subscriber.first_name")
+)
 
 
 class Page(NamedTuple):
@@ -23,7 +28,9 @@ class Page(NamedTuple):
 
 
 def events(body: Any, asked: Collection[str]) -> dict[str, Any]:
-    """Return the events of an answer by id; raise `TooLarge` if a list of them, `asked` for, is not all there."""
+    """Return the events of an answer by id; raise `TooLarge` if a list of them, `asked`
+    for, is not all there.
+    """
     rows, total = _read(EVENTS_ENDPOINT, body)
     if len(asked) > 1 and isinstance(total, int) and total > len(rows):
         raise TooLarge(EVENTS_ENDPOINT, "Calendar42 sent only a part of the events")
@@ -33,13 +40,25 @@ def events(body: Any, asked: Collection[str]) -> dict[str, Any]:
 
 
 def title(events: dict[str, Any], event_id: str, asked: Collection[str]) -> str | None:
-    """Return the title of one of the `events` that came for the ids `asked` for; None if it has none."""
-    event = events.get(event_id, {"permission": "removed"})  # a deleted event may come without content, or not at all
+    """Return the title of one of the `events` that came for the ids `asked` for; None
+    if it has none.
+    """
+    event = events.get(
+        event_id, {"permission": "removed"}
+    )  # a deleted event may come without content, or not at all
     if not events.keys() <= set(asked) and event_id not in events:
-        raise C42Error(EVENTS_ENDPOINT, "Calendar42 sent other events", private=len(asked) > 1)
+        raise C42Error(
+            EVENTS_ENDPOINT, "Calendar42 sent other events", private=len(asked) > 1
+        )
     if event.get("permission") == "removed":
-        is_unknown = event_id not in events and len(asked) > 1  # lists omit unknown events
-        raise C42Error(EVENTS_ENDPOINT, f"Event {event_id} not found" if is_unknown else "the event is deleted", 404)
+        is_unknown = (
+            event_id not in events and len(asked) > 1
+        )  # lists omit unknown events
+        raise C42Error(
+            EVENTS_ENDPOINT,
+            f"Event {event_id} not found" if is_unknown else "the event is deleted",
+            404,
+        )
     found = _value(_TITLE, event)
     if not isinstance(found, str | None):
         raise C42Error(EVENTS_ENDPOINT, "Calendar42 sent a title that is not text")
@@ -47,21 +66,37 @@ def title(events: dict[str, Any], event_id: str, asked: Collection[str]) -> str 
 
 
 def page(body: Any, event_ids: Collection[str]) -> Page:
-    """Return the names on a page of subscriptions to `event_ids`; those removed, blank or null are left out."""
+    """Return the names on a page of subscriptions to `event_ids`; those removed, blank
+    or null are left out.
+    """
     rows, total = _read(SUBSCRIPTIONS_ENDPOINT, body)
     if type(total) is not int or total < 0:
-        raise C42Error(SUBSCRIPTIONS_ENDPOINT, "Calendar42 did not say how many subscriptions there are")
+        raise C42Error(
+            SUBSCRIPTIONS_ENDPOINT,
+            "Calendar42 did not say how many subscriptions there are",
+        )
     if total > MAX_ROWS:
-        raise TooLarge(SUBSCRIPTIONS_ENDPOINT, f"Calendar42 has more than {MAX_ROWS} subscriptions")
-    if rows and not any(row.get("event_id") in event_ids or row.get("permission") == "removed" for row in rows):
+        raise TooLarge(
+            SUBSCRIPTIONS_ENDPOINT, f"Calendar42 has more than {MAX_ROWS} subscriptions"
+        )
+    if rows and not any(
+        row.get("event_id") in event_ids or row.get("permission") == "removed"
+        for row in rows
+    ):
         raise C42Error(SUBSCRIPTIONS_ENDPOINT, "Calendar42 sent other subscriptions")
     names = []
     for row in rows:
-        # Calendar42 ignores a filter that it can't read, so a row counts only for the event that it names.
+        # Calendar42 ignores a filter that it can't read, so a row counts only for the
+        # event that it names.
         if row.get("event_id") in event_ids and row.get("permission") != "removed":
             name = _value(_FIRST_NAME, row)
-            if not isinstance(row.get("subscriber"), dict | None) or not isinstance(name, str | None):
-                raise C42Error(SUBSCRIPTIONS_ENDPOINT, "Calendar42 sent a first name that is not text")
+            if not isinstance(row.get("subscriber"), dict | None) or not isinstance(
+                name, str | None
+            ):
+                raise C42Error(
+                    SUBSCRIPTIONS_ENDPOINT,
+                    "Calendar42 sent a first name that is not text",
+                )
             if name and name.strip():
                 names.append((row["event_id"], name))
     ids = frozenset(row["id"] for row in rows if isinstance(row.get("id"), str))
@@ -69,7 +104,9 @@ def page(body: Any, event_ids: Collection[str]) -> Page:
 
 
 def join(pages: list[Page]) -> list[tuple[str, str]] | None:
-    """Return event id and name of all subscriptions; None if the pages disagree, share a row, or lack some rows."""
+    """Return event id and name of all subscriptions; None if the pages disagree, share
+    a row, or lack some rows.
+    """
     distinct = frozenset[str]().union(*(page.ids for page in pages))
     disagree = len({page.total for page in pages}) > 1
     repeated = len(distinct) < sum(len(page.ids) for page in pages)

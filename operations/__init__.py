@@ -1,7 +1,11 @@
-"""What operators set and see: settings, logs, the check, metrics, health and the status page."""
+"""What operators set and see: settings, logs, the check, metrics, health and the status
+page.
+"""
 
 import json
 from pathlib import Path
 
 # It is kept in the OpenAPI document, which must be complete as a file.
-VERSION: str = json.loads((Path(__file__).parent / "openapi.json").read_bytes())["info"]["version"]
+VERSION: str = json.loads((Path(__file__).parent / "openapi.json").read_bytes())[
+    "info"
+]["version"]

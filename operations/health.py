@@ -1,7 +1,9 @@
-"""`/metrics`, the health checks, the status page and the contract; and the id, time and count of every request.
+"""`/metrics`, the health checks, the status page and the contract; and the id, time and
+count of every request.
 
-No route here calls the upstream or waits for anything, and none shows an event id, a name or the token. The status page
-shows `/status.json`, once a second. It loads nothing from other hosts, and runs no inline scripts.
+No route here calls the upstream or waits for anything, and none shows an event id, a
+name or the token. The status page shows `/status.json`, once a second. It loads nothing
+from other hosts, and runs no inline scripts.
 """
 
 import json
@@ -31,7 +33,10 @@ log = logging.getLogger("c42c.requests")
 
 
 def register(app: Flask, metrics: Metrics) -> None:
-    """Add the routes to `app`, give each of its requests an id, and count them. Must come before all other handlers."""
+    """Add the routes to `app`, give each of its requests an id, and count them.
+
+    Must come before all other handlers.
+    """
     _add_routes(app, metrics)
     _add_page(app)
 
@@ -39,16 +44,27 @@ def register(app: Flask, metrics: Metrics) -> None:
     def begin() -> None:
         g.began = time.monotonic()
         given = request.headers.get("X-Request-ID", "")
-        logs.request_id.set(given if re.fullmatch("[A-Za-z0-9._-]{1,64}", given) else secrets.token_hex(8))
+        logs.request_id.set(
+            given
+            if re.fullmatch("[A-Za-z0-9._-]{1,64}", given)
+            else secrets.token_hex(8)
+        )
 
     @app.after_request
     def end(response: Response) -> Response:
         seconds, status = time.monotonic() - g.began, response.status_code
         route = request.url_rule.rule if request.url_rule else NO_ROUTE
         metrics.on_response(route.rstrip("/") or "/", status, seconds)
-        fields = {"method": request.method, "path": request.path, "status": status, "seconds": round(seconds, 4)}
+        fields = {
+            "method": request.method,
+            "path": request.path,
+            "status": status,
+            "seconds": round(seconds, 4),
+        }
         log.debug("request %s %r %d %.4f s", *fields.values(), extra={"fields": fields})
-        if not response.headers.get("Cache-Status", "").startswith("c42c; hit"):  # see answers.hits
+        if not response.headers.get("Cache-Status", "").startswith(
+            "c42c; hit"
+        ):  # see answers.hits
             response.headers["X-Request-ID"] = logs.request_id.get()
         return response
 
@@ -56,7 +72,11 @@ def register(app: Flask, metrics: Metrics) -> None:
 def _add_routes(app: Flask, metrics: Metrics) -> None:
     @app.get("/metrics")
     def prometheus() -> Response:
-        headers = [("Content-Type", CONTENT_TYPE_LATEST), answers.NO_STORE, answers.NOSNIFF]
+        headers = [
+            ("Content-Type", CONTENT_TYPE_LATEST),
+            answers.NO_STORE,
+            answers.NOSNIFF,
+        ]
         return Response(generate_latest(metrics.registry), headers=headers)
 
     @app.get("/livez")
@@ -74,7 +94,10 @@ def _add_routes(app: Flask, metrics: Metrics) -> None:
             "stopping": now["stopping"],
             "reaper_alive": now["reaper_alive"],
             "shared_tier": tier and ("up" if tier["up"] else "down"),
-            "upstream": {"pause_seconds": calls["pause_seconds"], "last_fault": next(iter(calls["faults"]), None)},
+            "upstream": {
+                "pause_seconds": calls["pause_seconds"],
+                "last_fault": next(iter(calls["faults"]), None),
+            },
         }
         return _respond(answer, 200 if ready else 503)
 
@@ -88,11 +111,17 @@ def _add_routes(app: Flask, metrics: Metrics) -> None:
 
 
 def _add_page(app: Flask) -> None:
-    page = Blueprint("status_page", __name__, static_folder="static", template_folder="templates")
+    page = Blueprint(
+        "status_page", __name__, static_folder="static", template_folder="templates"
+    )
 
     @page.get("/")
     def status() -> Response:
-        return Response(render_template("status.html"), headers=[answers.NO_STORE], mimetype="text/html")
+        return Response(
+            render_template("status.html"),
+            headers=[answers.NO_STORE],
+            mimetype="text/html",
+        )
 
     @page.after_request
     def protect(response: Response) -> Response:
@@ -103,4 +132,8 @@ def _add_page(app: Flask) -> None:
 
 
 def _respond(data: dict[str, Any], status: int = 200) -> Response:
-    return Response(json.dumps(data), status, [("Content-Type", JSON), answers.NO_STORE, answers.NOSNIFF])
+    return Response(
+        json.dumps(data),
+        status,
+        [("Content-Type", JSON), answers.NO_STORE, answers.NOSNIFF],
+    )

@@ -1,8 +1,10 @@
 """One client's connection: HTTP/1.1 as an asyncio protocol.
 
-Requests are answered in order, one at a time. All of this runs in the event loop's thread. An immediate answer is sent
-in the turn that read its request. Any other request goes to a worker thread, and nothing more is parsed from this
-client until its answer is there. A turn reads at most 16 KiB from one client, so that none delays the others for long.
+Requests are answered in order, one at a time. All of this runs in the event loop's
+thread. An immediate answer is sent in the turn that read its request. Any other request
+goes to a worker thread, and nothing more is parsed from this client until its answer is
+there. A turn reads at most 16 KiB from one client, so that none delays the others for
+long.
 """
 
 import asyncio
@@ -21,12 +23,22 @@ from typing import cast
 from serving.request import MalformedRequest, Request, find_end, parse
 
 log = logging.getLogger("c42c")
-Serialized = tuple[bytes, bytes]  # status line and header lines, each with its CRLF; and the body
-OnDone = Callable[[Serialized | None], None]  # takes an answer, or None if the work failed
-MakeRejection = Callable[[int, str], Serialized]  # makes an error from a status and a message
-FastPath = Callable[[], Serialized | None]  # answers one particular request if it can do so without waiting
+Serialized = tuple[
+    bytes, bytes
+]  # status line and header lines, each with its CRLF; and the body
+OnDone = Callable[
+    [Serialized | None], None
+]  # takes an answer, or None if the work failed
+MakeRejection = Callable[
+    [int, str], Serialized
+]  # makes an error from a status and a message
+FastPath = Callable[
+    [], Serialized | None
+]  # answers one particular request if it can do so without waiting
 FindFastPath = Callable[[Request], FastPath | None]  # finds the shortcut of a request
-Dispatch = Callable[[Request, bytes, OnDone], object]  # has a request, with its body, answered by a worker
+Dispatch = Callable[
+    [Request, bytes, OnDone], object
+]  # has a request, with its body, answered by a worker
 Parsed = tuple[Request, FastPath | None]
 
 _READING, _WORKING, _ENDED = range(3)
@@ -35,7 +47,9 @@ _KNOWN_SIZE = 2048  # bytes
 _RESET = struct.pack("ii", 1, 0)  # for SO_LINGER
 
 
-def serialize(status: str, headers: Iterable[tuple[str, str]], body: bytes) -> Serialized:
+def serialize(
+    status: str, headers: Iterable[tuple[str, str]], body: bytes
+) -> Serialized:
     """Return an answer as bytes; `status` is the code and the reason."""
     lines = [f"HTTP/1.1 {status}", *(f"{name}: {text}" for name, text in headers), ""]
     return "\r\n".join(lines).encode("latin-1"), body
@@ -46,7 +60,9 @@ class ServerState:
     """What the connections of one server share, and what one client may take."""
 
     loop: asyncio.AbstractEventLoop
-    immediate: FindFastPath  # called once for each distinct request; its shortcut is tried whenever that comes again
+    # Called once for each distinct request; its shortcut is tried whenever that comes
+    # again.
+    immediate: FindFastPath
     reject: MakeRejection
     work: Dispatch  # gets the requests without an immediate answer
     room: int  # for connections
@@ -63,14 +79,23 @@ class ServerState:
     known: dict[bytes, Parsed] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
-        self.buffer = memoryview(bytearray(self.turn))  # shared: each read is copied out of it at once
+        self.buffer = memoryview(
+            bytearray(self.turn)
+        )  # shared: each read is copied out of it at once
         self.tick()
 
     def tick(self) -> None:
-        """Once a second, set the Date of the answers, and let go of clients that take too long."""
-        self.loop.call_later(self.tick_seconds - time.time() % self.tick_seconds, self.tick)
+        """Once a second, set the Date of the answers, and let go of clients that take
+        too long.
+        """
+        self.loop.call_later(
+            self.tick_seconds - time.time() % self.tick_seconds, self.tick
+        )
         date = f"Date: {formatdate(usegmt=True)}\r\nConnection: "
-        self.tails = [f"{date}{connection}\r\n\r\n".encode() for connection in ("close", "keep-alive")]
+        self.tails = [
+            f"{date}{connection}\r\n\r\n".encode()
+            for connection in ("close", "keep-alive")
+        ]
         now = self.loop.time()
         for one in list(self.connections):
             one.check(now)
@@ -88,9 +113,15 @@ class ServerState:
         return parsed
 
     def admit(self, connection: "Connection") -> bool:
-        """Add a connection, and return whether there is room for it once those idle longest are closed."""
-        if len(self.connections) >= self.room:  # close a sixteenth, so that not every new connection causes a search
-            idle = sorted((one for one in self.connections if one.idle), key=attrgetter("since"))
+        """Add a connection, and return whether there is room for it once those idle
+        longest are closed.
+        """
+        if (
+            len(self.connections) >= self.room
+        ):  # close a sixteenth, so that not every new connection causes a search
+            idle = sorted(
+                (one for one in self.connections if one.idle), key=attrgetter("since")
+            )
             for one in idle[: self.room // 16 + 1]:
                 one.transport.close()
                 self.connections.discard(one)
@@ -103,7 +134,9 @@ class Connection(asyncio.BufferedProtocol):
 
     def __init__(self, hub: ServerState) -> None:
         self.transport: asyncio.Transport
-        self.since = hub.loop.time()  # when the client connected, began a request, took data, or was answered
+        self.since = (
+            hub.loop.time()
+        )  # when the client connected, began a request, took data, or was answered
         self._hub = hub
         self._state = _READING
         self._unread = bytearray()
@@ -127,7 +160,9 @@ class Connection(asyncio.BufferedProtocol):
     def buffer_updated(self, size: int) -> None:
         data = self._hub.buffer[:size].tobytes()
         if self._state == _ENDED:
-            return  # unread data would make the system reset the connection, and the last answer could get lost
+            # Unread data would make the system reset the connection, and the last
+            # answer could get lost.
+            return
         if self._state == _READING and not self._unread:
             if parsed := self._hub.known.get(data):
                 self._answer(parsed, b"")
@@ -155,7 +190,11 @@ class Connection(asyncio.BufferedProtocol):
     @property
     def idle(self) -> bool:
         """Whether the client has nothing to wait for."""
-        return self._state == _READING and not self._unread and not self.transport.get_write_buffer_size()
+        return (
+            self._state == _READING
+            and not self._unread
+            and not self.transport.get_write_buffer_size()
+        )
 
     def check(self, now: float) -> None:
         """Let go of the client if it takes too long."""
@@ -166,19 +205,29 @@ class Connection(asyncio.BufferedProtocol):
             return
         waited = now - self.since
         if unsent:
-            if waited >= hub.stuck_seconds:  # without a reset, the system would go on trying to send it
-                self.transport.get_extra_info("socket").setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, _RESET)
+            if (
+                waited >= hub.stuck_seconds
+            ):  # without a reset, the system would go on trying to send it
+                self.transport.get_extra_info("socket").setsockopt(
+                    socket.SOL_SOCKET, socket.SO_LINGER, _RESET
+                )
                 self.transport.abort()
         elif self._state == _READING and self._unread:
             if waited >= hub.request_seconds:
                 self._reject(408, "the request did not arrive in time")
-        elif waited >= (hub.linger_seconds if self._state == _ENDED else hub.idle_seconds):
+        elif waited >= (
+            hub.linger_seconds if self._state == _ENDED else hub.idle_seconds
+        ):
             self.transport.abort()
 
     def _advance(self) -> None:
         """Serialized what has arrived, until there is something to wait for."""
         try:
-            while self._state == _READING and not self._blocked and (complete := self._take()):
+            while (
+                self._state == _READING
+                and not self._blocked
+                and (complete := self._take())
+            ):
                 self._answer(*complete)
         except MalformedRequest as error:
             self._reject(*error.args)
@@ -200,7 +249,10 @@ class Connection(asyncio.BufferedProtocol):
             raise MalformedRequest(413, "the body is too large")
         self._needed = end + request.length
         if len(unread) < self._needed:
-            if request.protocol == "HTTP/1.1" and request.headers.get("expect", "").lower() == "100-continue":
+            if (
+                request.protocol == "HTTP/1.1"
+                and request.headers.get("expect", "").lower() == "100-continue"
+            ):
                 self.transport.write(b"HTTP/1.1 100 Continue\r\n\r\n")
             return None
         body = bytes(unread[end : self._needed])
@@ -224,23 +276,33 @@ class Connection(asyncio.BufferedProtocol):
     def _finish(self, request: Request, answer: Serialized | None) -> None:
         if self._state == _WORKING:  # the client is still there
             self._state = _READING
-            answer = answer or self._hub.reject(500, "the service failed; its log says why")
+            answer = answer or self._hub.reject(
+                500, "the service failed; its log says why"
+            )
             self._send(answer, request.keep_alive, request.method)
             self._advance()
 
     def _reject(self, status: int, message: str) -> None:
-        self._send(self._hub.reject(status, message), False, self._unread.split(b" ", 1)[0].decode("latin-1"))
+        self._send(
+            self._hub.reject(status, message),
+            False,
+            self._unread.split(b" ", 1)[0].decode("latin-1"),
+        )
 
     def _send(self, answer: Serialized, keep_alive: bool, method: str) -> None:
         head, body = answer
         keep_alive = keep_alive and not self._hub.closing
-        self.transport.write(head + self._hub.tails[keep_alive] + (b"" if method == "HEAD" else body))
+        self.transport.write(
+            head + self._hub.tails[keep_alive] + (b"" if method == "HEAD" else body)
+        )
         self.since = self._hub.loop.time()
         if not keep_alive:
             self._state = _ENDED
             if self._half_closed:
                 self.transport.close()
-            else:  # wait for the client to close its side: if the server closed first, the answer could get lost
+            # Wait for the client to close its side: if the server closed first, the
+            # answer could get lost.
+            else:
                 with suppress(OSError):  # the client is gone already
                     self.transport.write_eof()
                 self.transport.resume_reading()

@@ -1,9 +1,12 @@
-"""Parses the head of a request into an immutable `Request`, no more leniently than RFC 9112 allows.
+"""Parses the head of a request into an immutable `Request`, no more leniently than RFC
+9112 allows.
 
-llhttp (through httptools) parses the header fields. The request line is parsed here: llhttp would accept HTTP/2.0 and
-repeated spaces, and reject methods that it doesn't know. Both agree that a head ends at the first empty line, because
-neither accepts a line that ends in a bare LF. A chunked body is rejected with 411, as RFC 9112, 6.3 allows: with only
-one way to find the end of a body, a proxy can't disagree about where that is.
+llhttp (through httptools) parses the header fields. The request line is parsed here:
+llhttp would accept HTTP/2.0 and repeated spaces, and reject methods that it doesn't
+know. Both agree that a head ends at the first empty line, because neither accepts a
+line that ends in a bare LF. A chunked body is rejected with 411, as RFC 9112, 6.3
+allows: with only one way to find the end of a body, a proxy can't disagree about where
+that is.
 """
 
 import re
@@ -17,8 +20,11 @@ from httptools import HttpParserError, HttpParserUpgrade, HttpRequestParser
 
 _LINE = re.compile(rb"([!#$%&'*+.^_`|~0-9A-Za-z-]+) ([!-~]+) HTTP/([0-9]\.[0-9])\r\n")
 _TARGET = re.compile(r"(?!\?)(?:https?://([^/?]+))?(/[^?]*)?(?:\?(.*))?", re.I)
-# Labels of at most 63 characters, or an IPv6 address, and a port; at most 255 characters in all.
-_HOST = re.compile(r"(?=.{0,255}$)(([\w-]{1,63}(\.|(?=:|$)))*|\[[0-9a-f:.]+\])(:\d{0,5})?", re.A | re.I)
+# Labels of at most 63 characters, or an IPv6 address, and a port; at most 255
+# characters in all.
+_HOST = re.compile(
+    r"(?=.{0,255}$)(([\w-]{1,63}(\.|(?=:|$)))*|\[[0-9a-f:.]+\])(:\d{0,5})?", re.A | re.I
+)
 
 
 class MalformedRequest(Exception):
@@ -32,25 +38,34 @@ class Request(NamedTuple):
     path: str  # decoded, one character for each byte, as in WSGI
     query: str
     protocol: str  # HTTP/1.0 or HTTP/1.1
-    headers: Mapping[str, str]  # by lower-case name; the values of a repeated name are joined by commas
+    headers: Mapping[
+        str, str
+    ]  # by lower-case name; the values of a repeated name are joined by commas
     length: int  # of the body, in bytes
     keep_alive: bool
 
 
 def find_end(data: bytearray, limit: int) -> int | None:
-    """Return the head's length, None if it is incomplete; raise `MalformedRequest` if it exceeds `limit` or can't be a head."""
+    """Return the head's length, None if it is incomplete; raise `MalformedRequest` if
+    it exceeds `limit` or can't be a head.
+    """
     start, end, _ = data[:limit].partition(b"\r\n\r\n")
     if end:
         return len(start) + len(end)
     if b"\n" in start or start[:1] == b"\x16":  # the first byte of TLS
         _match_line(start)
     if len(start) == limit:
-        raise MalformedRequest(431 if b"\n" in start else 414, "request line and headers are too large")
+        raise MalformedRequest(
+            431 if b"\n" in start else 414, "request line and headers are too large"
+        )
     return None
 
 
 def parse(head: bytes) -> Request:
-    """Parse a complete head. Raise `MalformedRequest` if it is malformed or ambiguous."""
+    """Parse a complete head.
+
+    Raise `MalformedRequest` if it is malformed or ambiguous.
+    """
     line = _match_line(head)
     method, target, version = (part.decode() for part in line.groups())
     located = _TARGET.fullmatch("/" if (method, target) == ("OPTIONS", "*") else target)
@@ -79,7 +94,9 @@ class _Fields(dict[str, list[str]]):
     """Collects the header fields that llhttp finds."""
 
     def on_header(self, name: bytes, value: bytes) -> None:
-        self.setdefault(name.decode().lower(), []).append(value.strip(b" \t").decode("latin-1"))
+        self.setdefault(name.decode().lower(), []).append(
+            value.strip(b" \t").decode("latin-1")
+        )
 
 
 @lru_cache(256)  # a browser sends the same fields with all of its requests
@@ -93,11 +110,20 @@ def _parse_fields(fields: bytes, version: str) -> tuple[Mapping[str, str], int, 
         raise MalformedRequest(400, f"a header field is malformed: {error}") from None
     headers = {name: ", ".join(values) for name, values in found.items()}
     if "transfer-encoding" in headers:
-        raise MalformedRequest(411, "a body needs a Content-Length, and no Transfer-Encoding")
-    if "host" in headers or version == "1.1":  # RFC 9112, 3.2; two Hosts, joined by a comma and a space, are invalid
+        raise MalformedRequest(
+            411, "a body needs a Content-Length, and no Transfer-Encoding"
+        )
+    if (
+        "host" in headers or version == "1.1"
+    ):  # RFC 9112, 3.2; two Hosts, joined by a comma and a space, are invalid
         _check_host(headers.get("host"))
-    options = {option.strip(" \t").lower() for option in headers.get("connection", "").split(",")}
-    keep_alive = "close" not in options and (version == "1.1" or "keep-alive" in options)
+    options = {
+        option.strip(" \t").lower()
+        for option in headers.get("connection", "").split(",")
+    }
+    keep_alive = "close" not in options and (
+        version == "1.1" or "keep-alive" in options
+    )
     return headers, int(headers.get("content-length", 0)), keep_alive
 
 

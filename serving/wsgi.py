@@ -1,4 +1,6 @@
-"""Runs a WSGI app (PEP 3333) in worker threads, and hands its answers to the event loop."""
+"""Runs a WSGI app (PEP 3333) in worker threads, and hands its answers to the event
+loop.
+"""
 
 import asyncio
 import io
@@ -16,8 +18,13 @@ log = logging.getLogger("c42c")
 App = Callable[[dict[str, Any], Callable[..., Any]], Iterable[bytes]]
 
 
-def bridge(app: App, address: tuple[str, int], loop: asyncio.AbstractEventLoop, pool: Executor) -> Dispatch:
-    """Return a function that has `app` answer a request in a thread of `pool`. `address` is the server's."""
+def bridge(
+    app: App, address: tuple[str, int], loop: asyncio.AbstractEventLoop, pool: Executor
+) -> Dispatch:
+    """Return a function that has `app` answer a request in a thread of `pool`.
+
+    `address` is the server's.
+    """
 
     def run(request: Request, body: bytes, done: OnDone) -> None:
         answer = None
@@ -28,19 +35,25 @@ def bridge(app: App, address: tuple[str, int], loop: asyncio.AbstractEventLoop, 
         loop.call_soon_threadsafe(done, answer)
 
     def work(request: Request, body: bytes, done: OnDone) -> None:
-        with suppress(RuntimeError):  # no further thread can be started, but the request waits for one that is there
+        with suppress(
+            RuntimeError
+            # No further thread can be started, but the request waits for one that is there.
+        ):
             pool.submit(run, request, body, done)
 
     pool.submit(int)  # starts the first thread
     return work
 
 
-def make_environ(request: Request, body: bytes, address: tuple[str, int]) -> dict[str, Any]:
+def make_environ(
+    request: Request, body: bytes, address: tuple[str, int]
+) -> dict[str, Any]:
     """Return the WSGI environment of a request. `address` is the server's."""
     environ: dict[str, Any] = {
         f"HTTP_{name.upper().replace('-', '_')}": text
         for name, text in request.headers.items()
-        if "_" not in name and name not in ("content-type", "content-length")  # X_A must not pass for X-A
+        if "_" not in name
+        and name not in ("content-type", "content-length")  # X_A must not pass for X-A
     }
     return environ | {
         "REQUEST_METHOD": request.method,
@@ -67,7 +80,9 @@ def call(app: App, environ: dict[str, Any]) -> Serialized:
     began, chunks = list[Any](), list[bytes]()
 
     def start_response(*status_and_headers: Any) -> Callable[[bytes], None]:
-        began[:] = status_and_headers[:2]  # nothing was sent yet, so exc_info needs no special treatment
+        began[:] = status_and_headers[
+            :2
+        ]  # nothing was sent yet, so exc_info needs no special treatment
         return chunks.append
 
     result = app(environ, start_response)
@@ -77,10 +92,14 @@ def call(app: App, environ: dict[str, Any]) -> Serialized:
         if close := getattr(result, "close", None):
             close()
     status, headers = began
-    headers = [field for field in headers if field[0].lower() != "date"]  # the server adds one
+    headers = [
+        field for field in headers if field[0].lower() != "date"
+    ]  # the server adds one
     body = b"".join(chunks)
     if status[:3] in ("204", "304"):
         body = b""
-    elif environ["REQUEST_METHOD"] != "HEAD" and not any(name.lower() == "content-length" for name, _ in headers):
+    elif environ["REQUEST_METHOD"] != "HEAD" and not any(
+        name.lower() == "content-length" for name, _ in headers
+    ):
         headers = [*headers, ("Content-Length", str(len(body)))]
     return serialize(status, headers, body)

@@ -1,7 +1,8 @@
 """A connection to Redis, on an event loop, with bounded waits.
 
-Commands from several threads go out together, in one exchange at a time. Redis is asked only while it is up, and probed
-every few seconds. It is down once a caller's patience runs out or a reply is wrong, until a probe is answered quickly.
+Commands from several threads go out together, in one exchange at a time. Redis is asked
+only while it is up, and probed every few seconds. It is down once a caller's patience
+runs out or a reply is wrong, until a probe is answered quickly.
 """
 
 import asyncio
@@ -28,7 +29,9 @@ PROBE_EVERY = 5.0  # seconds
 HELD_UP = 10.0  # seconds that a thread waits for a loop that is held up
 AT_ONCE = 64  # callers whose commands go out together
 
-_PROBE = "redis.call('set', KEYS[1], ARGV[1], 'px', 1000) return redis.call('get', KEYS[1])"
+_PROBE = (
+    "redis.call('set', KEYS[1], ARGV[1], 'px', 1000) return redis.call('get', KEYS[1])"
+)
 log = logging.getLogger("c42c.redis")
 Command = tuple[Any, ...]
 
@@ -45,9 +48,14 @@ class _Ask:
 
 
 class Link:
-    """Asks the Redis at `url`, for any thread. It works on `loop`, or else on a loop in a thread of its own."""
+    """Asks the Redis at `url`, for any thread.
 
-    def __init__(self, url: str, *, probe_every: float, loop: asyncio.AbstractEventLoop | None) -> None:
+    It works on `loop`, or else on a loop in a thread of its own.
+    """
+
+    def __init__(
+        self, url: str, *, probe_every: float, loop: asyncio.AbstractEventLoop | None
+    ) -> None:
         # The one retry is over a new connection, if Redis has closed the old one.
         self._redis: Any = Redis.from_url(url, protocol=2, retry=Retry(NoBackoff(), 1))
         self._probe_every = probe_every
@@ -56,12 +64,18 @@ class Link:
         self.up: bool | None = None  # None: not known yet
         if not loop:
             loop = asyncio.new_event_loop()
-            threading.Thread(target=loop.run_forever, name="c42c-redis", daemon=True).start()
+            threading.Thread(
+                target=loop.run_forever, name="c42c-redis", daemon=True
+            ).start()
         self._loop = loop
         self._running = asyncio.run_coroutine_threadsafe(self._run(), loop)
 
-    def ask(self, commands: Sequence[Command], patience: float) -> tuple[list[Any], float]:
-        """Return what Redis answers to all `commands`, and what is left of `patience`, in seconds; or raise `Lost`."""
+    def ask(
+        self, commands: Sequence[Command], patience: float
+    ) -> tuple[list[Any], float]:
+        """Return what Redis answers to all `commands`, and what is left of `patience`,
+        in seconds; or raise `Lost`.
+        """
         ask = _Ask(commands, patience)
         if self.up:
             self._loop.call_soon_threadsafe(self._take, ask)
@@ -70,7 +84,10 @@ class Link:
         raise Lost
 
     def repeat(self, commands: Sequence[Command], every: float) -> Future[None]:
-        """Send `commands` every so many seconds until the returned future is cancelled. The answers are ignored."""
+        """Send `commands` every so many seconds until the returned future is cancelled.
+
+        The answers are ignored.
+        """
 
         async def repeat() -> None:
             while True:
@@ -81,7 +98,10 @@ class Link:
         return asyncio.run_coroutine_threadsafe(repeat(), self._loop)
 
     def lose(self, why: str) -> Lost:
-        """Don't ask again until a probe shows that Redis is up. Return the error to raise."""
+        """Don't ask again until a probe shows that Redis is up.
+
+        Return the error to raise.
+        """
         if self.up is not False:
             log.warning("Redis is lost, and this instance is on its own: %s", why)
         self.up = False
@@ -99,7 +119,12 @@ class Link:
                 await self._asked.wait()
                 self._asked.clear()
                 while self._asks:
-                    await self._exchange([self._asks.popleft() for _ in range(min(AT_ONCE, len(self._asks)))])
+                    await self._exchange(
+                        [
+                            self._asks.popleft()
+                            for _ in range(min(AT_ONCE, len(self._asks)))
+                        ]
+                    )
         finally:
             self.up = False
             probing.cancel()
@@ -110,7 +135,10 @@ class Link:
         self._asked.set()
 
     async def _exchange(self, asks: list[_Ask]) -> None:
-        """Send the commands of all and hand out the replies. If one caller's patience runs out, none gets a reply."""
+        """Send the commands of all and hand out the replies.
+
+        If one caller's patience runs out, none gets a reply.
+        """
         pipeline = self._redis.pipeline(transaction=False)
         for command in (command for ask in asks for command in ask.commands):
             pipeline.execute_command(*command)
@@ -118,16 +146,22 @@ class Link:
         try:
             while not (await asyncio.wait([replying], timeout=SLICE))[0]:
                 waiting, now = (*asks, *self._asks), time.monotonic()
-                for ask in waiting if now - began < 2 * SLICE else ():  # else the loop was held up: a crowded machine
+                for ask in (
+                    waiting if now - began < 2 * SLICE else ()
+                ):  # else the loop was held up: a crowded machine
                     ask.patience -= SLICE
                 if any(ask.patience <= 0 for ask in waiting):
                     raise TimeoutError
                 began = now
             replies = replying.result()
-        except BaseException as error:  # redis-py may raise anything if a reply is malformed
+        except (
+            BaseException
+        ) as error:  # redis-py may raise anything if a reply is malformed
             if isinstance(error, asyncio.CancelledError):
                 self.up = False  # the link is closed, which is no loss
-            self.lose("timed out" if isinstance(error, TimeoutError) else type(error).__name__)
+            self.lose(
+                "timed out" if isinstance(error, TimeoutError) else type(error).__name__
+            )
             for ask in (one for one in (*asks, *self._asks) if not one.replies.done()):
                 ask.replies.set_exception(Lost())
             self._asks.clear()
@@ -144,11 +178,16 @@ class Link:
         while True:
             with contextlib.suppress(Lost):
                 for patience in CONNECT, PATIENCE if self.up else QUICK:
-                    probe = _Ask([("EVAL", _PROBE, 1, f"c42c:probe:{own}", own)], patience)
+                    probe = _Ask(
+                        [("EVAL", _PROBE, 1, f"c42c:probe:{own}", own)], patience
+                    )
                     self._take(probe)
                     if await asyncio.wrap_future(probe.replies) != [own.encode()]:
                         raise self.lose("it answers nonsense")
                 if not self.up:
-                    log.info("Redis is %s: answers are shared", "there" if self.up is None else "back")
+                    log.info(
+                        "Redis is %s: answers are shared",
+                        "there" if self.up is None else "back",
+                    )
                 self.up = True
             await asyncio.sleep(self._probe_every)

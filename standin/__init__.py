@@ -1,7 +1,8 @@
-"""A Calendar42 stand-in on real sockets, for the demo and the tests: known events, and faults on demand.
+"""A Calendar42 stand-in on real sockets, for the demo and the tests: known events, and
+faults on demand.
 
-`data` has the events, `api` answers as Calendar42 would, `rules` what goes wrong, `server` has the sockets,
-and `demo` is what `make demo` shows.
+`data` has the events, `api` answers as Calendar42 would, `rules` what goes wrong,
+`server` has the sockets, and `demo` is what `make demo` shows.
 """
 
 from standin.data import DEMO_EVENTS

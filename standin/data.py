@@ -1,6 +1,8 @@
-"""The events and subscriptions that the stand-in knows: the same in every run, ids included.
+"""The events and subscriptions that the stand-in knows: the same in every run, ids
+included.
 
-A catalogue has no lock: code that shares one between threads must guard it. `DEMO_EVENTS` has the ids for each special case.
+A catalogue has no lock: code that shares one between threads must guard it.
+`DEMO_EVENTS` has the ids for each special case.
 """
 
 from collections.abc import Iterable
@@ -19,9 +21,24 @@ _FIRST_NAMES = [
     "Arthur", "Ella", "Noor", "Jasper", "Sofie", "Daan", "Emma", "Lucas", "Julia", "Sem", "Tess", "Finn",
     "Eva", "Milan", "Sara", "Bram", "Anna", "Thijs", "Lotte", "Ruben", "Fleur", "Stijn", "Maud", "Gijs",
 ]  # fmt: skip
-_SECOND_NAMES = ["Jan", "Lou", "Marie", "Pieter", "Rose", "Willem", "Claire", "Paul", "Fay", "Hugo"]
+_SECOND_NAMES = [
+    "Jan",
+    "Lou",
+    "Marie",
+    "Pieter",
+    "Rose",
+    "Willem",
+    "Claire",
+    "Paul",
+    "Fay",
+    "Hugo",
+]
 # Many different names, so that a lost, repeated or misplaced page is noticed.
-_CROWD = ["API", *_FIRST_NAMES, *(f"{one}-{two}" for two in _SECOND_NAMES for one in _FIRST_NAMES)]
+_CROWD = [
+    "API",
+    *_FIRST_NAMES,
+    *(f"{one}-{two}" for two in _SECOND_NAMES for one in _FIRST_NAMES),
+]
 
 # Short name, title, first names. The catalogue adds what doesn't fit into these.
 _TELLING: list[tuple[str, str | None, Names]] = [
@@ -67,7 +84,9 @@ def make_id(name: str, number: int) -> str:
     return f"{_key(name)}_{int(_created(number).timestamp() * 10_000)}"
 
 
-DEMO_EVENTS = {name: make_id(name, number) for number, (name, _, _) in enumerate(_TELLING)}
+DEMO_EVENTS = {
+    name: make_id(name, number) for number, (name, _, _) in enumerate(_TELLING)
+}
 DEMO_EVENTS["unknown"] = make_id("unknown", len(_TELLING))
 _API_ACCOUNT = {"id": _key("0 API"), "first_name": "API", "last_name": ""}
 
@@ -110,7 +129,8 @@ def _row(event_id: str, first_name: str | None, number: int, position: int) -> J
 
 
 class Catalogue:
-    """Events and their rows by event id, in order of creation; an id is known when it is in `rows`.
+    """Events and their rows by event id, in order of creation; an id is known when it
+    is in `rows`.
 
     Catalogues share rows, so nobody may change one.
     """
@@ -123,23 +143,50 @@ class Catalogue:
         for number, title in enumerate(_ORDINARY_TITLES, len(DEMO_EVENTS)):
             self.add(make_id(title, number), title, _CROWD[: 2 + number % 9])
 
-        unset = dict.fromkeys(("start", "end", "start_timezone", "end_timezone", "all_day", "start_location"))
+        unset = dict.fromkeys(
+            (
+                "start",
+                "end",
+                "start_timezone",
+                "end_timezone",
+                "all_day",
+                "start_location",
+            )
+        )
         self.events[DEMO_EVENTS["untitled"]] |= {"event_type": "todo", **unset}
         deleted = {"id": DEMO_EVENTS["deleted"], "permission": "removed"}
         self.events[DEMO_EVENTS["deleted"]] = deleted
-        self.rows[DEMO_EVENTS["deleted"]] = [{**deleted, "id": f"{deleted['id']}__{_key('Sem')}"}]
+        self.rows[DEMO_EVENTS["deleted"]] = [
+            {**deleted, "id": f"{deleted['id']}__{_key('Sem')}"}
+        ]
         del self.events[DEMO_EVENTS["nodata"]]  # a known event whose `data` is empty
 
-        # It isn't known whether a removed row keeps its event_id, so here one does and one doesn't.
+        # It isn't known whether a removed row keeps its event_id, so here one does and
+        # one doesn't.
         blanks = DEMO_EVENTS["blanks"]
         removed = {"id": f"{blanks}__{_key('Finn')}", "permission": "removed"}
-        keeping = {"id": f"{blanks}__{_key('Milan')}", "event_id": blanks, "permission": "removed"}
+        keeping = {
+            "id": f"{blanks}__{_key('Milan')}",
+            "event_id": blanks,
+            "permission": "removed",
+        }
         self.rows[blanks][3:3] = [keeping, removed]
         foreign, own = self.rows[DEMO_EVENTS["plain"]], self.rows[DEMO_EVENTS["mixed"]]
-        self.rows[DEMO_EVENTS["mixed"]] = [foreign[1], own[0], foreign[0], own[1], foreign[2], own[2]]
+        self.rows[DEMO_EVENTS["mixed"]] = [
+            foreign[1],
+            own[0],
+            foreign[0],
+            own[1],
+            foreign[2],
+            own[2],
+        ]
 
-    def add(self, event_id: str, title: str | None, names: Names, **fields: Any) -> None:
+    def add(
+        self, event_id: str, title: str | None, names: Names, **fields: Any
+    ) -> None:
         """Add an event, or replace it; `fields` overwrite those of the event object."""
         number = len(self.rows)
         self.events[event_id] = {**_event(event_id, title, number), **fields}
-        self.rows[event_id] = [_row(event_id, name, number, at) for at, name in enumerate(names)]
+        self.rows[event_id] = [
+            _row(event_id, name, number, at) for at, name in enumerate(names)
+        ]

@@ -23,7 +23,9 @@ SHOWN = {  # to somebody who tries the service for the first time
     DEMO_EVENTS["unknown"]: "an event that Calendar42 doesn't know",
     _IDS["slow"]: f"a slow event: Calendar42 takes {SLOW:g} s",
     _IDS["fault"]: "a fault in Calendar42",
-    _IDS["pause"]: f"Calendar42 asks for a pause: for {PAUSE} s, everything that isn't cached gets a 429",
+    _IDS[
+        "pause"
+    ]: f"Calendar42 asks for a pause: for {PAUSE} s, everything that isn't cached gets a 429",
 }
 
 
@@ -33,12 +35,30 @@ class Demo(Standin):
     def __init__(self) -> None:
         super().__init__()
         for name, fault in TROUBLE.items():
-            self.add_event(_IDS[name], title=f"An event with a {name}", names=["API", "Arthur", "Ella"])
+            self.add_event(
+                _IDS[name],
+                title=f"An event with a {name}",
+                names=["API", "Arthur", "Ella"],
+            )
             self.rule("events", _IDS[name], **fault)
 
 
 def greeting(url: str, path: str) -> str:
-    """Return what the demo prints: what to try with the service at `url`, which has the events below `path`."""
-    lines = [f"    curl -i {url}{path}/{event_id}  # {what}" for event_id, what in SHOWN.items()]
+    """Return what the demo prints: what to try with the service at `url`, which has the
+    events below `path`.
+    """
+    lines = [
+        f"    curl -i {url}{path}/{event_id}  # {what}"
+        for event_id, what in SHOWN.items()
+    ]
     first = f"c42c answers on {url}, from made-up events. Try, in another terminal:"
-    return "\n".join([first, "", *lines, "", f"{url}/ shows the status page. Press Ctrl-C to stop.", ""])
+    return "\n".join(
+        [
+            first,
+            "",
+            *lines,
+            "",
+            f"{url}/ shows the status page. Press Ctrl-C to stop.",
+            "",
+        ]
+    )

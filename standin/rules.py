@@ -1,6 +1,8 @@
-"""What may go wrong on the stand-in: a rule says which requests, and what becomes of them.
+"""What may go wrong on the stand-in: a rule says which requests, and what becomes of
+them.
 
-A gate's condition guards its count; a rule's `times` is guarded by the lock of the Standin that holds it.
+A gate's condition guards its count; a rule's `times` is guarded by the lock of the
+Standin that holds it.
 """
 
 import threading
@@ -22,7 +24,9 @@ class Gate:
         """Return once so many requests have come; TimeoutError after `timeout` seconds."""
         with self._changed:
             if not self._changed.wait_for(lambda: self.arrived >= count, timeout):
-                raise TimeoutError(f"{self.arrived} of {count} requests came to the gate")
+                raise TimeoutError(
+                    f"{self.arrived} of {count} requests came to the gate"
+                )
 
     def open(self) -> None:
         """Let everybody through, now and later."""
@@ -40,11 +44,15 @@ class Gate:
 
 @dataclass(eq=False)
 class Rule:
-    """Which requests it applies to (None: any), and what happens to them, in the order of the fields."""
+    """Which requests it applies to (None: any), and what happens to them, in the order
+    of the fields.
+    """
 
     endpoint: str | None = None
     event_id: str | None = None  # named by the request, alone or in a list
-    times: int | None = None  # so many requests, then it is used up; None: until removed
+    times: int | None = (
+        None  # so many requests, then it is used up; None: until removed
+    )
     _: KW_ONLY
     offset: int | None = None
     gate: Gate | None = None
@@ -52,11 +60,15 @@ class Rule:
     hang: bool = False  # never answer
     reset: bool = False  # RST instead of an answer
     status: int | None = None  # alone: with the documented envelope
-    body: str | bytes | int | None = None  # an int: the answer, chunked, behind so many MiB of blanks
+    body: str | bytes | int | None = (
+        None  # an int: the answer, chunked, behind so many MiB of blanks
+    )
     content_type: str = "application/json"
     headers: dict[str, str | None] | None = None  # None: leave it out
     informational: int | None = None  # status of a 1xx response before the answer
-    trickle_headers: float | None = None  # seconds after each byte, from the status line on
+    trickle_headers: float | None = (
+        None  # seconds after each byte, from the status line on
+    )
     trickle: float | None = None  # seconds after each byte of the body
     truncate: bool = False  # half the body under the right Content-Length, then the end
     hang_halfway: bool = False  # half the body, then nothing
@@ -81,8 +93,18 @@ class Rule:
         """Return the right answer with the status and the body that the rule replaces."""
         if self.status is not None:
             is_missing = self.status == HTTPStatus.NOT_FOUND and call.named_ids
-            answer = error(self.status, f"Event {call.named_ids[0]} not found" if is_missing else "")
+            answer = error(
+                self.status,
+                f"Event {call.named_ids[0]} not found" if is_missing else "",
+            )
         body = self.body.encode() if isinstance(self.body, str) else self.body
-        if answer.status in (204, 304):  # these have none, and a client would take it for the next answer
+        if answer.status in (
+            204,
+            304,
+        ):  # these have none, and a client would take it for the next answer
             body = b""
-        return Answer(answer.status, body if isinstance(body, bytes) else answer.body, answer.headers)
+        return Answer(
+            answer.status,
+            body if isinstance(body, bytes) else answer.body,
+            answer.headers,
+        )

@@ -1,7 +1,9 @@
-"""The stand-in's sockets: counts what arrives, asks `api` for the right answer and lets a rule spoil it.
+"""The stand-in's sockets: counts what arrives, asks `api` for the right answer and lets
+a rule spoil it.
 
-`Standin._lock` guards its catalogue, rules and counts; it is never held while waiting or sending. Only the
-accepting thread uses the server's `connections`, and `stop` after it has ended.
+`Standin._lock` guards its catalogue, rules and counts; it is never held while waiting
+or sending. Only the accepting thread uses the server's `connections`, and `stop` after
+it has ended.
 """
 
 import contextlib
@@ -26,7 +28,9 @@ _MIB_OF_BLANKS = b"100000\r\n%b\r\n" % (b" " * 0x100000)  # one chunk of a chunk
 
 
 class Standin:
-    """A Calendar42 on 127.0.0.1 from `with` or `start()` until `stop()`; port 0 takes any free one."""
+    """A Calendar42 on 127.0.0.1 from `with` or `start()` until `stop()`; port 0 takes
+    any free one.
+    """
 
     def __init__(self, token: str = "demo-token", port: int = 0) -> None:  # noqa: S107 - a demo has no secret
         self.token = token
@@ -35,12 +39,19 @@ class Standin:
         self._catalogue = Catalogue()
         self._rules: list[Rule] = []  # newest first
         self._gates: list[Gate] = []
-        self._counts: Counter[tuple[str | None, str | None]] = Counter()  # by endpoint, event id; None: any
+        self._counts: Counter[tuple[str | None, str | None]] = (
+            Counter()
+        )  # by endpoint, event id; None: any
         self._under_way: set[Call] = set()
-        self.requests: list[tuple[str, str, dict[str, str]]] = []  # endpoint, path with query, headers
-        self.most_at_once = 0  # requests under way at once, from arrival to the last piece of the answer
+        self.requests: list[
+            tuple[str, str, dict[str, str]]
+        ] = []  # endpoint, path with query, headers
+        # Requests under way at once, from arrival to the last piece of the answer.
+        self.most_at_once = 0
         self._server = _Server(self, port)
-        self._thread = threading.Thread(target=self._server.serve_forever, args=(0.02,), daemon=True)
+        self._thread = threading.Thread(
+            target=self._server.serve_forever, args=(0.02,), daemon=True
+        )
         self.base_url = f"http://127.0.0.1:{self._server.server_address[1]}{API_ROOT}"
 
     def start(self) -> Self:
@@ -49,7 +60,9 @@ class Standin:
         return self
 
     def stop(self) -> None:
-        """End every connection, hung ones included; when this returns, no thread is left."""
+        """End every connection, hung ones included; when this returns, no thread is
+        left.
+        """
         self.stopping.set()
         for gate in self._gates:
             gate.open()
@@ -68,7 +81,9 @@ class Standin:
     def calls(self, endpoint: str | None = None, event_id: str | None = None) -> int:
         """Return how many requests have arrived, failed ones included; None: any."""
         if endpoint not in (None, "events", "event-subscriptions"):
-            raise ValueError(f"no endpoint {endpoint!r}")  # rather than 0, which a test might hope for
+            raise ValueError(
+                f"no endpoint {endpoint!r}"
+            )  # rather than 0, which a test might hope for
         with self._lock:
             return self._counts[endpoint, event_id]
 
@@ -85,9 +100,16 @@ class Standin:
             self.most_at_once = len(self._under_way)
 
     def add_event(
-        self, event_id: str, *, title: str | None = "Added event", names: Names = (), **event_fields: Any
+        self,
+        event_id: str,
+        *,
+        title: str | None = "Added event",
+        names: Names = (),
+        **event_fields: Any,
     ) -> None:
-        """Add an event with a row for each name, or replace it; the id may have any shape."""
+        """Add an event with a row for each name, or replace it; the id may have any
+        shape.
+        """
         with self._lock:
             self._catalogue.add(event_id, title, names, **event_fields)
 
@@ -97,9 +119,15 @@ class Standin:
             self._catalogue.events[event_id]["title"] = title
 
     def rule(
-        self, endpoint: str | None = None, event_id: str | None = None, times: int | None = None, **fault: Any
+        self,
+        endpoint: str | None = None,
+        event_id: str | None = None,
+        times: int | None = None,
+        **fault: Any,
     ) -> Rule:
-        """Spoil the answers to matching requests from now on, as `Rule` says; the newest rule goes first."""
+        """Spoil the answers to matching requests from now on, as `Rule` says; the
+        newest rule goes first.
+        """
         rule = Rule(endpoint, event_id, times, **fault)
         with self._lock:
             self._rules.insert(0, rule)
@@ -116,7 +144,9 @@ class Standin:
         """Count a request, and return the rule that is for it."""
         with self._lock:
             for endpoint in {None, call.endpoint}:
-                self._counts.update((endpoint, event_id) for event_id in (None, *call.named_ids))
+                self._counts.update(
+                    (endpoint, event_id) for event_id in (None, *call.named_ids)
+                )
             self.requests.append((call.endpoint, call.target, call.headers))
             del self.requests[:-_REQUESTS_KEPT]
             self._under_way.add(call)
@@ -137,7 +167,8 @@ class Standin:
             return reply(call, self._catalogue, self.token)
 
 
-# Not http.server's: that one looks up its own host name on binding, which may ask a name server.
+# Not http.server's: that one looks up its own host name on binding, which may ask a
+# name server.
 class _Server(socketserver.ThreadingTCPServer):
     allow_reuse_address = True
     request_queue_size = 1024
@@ -149,10 +180,16 @@ class _Server(socketserver.ThreadingTCPServer):
 
     def process_request(self, request: Any, client_address: Any) -> None:
         # The base class forgets daemon threads, and stop has to join them.
-        thread = threading.Thread(target=self.process_request_thread, args=(request, client_address))
+        thread = threading.Thread(
+            target=self.process_request_thread, args=(request, client_address)
+        )
         thread.daemon = True
         thread.start()
-        alive = {thread: sock for thread, sock in self.connections.items() if thread.is_alive()}
+        alive = {
+            thread: sock
+            for thread, sock in self.connections.items()
+            if thread.is_alive()
+        }
         self.connections = {**alive, thread: request}
 
     def end_connections(self) -> None:
@@ -162,7 +199,8 @@ class _Server(socketserver.ThreadingTCPServer):
             thread.join()
 
     def handle_error(self, request: Any, client_address: Any) -> None:
-        # Clients that disconnect, and stopping, cause OSErrors; anything else is a bug in the stand-in.
+        # Clients that disconnect, and stopping, cause OSErrors; anything else is a bug
+        # in the stand-in.
         if not isinstance(sys.exception(), OSError):
             super().handle_error(request, client_address)
 
@@ -176,8 +214,14 @@ class _Handler(BaseHTTPRequestHandler):
         """Stay quiet: `Standin.requests` has it all."""
 
     def do_GET(self) -> None:
-        call = Call(self.command, self.path, {name.title(): value for name, value in self.headers.items()})
-        self.rfile.read(int(self.headers.get("Content-Length", 0)))  # or the body would be read as the next request
+        call = Call(
+            self.command,
+            self.path,
+            {name.title(): value for name, value in self.headers.items()},
+        )
+        self.rfile.read(
+            int(self.headers.get("Content-Length", 0))
+        )  # or the body would be read as the next request
         rule = self.server.standin.arrive(call)
         try:
             if rule.gate:
@@ -200,8 +244,11 @@ class _Handler(BaseHTTPRequestHandler):
 
     def _reset(self) -> None:
         self.close_connection = True
-        self.connection.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
-        self.rfile.close()  # it holds the socket open, and the base class would send a FIN first
+        self.connection.setsockopt(
+            socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0)
+        )
+        # It holds the socket open, and the base class would send a FIN first.
+        self.rfile.close()
         self.connection.close()
 
     def _send(self, call: Call, rule: Rule) -> None:
@@ -210,19 +257,33 @@ class _Handler(BaseHTTPRequestHandler):
         for following in pieces:
             self.wfile.write(piece)
             piece = following
-        # Before the last piece: the client's next request may arrive before this thread runs again.
+        # Before the last piece: the client's next request may arrive before this thread
+        # runs again.
         self.server.standin.leave(call)
         self.wfile.write(piece)
 
     def _pieces(self, call: Call, rule: Rule) -> Iterator[bytes]:
         answer = rule.change(self.server.standin.right_answer(call), call)
         body, mebibytes = answer.body, rule.body if isinstance(rule.body, int) else 0
-        framing = {"Transfer-Encoding": "chunked"} if mebibytes else {"Content-Length": str(len(body))}
-        headers = {"Content-Type": rule.content_type, **framing, **answer.headers, **(rule.headers or {})}
+        framing = (
+            {"Transfer-Encoding": "chunked"}
+            if mebibytes
+            else {"Content-Length": str(len(body))}
+        )
+        headers = {
+            "Content-Type": rule.content_type,
+            **framing,
+            **answer.headers,
+            **(rule.headers or {}),
+        }
         if rule.informational:
             yield f"HTTP/1.1 {rule.informational} {responses.get(rule.informational, 'Unknown')}\r\n\r\n".encode()
         head = f"HTTP/1.1 {answer.status} {responses.get(answer.status, 'Unknown')}\r\n"
-        head += "".join(f"{name}: {value}\r\n" for name, value in headers.items() if value is not None)
+        head += "".join(
+            f"{name}: {value}\r\n"
+            for name, value in headers.items()
+            if value is not None
+        )
         yield from self._paced(f"{head}\r\n".encode(), rule.trickle_headers)
         if call.method == "HEAD":
             return
@@ -238,7 +299,9 @@ class _Handler(BaseHTTPRequestHandler):
         if rule.truncate:
             self.close_connection = True
             body = half
-        yield from self._paced(body, rule.trickle_headers if rule.trickle is None else rule.trickle)
+        yield from self._paced(
+            body, rule.trickle_headers if rule.trickle is None else rule.trickle
+        )
 
     def _paced(self, data: bytes, pause: float | None) -> Iterator[bytes]:
         if pause is None:

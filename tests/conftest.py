@@ -1,4 +1,6 @@
-"""The browser, for the tests that look at pages, and a certificate, for those that speak TLS."""
+"""The browser, for the tests that look at pages, and a certificate, for those that
+speak TLS.
+"""
 
 import shutil
 import subprocess
@@ -30,7 +32,9 @@ BROWSER_FLAGS = (
 
 @pytest.fixture(scope="session")
 def shared_browser() -> "Iterator[webdriver.Chrome]":
-    """Start a headless Chromium from Debian's packages, which contacts no servers by itself."""
+    """Start a headless Chromium from Debian's packages, which contacts no servers by
+    itself.
+    """
     if not (CHROMIUM.exists() and CHROMEDRIVER.exists()):
         pytest.skip("needs Debian's packages chromium and chromium-driver")
     from selenium import webdriver
@@ -58,17 +62,23 @@ def browser(shared_browser: "webdriver.Chrome") -> "Iterator[webdriver.Chrome]":
     yield shared_browser
     shared_browser.execute_cdp_cmd("Emulation.setEmulatedMedia", {"features": []})
     shared_browser.execute_cdp_cmd("Emulation.clearDeviceMetricsOverride", {})
-    shared_browser.execute_cdp_cmd("Emulation.setScriptExecutionDisabled", {"value": False})
+    shared_browser.execute_cdp_cmd(
+        "Emulation.setScriptExecutionDisabled", {"value": False}
+    )
     shared_browser.get("about:blank")  # or the page goes on asking the service
 
 
 @pytest.fixture(scope="session")
 def certificate(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Make a self-signed certificate for localhost; return the folder with fullchain.pem and privkey.pem."""
+    """Make a self-signed certificate for localhost; return the folder with
+    fullchain.pem and privkey.pem.
+    """
     if shutil.which("openssl") is None:
         pytest.skip("needs openssl, as Debian has it")
     folder = tmp_path_factory.mktemp("certificate")
     command = "openssl req -x509 -newkey ec -pkeyopt ec_paramgen_curve:P-256 -nodes -days 2 -subj /CN=localhost"
-    command += " -addext subjectAltName=DNS:localhost -keyout privkey.pem -out fullchain.pem"
+    command += (
+        " -addext subjectAltName=DNS:localhost -keyout privkey.pem -out fullchain.pem"
+    )
     subprocess.run(command.split(), cwd=folder, check=True, capture_output=True)
     return folder

@@ -1,6 +1,8 @@
-"""Mutants that no test can kill, because the change makes no visible difference; see `tests/mutants.py`.
+"""Mutants that no test can kill, because the change makes no visible difference; see
+`tests/mutants.py`.
 
-An entry names the line's text rather than its number, so that it stays right when lines move.
+An entry names the line's text rather than its number, so that it stays right when lines
+move.
 """
 
 from typing import NamedTuple
@@ -52,7 +54,12 @@ EQUIVALENT: list[Equivalent] = [
         "0 → 1",
         "a read has a byte at least",
     ),
-    Equivalent("serving/connection.py", "self._needed = 0", "0 → 1", "a head has a byte at least"),
+    Equivalent(
+        "serving/connection.py",
+        "self._needed = 0",
+        "0 → 1",
+        "a head has a byte at least",
+    ),
     Equivalent(
         "serving/connection.py",
         'if request.protocol == "HTTP/1.1" and request.headers.get("expect", "").lower() == "100-continue":',
@@ -146,7 +153,12 @@ EQUIVALENT: list[Equivalent] = [
         "\"\" → 'X'",
         "neither is a number or a date",
     ),
-    Equivalent("calendar42/calls.py", "self._until = 0.0", "0.0 → 1.0", "a machine has run for longer than a second"),
+    Equivalent(
+        "calendar42/calls.py",
+        "self._until = 0.0",
+        "0.0 → 1.0",
+        "a machine has run for longer than a second",
+    ),
     Equivalent(
         "calendar42/transport.py",
         'threading.Thread(target=self._run, name="c42c-upstream", daemon=True).start()',
@@ -178,7 +190,12 @@ EQUIVALENT: list[Equivalent] = [
         "8 → 9",
         "a bound that is a ninth larger is still a bound",
     ),
-    Equivalent("calendar42/transport.py", "self._expect(0)", "0 → 1", "before a request, no answer is kept anyway"),
+    Equivalent(
+        "calendar42/transport.py",
+        "self._expect(0)",
+        "0 → 1",
+        "before a request, no answer is kept anyway",
+    ),
     Equivalent(
         "calendar42/transport.py",
         'self._base = requests.Request("GET", base_url).prepare()',
@@ -228,10 +245,18 @@ EQUIVALENT: list[Equivalent] = [
         "one retry more takes nobody more patience",
     ),
     *(
-        Equivalent("sharing/link.py", text, change, "a second more changes only how soon a rare trouble ends")
+        Equivalent(
+            "sharing/link.py",
+            text,
+            change,
+            "a second more changes only how soon a rare trouble ends",
+        )
         for text, change in (
             ("PROBE_EVERY = 5.0  # seconds", "5.0 → 6.0"),
-            ("HELD_UP = 10.0  # seconds that a thread waits for a loop that is held up", "10.0 → 11.0"),
+            (
+                "HELD_UP = 10.0  # seconds that a thread waits for a loop that is held up",
+                "10.0 → 11.0",
+            ),
         )
     ),
     Equivalent(

@@ -1,4 +1,6 @@
-"""What the tests share: the service, really started, with the stand-in of Calendar42 behind it."""
+"""What the tests share: the service, really started, with the stand-in of Calendar42
+behind it.
+"""
 
 import contextlib
 import http.client
@@ -38,9 +40,15 @@ _numbers = itertools.count(1)
 
 
 def until(
-    condition: Callable[[], object], what: str = "the condition", *, patience: float = PATIENCE, every: float = 0.002
+    condition: Callable[[], object],
+    what: str = "the condition",
+    *,
+    patience: float = PATIENCE,
+    every: float = 0.002,
 ) -> None:
-    """Wait until `condition` holds, looking `every` so many seconds; fail the test if it never does."""
+    """Wait until `condition` holds, looking `every` so many seconds; fail the test if
+    it never does.
+    """
     give_up = time.monotonic() + patience
     while not condition():
         assert time.monotonic() < give_up, f"waited {patience:g} s for {what}"
@@ -48,14 +56,20 @@ def until(
 
 
 def new_id() -> str:
-    """Return an event id that no test has used yet: the service keeps its answers from one test to the next."""
+    """Return an event id that no test has used yet: the service keeps its answers from
+    one test to the next.
+    """
     return f"{next(_numbers):032x}_14602021609581"
 
 
 def at_once(*actions: Callable[[], T]) -> list[T]:
-    """Do all `actions` at once, each in a thread of its own, and return what each of them did, in their order."""
+    """Do all `actions` at once, each in a thread of its own, and return what each of
+    them did, in their order.
+    """
     with ThreadPoolExecutor(len(actions)) as pool:
-        return [future.result() for future in [pool.submit(action) for action in actions]]
+        return [
+            future.result() for future in [pool.submit(action) for action in actions]
+        ]
 
 
 class Raw(NamedTuple):
@@ -78,13 +92,19 @@ class Service:
 
     program: tuple[str, ...] = ("main.py",)
 
-    def __init__(self, upstream: Standin | None, arguments: tuple[str, ...] = (), **environ: str) -> None:
+    def __init__(
+        self, upstream: Standin | None, arguments: tuple[str, ...] = (), **environ: str
+    ) -> None:
         self.port = int(environ.get("C42_PORT") or free_port())
         self.url = f"http://127.0.0.1:{self.port}"
         own = {"C42_PORT": str(self.port), "C42_TOKEN": TOKEN}
         if upstream:
             own["C42_BASE_URL"] = upstream.base_url
-        inherited = {name: value for name, value in os.environ.items() if not re.match(r"C42_|.*_PROXY$", name, re.I)}
+        inherited = {
+            name: value
+            for name, value in os.environ.items()
+            if not re.match(r"C42_|.*_PROXY$", name, re.I)
+        }
         self._log = tempfile.TemporaryFile()  # noqa: SIM115 - closed in end()
         self.process = subprocess.Popen(
             [sys.executable, "-W", "error", *self.program, *arguments],
@@ -117,7 +137,9 @@ class Service:
 
     def request(self, method: str, path: str, **options: Any) -> requests.Response:
         """Send one request; redirects are not followed."""
-        return self._session.request(method, self.url + path, timeout=60, allow_redirects=False, **options)
+        return self._session.request(
+            method, self.url + path, timeout=60, allow_redirects=False, **options
+        )
 
     def get(self, path: str, **options: Any) -> requests.Response:
         """GET a path of the service."""
@@ -128,8 +150,17 @@ class Service:
         return socket.create_connection(("127.0.0.1", self.port), timeout=PATIENCE)
 
     def raw(self, target: bytes, method: bytes = b"GET", *headers: bytes) -> Raw:
-        """Send a request line as it is, which no HTTP client would do for every address."""
-        lines = [method + b" " + target + b" HTTP/1.1", b"Host: c42c", b"Connection: close", *headers, b"", b""]
+        """Send a request line as it is, which no HTTP client would do for every
+        address.
+        """
+        lines = [
+            method + b" " + target + b" HTTP/1.1",
+            b"Host: c42c",
+            b"Connection: close",
+            *headers,
+            b"",
+            b"",
+        ]
         with self.connect() as sock:
             sock.sendall(b"\r\n".join(lines))
             return receive(sock, method.decode())
@@ -171,10 +202,16 @@ class Inside:
 
     def __init__(self, upstream: Standin, **environ: str) -> None:
         self.clock = Clock()
-        config = settings.read({"C42_TOKEN": TOKEN, "C42_BASE_URL": upstream.base_url, **environ})
+        config = settings.read(
+            {"C42_TOKEN": TOKEN, "C42_BASE_URL": upstream.base_url, **environ}
+        )
         others = set(threading.enumerate())
         self.app = main.create_app(config, clock=self.clock)
-        self._threads = [one for one in threading.enumerate() if one.name == "c42c-upstream" and one not in others]
+        self._threads = [
+            one
+            for one in threading.enumerate()
+            if one.name == "c42c-upstream" and one not in others
+        ]
         self.components: main.Components = self.app.extensions["c42c"]
         self.cache = self.components.cache
         self.http: FlaskClient = self.app.test_client()
@@ -188,7 +225,9 @@ class Inside:
         return self.http.get("/status.json").json
 
     def close(self) -> None:
-        """Stop its threads, and wait for its last calls: they would be counted in the next test."""
+        """Stop its threads, and wait for its last calls: they would be counted in the
+        next test.
+        """
         self.cache.close()
         self.components.client.close()
         for thread in self._threads:
@@ -221,32 +260,76 @@ def new_events(upstream: Standin, count: int, people: int = 2) -> list[str]:
     """Add so many events, each with names of its own, and return their ids."""
     event_ids = [new_id() for _ in range(count)]
     for event_id in event_ids:
-        upstream.add_event(event_id, title=f"Title {event_id}", names=[f"{event_id} {at}" for at in range(people)])
+        upstream.add_event(
+            event_id,
+            title=f"Title {event_id}",
+            names=[f"{event_id} {at}" for at in range(people)],
+        )
     return event_ids
 
 
 def load_outcomes(service: Inside, upstream: Standin) -> dict[str, str]:
     """Have `service` load an event for each outcome; return the ids."""
-    ids = {name: new_id() for name in ("negative", "refused", "fault", "gone", "empty", "text", "429", "paused")}
+    ids = {
+        name: new_id()
+        for name in (
+            "negative",
+            "refused",
+            "fault",
+            "gone",
+            "empty",
+            "text",
+            "429",
+            "paused",
+        )
+    }
     ids |= {"ok": DEMO_EVENTS["scripts"], "deleted": DEMO_EVENTS["deleted"]}
     upstream.rule("events", ids["refused"], status=422, body='{"why":  "not today"}')
     upstream.rule("events", ids["fault"], status=500)
     upstream.rule("events", ids["gone"], reset=True)
     upstream.rule("events", ids["empty"], status=499, body="")
-    upstream.rule("events", ids["text"], status=599, body=b"<p>caf\xe9</p>", content_type="text/html")
+    upstream.rule(
+        "events",
+        ids["text"],
+        status=599,
+        body=b"<p>caf\xe9</p>",
+        content_type="text/html",
+    )
     upstream.rule("events", ids["429"], status=429, headers={"Retry-After": "30"})
-    for name in ("ok", "deleted", "negative", "refused", "fault", "gone", "empty", "text", "429", "paused"):
+    for name in (
+        "ok",
+        "deleted",
+        "negative",
+        "refused",
+        "fault",
+        "gone",
+        "empty",
+        "text",
+        "429",
+        "paused",
+    ):
         service.event(ids[name])
     return ids
 
 
 def envelope(answer: requests.Response | Raw, status: int) -> str:
     """Check that `answer` is an error in the envelope, and return its message."""
-    code, body = (answer.status, answer.body) if isinstance(answer, Raw) else (answer.status_code, answer.content)
+    code, body = (
+        (answer.status, answer.body)
+        if isinstance(answer, Raw)
+        else (answer.status_code, answer.content)
+    )
     error = json.loads(body)["error"]
-    assert (code, error["status_code"], list(error)) == (status, status, ["status_code", "message", "code"])
+    assert (code, error["status_code"], list(error)) == (
+        status,
+        status,
+        ["status_code", "message", "code"],
+    )
     assert re.fullmatch("[A-Z_]+", error["code"])
-    assert (answer.headers["Content-Type"], answer.headers["X-Content-Type-Options"]) == ("application/json", "nosniff")
+    assert (
+        answer.headers["Content-Type"],
+        answer.headers["X-Content-Type-Options"],
+    ) == ("application/json", "nosniff")
     return str(error["message"])
 
 
@@ -274,17 +357,23 @@ def upstream(shared_upstream: Standin) -> Iterator[Standin]:
 
 @pytest.fixture
 def service(shared_service: Service, upstream: Standin) -> Service:
-    """Give a test the shared service, whose time-out is 2 s; use `new_id()`, since it keeps its answers."""
+    """Give a test the shared service, whose time-out is 2 s; use `new_id()`, since it
+    keeps its answers.
+    """
     return shared_service
 
 
 @pytest.fixture
 def start(upstream: Standin) -> Iterator[Callable[..., Service]]:
-    """Give a test a way to start services of its own: `start("--flag", C42_EXPIRY="0.05")`."""
+    """Give a test a way to start services of its own: `start("--flag",
+    C42_EXPIRY="0.05")`.
+    """
     with contextlib.ExitStack() as stack:
 
         def begin(*arguments: str, ready: bool = True, **environ: str) -> Service:
-            return stack.enter_context(started(Service(upstream, arguments, **environ), ready))
+            return stack.enter_context(
+                started(Service(upstream, arguments, **environ), ready)
+            )
 
         yield begin
 

@@ -1,7 +1,8 @@
-"""What the tests of sharing use: a real Redis, a proxy in front of one that fails in every way, and machines.
+"""What the tests of sharing use: a real Redis, a proxy in front of one that fails in
+every way, and machines.
 
-Most of these tests let several caches and tiers in this process stand for several machines, with loads that are counted
-and wait at a gate.
+Most of these tests let several caches and tiers in this process stand for several
+machines, with loads that are counted and wait at a gate.
 """
 
 import asyncio
@@ -31,7 +32,9 @@ VALUE = values.success({"id": "1", "title": "Ein schöner Titel\n", "names": []}
 TIMEOUT = 0.8  # seconds; a lock lasts as long
 PROBE_EVERY = 0.1  # seconds
 
-Spoil = Callable[[bytes, socket.socket], None]  # is handed what Redis sent, and what it should be sent on to
+Spoil = Callable[
+    [bytes, socket.socket], None
+]  # is handed what Redis sent, and what it should be sent on to
 
 
 class Redis:
@@ -39,7 +42,9 @@ class Redis:
 
     def __init__(self, *options: str) -> None:
         if not shutil.which("redis-server"):
-            pytest.skip("there is no redis-server; Debian's package of that name has it")
+            pytest.skip(
+                "there is no redis-server; Debian's package of that name has it"
+            )
         self.port = free_port()
         self.url = f"redis://127.0.0.1:{self.port}/0"
         self._options = options
@@ -47,8 +52,19 @@ class Redis:
 
     def start(self) -> None:
         """Start it, at first and again."""
-        own = ["--port", str(self.port), "--bind", "127.0.0.1", "--save", "", "--appendonly", "no"]
-        self._process = subprocess.Popen(["redis-server", *own, *self._options], stdout=subprocess.DEVNULL, cwd="/")
+        own = [
+            "--port",
+            str(self.port),
+            "--bind",
+            "127.0.0.1",
+            "--save",
+            "",
+            "--appendonly",
+            "no",
+        ]
+        self._process = subprocess.Popen(
+            ["redis-server", *own, *self._options], stdout=subprocess.DEVNULL, cwd="/"
+        )
         until(self._listens, "redis-server to listen")
 
     def _listens(self) -> bool:
@@ -92,13 +108,19 @@ class Proxy:
         with contextlib.suppress(OSError):
             while True:
                 here = self._open[0].accept()[0]
-                there = socket.create_connection(("127.0.0.1", self._target)) if self._target else here
+                there = (
+                    socket.create_connection(("127.0.0.1", self._target))
+                    if self._target
+                    else here
+                )
                 self._open += [here, there]
                 if self._target:
                     self._spawn(self._copy, here, there, None)
                 self._spawn(self._copy, there, here, self)
 
-    def _copy(self, source: socket.socket, sink: socket.socket, back: "Proxy | None") -> None:
+    def _copy(
+        self, source: socket.socket, sink: socket.socket, back: "Proxy | None"
+    ) -> None:
         with contextlib.suppress(OSError), source:
             while data := source.recv(65536):
                 if back and back.spoil:
@@ -116,20 +138,32 @@ class Proxy:
 
 
 class Machine:
-    """An instance's cache over a tier, with a load that counts, and waits at `gate` if there is one."""
+    """An instance's cache over a tier, with a load that counts, and waits at `gate` if
+    there is one.
+    """
 
-    def __init__(self, url: str, counts: Counter[str], expiry: float = 252.0, **options: Any) -> None:
+    def __init__(
+        self, url: str, counts: Counter[str], expiry: float = 252.0, **options: Any
+    ) -> None:
         self.expiry = expiry
         self.pause: Pause = options.setdefault("pause", Pause(6.0))
-        own: dict[str, Any] = {"scope": (expiry,), "timeout": TIMEOUT, "probe_every": PROBE_EVERY}
+        own: dict[str, Any] = {
+            "scope": (expiry,),
+            "timeout": TIMEOUT,
+            "probe_every": PROBE_EVERY,
+        }
         self.tier = SharedTier(url, **own | options)
-        self.cache = Cache(max_entries=1000, max_waiting=1000, clock=options.get("clock", clock))
+        self.cache = Cache(
+            max_entries=1000, max_waiting=1000, clock=options.get("clock", clock)
+        )
         self.gate: threading.Event | None = None
         self.entered = threading.Semaphore(0)
         self.answer: Callable[[], Loaded] = lambda: Loaded(VALUE, OK, self.expiry)
         self._counts = counts
 
-    def load(self, event_ids: list[str], deadline: float) -> Iterator[tuple[str, Loaded]]:
+    def load(
+        self, event_ids: list[str], deadline: float
+    ) -> Iterator[tuple[str, Loaded]]:
         """Load, as the client would."""
         for event_id in event_ids:
             self._counts[event_id] += 1
@@ -141,10 +175,14 @@ class Machine:
         """Serialized a request for an event."""
         return self.ask_many([event_id])[event_id]
 
-    def ask_many(self, event_ids: list[str], timeout: float = PATIENCE) -> dict[str, Found]:
+    def ask_many(
+        self, event_ids: list[str], timeout: float = PATIENCE
+    ) -> dict[str, Found]:
         """Serialized a request for a list."""
         deadline, load = time.monotonic() + timeout, partial(self.tier.load, self.load)
-        return self.cache.get_or_load(event_ids, lambda wanted: load(wanted, deadline), deadline)
+        return self.cache.get_or_load(
+            event_ids, lambda wanted: load(wanted, deadline), deadline
+        )
 
     def held(self, event_id: str) -> Found:
         """Return what the cache holds."""
@@ -174,7 +212,9 @@ class Machine:
 
 
 @contextlib.contextmanager
-def running(factory: Callable[[], asyncio.AbstractEventLoop]) -> Iterator[asyncio.AbstractEventLoop]:
+def running(
+    factory: Callable[[], asyncio.AbstractEventLoop],
+) -> Iterator[asyncio.AbstractEventLoop]:
     """Run an event loop in a thread, as the server runs one in the main thread."""
     runner, ended = asyncio.Runner(loop_factory=factory), asyncio.Event()
 

@@ -1,8 +1,10 @@
-"""Runs the tests that `tests/mutants.py` chooses, in a copy of the project, one run after the other.
+"""Runs the tests that `tests/mutants.py` chooses, in a copy of the project, one run
+after the other.
 
-Reads an order for each run, a line of JSON, and writes a line of JSON with what came of it. Each run is a fork of this
-process, which has imported the libraries already: that saves most of the time of a run. A test that takes much longer
-than without a mutant ends the run. Whatever a run leaves behind, services included, is ended before the next.
+Reads an order for each run, a line of JSON, and writes a line of JSON with what came of
+it. Each run is a fork of this process, which has imported the libraries already: that
+saves most of the time of a run. A test that takes much longer than without a mutant
+ends the run. Whatever a run leaves behind, services included, is ended before the next.
 """
 
 import ctypes
@@ -27,43 +29,67 @@ import pytest
 import redis.asyncio  # noqa: F401
 import requests_cache  # noqa: F401
 
-OUTSIDE = {"service", "services", "small", "start", "shared_service"}  # fixtures that start another process
+OUTSIDE = {
+    "service",
+    "services",
+    "small",
+    "start",
+    "shared_service",
+}  # fixtures that start another process
 MEMORY = 8 * 2**30  # bytes of addresses: a mutant may be greedy
 OUTCOME = Path("outcome.json")
-PATIENCE = 10.0  # seconds that a test may take, besides four times what it takes without a mutant
+# Seconds that a test may take, besides four times what it takes without a mutant.
+PATIENCE = 10.0
 MAX_PAUSE = 120.0  # seconds for a test while it's not known how long it takes
-_SUBREAPER = 36  # PR_SET_CHILD_SUBREAPER of prctl(2): orphans of our children become ours
+_SUBREAPER = (
+    36  # PR_SET_CHILD_SUBREAPER of prctl(2): orphans of our children become ours
+)
 
 
 class Watcher:
-    """A pytest plugin that runs the chosen tests in their order, and notes which one fails.
+    """A pytest plugin that runs the chosen tests in their order, and notes which one
+    fails.
 
-    `chosen` says how many seconds each of them usually takes. Without it, all tests run, and it notes how long each
-    takes, whether it starts the service, and which lines of `files` it runs.
+    `chosen` says how many seconds each of them usually takes. Without it, all tests
+    run, and it notes how long each takes, whether it starts the service, and which
+    lines of `files` it runs.
     """
 
-    def __init__(self, chosen: Mapping[str, float] | None, files: Sequence[str]) -> None:
+    def __init__(
+        self, chosen: Mapping[str, float] | None, files: Sequence[str]
+    ) -> None:
         import coverage
 
         self._chosen = chosen
         self._files = files
-        self._coverage = coverage.Coverage(data_file=None, source=["."], config_file=False)
+        self._coverage = coverage.Coverage(
+            data_file=None, source=["."], config_file=False
+        )
         self._killer: str | None = None
         self._seconds: dict[str, float] = {}
         self._outside: list[str] = []
 
     def pytest_collection_modifyitems(self, items: list[Any]) -> None:
         """Choose."""
-        self._outside = [item.nodeid for item in items if OUTSIDE & set(item.fixturenames)]
+        self._outside = [
+            item.nodeid for item in items if OUTSIDE & set(item.fixturenames)
+        ]
         if self._chosen is not None:
             place = {test: number for number, test in enumerate(self._chosen)}
             # Some names have the time in them, so that they can't be found again.
-            items[:] = [one for one in items if one.nodeid in place or re.search(r"\[.*GMT", one.nodeid)]
+            items[:] = [
+                one
+                for one in items
+                if one.nodeid in place or re.search(r"\[.*GMT", one.nodeid)
+            ]
             items.sort(key=lambda one: place.get(one.nodeid, len(place)))
 
     def pytest_runtest_logstart(self, nodeid: str) -> None:
         """Begin a test. The alarm ends the process, even if it waits for a lock."""
-        signal.setitimer(signal.ITIMER_REAL, PATIENCE + 4 * self._chosen.get(nodeid, 0) if self._chosen else MAX_PAUSE)
+        signal.setitimer(
+            signal.ITIMER_REAL,
+            PATIENCE + 4 * self._chosen.get(nodeid, 0) if self._chosen else MAX_PAUSE,
+        )
         if self._chosen is None:
             self._coverage.switch_context(nodeid)
         self._seconds[nodeid] = -monotonic()
@@ -84,13 +110,24 @@ class Watcher:
         if self._chosen is None:
             self._coverage.start()
         signal.setitimer(signal.ITIMER_REAL, MAX_PAUSE)
-        status = pytest.main(["-x", "-q", "-p", "no:cacheprovider", *tests], plugins=[self])
-        outcome: dict[str, Any] = {"killer": self._killer or (f"pytest: {status!r}" if status else None)}
+        status = pytest.main(
+            ["-x", "-q", "-p", "no:cacheprovider", *tests], plugins=[self]
+        )
+        outcome: dict[str, Any] = {
+            "killer": self._killer or (f"pytest: {status!r}" if status else None)
+        }
         if self._chosen is None:
             self._coverage.stop()
             data = self._coverage.get_data()
-            lines = {file: data.contexts_by_lineno(str(Path(file).resolve())) for file in self._files}
-            outcome |= {"seconds": self._seconds, "outside": self._outside, "lines": lines}
+            lines = {
+                file: data.contexts_by_lineno(str(Path(file).resolve()))
+                for file in self._files
+            }
+            outcome |= {
+                "seconds": self._seconds,
+                "outside": self._outside,
+                "lines": lines,
+            }
         OUTCOME.write_text(json.dumps(outcome))
 
 
@@ -111,7 +148,11 @@ def run(order: dict[str, Any]) -> dict[str, Any]:
     if OUTCOME.exists():
         outcome: dict[str, Any] = json.loads(OUTCOME.read_text())
         return outcome
-    return {"killer": "a test took too long" if os.WIFSIGNALED(status) else "it ended too early"}
+    return {
+        "killer": "a test took too long"
+        if os.WIFSIGNALED(status)
+        else "it ended too early"
+    }
 
 
 def _end_orphans() -> None:

@@ -7,16 +7,23 @@ import http_sf
 
 
 def cache_status(answer: Any) -> dict[str, Any]:
-    """Parse `Cache-Status` as RFC 8941 has it, check that it is of one cache, c42c, and return its parameters."""
+    """Parse `Cache-Status` as RFC 8941 has it, check that it is of one cache, c42c, and
+    return its parameters.
+    """
     parsed: Any = http_sf.parse(answer.headers["Cache-Status"].encode(), tltype="list")
     ((name, parameters),) = parsed
     assert str(name) == "c42c"
-    return {key: value if isinstance(value, bool | int) else str(value) for key, value in parameters.items()}
+    return {
+        key: value if isinstance(value, bool | int) else str(value)
+        for key, value in parameters.items()
+    }
 
 
 def lifetime(answer: Any) -> int | None:
     """Return the seconds that `Cache-Control` gives, None where nothing may be stored."""
     if answer.headers["Cache-Control"] == "no-store":
         return None
-    (seconds,) = re.fullmatch("max-age=([0-9]+)", answer.headers["Cache-Control"]).groups()  # type: ignore[union-attr]
+    (seconds,) = re.fullmatch(
+        "max-age=([0-9]+)", answer.headers["Cache-Control"]
+    ).groups()  # type: ignore[union-attr]
     return int(seconds)

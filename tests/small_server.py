@@ -1,7 +1,9 @@
-"""The server with a small app behind it: `C42_PORT=... python -m tests.small_server '{"option": value}'`.
+"""The server with a small app behind it: `C42_PORT=... python -m tests.small_server
+'{"option": value}'`.
 
-Options are those of `Server.serve`; `"uvloop": false` for asyncio's own loop; `"files": 300` for a system that allows
-no more open files; `"rounds": 20` to serve 20 times, starting again on SIGHUP after each stop.
+Options are those of `Server.serve`; `"uvloop": false` for asyncio's own loop; `"files":
+300` for a system that allows no more open files; `"rounds": 20` to serve 20 times,
+starting again on SIGHUP after each stop.
 """
 
 import json
@@ -29,7 +31,9 @@ def reject(status: int, message: str) -> Serialized:
 
 
 class App:
-    """Answers what is below /hit/ in the event loop, and everything else in a worker thread."""
+    """Answers what is below /hit/ in the event loop, and everything else in a worker
+    thread.
+    """
 
     def __init__(self) -> None:
         self._gate = threading.Event()
@@ -44,7 +48,9 @@ class App:
         return lambda: (b"HTTP/1.1 200 OK\r\nContent-Length: %d\r\n" % len(body), body)
 
     def __call__(self, environ: dict[str, Any], start_response: Any) -> Iterable[bytes]:
-        """Serialized a miss: with its path, once /open was asked for if it is /gate; or raise."""
+        """Serialized a miss: with its path, once /open was asked for if it is /gate; or
+        raise.
+        """
         path = environ["PATH_INFO"]
         if path == "/raise":
             raise ZeroDivisionError
@@ -77,7 +83,14 @@ def main(options: str) -> None:
     logging.basicConfig(level="INFO")
     signal.pthread_sigmask(signal.SIG_BLOCK, [signal.SIGHUP])
     rounds, app = given.pop("rounds", 1), App()
-    settings = {"threads": 64, "drain": 0, "patience": 10, "immediate": app.immediate, "reject": reject, **given}
+    settings = {
+        "threads": 64,
+        "drain": 0,
+        "patience": 10,
+        "immediate": app.immediate,
+        "reject": reject,
+        **given,
+    }
     for number in range(1, rounds + 1):
         server = Server("127.0.0.1", int(os.environ["C42_PORT"]))
         logging.info("serving with %s", type(server.loop).__module__)

@@ -1,4 +1,6 @@
-"""`answers` without a service: the encoding for Redis, content types, and the bytes of a hit."""
+"""`answers` without a service: the encoding for Redis, content types, and the bytes of
+a hit.
+"""
 
 import json
 from collections import Counter
@@ -23,7 +25,10 @@ from serving.request import Request
 unhurried = settings(deadline=None)  # a busy machine is not a finding
 
 ENVELOPE = value.envelope(503, "later")
-bodies = st.one_of(st.binary(min_size=1), st.sampled_from([ENVELOPE, b"{}", b'{"error":{}}', b"\n", "ü\n".encode()]))
+bodies = st.one_of(
+    st.binary(min_size=1),
+    st.sampled_from([ENVELOPE, b"{}", b'{"error":{}}', b"\n", "ü\n".encode()]),
+)
 seconds = st.floats(min_value=0, allow_infinity=False, exclude_min=True)
 errors = st.builds(
     C42Error,
@@ -35,7 +40,9 @@ errors = st.builds(
     retry_after=st.just(0.0) | seconds,
 )
 good = st.builds(
-    lambda title, names, lifetime: Loaded(value.success({"id": "1", "title": title, "names": names}), OK, lifetime),
+    lambda title, names, lifetime: Loaded(
+        value.success({"id": "1", "title": title, "names": names}), OK, lifetime
+    ),
     st.none() | st.text(),
     st.lists(st.text()),
     seconds,
@@ -54,12 +61,20 @@ def test_what_redis_keeps_is_read_as_it_was(loaded: Loaded) -> None:
     """An answer that is packed for Redis and unpacked is the same, with the same types."""
     unpacked = value.unpack(value.pack(loaded))
     assert unpacked == loaded
-    assert list(map(type, as_kept(unpacked))) == [bytes, int, str, str, int, float] == list(map(type, as_kept(loaded)))
-    assert type(unpacked.value) is type(loaded.value) is tuple, "the garbage collector tracks any other"
+    assert (
+        list(map(type, as_kept(unpacked)))
+        == [bytes, int, str, str, int, float]
+        == list(map(type, as_kept(loaded)))
+    )
+    assert type(unpacked.value) is type(loaded.value) is tuple, (
+        "the garbage collector tracks any other"
+    )
 
 
 def test_what_redis_keeps_stays_the_same() -> None:
-    """The form of what Redis keeps is fixed, so that instances of several versions can share answers."""
+    """The form of what Redis keeps is fixed, so that instances of several versions can
+    share answers.
+    """
     kept = Loaded(value.success({"id": "1", "title": "\u00dc", "names": []}), OK, 252.0)
     assert value.pack(kept) == (
         b'S\x0e\xf8\xcf\xe6n\xef\x14;"L7\xd4\xb9\xe3#'
@@ -71,7 +86,8 @@ def test_what_redis_keeps_stays_the_same() -> None:
 def test_half_a_surrogate_pair() -> None:
     """What JSON can hold and UTF-8 can't becomes one U+FFFD; whole pairs stay."""
     assert (
-        value.encode(["\ud83d", "a\udfff\ud800b", "\U0001f600"]) == '["\ufffd","a\ufffd\ufffdb","\U0001f600"]'.encode()
+        value.encode(["\ud83d", "a\udfff\ud800b", "\U0001f600"])
+        == '["\ufffd","a\ufffd\ufffdb","\U0001f600"]'.encode()
     )
 
 
@@ -91,7 +107,9 @@ def test_other_bytes_are_refused(packed: bytes) -> None:
 
 @unhurried
 @given(good | bad, st.integers(0), st.binary(max_size=8), st.integers(0, 8))
-def test_a_changed_answer_is_refused(loaded: Loaded, at: int, new: bytes, length: int) -> None:
+def test_a_changed_answer_is_refused(
+    loaded: Loaded, at: int, new: bytes, length: int
+) -> None:
     """A packed answer is refused if any bytes were lost, added or changed."""
     packed = value.pack(loaded)
     at %= len(packed) + 1
@@ -104,11 +122,17 @@ def test_a_changed_answer_is_refused(loaded: Loaded, at: int, new: bytes, length
 @unhurried
 @given(bad)
 def test_an_error_is_json_in_the_envelope_or_plain_text(loaded: Loaded) -> None:
-    """An error is sent as JSON only if it is in the envelope, and never as something that a browser would run."""
+    """An error is sent as JSON only if it is in the envelope, and never as something
+    that a browser would run.
+    """
     kept = value.StoredAnswer(*as_kept(loaded))
     if kept.content_type == "application/json":
         error = json.loads(kept.body)["error"]
-        assert [type(error[name]) for name in ("status_code", "message", "code")] == [int, str, str]
+        assert [type(error[name]) for name in ("status_code", "message", "code")] == [
+            int,
+            str,
+            str,
+        ]
     else:
         assert kept.content_type in ("text/plain", "text/plain; charset=utf-8")
 
@@ -116,10 +140,22 @@ def test_an_error_is_json_in_the_envelope_or_plain_text(loaded: Loaded) -> None:
 @pytest.mark.parametrize(
     ("body", "content_type"),
     [
-        (b'{"error": {"status_code": 400, "message": "no", "code": "BAD_REQUEST"}}', "application/json"),
-        (b'{"error": {"status_code": 400, "message": "no", "code": "BAD_REQUEST"}, "more": NaN}', None),
-        (b'{"error": {"status_code": true, "message": "no", "code": "BAD_REQUEST"}}', None),
-        (b'{"error": {"status_code": 400, "message": null, "code": "BAD_REQUEST"}}', None),
+        (
+            b'{"error": {"status_code": 400, "message": "no", "code": "BAD_REQUEST"}}',
+            "application/json",
+        ),
+        (
+            b'{"error": {"status_code": 400, "message": "no", "code": "BAD_REQUEST"}, "more": NaN}',
+            None,
+        ),
+        (
+            b'{"error": {"status_code": true, "message": "no", "code": "BAD_REQUEST"}}',
+            None,
+        ),
+        (
+            b'{"error": {"status_code": 400, "message": null, "code": "BAD_REQUEST"}}',
+            None,
+        ),
         (b'{"error": {"status_code": 400, "message": "no"}}', None),
         (b'{"error": "no"}', None),
         (b'["error"]', None),
@@ -130,13 +166,20 @@ def test_an_error_is_json_in_the_envelope_or_plain_text(loaded: Loaded) -> None:
 )
 def test_content_types_of_errors(body: bytes, content_type: str | None) -> None:
     """A body that isn't an envelope is sent as plain text, marked as UTF-8 if it is."""
-    error = C42Error(endpoint="events", message="", status=400, upstream_status=400, body=body)
+    error = C42Error(
+        endpoint="events", message="", status=400, upstream_status=400, body=body
+    )
     kept = value.StoredAnswer(*value.failure(error))
-    assert (kept.content_type, kept.body) == (content_type or "text/plain; charset=utf-8", body)
+    assert (kept.content_type, kept.body) == (
+        content_type or "text/plain; charset=utf-8",
+        body,
+    )
 
 
 def error(kind: type[C42Error] = C42Error, **said: Any) -> C42Error:
-    return kind(**{"endpoint": "events", "message": "why", "upstream_status": 0, **said})
+    return kind(
+        **{"endpoint": "events", "message": "why", "upstream_status": 0, **said}
+    )
 
 
 @pytest.mark.parametrize(
@@ -154,9 +197,11 @@ def error(kind: type[C42Error] = C42Error, **said: Any) -> C42Error:
         (error(Paused, status=429, retry_after=1000.0), PAUSED, 252.0, False),
     ],
 )
-def test_what_is_kept_of_an_outcome(outcome: Any, kind: str, lifetime: float, private: bool) -> None:
-    """Good answers and refusals are kept for C42_EXPIRY from the load's start, faults for C42_FAULT_EXPIRY from when
-    they were found, and private faults aren't kept."""
+def test_what_is_kept_of_an_outcome(
+    outcome: Any, kind: str, lifetime: float, private: bool
+) -> None:
+    """Good answers and refusals are kept for C42_EXPIRY from the load's start, faults
+    for C42_FAULT_EXPIRY from when they were found, and private faults aren't kept."""
 
     def fetch(event_ids: list[str], deadline: float) -> Iterator[tuple[str, Any]]:
         for event_id in event_ids:
@@ -166,17 +211,40 @@ def test_what_is_kept_of_an_outcome(outcome: Any, kind: str, lifetime: float, pr
     (one, first), (two, second) = load(["1", "2"], 0.0)
     assert (one, two) == ("1", "2")
     for loaded in (first, second):
-        assert (loaded.kind, loaded.lifetime, loaded.private, loaded.source) == (kind, lifetime, private, "miss")
+        assert (loaded.kind, loaded.lifetime, loaded.private, loaded.source) == (
+            kind,
+            lifetime,
+            private,
+            "miss",
+        )
     ages = first.age, second.age
     assert ages == (0, 0) if kind in (OK, NEGATIVE) else -1 < ages[1] <= ages[0] < 0
-    expected = value.failure(outcome) if isinstance(outcome, C42Error) else value.success(outcome)
+    expected = (
+        value.failure(outcome)
+        if isinstance(outcome, C42Error)
+        else value.success(outcome)
+    )
     assert first.value == second.value == expected
 
 
 def found(result: str, failed: C42Error | None = None, **more: Any) -> Found:
     """Make what the cache gives 10 s after the birth of a good answer, or of an error."""
-    kept = value.failure(failed) if failed else value.success({"id": "1", "title": None, "names": []})
-    return Found(**{"value": kept, "kind": OK, "age": 10.0, "ttl": 242.9, "result": result, "kept": True, **more})
+    kept = (
+        value.failure(failed)
+        if failed
+        else value.success({"id": "1", "title": None, "names": []})
+    )
+    return Found(
+        **{
+            "value": kept,
+            "kind": OK,
+            "age": 10.0,
+            "ttl": 242.9,
+            "source": result,
+            "stored": True,
+            **more,
+        }
+    )
 
 
 PAUSE = error(Paused, status=429, retry_after=30.0)
@@ -189,42 +257,111 @@ REFUSAL = error(status=404, upstream_status=404)
         ([found("hit")], "hit; ttl=242", "max-age=242"),
         ([found("hit", ttl=0.9)], "hit; ttl=0", "max-age=0"),
         ([found("miss")], "fwd=miss; fwd-status=200; stored; ttl=242", "max-age=242"),
-        ([found("miss", REFUSAL, kind=NEGATIVE)], "fwd=miss; fwd-status=404; stored; ttl=242", "max-age=242"),
-        ([found("miss", ttl=-3.0, stored=False)], "fwd=miss; fwd-status=200", "no-store"),
-        ([found("miss", ttl=0.0, stored=False)], "fwd=miss; fwd-status=200", "no-store"),
+        (
+            [found("miss", REFUSAL, kind=NEGATIVE)],
+            "fwd=miss; fwd-status=404; stored; ttl=242",
+            "max-age=242",
+        ),
+        (
+            [found("miss", ttl=-3.0, stored=False)],
+            "fwd=miss; fwd-status=200",
+            "no-store",
+        ),
+        (
+            [found("miss", ttl=0.0, stored=False)],
+            "fwd=miss; fwd-status=200",
+            "no-store",
+        ),
         ([found("miss", error(), kind=FAULT)], "fwd=miss; stored; ttl=242", "no-store"),
-        ([found("collapsed")], "fwd=miss; collapsed; fwd-status=200; stored; ttl=242", "max-age=242"),
+        (
+            [found("collapsed")],
+            "fwd=miss; collapsed; fwd-status=200; stored; ttl=242",
+            "max-age=242",
+        ),
         ([found("shared")], "fwd=miss; detail=shared; stored; ttl=242", "max-age=242"),
-        ([found("awaited")], "fwd=miss; collapsed; detail=shared; stored; ttl=242", "max-age=242"),
+        (
+            [found("awaited")],
+            "fwd=miss; collapsed; detail=shared; stored; ttl=242",
+            "max-age=242",
+        ),
         ([found("miss", PAUSE, kind=PAUSED)], "detail=paused; ttl=242", "no-store"),
-        ([found("miss", PAUSE, kind=PAUSED, ttl=-1.0, stored=False)], "detail=paused; ttl=0", "no-store"),
+        (
+            [found("miss", PAUSE, kind=PAUSED, ttl=-1.0, stored=False)],
+            "detail=paused; ttl=0",
+            "no-store",
+        ),
         ([found("hit", PAUSE, kind=PAUSED)], "hit; ttl=242", "no-store"),
         (
-            [found("miss", error(Paused, status=429, upstream_status=429), kind=PAUSED)],
+            [
+                found(
+                    "miss", error(Paused, status=429, upstream_status=429), kind=PAUSED
+                )
+            ],
             "fwd=miss; fwd-status=429; stored; ttl=242",
             "no-store",
         ),
         ([found("hit"), found("hit", ttl=7.0)], "hit; ttl=7", "max-age=7"),
-        ([found("hit"), found("miss", ttl=300.0)], "fwd=partial; stored; ttl=242", "max-age=242"),
-        ([found("hit"), found("miss", error(), kind=FAULT)], "fwd=partial; stored; ttl=242", "no-store"),
-        ([found("hit"), found("miss", REFUSAL, kind=NEGATIVE)], "fwd=partial; stored; ttl=242", "max-age=242"),
+        (
+            [found("hit"), found("miss", ttl=300.0)],
+            "fwd=partial; stored; ttl=242",
+            "max-age=242",
+        ),
+        (
+            [found("hit"), found("miss", error(), kind=FAULT)],
+            "fwd=partial; stored; ttl=242",
+            "no-store",
+        ),
+        (
+            [found("hit"), found("miss", REFUSAL, kind=NEGATIVE)],
+            "fwd=partial; stored; ttl=242",
+            "max-age=242",
+        ),
         ([found("hit"), found("miss", stored=False)], "fwd=partial", "max-age=242"),
-        ([found("hit"), found("collapsed")], "fwd=partial; collapsed; stored; ttl=242", "max-age=242"),
-        ([found("miss"), found("collapsed"), found("shared")], "fwd=miss; stored; ttl=242", "max-age=242"),
-        ([found("shared"), found("awaited")], "fwd=miss; collapsed; detail=shared; stored; ttl=242", "max-age=242"),
-        ([found("hit"), found("miss", PAUSE, kind=PAUSED)], "detail=paused; ttl=242", "no-store"),
-        ([found("miss"), found("miss", PAUSE, kind=PAUSED)], "fwd=miss; stored; ttl=242", "no-store"),
+        (
+            [found("hit"), found("collapsed")],
+            "fwd=partial; collapsed; stored; ttl=242",
+            "max-age=242",
+        ),
+        (
+            [found("miss"), found("collapsed"), found("shared")],
+            "fwd=miss; stored; ttl=242",
+            "max-age=242",
+        ),
+        (
+            [found("shared"), found("awaited")],
+            "fwd=miss; collapsed; detail=shared; stored; ttl=242",
+            "max-age=242",
+        ),
+        (
+            [found("hit"), found("miss", PAUSE, kind=PAUSED)],
+            "detail=paused; ttl=242",
+            "no-store",
+        ),
+        (
+            [found("miss"), found("miss", PAUSE, kind=PAUSED)],
+            "fwd=miss; stored; ttl=242",
+            "no-store",
+        ),
     ],
 )
-def test_what_an_answer_says_of_its_origin(parts: list[Found], cache_status: str, cache_control: str) -> None:
-    """Cache-Status says how an answer came about, and Cache-Control for how long a client may keep it."""
+def test_what_an_answer_says_of_its_origin(
+    parts: list[Found], cache_status: str, cache_control: str
+) -> None:
+    """Cache-Status says how an answer came about, and Cache-Control for how long a
+    client may keep it.
+    """
     if len(parts) == 1:
         _, headers, _ = response.render(parts[0], None)
     else:
-        _, headers, _ = response.render_many({str(number): part for number, part in enumerate(parts)}, None)
+        _, headers, _ = response.render_many(
+            {str(number): part for number, part in enumerate(parts)}, None
+        )
     said = dict(headers)
     assert len(headers) == len(said)
-    assert (said["Cache-Status"], said["Cache-Control"]) == (f"c42c; {cache_status}", cache_control)
+    assert (said["Cache-Status"], said["Cache-Control"]) == (
+        f"c42c; {cache_status}",
+        cache_control,
+    )
     assert said["X-Content-Type-Options"] == "nosniff"
 
 
@@ -240,14 +377,26 @@ def test_what_an_answer_says_of_its_origin(parts: list[Found], cache_status: str
         (0.5, 0.0, 0.25, "1"),
     ],
 )
-def test_retry_after(retry_after: float, age: float, ttl: float, seconds: str | None) -> None:
-    """Retry-After covers both what the upstream asked for and the time for which the answer is kept."""
-    paused = found("hit", error(Paused, status=429, retry_after=retry_after), kind=PAUSED, age=age, ttl=ttl)
+def test_retry_after(
+    retry_after: float, age: float, ttl: float, seconds: str | None
+) -> None:
+    """Retry-After covers both what the upstream asked for and the time for which the
+    answer is kept.
+    """
+    paused = found(
+        "hit",
+        error(Paused, status=429, retry_after=retry_after),
+        kind=PAUSED,
+        age=age,
+        ttl=ttl,
+    )
     assert dict(response.render(paused, None)[1]).get("Retry-After") == seconds
 
 
 def test_errors_in_a_list() -> None:
-    """A list has the envelope's content of each error; one that isn't an envelope gets the service's own words."""
+    """A list has the envelope's content of each error; one that isn't an envelope gets
+    the service's own words.
+    """
     said = b'{"error": {"status_code": 1, "message": "Gone fishing", "code": "FISHING", "more": 1}}'
     errors = {
         "ours": error(status=502),
@@ -255,7 +404,9 @@ def test_errors_in_a_list() -> None:
         "text": error(status=418, body=b"<p>no"),
         "unknown": error(status=599, body=b"{}"),
     }
-    parts = {event_id: found("hit", each, kind=FAULT) for event_id, each in errors.items()} | {
+    parts = {
+        event_id: found("hit", each, kind=FAULT) for event_id, each in errors.items()
+    } | {
         "a": found("hit"),
         "b": found("hit"),
     }
@@ -266,9 +417,21 @@ def test_errors_in_a_list() -> None:
         "data": [{"id": "1", "title": None, "names": []}] * 2,
         "errors": {
             "ours": {"status_code": 502, "message": "why", "code": "BAD_GATEWAY"},
-            "theirs": {"status_code": 404, "message": "Gone fishing", "code": "FISHING"},
-            "text": {"status_code": 418, "message": "Calendar42 answered 418", "code": "IM_A_TEAPOT"},
-            "unknown": {"status_code": 599, "message": "Calendar42 answered 599", "code": "UNKNOWN"},
+            "theirs": {
+                "status_code": 404,
+                "message": "Gone fishing",
+                "code": "FISHING",
+            },
+            "text": {
+                "status_code": 418,
+                "message": "Calendar42 answered 418",
+                "code": "IM_A_TEAPOT",
+            },
+            "unknown": {
+                "status_code": 599,
+                "message": "Calendar42 answered 599",
+                "code": "UNKNOWN",
+            },
         },
     }
 
@@ -276,14 +439,25 @@ def test_errors_in_a_list() -> None:
 @unhurried
 @given(
     st.lists(good | bad, min_size=1, max_size=2),
-    st.lists(st.tuples(st.integers(0, 1), st.floats(0, 1e6), st.floats(0, 3, exclude_min=True)), min_size=1),
+    st.lists(
+        st.tuples(
+            st.integers(0, 1), st.floats(0, 1e6), st.floats(0, 3, exclude_min=True)
+        ),
+        min_size=1,
+    ),
     st.none() | st.sampled_from(["*", "{}", 'W/{}, "a"', '"a"', "", "é"]),
 )
 def test_hits_are_what_the_route_answers(
-    answers: list[Loaded], hits_of_them: list[tuple[int, float, float]], condition: str | None
+    answers: list[Loaded],
+    hits_of_them: list[tuple[int, float, float]],
+    condition: str | None,
 ) -> None:
-    """A repeated request gets exactly what the route would answer: for any answer, at any age."""
-    asked = condition and condition.format(value.StoredAnswer(*as_kept(answers[0])).etag)
+    """A repeated request gets exactly what the route would answer: for any answer, at
+    any age.
+    """
+    asked = condition and condition.format(
+        value.StoredAnswer(*as_kept(answers[0])).etag
+    )
     found = [
         Found(loaded.value, loaded.kind, age, ttl, "hit", True)
         for number, age, ttl in hits_of_them
@@ -300,7 +474,9 @@ def test_hits_are_what_the_route_answers(
 
 
 def test_a_hit_is_rendered_once_a_second() -> None:
-    """Within one second, a repeated request gets the very same head, which is costly to render, and is counted."""
+    """Within one second, a repeated request gets the very same head, which is costly to
+    render, and is counted.
+    """
     held = [found("hit", ttl=ttl) for ttl in (9.9, 9.1, 9.0, 8.9)]
     waiting = iter(held)
     cache: Any = SimpleNamespace(get=lambda key: (held[0].value, *next(waiting)[1:4]))
@@ -316,7 +492,9 @@ def test_a_hit_is_rendered_once_a_second() -> None:
 
 
 def test_retry_after_is_rendered_for_each_hit() -> None:
-    """Retry-After counts down within a second of the lifetime, too: it has a fraction of its own."""
+    """Retry-After counts down within a second of the lifetime, too: it has a fraction
+    of its own.
+    """
     kept = value.failure(Paused("events", "later", 429, 429, b"", 10.5))
     held = iter([(kept, PAUSED, 0.4, 9.6), (kept, PAUSED, 0.6, 9.4)])
     cache: Any = SimpleNamespace(get=lambda key: next(held))
@@ -324,7 +502,10 @@ def test_retry_after_is_rendered_for_each_hit() -> None:
     shortcut = hits.immediate(cache, frozenset(), Counter())(request)
     assert shortcut
     heads = [answer[0] for _ in range(2) if (answer := shortcut())]
-    assert [b"Retry-After: 11\r\n" in heads[0], b"Retry-After: 10\r\n" in heads[1]] == [True, True]
+    assert [b"Retry-After: 11\r\n" in heads[0], b"Retry-After: 10\r\n" in heads[1]] == [
+        True,
+        True,
+    ]
 
 
 class Silent(ImATeapot):
@@ -334,14 +515,26 @@ class Silent(ImATeapot):
 
 
 def test_what_applies_to_all_responses(caplog: pytest.LogCaptureFixture) -> None:
-    """Each error that a route raises is answered in the envelope; those that nobody expects are logged."""
+    """Each error that a route raises is answered in the envelope; those that nobody
+    expects are logged.
+    """
     raised: list[tuple[Exception, int, str, dict[str, str]]] = [
-        (WaitingRoomFull(), 503, "too many requests wait for Calendar42", {"Cache-Status": "c42c; detail=refused"}),
+        (
+            WaitingRoomFull(),
+            503,
+            "too many requests wait for Calendar42",
+            {"Cache-Status": "c42c; detail=refused"},
+        ),
         (BadIds("not an id"), 400, "not an id", {}),
         (ImATeapot("short"), 418, "short", {}),
         (Silent(), 418, "", {}),
         (MethodNotAllowed(["GET"], "not so"), 405, "not so", {"Allow": "GET"}),
-        (ZeroDivisionError("by nought"), 500, "the service failed; its log says why", {}),
+        (
+            ZeroDivisionError("by nought"),
+            500,
+            "the service failed; its log says why",
+            {},
+        ),
     ]
     app, waiting = Flask("made-up"), iter(raised)
     app_hooks.register(app, origins=frozenset(), on_full=lambda: None)
@@ -354,10 +547,15 @@ def test_what_applies_to_all_responses(caplog: pytest.LogCaptureFixture) -> None
     for _, status, message, headers in raised:
         answer: Any = client.get("/")
         assert (answer.status_code, answer.content_type) == (status, "application/json")
-        assert (answer.json["error"]["status_code"], answer.json["error"]["message"]) == (status, message)
+        assert (
+            answer.json["error"]["status_code"],
+            answer.json["error"]["message"],
+        ) == (status, message)
         assert answer.headers.get("Retry-After") == ("1" if status == 503 else None)
         assert {
-            name: answer.headers.get(name) for name in ("Allow", "Cache-Status") if name in answer.headers
+            name: answer.headers.get(name)
+            for name in ("Allow", "Cache-Status")
+            if name in answer.headers
         } == headers
     (record,) = caplog.records
     assert (record.name, record.message) == ("c42c", "a request failed")
@@ -366,4 +564,6 @@ def test_what_applies_to_all_responses(caplog: pytest.LogCaptureFixture) -> None
     assert (options.status_code, "Content-Type" in options.headers) == (204, False)
     assert client.options("/nothing").status_code == 404
     assert client.get("//").status_code == 404
-    assert client.get("/", environ_overrides={"PATH_INFO": "//"}).status_code == 404  # as it comes from a socket
+    assert (
+        client.get("/", environ_overrides={"PATH_INFO": "//"}).status_code == 404
+    )  # as it comes from a socket

@@ -63,7 +63,9 @@ def open_service(shared_upstream: Standin, page: Page) -> Iterator[Service]:
 @pytest.fixture(scope="module")
 def short_service(shared_upstream: Standin, page: Page) -> Iterator[Service]:
     """Start another that keeps answers for 1.2 s."""
-    with started(Service(shared_upstream, C42_CORS_ORIGINS=page.origin, C42_EXPIRY="0.02")) as service:
+    with started(
+        Service(shared_upstream, C42_CORS_ORIGINS=page.origin, C42_EXPIRY="0.02")
+    ) as service:
         yield service
 
 
@@ -77,7 +79,9 @@ FETCH = """
 
 
 def fetch(browser: "webdriver.Chrome", url: str, **options: Any) -> dict[str, Any]:
-    """Have the page that the browser shows fetch something; return what the page gets to see."""
+    """Have the page that the browser shows fetch something; return what the page gets
+    to see.
+    """
     result: dict[str, Any] = browser.execute_async_script(FETCH, url, options)
     return result
 
@@ -85,20 +89,40 @@ def fetch(browser: "webdriver.Chrome", url: str, **options: Any) -> dict[str, An
 def served(service: Service) -> Counter[str]:
     """Return how many requests for single events the service has answered, by status."""
     pattern = r'^c42_http_requests_total\{(?=.*route="[^"]*<event_id>").*status="(\d+)".*\} (\d+)'
-    return Counter({status: int(count) for status, count in re.findall(pattern, service.get("/metrics").text, re.M)})
+    return Counter(
+        {
+            status: int(count)
+            for status, count in re.findall(pattern, service.get("/metrics").text, re.M)
+        }
+    )
 
 
-def test_browser(browser: "webdriver.Chrome", open_service: Service, upstream: Standin, page: Page) -> None:
-    """A page of an allowed origin reads answers and errors; the browser's cache saves the request, or the body."""
+def test_browser(
+    browser: "webdriver.Chrome", open_service: Service, upstream: Standin, page: Page
+) -> None:
+    """A page of an allowed origin reads answers and errors; the browser's cache saves
+    the request, or the body.
+    """
     event_id = new_events(upstream, 1)[0]
     url, before = open_service.url + PREFIX + event_id, served(open_service)
     browser.get(page.origin)
     first = fetch(browser, url)
-    assert (first["status"], json.loads(first["body"])["title"]) == (200, f"Title {event_id}")
-    readable = {"cache-control", "cache-status", "content-length", "content-type", "etag"}
+    assert (first["status"], json.loads(first["body"])["title"]) == (
+        200,
+        f"Title {event_id}",
+    )
+    readable = {
+        "cache-control",
+        "cache-status",
+        "content-length",
+        "content-type",
+        "etag",
+    }
     assert set(first["headers"]) == readable | {"x-request-id"}
     assert fetch(browser, url) == first
-    assert served(open_service) - before == {"200": 1}, "the second came from the browser's own cache"
+    assert served(open_service) - before == {"200": 1}, (
+        "the second came from the browser's own cache"
+    )
 
     revalidated = fetch(browser, url, cache="no-cache")
     assert (revalidated["status"], revalidated["body"]) == (200, first["body"])
@@ -106,36 +130,67 @@ def test_browser(browser: "webdriver.Chrome", open_service: Service, upstream: S
     assert served(open_service) - before == {"200": 1, "304": 1}
 
     unknown = fetch(
-        browser, open_service.url + PREFIX + DEMO_EVENTS["unknown"], headers={"X-Trace": "asks for a preflight"}
+        browser,
+        open_service.url + PREFIX + DEMO_EVENTS["unknown"],
+        headers={"X-Trace": "asks for a preflight"},
     )
-    assert (unknown["status"], json.loads(unknown["body"])["error"]["code"]) == (404, "NOT_FOUND")
+    assert (unknown["status"], json.loads(unknown["body"])["error"]["code"]) == (
+        404,
+        "NOT_FOUND",
+    )
     upstream.rule(times=2, status=429, headers={"Retry-After": "1"})
     busy = fetch(browser, open_service.url + PREFIX + new_id())
-    assert (busy["status"], json.loads(busy["body"])["error"]["code"]) == (429, "TOO_MANY_REQUESTS")
+    assert (busy["status"], json.loads(busy["body"])["error"]["code"]) == (
+        429,
+        "TOO_MANY_REQUESTS",
+    )
     assert int(busy["headers"]["retry-after"]) >= 1
-    until(lambda: not open_service.get("/status.json").json()["upstream"]["pause_seconds"], "the end of the pause")
+    until(
+        lambda: (
+            not open_service.get("/status.json").json()["upstream"]["pause_seconds"]
+        ),
+        "the end of the pause",
+    )
     many = fetch(browser, open_service.url + listed([event_id, DEMO_EVENTS["unknown"]]))
-    assert (many["status"], json.loads(many["body"])["meta_data"]) == (200, {"count": 1})
+    assert (many["status"], json.loads(many["body"])["meta_data"]) == (
+        200,
+        {"count": 1},
+    )
 
 
 def test_browser_blocks_other_origins(
-    browser: "webdriver.Chrome", open_service: Service, service: Service, upstream: Standin, page: Page
+    browser: "webdriver.Chrome",
+    open_service: Service,
+    service: Service,
+    upstream: Standin,
+    page: Page,
 ) -> None:
-    """A page of an origin that isn't allowed can read nothing; if no origin is allowed, no page can."""
+    """A page of an origin that isn't allowed can read nothing; if no origin is allowed,
+    no page can.
+    """
     event_id = new_events(upstream, 1)[0]
     browser.get(page.other_origin)
-    assert fetch(browser, open_service.url + PREFIX + event_id) == {"blocked": "TypeError"}
-    assert fetch(browser, open_service.url + PREFIX + event_id, headers={"X-Trace": "1"}) == {"blocked": "TypeError"}
+    assert fetch(browser, open_service.url + PREFIX + event_id) == {
+        "blocked": "TypeError"
+    }
+    assert fetch(
+        browser, open_service.url + PREFIX + event_id, headers={"X-Trace": "1"}
+    ) == {"blocked": "TypeError"}
     browser.get(page.origin)
     assert fetch(browser, service.url + PREFIX + event_id) == {"blocked": "TypeError"}
-    assert fetch(browser, open_service.url + PREFIX + event_id)["status"] == 200, "no blocked answer stands in the way"
+    assert fetch(browser, open_service.url + PREFIX + event_id)["status"] == 200, (
+        "no blocked answer stands in the way"
+    )
 
 
 def caching_session() -> "requests_cache.CachedSession":
     """Return a session of requests-cache that keeps whatever it is allowed to."""
-    import requests_cache  # here, because it takes long to import, in each of pytest-xdist's processes
+    # Here, because it takes long to import, in each of pytest-xdist's processes.
+    import requests_cache
 
-    session = requests_cache.CachedSession(backend="memory", cache_control=True, allowable_codes=(200, 404, 500))
+    session = requests_cache.CachedSession(
+        backend="memory", cache_control=True, allowable_codes=(200, 404, 500)
+    )
     session.trust_env = False
     return session
 
@@ -143,7 +198,9 @@ def caching_session() -> "requests_cache.CachedSession":
 def test_clients_ask_again_in_time(
     browser: "webdriver.Chrome", short_service: Service, upstream: Standin, page: Page
 ) -> None:
-    """A browser and requests-cache ask again when an answer has expired, and get no body if it didn't change."""
+    """A browser and requests-cache ask again when an answer has expired, and get no
+    body if it didn't change.
+    """
     same, changed = new_events(upstream, 2)
     service, before = short_service, served(short_service)
     browser.get(page.origin)
@@ -166,14 +223,24 @@ def test_clients_ask_again_in_time(
         assert served(service) - before == {"200": 6, "304": 2}
 
 
-def test_requests_cache_keeps_what_it_may(open_service: Service, upstream: Standin) -> None:
-    """requests-cache answers out of its own cache as long as it may, negatives too, and never keeps a fault."""
+def test_requests_cache_keeps_what_it_may(
+    open_service: Service, upstream: Standin
+) -> None:
+    """requests-cache answers out of its own cache as long as it may, negatives too, and
+    never keeps a fault.
+    """
     good, unknown, bad = *new_events(upstream, 1), new_id(), new_id()
     upstream.rule("events", bad, status=500)
     with caching_session() as session:
         for event_id, kept in ((good, True), (unknown, True), (bad, False)):
-            first, second = (session.get(open_service.url + PREFIX + event_id) for _ in range(2))
+            first, second = (
+                session.get(open_service.url + PREFIX + event_id) for _ in range(2)
+            )
             assert (first.from_cache, second.from_cache) == (False, kept)
             if kept:
                 assert second.expires
-                assert timedelta(seconds=240) < second.expires - second.created_at <= timedelta(seconds=252)
+                assert (
+                    timedelta(seconds=240)
+                    < second.expires - second.created_at
+                    <= timedelta(seconds=252)
+                )

@@ -1,4 +1,6 @@
-"""The cache is compared with a model: operations in any order, and from several threads at once."""
+"""The cache is compared with a model: operations in any order, and from several threads
+at once.
+"""
 
 import itertools
 import math
@@ -20,11 +22,16 @@ from cache import KINDS, OK, Cache, Found, Loaded, LoadFailed, WaitingRoomFull
 from tests.fixtures import PATIENCE, Clock, until
 
 Entry = tuple[float, str, float, str, Any]  # expiry, key, born, kind, value
-Outcome = tuple[int, Loaded | BaseException]  # what comes of a key, after so many seconds
+Outcome = tuple[
+    int, Loaded | BaseException
+]  # what comes of a key, after so many seconds
 
 
 class Got(NamedTuple):
-    """What a caller has of a key. If it was kept, it must still be fresh when it is handed out."""
+    """What a caller has of a key.
+
+    If it was kept, it must still be fresh when it is handed out.
+    """
 
     entry: Entry
     source: str
@@ -45,11 +52,19 @@ class Reference:
 
     def hits(self, keys: list[str]) -> dict[str, Got]:
         entries = {key: self.entries[key] for key in keys if key in self.entries}
-        return {key: Got(entry, "hit", True) for key, entry in entries.items() if entry[0] > self.now}
+        return {
+            key: Got(entry, "hit", True)
+            for key, entry in entries.items()
+            if entry[0] > self.now
+        }
 
     def ask(self, keys: list[str], outcomes: Iterator[Outcome]) -> dict[str, Got]:
         got: dict[str, Got] = {}
-        while wanted := [key for key in keys if key not in got or (got[key].stored and got[key].entry[0] <= self.now)]:
+        while wanted := [
+            key
+            for key in keys
+            if key not in got or (got[key].stored and got[key].entry[0] <= self.now)
+        ]:
             hits, began = self.hits(wanted), self.now
             missing = [key for key in wanted if key not in hits]
             got |= hits
@@ -74,7 +89,11 @@ class Reference:
     def keep(self, entry: Entry) -> None:
         if entry[1] in self.entries:
             self.remove(self.entries[entry[1]])
-        peers = [held for held in self.entries.values() if (held[3] == OK) == (entry[3] == OK)]
+        peers = [
+            held
+            for held in self.entries.values()
+            if (held[3] == OK) == (entry[3] == OK)
+        ]
         tenth = max(1, self.max_entries // 10)
         if len(peers) == (self.max_entries - tenth if entry[3] == OK else tenth):
             self.remove(min(peers))
@@ -93,17 +112,27 @@ LOADED = st.builds(
     kind=st.sampled_from([OK, *KINDS]),
     lifetime=st.integers(0, 9).map(float),
     age=st.integers(-2, 4).map(float),
-    result=st.sampled_from(["miss", "miss", "shared", "awaited"]),
+    source=st.sampled_from(["miss", "miss", "shared", "awaited"]),
     private=st.sampled_from([False, False, False, True]),
 )
-ERROR = st.none() | st.none() | st.sampled_from([ValueError("no"), KeyboardInterrupt(), SystemExit(1)])
+ERROR = (
+    st.none()
+    | st.none()
+    | st.sampled_from([ValueError("no"), KeyboardInterrupt(), SystemExit(1)])
+)
 SECONDS = st.sampled_from([0, 0, 0, 1, 4])
 
 
-def script(outcomes: list[Outcome], error: BaseException | None = None) -> Iterator[Outcome]:
-    """Yield the outcomes, then the error, if there is one, then the same outcome forever."""
+def script(
+    outcomes: list[Outcome], error: BaseException | None = None
+) -> Iterator[Outcome]:
+    """Yield the outcomes, then the error, if there is one, then the same outcome
+    forever.
+    """
     last: Outcome = (0, Loaded("the last", OK, 100.0))
-    return itertools.chain(outcomes, [(0, error)] if error else [], itertools.repeat(last))
+    return itertools.chain(
+        outcomes, [(0, error)] if error else [], itertools.repeat(last)
+    )
 
 
 def plain(outcomes: list[Loaded]) -> list[Outcome]:
@@ -126,10 +155,15 @@ def attempt(call: Callable[[], Any]) -> Any:
 class CacheMachine(RuleBasedStateMachine):
     """A cache and its reference, which must agree after each step."""
 
-    @initialize(max_entries=st.sampled_from([2, 3, 5, 9, 20]), max_waiting=st.sampled_from([1, 2, 2, 2]))
+    @initialize(
+        max_entries=st.sampled_from([2, 3, 5, 9, 20]),
+        max_waiting=st.sampled_from([1, 2, 2, 2]),
+    )
     def begin(self, max_entries: int, max_waiting: int) -> None:
         self.clock = Clock()
-        self.cache = Cache(max_entries=max_entries, max_waiting=max_waiting, clock=self.clock)
+        self.cache = Cache(
+            max_entries=max_entries, max_waiting=max_waiting, clock=self.clock
+        )
         self.cache.close()  # so that only the steps delete entries
         self.reference = Reference(max_entries, self.clock.now)
         self.max_waiting = max_waiting
@@ -141,7 +175,9 @@ class CacheMachine(RuleBasedStateMachine):
         self.hits.update(each.entry[3] for each in got.values() if each.source == "hit")
         return {key: each.found(self.reference.now) for key, each in got.items()}
 
-    def load(self, keys: list[str], outcomes: Iterator[Outcome]) -> Iterator[tuple[str, Loaded]]:
+    def load(
+        self, keys: list[str], outcomes: Iterator[Outcome]
+    ) -> Iterator[tuple[str, Loaded]]:
         for key in keys:
             seconds, loaded = next(outcomes)
             self.clock.now += seconds
@@ -159,7 +195,11 @@ class CacheMachine(RuleBasedStateMachine):
     def reap(self) -> None:
         """Delete what has expired."""
         self.cache.reap()
-        for entry in [entry for entry in self.reference.entries.values() if entry[0] <= self.reference.now]:
+        for entry in [
+            entry
+            for entry in self.reference.entries.values()
+            if entry[0] <= self.reference.now
+        ]:
             self.reference.remove(entry)
 
     @rule()
@@ -171,20 +211,50 @@ class CacheMachine(RuleBasedStateMachine):
     def get(self, key: str) -> None:
         """Get a key."""
         hit = self.cache.get(key)
-        assert ({key: Found(*hit, "hit", True)} if hit else {}) == self.expect(self.reference.hits([key]))
+        assert ({key: Found(*hit, "hit", True)} if hit else {}) == self.expect(
+            self.reference.hits([key])
+        )
 
-    @rule(keys=KEYS, outcomes=st.lists(st.tuples(SECONDS, LOADED), max_size=3), error=ERROR)
-    def ask(self, keys: list[str], outcomes: list[Outcome], error: BaseException | None) -> None:
-        """Ask for a list, whose load may take time or raise in the middle."""
-        expected = attempt(lambda: self.expect(self.reference.ask(keys, script(outcomes, error))))
-        plan = script(outcomes, error)
-        assert attempt(lambda: self.cache.get_or_load(keys, lambda missing: self.load(missing, plan))) == expected
-
-    @rule(outer=KEYS, inner=KEYS, outcomes=st.lists(LOADED, max_size=3), own=st.lists(LOADED, max_size=3), error=ERROR)
-    def overlap(
-        self, outer: list[str], inner: list[str], outcomes: list[Loaded], own: list[Loaded], error: BaseException | None
+    @rule(
+        keys=KEYS,
+        outcomes=st.lists(st.tuples(SECONDS, LOADED), max_size=3),
+        error=ERROR,
+    )
+    def ask(
+        self, keys: list[str], outcomes: list[Outcome], error: BaseException | None
     ) -> None:
-        """Ask for a list in another thread while a list that may have some of the same keys is being loaded."""
+        """Ask for a list, whose load may take time or raise in the middle."""
+        expected = attempt(
+            lambda: self.expect(self.reference.ask(keys, script(outcomes, error)))
+        )
+        plan = script(outcomes, error)
+        assert (
+            attempt(
+                lambda: self.cache.get_or_load(
+                    keys, lambda missing: self.load(missing, plan)
+                )
+            )
+            == expected
+        )
+
+    @rule(
+        outer=KEYS,
+        inner=KEYS,
+        outcomes=st.lists(LOADED, max_size=3),
+        own=st.lists(LOADED, max_size=3),
+        error=ERROR,
+    )
+    def overlap(
+        self,
+        outer: list[str],
+        inner: list[str],
+        outcomes: list[Loaded],
+        own: list[Loaded],
+        error: BaseException | None,
+    ) -> None:
+        """Ask for a list in another thread while a list that may have some of the same
+        keys is being loaded.
+        """
         theirs = [key for key in outer if key not in self.reference.hits(outer)]
         if not theirs:
             return
@@ -195,30 +265,50 @@ class CacheMachine(RuleBasedStateMachine):
 
         def load_inner(missing: list[str]) -> Iterator[tuple[str, Loaded]]:
             rounds.append(missing)
-            assert len(rounds) == 1 or ended.wait(PATIENCE)  # or it would not be known who settles first
+            assert len(rounds) == 1 or ended.wait(
+                PATIENCE
+            )  # or it would not be known who settles first
             return self.load(missing, plan_too)
 
         with ThreadPoolExecutor(1) as pool:
 
             def load_outer(missing: list[str]) -> Iterator[tuple[str, Loaded]]:
                 futures.append(pool.submit(self.cache.get_or_load, inner, load_inner))
-                until(lambda: futures[0].done() or self.cache.snapshot()[-2:] == (2, len(theirs)))
+                until(
+                    lambda: (
+                        futures[0].done()
+                        or self.cache.snapshot()[-2:] == (2, len(theirs))
+                    )
+                )
                 return self.load(missing, plan)
 
             found = attempt(lambda: self.cache.get_or_load(outer, load_outer))
             ended.set()
             found_too: Any = attempt(lambda: futures[0].result(PATIENCE))
-        expected, expected_too = self.expect_both(outer, inner, script(plain(outcomes), error), script(plain(own)))
+        expected, expected_too = self.expect_both(
+            outer, inner, script(plain(outcomes), error), script(plain(own))
+        )
         assert found == expected
         if isinstance(found_too, Exception):
             found_too = type(found_too), found_too.__cause__
         assert found_too == expected_too
 
-    def expect_both(self, outer: list[str], inner: list[str], plan: Iterator[Outcome], own: Iterator[Outcome]) -> Any:
-        """Return what both callers of `overlap` get: the outer load begins first and ends last."""
+    def expect_both(
+        self,
+        outer: list[str],
+        inner: list[str],
+        plan: Iterator[Outcome],
+        own: Iterator[Outcome],
+    ) -> Any:
+        """Return what both callers of `overlap` get: the outer load begins first and
+        ends last.
+        """
         reference, now = self.reference, self.reference.now
         got, got_too = reference.hits(outer), reference.hits(inner)
-        theirs, left = [key for key in outer if key not in got], [key for key in inner if key not in got_too]
+        theirs, left = (
+            [key for key in outer if key not in got],
+            [key for key in inner if key not in got_too],
+        )
         shared, again = [key for key in left if key in theirs], []
         private = set[str]()
         refused = bool(left) and self.max_waiting == 1
@@ -226,7 +316,11 @@ class CacheMachine(RuleBasedStateMachine):
             self.refused += len(inner)
         else:
             self.collapsed += len(shared)
-            got_too |= {key: reference.settle(key, next_loaded(own), now) for key in left if key not in shared}
+            got_too |= {
+                key: reference.settle(key, next_loaded(own), now)
+                for key in left
+                if key not in shared
+            }
         error: Any = None
         for position, key in enumerate(theirs):
             _, loaded = next(plan)
@@ -253,12 +347,27 @@ class CacheMachine(RuleBasedStateMachine):
     def agree(self) -> None:
         """Both hold and count the same."""
         stats, reference = self.cache.snapshot(), self.reference
-        assert stats.entries == {kind: sum(entry[3] == kind for entry in reference.entries.values()) for kind in KINDS}
+        assert stats.entries == {
+            kind: sum(entry[3] == kind for entry in reference.entries.values())
+            for kind in KINDS
+        }
         assert stats.hits == {kind: self.hits[kind] for kind in KINDS}
-        assert stats.loads == {kind: reference.loads[kind] for kind in (*KINDS, "failed")}
-        assert stats.evicted == {reason: reference.evicted[reason] for reason in ("expired", "bound")}
-        assert (stats.misses, stats.collapsed, stats.refused) == (reference.loads.total(), self.collapsed, self.refused)
-        assert (stats.waiting, stats.loading, len(self.cache)) == (0, 0, len(reference.entries))
+        assert stats.loads == {
+            kind: reference.loads[kind] for kind in (*KINDS, "failed")
+        }
+        assert stats.evicted == {
+            reason: reference.evicted[reason] for reason in ("expired", "bound")
+        }
+        assert (stats.misses, stats.collapsed, stats.refused) == (
+            reference.loads.total(),
+            self.collapsed,
+            self.refused,
+        )
+        assert (stats.waiting, stats.loading, len(self.cache)) == (
+            0,
+            0,
+            len(reference.entries),
+        )
         assert self.clock.now == reference.now
 
 
@@ -294,11 +403,15 @@ class Traffic:
 
     def __init__(self) -> None:
         ticks = itertools.count()
-        self.clock: Callable[[], float] = lambda: next(ticks) * 0.001  # time passes whenever somebody looks
+        self.clock: Callable[[], float] = lambda: (
+            next(ticks) * 0.001
+        )  # time passes whenever somebody looks
         self.cache = Cache(max_entries=1000, max_waiting=1000, clock=self.clock)
         self.order = itertools.count()
         self.loads: list[Loader] = []
-        self.settled = defaultdict[int, float](lambda: math.inf)  # by the beginning of the load, the moment afterwards
+        self.settled = defaultdict[int, float](
+            lambda: math.inf
+        )  # by the beginning of the load, the moment afterwards
         self.asked: list[Asked] = []
 
     def load_many(
@@ -309,15 +422,21 @@ class Traffic:
             yield key, loaded
             self.settled[cast(Any, loaded.value)[1]] = next(self.order)
 
-    def load(self, key: str, caller: int, asked_at: float, rng: random.Random) -> Loaded:
+    def load(
+        self, key: str, caller: int, asked_at: float, rng: random.Random
+    ) -> Loaded:
         begun = next(self.order)
         time.sleep(0)  # let others run
         lifetime = rng.choice([0.01, 0.02, 0.05])
         private = rng.random() < 0.25
-        outcome: Loaded | BaseException = Loaded((key, begun), rng.choice(KINDS), lifetime, private=private)
+        outcome: Loaded | BaseException = Loaded(
+            (key, begun), rng.choice(KINDS), lifetime, private=private
+        )
         if rng.random() < 0.1:
             outcome = rng.choice([ValueError, KeyboardInterrupt])(key)
-        self.loads.append(Loader(key, caller, begun, next(self.order), asked_at, outcome))
+        self.loads.append(
+            Loader(key, caller, begun, next(self.order), asked_at, outcome)
+        )
         if isinstance(outcome, BaseException):
             raise outcome
         return outcome
@@ -335,14 +454,24 @@ class Traffic:
                     partial(
                         self.cache.get_or_load,
                         keys,
-                        partial(self.load_many, caller=caller, asked_at=began_at, rng=rng),
+                        partial(
+                            self.load_many, caller=caller, asked_at=began_at, rng=rng
+                        ),
                     )
                 )
-            self.asked.append(Asked(caller, begun, next(self.order), began_at, self.clock(), keys, came))
+            self.asked.append(
+                Asked(
+                    caller, begun, next(self.order), began_at, self.clock(), keys, came
+                )
+            )
 
 
-def check_found(one: Asked, found: Found, load: Loader, settled: float, loads: list[Loader]) -> None:
-    """Assert that `found` is a legal answer to `one`, given the `load` that it is from and all loads of the key."""
+def check_found(
+    one: Asked, found: Found, load: Loader, settled: float, loads: list[Loader]
+) -> None:
+    """Assert that `found` is a legal answer to `one`, given the `load` that it is from
+    and all loads of the key.
+    """
     loaded = cast(Loaded, load.outcome)
     assert found.kind == loaded.kind
     assert abs(found.age + found.ttl - loaded.lifetime) < 1e-6
@@ -356,19 +485,32 @@ def check_found(one: Asked, found: Found, load: Loader, settled: float, loads: l
         assert not loaded.private
     else:
         assert found.source == "hit"
-        assert not any(load.ended < later.begun < one.begun for later in loads), "there was a newer value"
+        assert not any(load.ended < later.begun < one.begun for later in loads), (
+            "there was a newer value"
+        )
 
 
-def check_none(one: Asked, key: str, loads: dict[Any, Loader], known: dict[str, list[tuple[int, Any]]]) -> None:
-    """Assert that it is legal to find nothing: whatever was found before may have expired."""
+def check_none(
+    one: Asked,
+    key: str,
+    loads: dict[Any, Loader],
+    known: dict[str, list[tuple[int, Any]]],
+) -> None:
+    """Assert that it is legal to find nothing: whatever was found before may have
+    expired.
+    """
     for ended, value in known[key]:
         load = loads[value]
         if ended < one.begun:
-            assert load.asked_at + cast(Loaded, load.outcome).lifetime <= one.ended_at, "a fresh value was lost"
+            assert (
+                load.asked_at + cast(Loaded, load.outcome).lifetime <= one.ended_at
+            ), "a fresh value was lost"
 
 
 def test_what_several_threads_see_is_in_a_legal_order() -> None:
-    """With many threads, two loads of one key never overlap, and each answer is legal at its time."""
+    """With many threads, two loads of one key never overlap, and each answer is legal
+    at its time.
+    """
     traffic = Traffic()
     interval = sys.getswitchinterval()
     sys.setswitchinterval(1e-6)
@@ -382,25 +524,48 @@ def test_what_several_threads_see_is_in_a_legal_order() -> None:
     for load in sorted(traffic.loads, key=lambda load: load.begun):
         loads_of[load.key].append(load)
     for loads in loads_of.values():
-        assert all(one.ended < two.begun for one, two in itertools.pairwise(loads)), "two loads of a key at once"
-    by_value = {load.outcome.value: load for load in traffic.loads if isinstance(load.outcome, Loaded)}
-    errors = {id(load.outcome): load for load in traffic.loads if isinstance(load.outcome, BaseException)}
+        assert all(one.ended < two.begun for one, two in itertools.pairwise(loads)), (
+            "two loads of a key at once"
+        )
+    by_value = {
+        load.outcome.value: load
+        for load in traffic.loads
+        if isinstance(load.outcome, Loaded)
+    }
+    errors = {
+        id(load.outcome): load
+        for load in traffic.loads
+        if isinstance(load.outcome, BaseException)
+    }
     known: dict[str, list[tuple[int, Any]]] = defaultdict(list)
     results = Counter[str]()
     for one in sorted(traffic.asked, key=lambda one: one.ended):
         if isinstance(one.came, BaseException):
-            failed = errors[id(one.came.__cause__ if isinstance(one.came, LoadFailed) else one.came)]
+            failed = errors[
+                id(one.came.__cause__ if isinstance(one.came, LoadFailed) else one.came)
+            ]
             assert isinstance(one.came, LoadFailed) == (failed.caller != one.caller)
             results["failed"] += 1
             continue
         for key in one.keys:
             if key in one.came:
                 found = one.came[key]
-                check_found(one, found, by_value[found.value], traffic.settled[found.value[1]], loads_of[key])
+                check_found(
+                    one,
+                    found,
+                    by_value[found.value],
+                    traffic.settled[found.value[1]],
+                    loads_of[key],
+                )
                 results[found.source] += 1
                 if found.stored:
                     known[key].append((one.ended, found.value))
             else:
                 check_none(one, key, by_value, known)
                 results["none"] += 1
-    assert min(results[result] for result in ("hit", "miss", "collapsed", "failed", "none")) > 20, results
+    assert (
+        min(
+            results[result] for result in ("hit", "miss", "collapsed", "failed", "none")
+        )
+        > 20
+    ), results

@@ -1,4 +1,6 @@
-"""One client's connection: what counts as a request, the order of answers, and when the client is disconnected."""
+"""One client's connection: what counts as a request, the order of answers, and when the
+client is disconnected.
+"""
 
 import itertools
 import json
@@ -19,9 +21,16 @@ HIT = b"GET /hit/a HTTP/1.1\r\nHost: a\r\n\r\n"
 MISS = b"GET /miss HTTP/1.1\r\nHost: a\r\n\r\n"
 
 
-def get(*lines: bytes, method: bytes = b"GET", target: bytes = b"/hit/", version: bytes = b"1.1") -> bytes:
+def get(
+    *lines: bytes,
+    method: bytes = b"GET",
+    target: bytes = b"/hit/",
+    version: bytes = b"1.1",
+) -> bytes:
     """Return the head of a request with a Host and these lines."""
-    return b"\r\n".join([method + b" " + target + b" HTTP/" + version, b"Host: a", *lines, b"", b""])
+    return b"\r\n".join(
+        [method + b" " + target + b" HTTP/" + version, b"Host: a", *lines, b"", b""]
+    )
 
 
 def without_date(received: bytes | bytearray) -> bytes:
@@ -62,7 +71,10 @@ LINES = {
 FIELDS = {
     "length and chunked": ([b"Content-Length: 5", b"Transfer-Encoding: chunked"], 400),
     "chunked and length": ([b"Transfer-Encoding: chunked", b"Content-Length: 5"], 400),
-    "chunked and length, odd case": ([b"tRANSFER-eNCODING: Chunked", b"cONTENT-lENGTH: 5"], 400),
+    "chunked and length, odd case": (
+        [b"tRANSFER-eNCODING: Chunked", b"cONTENT-lENGTH: 5"],
+        400,
+    ),
     "two lengths": ([b"Content-Length: 5", b"Content-Length: 6"], 400),
     "one length twice": ([b"Content-Length: 5", b"Content-Length: 5"], 400),
     "a list of lengths": ([b"Content-Length: 5, 5"], 400),
@@ -108,15 +120,30 @@ HOSTS = [
     b"a." * 128, b"[::1", b"::1", b"[g]", b'"', b"<a>", b"a\\b", b"a?b", b"a#b", b"a:80:80",
 ]  # fmt: skip
 LARGE = {
-    "a target of 100 KB": (b"GET /hit/" + b"a" * 100_000 + b" HTTP/1.1\r\nHost: a\r\n\r\n", 414),
+    "a target of 100 KB": (
+        b"GET /hit/" + b"a" * 100_000 + b" HTTP/1.1\r\nHost: a\r\n\r\n",
+        414,
+    ),
     "a field of 64 KiB": (get(b"Accept: " + b"a" * 65536), 431),
     "many fields": (get(*[b"X-%d: y" % number for number in range(4000)]), 431),
     "a byte too much": (get(b"X: " + b"a" * (32768 - len(get(b"X: ")) + 1)), 431),
 }
 BAD: dict[str, tuple[bytes, int]] = {
-    **{name: (line + b"\r\nHost: a\r\n\r\n", status) for name, (line, status) in LINES.items()},
-    **{name: (get(*lines, method=b"POST"), status) for name, (lines, status) in FIELDS.items()},
-    **{f"Host {host[:12]!r}": (b"GET /hit/ HTTP/1.1\r\nHost: " + host + b"\r\n\r\n", 400) for host in HOSTS},
+    **{
+        name: (line + b"\r\nHost: a\r\n\r\n", status)
+        for name, (line, status) in LINES.items()
+    },
+    **{
+        name: (get(*lines, method=b"POST"), status)
+        for name, (lines, status) in FIELDS.items()
+    },
+    **{
+        f"Host {host[:12]!r}": (
+            b"GET /hit/ HTTP/1.1\r\nHost: " + host + b"\r\n\r\n",
+            400,
+        )
+        for host in HOSTS
+    },
     "a bad Host in HTTP/1.0": (b"GET /hit/ HTTP/1.0\r\nHost: a b\r\n\r\n", 400),
     "no Host": (b"GET /hit/ HTTP/1.1\r\n\r\n", 400),
     "chunked in HTTP/1.0": (get(b"Transfer-Encoding: chunked", version=b"1.0"), 411),
@@ -127,10 +154,13 @@ BAD: dict[str, tuple[bytes, int]] = {
 }
 
 
-@pytest.mark.parametrize(("raw", "status"), [pytest.param(*case, id=name) for name, case in BAD.items()])
+@pytest.mark.parametrize(
+    ("raw", "status"), [pytest.param(*case, id=name) for name, case in BAD.items()]
+)
 def test_rejected(raw: bytes, status: int) -> None:
-    """A malformed, ambiguous or too large request gets its error in the envelope, the connection is closed, and nothing
-    that follows is processed, however the bytes are split and whatever came before."""
+    """A malformed, ambiguous or too large request gets its error in the envelope, the
+    connection is closed, and nothing that follows is processed, however the bytes are
+    split and whatever came before."""
     desk = Desk()
     for before in (b"", HIT, MISS):
         for pieces in splits(raw + HIT * 2) if len(raw) < 5000 else [[raw + HIT * 2]]:
@@ -166,16 +196,30 @@ def test_rejections_say_why(name: str) -> None:
 
 
 def test_rejected_head_requests() -> None:
-    """A HEAD request that is rejected gets no body either, and one with another method does."""
+    """A HEAD request that is rejected gets no body either, and one with another method
+    does.
+    """
     for method, has_body in ((b"HEAD", False), (b"HEADS", True), (b"GET", True)):
-        (answer,) = Wire(Desk()).send(method + b" * HTTP/1.1\r\nHost: a\r\n\r\n").answers(method.decode())
+        (answer,) = (
+            Wire(Desk())
+            .send(method + b" * HTTP/1.1\r\nHost: a\r\n\r\n")
+            .answers(method.decode())
+        )
         assert (answer.status, bool(answer.body)) == (400, has_body)
 
 
 def test_rejected_before_the_head_is_complete() -> None:
-    """A head that can't become a request, such as TLS or HTTP/0.9, is rejected without waiting for the rest of it."""
-    for raw, status in ((b"\x16\x03\x01\x02\x00", 400), (b"GET /\r\n", 400), (b"GET / HTTP/3.0\r\n", 505)):
-        assert [answer.status for answer in Wire(Desk()).send(raw).answers()] == [status]
+    """A head that can't become a request, such as TLS or HTTP/0.9, is rejected without
+    waiting for the rest of it.
+    """
+    for raw, status in (
+        (b"\x16\x03\x01\x02\x00", 400),
+        (b"GET /\r\n", 400),
+        (b"GET / HTTP/3.0\r\n", 505),
+    ):
+        assert [answer.status for answer in Wire(Desk()).send(raw).answers()] == [
+            status
+        ]
     assert Wire(Desk()).send(b"GET / HTTP/1.1\r\nHost: a\r\n").answers() == []
 
 
@@ -201,8 +245,15 @@ GOOD = {
     "no ASCII in a value": get(b"X: \xe9\xff"),
     "an empty value": get(b"X:", b"Y: \t "),
     "one name twice": get(b"Accept: a", b"ACCEPT: b"),
-    "an upgrade": get(b"Connection: Upgrade, HTTP2-Settings", b"Upgrade: h2c", b"HTTP2-Settings: AAMAAABkAAQ"),
-    "an upgrade with a body": get(b"Connection: Upgrade", b"Upgrade: x", b"Content-Length: 2", method=b"POST") + b"hi",
+    "an upgrade": get(
+        b"Connection: Upgrade, HTTP2-Settings",
+        b"Upgrade: h2c",
+        b"HTTP2-Settings: AAMAAABkAAQ",
+    ),
+    "an upgrade with a body": get(
+        b"Connection: Upgrade", b"Upgrade: x", b"Content-Length: 2", method=b"POST"
+    )
+    + b"hi",
     "as long as it may be": get(b"X: " + b"a" * (32768 - len(get(b"X: ")))),
     "kept alive": get(b"Connection: keep-alive"),
     "closed": get(b"Connection: close"),
@@ -214,10 +265,12 @@ GOOD = {
 }
 
 
-@pytest.mark.parametrize("raw", [pytest.param(raw, id=name) for name, raw in GOOD.items()])
+@pytest.mark.parametrize(
+    "raw", [pytest.param(raw, id=name) for name, raw in GOOD.items()]
+)
 def test_same_however_it_arrives(raw: bytes) -> None:
-    """A request gets the same answer whether or not it was parsed before, on a new or a reused connection, in one piece
-    or in many, alone or between others."""
+    """A request gets the same answer whether or not it was parsed before, on a new or a
+    reused connection, in one piece or in many, alone or between others."""
 
     def transcript(desk: Desk, *pieces: bytes, before: bytes = b"") -> Any:
         wire = Wire(desk).send(before)
@@ -231,7 +284,12 @@ def test_same_however_it_arrives(raw: bytes) -> None:
     assert len(expected[0]) == 1
     warm = Desk()
     for pieces in splits(raw) if len(raw) < 5000 else [[raw]]:
-        for before in (b"", HIT, get(b"Content-Length: 3", method=b"POST") + b"abc", raw if expected[2] else b""):
+        for before in (
+            b"",
+            HIT,
+            get(b"Content-Length: 3", method=b"POST") + b"abc",
+            raw if expected[2] else b"",
+        ):
             for desk in (Desk(), warm, warm):
                 assert transcript(desk, *pieces, before=before) == expected
     if expected[2]:
@@ -250,21 +308,30 @@ def test_same_however_it_arrives(raw: bytes) -> None:
     ],
 )
 def test_targets(name: str, path: str, query: str) -> None:
-    """Path and query are those of the target; the host of an absolute target replaces the Host header."""
+    """Path and query are those of the target; the host of an absolute target replaces
+    the Host header.
+    """
     request = parse(GOOD[name])
     assert (request.path, request.query) == (path, query)
     assert request.headers["host"] == ("b.example:80" if name == "an address" else "a")
 
 
 def test_fields() -> None:
-    """Names are in lower case, values are stripped, and the values of a repeated name are joined by commas."""
+    """Names are in lower case, values are stripped, and the values of a repeated name
+    are joined by commas.
+    """
     headers = parse(get(b"X:  Xy \t", b"ACCEPT: a", b"accept: b", b"E: \xe9")).headers
     assert headers == {"host": "a", "x": "Xy", "accept": "a, b", "e": "\xe9"}
 
 
 def test_the_same_fields_are_parsed_once() -> None:
-    """Requests with the same header fields, as a browser sends them, share the parsed ones."""
-    assert parse(get(b"X: y", target=b"/hit/1")).headers is parse(get(b"X: y", target=b"/hit/2")).headers
+    """Requests with the same header fields, as a browser sends them, share the parsed
+    ones.
+    """
+    assert (
+        parse(get(b"X: y", target=b"/hit/1")).headers
+        is parse(get(b"X: y", target=b"/hit/2")).headers
+    )
 
 
 @pytest.mark.parametrize(
@@ -281,16 +348,26 @@ def test_the_same_fields_are_parsed_once() -> None:
     ],
 )
 def test_keeps_a_connection_or_closes_it(name: str, said: str, stays: bool) -> None:
-    """HTTP/1.1 keeps a connection by default, HTTP/1.0 on request; after the last answer, nothing is processed."""
-    raw = GOOD[name].replace(b"Host: a", b"Host: keeps.connections")  # fields that no other test has had parsed
+    """HTTP/1.1 keeps a connection by default, HTTP/1.0 on request; after the last
+    answer, nothing is processed.
+    """
+    raw = GOOD[name].replace(
+        b"Host: a", b"Host: keeps.connections"
+    )  # fields that no other test has had parsed
     wire = Wire(desk := Desk()).send(raw + HIT)
     first, *rest = wire.answers()
-    assert (first.headers["Connection"], len(rest), wire.open) == (said, int(stays), stays)
+    assert (first.headers["Connection"], len(rest), wire.open) == (
+        said,
+        int(stays),
+        stays,
+    )
     assert len(desk.seen) == 1 + stays
 
 
 def test_head_has_no_body() -> None:
-    """HEAD gets the headers of GET, including Content-Length, but no body; the next request is answered."""
+    """HEAD gets the headers of GET, including Content-Length, but no body; the next
+    request is answered.
+    """
     asked = [get(method=b"HEAD"), get(method=b"HEAD", target=b"/miss"), HIT]
     wire = Wire(Desk()).send(b"".join(asked))
     wire.settle()
@@ -301,14 +378,21 @@ def test_head_has_no_body() -> None:
 
 
 def test_expect() -> None:
-    """A client that expects a 100 before it sends the body gets one, unless the body has arrived or is rejected."""
+    """A client that expects a 100 before it sends the body gets one, unless the body
+    has arrived or is rejected.
+    """
     asks = get(b"Expect: 100-Continue", b"Content-Length: 2", method=b"POST")
     wire = Wire(Desk()).send(asks)
     assert [answer.status for answer in wire.answers()] == [100]
     assert [answer.status for answer in wire.send(b"h", b"i").answers()] == [100, 200]
-    assert [answer.status for answer in Wire(Desk()).send(asks + b"hi").answers()] == [200]
+    assert [answer.status for answer in Wire(Desk()).send(asks + b"hi").answers()] == [
+        200
+    ]
     assert Wire(Desk()).send(asks.replace(b"HTTP/1.1", b"HTTP/1.0")).answers() == []
-    assert [answer.status for answer in Wire(Desk()).send(asks.replace(b": 2", b": 65537")).answers()] == [413]
+    assert [
+        answer.status
+        for answer in Wire(Desk()).send(asks.replace(b": 2", b": 65537")).answers()
+    ] == [413]
     wire = Wire(Desk()).send(MISS, asks)
     assert wire.answers() == []  # not before the answer to the first
     wire.settle()
@@ -319,7 +403,9 @@ def test_expect() -> None:
 
 
 def test_pipelined_requests_are_answered_in_order() -> None:
-    """200 pipelined requests, hits and misses mixed, are answered in order, one at a time."""
+    """200 pipelined requests, hits and misses mixed, are answered in order, one at a
+    time.
+    """
     wire = Wire(desk := Desk())
     paths = [f"/{'hit' if number % 3 else 'miss'}/{number}" for number in range(200)]
     wire.send(b"".join(get(target=path.encode()) for path in paths))
@@ -331,7 +417,9 @@ def test_pipelined_requests_are_answered_in_order() -> None:
 
 
 def test_bodies_are_handed_on() -> None:
-    """A worker gets each request with its own body, even one that looks like a request that was parsed before."""
+    """A worker gets each request with its own body, even one that looks like a request
+    that was parsed before.
+    """
     wire = Wire(desk := Desk()).send(HIT)
     post = get(b"Content-Length: %d" % len(HIT), method=b"POST", target=b"/miss")
     wire.send(post, HIT)  # the body in a read of its own
@@ -342,11 +430,20 @@ def test_bodies_are_handed_on() -> None:
         wire.send(MISS)
         wire.settle()
     assert desk.bodies == [HIT, HIT, b"", b""]
-    assert [request.path for request in desk.seen] == ["/hit/a", "/miss", "/miss", "/hit/a", "/miss", "/miss"]
+    assert [request.path for request in desk.seen] == [
+        "/hit/a",
+        "/miss",
+        "/miss",
+        "/hit/a",
+        "/miss",
+        "/miss",
+    ]
 
 
 def test_immediate_answers_are_immediate() -> None:
-    """An immediate answer is sent in the turn of the event loop that read the last byte of the request."""
+    """An immediate answer is sent in the turn of the event loop that read the last byte
+    of the request.
+    """
     wire = Wire(Desk())
     for count, pieces in enumerate(([HIT], [HIT], [HIT[:20], HIT[20:]]), 1):
         for piece in pieces:
@@ -360,7 +457,9 @@ CLOSES = get(b"Connection: close", target=b"/miss")
 
 @pytest.mark.parametrize("raw", [HIT, MISS, HIT + MISS, MISS + HIT, CLOSES])
 def test_half_closed_clients_get_their_answers(raw: bytes) -> None:
-    """A client that half-closes after its requests gets all answers, then the connection is closed."""
+    """A client that half-closes after its requests gets all answers, then the
+    connection is closed.
+    """
     wire = Wire(desk := Desk()).send(raw, half_close=True)
     if desk.waiting:
         assert not wire.closed
@@ -369,7 +468,10 @@ def test_half_closed_clients_get_their_answers(raw: bytes) -> None:
     assert (wire.closed, wire.aborted) == (True, False)
 
 
-@pytest.mark.parametrize("raw", [b"", b"GET / HT", HIT[:-1], get(b"Content-Length: 5", method=b"POST") + b"hell"])
+@pytest.mark.parametrize(
+    "raw",
+    [b"", b"GET / HT", HIT[:-1], get(b"Content-Length: 5", method=b"POST") + b"hell"],
+)
 def test_unfinished_requests_are_dropped(raw: bytes) -> None:
     """A request that is incomplete when the client half-closes is dropped."""
     wire = Wire(desk := Desk()).send(raw, half_close=True)
@@ -386,37 +488,60 @@ def test_a_client_that_vanishes() -> None:
 
 
 def test_an_immediate_answer_that_fails(caplog: pytest.LogCaptureFixture) -> None:
-    """If the immediate answer to a request fails, that is logged, and a worker answers the request."""
+    """If the immediate answer to a request fails, that is logged, and a worker answers
+    the request.
+    """
     wire = Wire(desk := Desk()).send(get(target=b"/hit/broken"), HIT)
     assert (wire.answers(), len(desk.waiting)) == ([], 1)
     wire.settle()
     assert [answer.status for answer in wire.answers()] == [200, 200]
-    assert (caplog.records[0].name, "ZeroDivisionError" in caplog.text) == ("c42c", True)
+    assert (caplog.records[0].name, "ZeroDivisionError" in caplog.text) == (
+        "c42c",
+        True,
+    )
 
 
-def test_a_request_without_an_immediate_answer(caplog: pytest.LogCaptureFixture) -> None:
-    """If a request never has an immediate answer, a worker answers it, and nothing is logged."""
+def test_a_request_without_an_immediate_answer(
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    """If a request never has an immediate answer, a worker answers it, and nothing is
+    logged.
+    """
     Wire(desk := Desk(immediate=lambda _: None)).send(HIT)
     assert (len(desk.waiting), caplog.records) == (1, [])
 
 
 def test_work_that_fails() -> None:
-    """If the work for a request fails, the client gets a 500 in the envelope, and its connection goes on."""
+    """If the work for a request fails, the client gets a 500 in the envelope, and its
+    connection goes on.
+    """
     wire = Wire(desk := Desk()).send(MISS + HIT)
     _, done = desk.waiting.popleft()
     done(None)
     failed, other = wire.answers()
-    assert (failed.status, json.loads(failed.body)["error"]["status_code"], other.status) == (500, 500, 200)
-    assert json.loads(failed.body)["error"]["message"] == "the service failed; its log says why"
+    assert (
+        failed.status,
+        json.loads(failed.body)["error"]["status_code"],
+        other.status,
+    ) == (500, 500, 200)
+    assert (
+        json.loads(failed.body)["error"]["message"]
+        == "the service failed; its log says why"
+    )
 
 
 def test_answers_while_the_server_closes() -> None:
-    """While the server is closing, each answer says `Connection: close` and is the last of its connection."""
+    """While the server is closing, each answer says `Connection: close` and is the last
+    of its connection.
+    """
     desk = Desk()
     wire = Wire(desk).send(HIT)
     desk.hub.closing = True
     wire.send(HIT + HIT)
-    assert [answer.headers.get("Connection") for answer in wire.answers()] == ["keep-alive", "close"]
+    assert [answer.headers.get("Connection") for answer in wire.answers()] == [
+        "keep-alive",
+        "close",
+    ]
 
 
 # Time
@@ -425,12 +550,17 @@ def test_answers_while_the_server_closes() -> None:
 def test_date() -> None:
     """Each answer has a Date in the format of RFC 9110, 5.6.7."""
     (answer,) = Wire(Desk()).send(HIT).answers()
-    assert re.fullmatch(r"[A-Z][a-z]{2}, \d\d [A-Z][a-z]{2} \d{4} \d\d:\d\d:\d\d GMT", answer.headers["Date"])
+    assert re.fullmatch(
+        r"[A-Z][a-z]{2}, \d\d [A-Z][a-z]{2} \d{4} \d\d:\d\d:\d\d GMT",
+        answer.headers["Date"],
+    )
 
 
 @pytest.mark.parametrize("before", [b"", HIT])
 def test_idle_connections_are_closed(before: bytes) -> None:
-    """A connection is closed once it has been idle for 75 s since its last answer, and nothing is sent on it."""
+    """A connection is closed once it has been idle for 75 s since its last answer, and
+    nothing is sent on it.
+    """
     wire = Wire(desk := Desk()).send(before)
     if before:
         desk.tick(60)
@@ -442,9 +572,13 @@ def test_idle_connections_are_closed(before: bytes) -> None:
     assert (wire.closed, len(wire.received)) == (True, received)
 
 
-@pytest.mark.parametrize("raw", [get(), get(b"Content-Length: 100", method=b"POST") + b"x" * 100])
+@pytest.mark.parametrize(
+    "raw", [get(), get(b"Content-Length: 100", method=b"POST") + b"x" * 100]
+)
 def test_slow_requests_are_rejected(raw: bytes) -> None:
-    """A client that sends a byte a second gets a 408 after 10 s, whether it is sending the head or the body."""
+    """A client that sends a byte a second gets a 408 after 10 s, whether it is sending
+    the head or the body.
+    """
     wire = Wire(desk := Desk())
     desk.tick(60)
     for seconds in range(10):
@@ -457,7 +591,9 @@ def test_slow_requests_are_rejected(raw: bytes) -> None:
 
 
 def test_a_request_in_time() -> None:
-    """The time limit for a request starts with its first byte, not when the client connected or got its last answer."""
+    """The time limit for a request starts with its first byte, not when the client
+    connected or got its last answer.
+    """
     wire = Wire(desk := Desk())
     for _ in range(3):
         desk.tick(60)
@@ -477,7 +613,9 @@ def test_work_takes_its_time() -> None:
 
 
 def test_clients_that_take_nothing_are_dropped() -> None:
-    """A client that takes no byte of its answers for 30 s is disconnected; one that takes some isn't."""
+    """A client that takes no byte of its answers for 30 s is disconnected; one that
+    takes some isn't.
+    """
     desk = Desk()
     stuck, slow = Wire(desk), Wire(desk)
     for wire in (stuck, slow):
@@ -494,9 +632,14 @@ def test_clients_that_take_nothing_are_dropped() -> None:
 
 
 def test_after_the_last_answer() -> None:
-    """After the last answer, data from the client is dropped until it closes its side or 2 s have passed."""
+    """After the last answer, data from the client is dropped until it closes its side
+    or 2 s have passed.
+    """
     desk = Desk()
-    patient, hasty = Wire(desk).send(get(b"Connection: close")), Wire(desk).send(b"nonsense\r\n")
+    patient, hasty = (
+        Wire(desk).send(get(b"Connection: close")),
+        Wire(desk).send(b"nonsense\r\n"),
+    )
     for wire in (patient, hasty):
         wire.send(HIT * 1000)
         assert (wire.ended, wire.closed, wire.untaken) == (True, False, 0)
@@ -517,7 +660,9 @@ def test_after_the_last_answer() -> None:
 
 
 def test_a_turn_takes_16_kib_of_a_client() -> None:
-    """A turn of the loop reads at most 16 KiB from a client that pipelines endlessly, and answers others in between."""
+    """A turn of the loop reads at most 16 KiB from a client that pipelines endlessly,
+    and answers others in between.
+    """
     desk = Desk()
     greedy, modest = Wire(desk), Wire(desk)
     greedy.queue(HIT * 3000)
@@ -531,7 +676,9 @@ def test_a_turn_takes_16_kib_of_a_client() -> None:
 
 
 def test_no_more_is_read_than_is_needed() -> None:
-    """While a worker has a request, at most 64 KiB of what the client sends next are read."""
+    """While a worker has a request, at most 64 KiB of what the client sends next are
+    read.
+    """
     for pieces in ([MISS * 10_000], [MISS] * 10_000):
         wire = Wire(desk := Desk()).send(*pieces)
         assert len(desk.waiting) == 1
@@ -539,7 +686,9 @@ def test_no_more_is_read_than_is_needed() -> None:
 
 
 def test_a_client_that_takes_nothing_is_asked_nothing() -> None:
-    """While a client takes no data, about 64 KiB of answers are made for it; the rest follow once it does."""
+    """While a client takes no data, about 64 KiB of answers are made for it; the rest
+    follow once it does.
+    """
     wire = Wire(desk := Desk())
     wire.stuck = True
     wire.send(*[HIT] * 5000)
@@ -566,7 +715,9 @@ def test_no_second_large_answer_for_a_client_that_takes_nothing() -> None:
 
 
 def test_idle_connections_make_room() -> None:
-    """At the limit, a new connection takes the place of those that have been idle longest, a sixteenth of all."""
+    """At the limit, a new connection takes the place of those that have been idle
+    longest, a sixteenth of all.
+    """
     desk = Desk(room=32)
     wires = [Wire(desk).send(MISS)]
     desk.finish()
@@ -590,7 +741,11 @@ def test_no_room() -> None:
     busy = [Wire(desk).send(MISS) for _ in range(3)]
     rejected = Wire(desk)
     (answer,) = rejected.answers()
-    assert (answer.status, answer.headers["Connection"], rejected.ended) == (503, "close", True)
+    assert (answer.status, answer.headers["Connection"], rejected.ended) == (
+        503,
+        "close",
+        True,
+    )
     assert b'"all connections are busy"' in answer.body
     busy[0].settle()
     assert all(len(wire.answers()) == 1 and wire.open for wire in busy)
@@ -605,7 +760,9 @@ def test_parsed_requests_are_bounded() -> None:
         wire.send(get(target=b"/hit/%d" % number))
         assert len(desk.hub.known) == number % 4096 + 1
     known, largest = set(desk.hub.known), get(b"X: " + b"y" * (2048 - len(get(b"X: "))))
-    wire.send(largest.replace(b"X:", b"XX:"), get(b"Content-Length: 1", method=b"POST") + b"x")
+    wire.send(
+        largest.replace(b"X:", b"XX:"), get(b"Content-Length: 1", method=b"POST") + b"x"
+    )
     assert set(desk.hub.known) == known
     wire.send(largest)
     assert largest in desk.hub.known
@@ -627,27 +784,42 @@ FIELD_LINES = [
 ]  # fmt: skip
 line_ends = st.sampled_from([b"\r\n"] * 8 + [b"\n", b"\r", b"\r\r\n", b""])
 request_lines = st.one_of(
-    st.sampled_from([b"GET /hit/ HTTP/1.1", b"POST /hit/ HTTP/1.1", b"GET /hit/ HTTP/1.0"]),
+    st.sampled_from(
+        [b"GET /hit/ HTTP/1.1", b"POST /hit/ HTTP/1.1", b"GET /hit/ HTTP/1.0"]
+    ),
     st.lists(st.sampled_from(TOKENS), min_size=1, max_size=6).map(b" ".join),
 )
 fields = st.lists(st.sampled_from(FIELD_LINES) | st.binary(max_size=8), max_size=5)
-bodies = st.sampled_from([b"", b"hello", b"5\r\nhello\r\n0\r\n\r\n", b"0\r\n\r\n", HIT, b"\r\n", b"hel"])
+bodies = st.sampled_from(
+    [b"", b"hello", b"5\r\nhello\r\n0\r\n\r\n", b"0\r\n\r\n", HIT, b"\r\n", b"hel"]
+)
 
 
 @st.composite
 def one_request(draw: Any) -> bytes:
     """Return something like a request."""
-    lines = [draw(request_lines), *(draw(fields) if draw(st.booleans()) else [b"Host: a", *draw(fields)])]
-    raw: bytes = b"".join(line + draw(line_ends) for line in lines) + draw(line_ends) + draw(bodies)
+    lines = [
+        draw(request_lines),
+        *(draw(fields) if draw(st.booleans()) else [b"Host: a", *draw(fields)]),
+    ]
+    raw: bytes = (
+        b"".join(line + draw(line_ends) for line in lines)
+        + draw(line_ends)
+        + draw(bodies)
+    )
     return raw
 
 
-whole = st.sampled_from([HIT, MISS, get(b"Content-Length: 5", method=b"POST") + b"hello"])
+whole = st.sampled_from(
+    [HIT, MISS, get(b"Content-Length: 5", method=b"POST") + b"hello"]
+)
 streams = st.lists(one_request() | whole, max_size=4)
 
 
 def read_by_h11(raw: bytes) -> tuple[list[tuple[bytes, bytes, bytes]], bool]:
-    """Return method, target and body of the requests that h11 finds, and whether it rejected the rest."""
+    """Return method, target and body of the requests that h11 finds, and whether it
+    rejected the rest.
+    """
     connection, found = h11.Connection(h11.SERVER, max_incomplete_event_size=2**20), []
     connection.receive_data(raw)
     connection.receive_data(b"")
@@ -662,7 +834,9 @@ def read_by_h11(raw: bytes) -> tuple[list[tuple[bytes, bytes, bytes]], bool]:
             elif isinstance(event, h11.EndOfMessage):
                 assert request
                 found.append((request.method, request.target, body))
-                connection.send(h11.Response(status_code=200, headers=[("Content-Length", "0")]))
+                connection.send(
+                    h11.Response(status_code=200, headers=[("Content-Length", "0")])
+                )
                 connection.send(h11.EndOfMessage())
                 if connection.our_state is h11.MUST_CLOSE:
                     return found, False
@@ -680,7 +854,9 @@ def read_by_us(raw: bytes) -> list[tuple[bytes, bytes, bytes]]:
     while desk.waiting:
         request, _ = desk.waiting[0]
         target = request.path + ("?" + request.query if request.query else "")
-        found.append((request.method.encode(), target.encode("latin-1"), desk.bodies[-1]))
+        found.append(
+            (request.method.encode(), target.encode("latin-1"), desk.bodies[-1])
+        )
         desk.finish()
         wire.run()
     return found
@@ -688,22 +864,38 @@ def read_by_us(raw: bytes) -> list[tuple[bytes, bytes, bytes]]:
 
 @settings(deadline=None, max_examples=200)
 @given(streams)
-@example([get(b"Content-Length: 5", b"Transfer-Encoding: chunked", method=b"POST") + b"0\r\n\r\n", HIT])
+@example(
+    [
+        get(b"Content-Length: 5", b"Transfer-Encoding: chunked", method=b"POST")
+        + b"0\r\n\r\n",
+        HIT,
+    ]
+)
 def test_finds_the_requests_that_h11_finds(parts: list[bytes]) -> None:
-    """Whatever bytes a client sends, every request that is processed is one that h11 finds in the same place, with the
-    same body."""
+    """Whatever bytes a client sends, every request that is processed is one that h11
+    finds in the same place, with the same body."""
     raw = b"".join(parts)
     ours, (theirs, _) = read_by_us(raw), read_by_h11(raw)
-    assert [(method, body) for method, _, body in ours] == [(method, body) for method, _, body in theirs[: len(ours)]]
+    assert [(method, body) for method, _, body in ours] == [
+        (method, body) for method, _, body in theirs[: len(ours)]
+    ]
     for (_, our_target, _), (_, their_target, _) in zip(ours, theirs, strict=False):
-        assert their_target.endswith(our_target) or b"%" in their_target or our_target == b"/"
+        assert (
+            their_target.endswith(our_target)
+            or b"%" in their_target
+            or our_target == b"/"
+        )
 
 
 @unhurried
 @given(streams, st.lists(st.integers(0, 2000), max_size=8))
 def test_any_split_gives_the_same_answers(parts: list[bytes], cuts: list[int]) -> None:
-    """A stream of good and bad requests gets the same answers however it is cut into reads."""
-    raw = b"".join(part.replace(b"Expect", b"Except") for part in parts)  # 100 depends on what has arrived
+    """A stream of good and bad requests gets the same answers however it is cut into
+    reads.
+    """
+    raw = b"".join(
+        part.replace(b"Expect", b"Except") for part in parts
+    )  # 100 depends on what has arrived
     places = sorted({0, len(raw), *(cut for cut in cuts if cut < len(raw))})
     pieces = [raw[begin:end] for begin, end in itertools.pairwise(places)]
     transcripts = []
@@ -715,9 +907,14 @@ def test_any_split_gives_the_same_answers(parts: list[bytes], cuts: list[int]) -
 
 
 @unhurried
-@given(st.binary(max_size=200) | st.lists(st.sampled_from([*TOKENS, *FIELD_LINES]), max_size=12).map(b"".join))
+@given(
+    st.binary(max_size=200)
+    | st.lists(st.sampled_from([*TOKENS, *FIELD_LINES]), max_size=12).map(b"".join)
+)
 def test_any_bytes_are_a_request_or_rejected(raw: bytes) -> None:
-    """Any bytes either parse as a request or are rejected; no other exception is raised."""
+    """Any bytes either parse as a request or are rejected; no other exception is
+    raised.
+    """
     try:
         request = parse(raw)
     except MalformedRequest as error:

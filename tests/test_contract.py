@@ -60,11 +60,17 @@ def schema() -> Any:
 
 
 def test_document_is_sound(schema: Any) -> None:
-    """The document is valid OpenAPI 3.1, its references resolve, and every part of it is used."""
+    """The document is valid OpenAPI 3.1, its references resolve, and every part of it
+    is used.
+    """
     schema.validate()
     text = json.dumps(DOCUMENT)
     references = set(re.findall(r'"\$ref": "#/components/(\w+/\w+)"', text))
-    parts = {f"{kind}/{name}" for kind, named in DOCUMENT["components"].items() for name in named}
+    parts = {
+        f"{kind}/{name}"
+        for kind, named in DOCUMENT["components"].items()
+        for name in named
+    }
     assert references == parts
     assert set(re.findall("[0-9a-f]{32}_[0-9]{14}", text)) <= set(DEMO_EVENTS.values())
 
@@ -83,38 +89,75 @@ def test_document_gives_good_types() -> None:
         ("application/json", "Error"),
         ("text/plain", "OtherError"),
     }
-    assert {path for path, media, _ in errors if media == "text/plain"} == {ONE}, "only these are passed through"
+    assert {path for path, media, _ in errors if media == "text/plain"} == {ONE}, (
+        "only these are passed through"
+    )
 
 
 def test_every_route_is_described(inside: Callable[..., Inside]) -> None:
-    """The document has the paths that the service has, in one spelling each, and no others."""
+    """The document has the paths that the service has, in one spelling each, and no
+    others.
+    """
     rules = {rule.rule for rule in inside().app.url_map.iter_rules()}
-    written = {rule.replace("<path:filename>", "{name}").replace("<", "{").replace(">", "}") for rule in rules}
+    written = {
+        rule.replace("<path:filename>", "{name}").replace("<", "{").replace(">", "}")
+        for rule in rules
+    }
     described = set(DOCUMENT["paths"])
     assert described <= written
-    assert {path.rstrip("/") for path in written} == {path.rstrip("/") for path in described}
+    assert {path.rstrip("/") for path in written} == {
+        path.rstrip("/") for path in described
+    }
     assert len({path.rstrip("/") for path in described}) == len(described)
     (name, _) = operation("/static/{name}")["parameters"]
-    assert set(name["schema"]["enum"]) == {file.name for file in (ROOT / "operations/static").iterdir()}
+    assert set(name["schema"]["enum"]) == {
+        file.name for file in (ROOT / "operations/static").iterdir()
+    }
 
 
 def test_troubles_are_those_of_the_status_page() -> None:
-    """The document names the troubles that the status page shows, except the two that only the page detects."""
+    """The document names the troubles that the status page shows, except the two that
+    only the page detects.
+    """
     page = (ROOT / "operations/templates/status.html").read_text()
-    troubles = DOCUMENT["components"]["schemas"]["Status"]["properties"]["troubles"]["items"]["enum"]
-    assert troubles == [name for name in re.findall('data-trouble="(.*?)"', page) if name not in ("none", "silent")]
+    troubles = DOCUMENT["components"]["schemas"]["Status"]["properties"]["troubles"][
+        "items"
+    ]["enum"]
+    assert troubles == [
+        name
+        for name in re.findall('data-trouble="(.*?)"', page)
+        if name not in ("none", "silent")
+    ]
 
 
 def test_document_is_served(service: Service) -> None:
     """The document is served as it is, and with a 304 to clients that have it."""
     answer = service.get("/openapi.json")
-    assert (answer.status_code, answer.headers["Content-Type"]) == (200, "application/json")
+    assert (answer.status_code, answer.headers["Content-Type"]) == (
+        200,
+        "application/json",
+    )
     assert answer.json() == DOCUMENT
     assert len(answer.raw.headers.getlist("Date")) == 1
-    assert service.get("/openapi.json", headers={"If-None-Match": answer.headers["ETag"]}).status_code == 304
-    assert service.get("/openapi.json", headers={"Range": "bytes=0-3"}).json() == DOCUMENT  # 206 isn't in it
-    for date in "Mon, 01 Jan 99999999999999999999 00:00:00 GMT", "Mon, 01 Jan 2026 00:00:00 +99999999999999999999":
-        assert service.get("/openapi.json", headers={"If-Modified-Since": date}).status_code == 200
+    assert (
+        service.get(
+            "/openapi.json", headers={"If-None-Match": answer.headers["ETag"]}
+        ).status_code
+        == 304
+    )
+    assert (
+        service.get("/openapi.json", headers={"Range": "bytes=0-3"}).json() == DOCUMENT
+    )  # 206 isn't in it
+    for date in (
+        "Mon, 01 Jan 99999999999999999999 00:00:00 GMT",
+        "Mon, 01 Jan 2026 00:00:00 +99999999999999999999",
+    ):
+        assert (
+            service.get(
+                "/openapi.json", headers={"If-Modified-Since": date}
+            ).status_code
+            == 200
+        )
 
 
 @contextmanager
@@ -146,31 +189,60 @@ def trouble(name: str, service: Service, upstream: Standin) -> Iterator[None]:
     upstream.clear_rules()
 
 
-def test_examples_are_real(schema: Any, start: Callable[..., Service], upstream: Standin) -> None:
-    """Each example has the status and body that the service answers on the stand-in, and describes every header."""
+def test_examples_are_real(
+    schema: Any, start: Callable[..., Service], upstream: Standin
+) -> None:
+    """Each example has the status and body that the service answers on the stand-in,
+    and describes every header.
+    """
     service = start(C42_TIMEOUT="0.5", C42_THREADS="17")
     fixed = {"malformed": "%20", "empty": "[]"}
-    for path in ("/readyz", "/livez", "/healthz", MANY, ONE):  # faults last, the pause last of all
+    for path in (
+        "/readyz",
+        "/livez",
+        "/healthz",
+        MANY,
+        ONE,
+    ):  # faults last, the pause last of all
         parameter = (operation(path).get("parameters") or [{}])[0]
-        asked = {name: example["value"] for name, example in parameter.get("examples", {}).items()}
+        asked = {
+            name: example["value"]
+            for name, example in parameter.get("examples", {}).items()
+        }
         answered = sorted(examples(path).items(), key=lambda item: item[0] == "paused")
         assert asked.keys() <= dict(answered).keys()
         for name, (status, body) in answered:
             value = asked.get(name) or fixed.get(name) or new_id()
             if path == MANY and name == "full":
                 value = f"[{value}]"
-            target = path.replace("{event_id}", value) if path != MANY else f"{path}?event_ids={value}"
+            target = (
+                path.replace("{event_id}", value)
+                if path != MANY
+                else f"{path}?event_ids={value}"
+            )
             with trouble(name, service, upstream):
                 answer = service.get(target)
-            said = json.loads(answer.text.replace("within 0.5 seconds", "within 10 seconds"))
-            assert (re.fullmatch(status.replace("X", "."), str(answer.status_code)) is not None, said) == (True, body)
+            said = json.loads(
+                answer.text.replace("within 0.5 seconds", "within 10 seconds")
+            )
+            assert (
+                re.fullmatch(status.replace("X", "."), str(answer.status_code))
+                is not None,
+                said,
+            ) == (True, body)
             check(schema, path, answer)
 
 
 def check(schema: Any, path: str, answer: requests.Response) -> None:
-    """Check an answer against the document: its body, and that each of its headers is described."""
+    """Check an answer against the document: its body, and that each of its headers is
+    described.
+    """
     schema[path]["GET"].validate_response(answer)
     by_status = operation(path)["responses"]
     status = str(answer.status_code)
-    described = resolved(by_status.get(status) or by_status[f"{status[0]}XX"])["headers"]
-    assert {name.lower() for name in answer.headers} - OF_EVERY_RESPONSE <= {name.lower() for name in described}
+    described = resolved(by_status.get(status) or by_status[f"{status[0]}XX"])[
+        "headers"
+    ]
+    assert {name.lower() for name in answer.headers} - OF_EVERY_RESPONSE <= {
+        name.lower() for name in described
+    }

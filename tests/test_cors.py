@@ -9,7 +9,16 @@ import pytest
 
 from operations import settings
 from standin import Gate, Standin
-from tests.fixtures import PREFIX, TOKEN, Inside, Service, listed, load_outcomes, new_id, until
+from tests.fixtures import (
+    PREFIX,
+    TOKEN,
+    Inside,
+    Service,
+    listed,
+    load_outcomes,
+    new_id,
+    until,
+)
 from tests.reading import cache_status
 
 PAGE = "https://app.example.com"
@@ -19,7 +28,9 @@ Start = Callable[..., Service]
 
 
 def every_answer(service: Inside, upstream: Standin, **headers: str) -> Iterator[Any]:
-    """Yield an answer of each kind, 503 and 304 included, to requests with these headers."""
+    """Yield an answer of each kind, 503 and 304 included, to requests with these
+    headers.
+    """
     gate, slow = Gate(), new_id()
     upstream.rule("events", slow, gate=gate)
     with ThreadPoolExecutor() as pool:
@@ -28,12 +39,22 @@ def every_answer(service: Inside, upstream: Standin, **headers: str) -> Iterator
         answer = service.event(new_id(), headers=headers)
         gate.open()
         assert waiting.result().status_code == 404
-    refused = answer.status_code, answer.headers["Cache-Control"], answer.headers["Retry-After"]
+    refused = (
+        answer.status_code,
+        answer.headers["Cache-Control"],
+        answer.headers["Retry-After"],
+    )
     assert refused == (503, "no-store", "1")
     assert cache_status(answer) == {"detail": "refused"}
     yield answer
     ids = load_outcomes(service, upstream)
-    for path in (*(PREFIX + event_id for event_id in ids.values()), PREFIX + "a b", PREFIX, "/nothing", "/livez"):
+    for path in (
+        *(PREFIX + event_id for event_id in ids.values()),
+        PREFIX + "a b",
+        PREFIX,
+        "/nothing",
+        "/livez",
+    ):
         for method in ("GET", "HEAD", "POST", "OPTIONS"):
             yield service.http.open(path, method=method, headers=headers)
     yield service.http.get(listed(list(ids.values())), headers=headers)
@@ -45,7 +66,11 @@ def every_answer(service: Inside, upstream: Standin, **headers: str) -> Iterator
 
 def cors_headers(answer: Any) -> dict[str, str]:
     """Return the headers that have to do with origins; none may be there twice."""
-    found = [(name, value) for name, value in answer.headers if re.match("access-control-|vary|timing-", name.lower())]
+    found = [
+        (name, value)
+        for name, value in answer.headers
+        if re.match("access-control-|vary|timing-", name.lower())
+    ]
     assert len(found) == len(dict(found))
     return dict(found)
 
@@ -55,7 +80,11 @@ def allowing(origin: str, options: bool) -> dict[str, str]:
     preflight = {"Methods": "GET, HEAD", "Headers": "*"}
     return {
         "Access-Control-Allow-Origin": origin,
-        **({f"Access-Control-Allow-{name}": value for name, value in preflight.items()} if options else {}),
+        **(
+            {f"Access-Control-Allow-{name}": value for name, value in preflight.items()}
+            if options
+            else {}
+        ),
         **({"Access-Control-Max-Age": "600"} if options else {}),
     }
 
@@ -65,7 +94,12 @@ def allowing(origin: str, options: bool) -> dict[str, str]:
     [
         ("", PAGE, None, False),
         (f"{PAGE}, http://localhost:3000", PAGE, PAGE, True),
-        (f"{PAGE},http://localhost:3000", "http://localhost:3000", "http://localhost:3000", True),
+        (
+            f"{PAGE},http://localhost:3000",
+            "http://localhost:3000",
+            "http://localhost:3000",
+            True,
+        ),
         (PAGE, PAGE.upper(), None, True),
         (PAGE, PAGE + ":443", None, True),
         (PAGE, PAGE + ".evil.example", None, True),
@@ -79,17 +113,28 @@ def allowing(origin: str, options: bool) -> dict[str, str]:
     ],
 )
 def test_cors(
-    inside: MakeInside, upstream: Standin, setting: str, origin: str | None, allowed: str | None, vary: bool
+    inside: MakeInside,
+    upstream: Standin,
+    setting: str,
+    origin: str | None,
+    allowed: str | None,
+    vary: bool,
 ) -> None:
-    """Every answer, including errors, 304 and 503, can be read by pages of the configured origins and no others."""
+    """Every answer, including errors, 304 and 503, can be read by pages of the
+    configured origins and no others.
+    """
     service = inside(C42_CORS_ORIGINS=setting, C42_THREADS="17")  # one of them may wait
     seen = set()
-    for answer in every_answer(service, upstream, **({} if origin is None else {"Origin": origin})):
+    for answer in every_answer(
+        service, upstream, **({} if origin is None else {"Origin": origin})
+    ):
         seen.add(answer.status_code)
         found = cors_headers(answer)
         assert (found.pop("Vary", None) == "Origin") == vary
         if allowed:
-            assert set(found.pop("Access-Control-Expose-Headers").split(", ")) == EXPOSED
+            assert (
+                set(found.pop("Access-Control-Expose-Headers").split(", ")) == EXPOSED
+            )
         options = answer.request.method == "OPTIONS"
         assert found == (allowing(allowed, options) if allowed else {})
     assert {200, 204, 304, 400, 404, 405, 422, 429, 500, 502, 503} <= seen
@@ -106,7 +151,11 @@ def test_preflight(inside: MakeInside, upstream: Standin) -> None:
     for path in (PREFIX + new_id(), listed([new_id()])):
         answer = service.http.options(path, headers=headers)
         found = cors_headers(answer)
-        assert (answer.status_code, answer.data, found.pop("Vary")) == (204, b"", "Origin")
+        assert (answer.status_code, answer.data, found.pop("Vary")) == (
+            204,
+            b"",
+            "Origin",
+        )
         assert found.pop("Access-Control-Expose-Headers")
         assert found == allowing(PAGE, True)
     assert upstream.calls() == 0
@@ -126,17 +175,32 @@ WRONG_ORIGINS = [
 
 @pytest.mark.parametrize("origins", WRONG_ORIGINS)
 def test_malformed_origins(origins: str) -> None:
-    """An origin that no browser could send is refused, in one line that names the setting."""
-    with pytest.raises(settings.SettingsError, match=r"^C42_CORS_ORIGINS.* is invalid: expected .*$") as refused:
+    """An origin that no browser could send is refused, in one line that names the
+    setting.
+    """
+    with pytest.raises(
+        settings.SettingsError, match=r"^C42_CORS_ORIGINS.* is invalid: expected .*$"
+    ) as refused:
         settings.read({"C42_TOKEN": TOKEN, "C42_CORS_ORIGINS": origins})
     assert "\n" not in str(refused.value)
 
 
 @pytest.mark.parametrize(
     "origins",
-    ["", "*", PAGE, f" {PAGE} , http://localhost:3000 ", "http://127.0.0.1:8080", "http://[::1]:1", "https://x:80"],
+    [
+        "",
+        "*",
+        PAGE,
+        f" {PAGE} , http://localhost:3000 ",
+        "http://127.0.0.1:8080",
+        "http://[::1]:1",
+        "https://x:80",
+    ],
 )
 def test_sound_origins(origins: str) -> None:
     """Every origin that a browser can send is accepted."""
     expected = frozenset(filter(None, origins.replace(" ", "").split(",")))
-    assert settings.read({"C42_TOKEN": TOKEN, "C42_CORS_ORIGINS": origins}).cors_origins == expected
+    assert (
+        settings.read({"C42_TOKEN": TOKEN, "C42_CORS_ORIGINS": origins}).cors_origins
+        == expected
+    )

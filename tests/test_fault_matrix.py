@@ -1,7 +1,9 @@
-"""What comes out of each thing that can go wrong with a call to Calendar42: the design's table, row by row.
+"""What comes out of each thing that can go wrong with a call to Calendar42: the
+design's table, row by row.
 
-Each row is tried at each of the two calls, for a single event and for a list, all four at once, each in a service of
-its own. Most rows share these four services. Moving pages are in `test_client.py`.
+Each row is tried at each of the two calls, for a single event and for a list, all four
+at once, each in a service of its own. Most rows share these four services. Moving pages
+are in `test_client.py`.
 """
 
 import gzip
@@ -54,12 +56,16 @@ FAULTS: dict[str, dict[str, Any]] = {
     },
 }  # fmt: skip
 FAULTS_OF_EVENTS: dict[str, dict[str, Any]] = {
-    "another event": {"body": '{"data": [{"id": "another", "title": "Not asked for"}]}'},
+    "another event": {
+        "body": '{"data": [{"id": "another", "title": "Not asked for"}]}'
+    },
     "no id": {"body": '{"data": [{"title": "Whose?"}]}'},
 }
 FAULTS_OF_SUBSCRIPTIONS: dict[str, dict[str, Any]] = {
     "no count": {"body": '{"meta_data": {}, "data": []}'},
-    "a count that is not a number": {"body": '{"meta_data": {"count": "2"}, "data": []}'},
+    "a count that is not a number": {
+        "body": '{"meta_data": {"count": "2"}, "data": []}'
+    },
     "a negative count": {"body": '{"meta_data": {"count": -1}, "data": []}'},
     "more than 100,000": {"body": '{"meta_data": {"count": 100001}, "data": []}'},
     "fewer than counted": {"body": '{"meta_data": {"count": 3}, "data": []}'},
@@ -74,27 +80,55 @@ HANGS: dict[str, dict[str, Any]] = {
     "trickle of headers": {"trickle_headers": 0.05},
     "trickle of the body": {"trickle": 0.05},
     "more than it sends": {"headers": {"Content-Length": "99999"}},
-    "a chunk without an end": {"body": "ff\r\n{", "headers": {"Transfer-Encoding": "chunked", "Content-Length": None}},
+    "a chunk without an end": {
+        "body": "ff\r\n{",
+        "headers": {"Transfer-Encoding": "chunked", "Content-Length": None},
+    },
 }
-TOO_LARGE = [FAULTS["gzip bomb"], FAULTS["8 MiB and more"], FAULTS_OF_SUBSCRIPTIONS["more than 100,000"]]
-STATUSES = sorted({*(status.value for status in HTTPStatus if status >= 400), 419, 499, 520, 599} - {429})
+TOO_LARGE = [
+    FAULTS["gzip bomb"],
+    FAULTS["8 MiB and more"],
+    FAULTS_OF_SUBSCRIPTIONS["more than 100,000"],
+]
+STATUSES = sorted(
+    {*(status.value for status in HTTPStatus if status >= 400), 419, 499, 520, 599}
+    - {429}
+)
 DEFINITE = set(range(400, 500)) - {401, 403, 408, 429}
 
 
 def is_right(part: Any, event_id: str) -> bool:
     """Say whether this is the right answer for an event of `new_events`."""
-    return bool(part == {"id": event_id, "title": f"Title {event_id}", "names": [f"{event_id} 0", f"{event_id} 1"]})
+    return bool(
+        part
+        == {
+            "id": event_id,
+            "title": f"Title {event_id}",
+            "names": [f"{event_id} 0", f"{event_id} 1"],
+        }
+    )
 
 
-def single(service: Inside, upstream: Standin, fault: dict[str, Any], status: int, kept: float, endpoint: str) -> None:
-    """One event: the client gets the error, it is cached for `kept` seconds, and then the event is loaded again."""
+def single(
+    service: Inside,
+    upstream: Standin,
+    fault: dict[str, Any],
+    status: int,
+    kept: float,
+    endpoint: str,
+) -> None:
+    """One event: the client gets the error, it is cached for `kept` seconds, and then
+    the event is loaded again.
+    """
     (event_id,) = new_events(upstream, 1)
     rule = upstream.rule(endpoint, event_id, **named(fault, event_id))
     began = time.monotonic()
     answer: Any = service.event(event_id)
     took = time.monotonic() - began
     assert (answer.status_code, answer.json["error"]["status_code"]) == (status, status)
-    assert lifetime(answer) == (None if kept == FAULT_EXPIRY else pytest.approx(kept, abs=1))
+    assert lifetime(answer) == (
+        None if kept == FAULT_EXPIRY else pytest.approx(kept, abs=1)
+    )
     asked = upstream.calls(endpoint, event_id)
     assert 1 <= asked <= most_calls(fault)
     assert upstream.calls(event_id=event_id) <= asked + 1
@@ -107,19 +141,32 @@ def single(service: Inside, upstream: Standin, fault: dict[str, Any], status: in
     assert upstream.calls(endpoint, event_id) == asked + 1
 
 
-def in_list(service: Inside, upstream: Standin, fault: dict[str, Any], status: int, kept: float, endpoint: str) -> None:
-    """A list: all its events have the error, which isn't cached, so they are loaded again at once.
+def in_list(
+    service: Inside,
+    upstream: Standin,
+    fault: dict[str, Any],
+    status: int,
+    kept: float,
+    endpoint: str,
+) -> None:
+    """A list: all its events have the error, which isn't cached, so they are loaded
+    again at once.
 
-    A list that is refused or too large is asked for again, an event at a time: then the errors are those of the events.
+    A list that is refused or too large is asked for again, an event at a time: then the
+    errors are those of the events.
     """
     event_ids = new_events(upstream, 2)
-    rules = [upstream.rule(endpoint, event_id, **named(fault, event_id)) for event_id in event_ids]
+    rules = [
+        upstream.rule(endpoint, event_id, **named(fault, event_id))
+        for event_id in event_ids
+    ]
     began = time.monotonic()
     answer: Any = service.http.get(listed(event_ids))
     took = time.monotonic() - began
-    assert {event_id: error["status_code"] for event_id, error in answer.json["errors"].items()} == dict.fromkeys(
-        event_ids, status
-    )
+    assert {
+        event_id: error["status_code"]
+        for event_id, error in answer.json["errors"].items()
+    } == dict.fromkeys(event_ids, status)
     is_split = status in DEFINITE or fault in TOO_LARGE
     assert (answer.status_code, answer.json["data"]) == (200, [])
     assert lifetime(answer) == (pytest.approx(kept, abs=1) if kept == EXPIRY else None)
@@ -130,23 +177,34 @@ def in_list(service: Inside, upstream: Standin, fault: dict[str, Any], status: i
         service.clock.now += kept + took
     assert is_right(service.event(event_ids[0]).json, event_ids[0])
     again: Any = service.http.get(listed(event_ids))
-    assert [is_right(part, event_id) for part, event_id in zip(again.json["data"], event_ids, strict=True)]
+    assert [
+        is_right(part, event_id)
+        for part, event_id in zip(again.json["data"], event_ids, strict=True)
+    ]
 
 
 def most_calls(fault: dict[str, Any]) -> int:
-    """Return how often a call may be made: again if it is reset on the connection that the other call has just left."""
+    """Return how often a call may be made: again if it is reset on the connection that
+    the other call has just left.
+    """
     return 2 if "reset" in fault else 1
 
 
 def named(fault: dict[str, Any], event_id: str) -> dict[str, Any]:
     """Return a fault, with the event's id in its body if it needs one."""
     body = fault.get("body")
-    return fault | {"body": body.replace("%s", event_id)} if isinstance(body, str) else fault
+    return (
+        fault | {"body": body.replace("%s", event_id)}
+        if isinstance(body, str)
+        else fault
+    )
 
 
 @pytest.fixture(scope="module")
 def four(shared_upstream: Standin) -> Iterator[list[Inside]]:
-    """Make four services for all tests that need no settings of their own and leave no pause."""
+    """Make four services for all tests that need no settings of their own and leave no
+    pause.
+    """
     services = [Inside(shared_upstream) for _ in range(4)]
     yield services
     for service in services:
@@ -170,30 +228,47 @@ def everywhere(
     kept: float,
     endpoints: tuple[str, ...] = ENDPOINTS,
 ) -> None:
-    """Try a fault at these calls, for a single event and for a list, each with one of the services, all at once."""
+    """Try a fault at these calls, for a single event and for a list, each with one of
+    the services, all at once.
+    """
     services = services.copy()
     at_once(
-        *(partial(single, services.pop(), upstream, fault, status, kept, endpoint) for endpoint in endpoints),
-        *(partial(in_list, services.pop(), upstream, fault, status, kept, endpoint) for endpoint in endpoints),
+        *(
+            partial(single, services.pop(), upstream, fault, status, kept, endpoint)
+            for endpoint in endpoints
+        ),
+        *(
+            partial(in_list, services.pop(), upstream, fault, status, kept, endpoint)
+            for endpoint in endpoints
+        ),
     )
 
 
 @pytest.mark.parametrize("fault", FAULTS.values(), ids=FAULTS)
-def test_bad_gateway(inside: MakeInside, four: list[Inside], upstream: Standin, fault: dict[str, Any]) -> None:
-    """An answer that breaks off, is too large, redirects or has an unknown form is a 502, kept for C42_FAULT_EXPIRY."""
-    # If a connection that was kept is reset, the call is made again: this takes new ones.
+def test_bad_gateway(
+    inside: MakeInside, four: list[Inside], upstream: Standin, fault: dict[str, Any]
+) -> None:
+    """An answer that breaks off, is too large, redirects or has an unknown form is a
+    502, kept for C42_FAULT_EXPIRY.
+    """
+    # If a connection that was kept is reset, the call is made again: this takes new
+    # ones.
     services = [inside() for _ in four] if "reset" in fault else four
     everywhere(services, upstream, fault, BAD_GATEWAY, FAULT_EXPIRY)
 
 
 @pytest.mark.parametrize("fault", FAULTS_OF_EVENTS.values(), ids=FAULTS_OF_EVENTS)
-def test_wrong_events(four: list[Inside], upstream: Standin, fault: dict[str, Any]) -> None:
+def test_wrong_events(
+    four: list[Inside], upstream: Standin, fault: dict[str, Any]
+) -> None:
     """Events that nobody asked for, or without an id, are a 502."""
     everywhere(four, upstream, fault, BAD_GATEWAY, FAULT_EXPIRY, ("events",))
 
 
 def test_a_wrong_title(inside: MakeInside, upstream: Standin) -> None:
-    """A title that is not text is a 502; in a list, that of this event alone, so it is kept for C42_FAULT_EXPIRY."""
+    """A title that is not text is a 502; in a list, that of this event alone, so it is
+    kept for C42_FAULT_EXPIRY.
+    """
     fault = {"body": '{"data": [{"id": "%s", "title": {"en": "Dinner"}}]}'}
     single(inside(), upstream, fault, BAD_GATEWAY, FAULT_EXPIRY, "events")
     service, (bad, good) = inside(), new_events(upstream, 2)
@@ -203,7 +278,10 @@ def test_a_wrong_title(inside: MakeInside, upstream: Standin) -> None:
     answer: Any = service.http.get(listed([bad, good]))
     took = time.monotonic() - began
     assert [is_right(part, good) for part in answer.json["data"]] == [True]
-    assert {event_id: error["status_code"] for event_id, error in answer.json["errors"].items()} == {bad: BAD_GATEWAY}
+    assert {
+        event_id: error["status_code"]
+        for event_id, error in answer.json["errors"].items()
+    } == {bad: BAD_GATEWAY}
     rule.remove()
     service.clock.now += FAULT_EXPIRY - 0.01
     assert service.event(bad).status_code == BAD_GATEWAY
@@ -214,33 +292,57 @@ def test_a_wrong_title(inside: MakeInside, upstream: Standin) -> None:
 
 @pytest.mark.parametrize("informational", [100, 102, 103])
 @pytest.mark.parametrize("endpoint", ENDPOINTS)
-def test_informational(inside: MakeInside, upstream: Standin, endpoint: str, informational: int) -> None:
-    """Informational answers are skipped: each event gets its own answer, and no call is made twice."""
+def test_informational(
+    inside: MakeInside, upstream: Standin, endpoint: str, informational: int
+) -> None:
+    """Informational answers are skipped: each event gets its own answer, and no call is
+    made twice.
+    """
     service, (first, second, *others) = inside(), new_events(upstream, 4)
     upstream.rule(endpoint, informational=informational)
     for event_id in first, second:
         assert is_right(service.event(event_id).json, event_id)
     parts = json.loads(service.http.get(listed(others)).data)["data"]
-    assert [is_right(part, event_id) for part, event_id in zip(parts, others, strict=True)] == [True, True]
+    assert [
+        is_right(part, event_id) for part, event_id in zip(parts, others, strict=True)
+    ] == [True, True]
     assert [upstream.calls(called) for called in ENDPOINTS] == [3, 3]
 
 
-@pytest.mark.parametrize("fault", FAULTS_OF_SUBSCRIPTIONS.values(), ids=FAULTS_OF_SUBSCRIPTIONS)
-def test_wrong_subscriptions(four: list[Inside], upstream: Standin, fault: dict[str, Any]) -> None:
-    """Subscriptions that can't be counted, are missing, or have no readable names are a 502, never half an answer."""
-    everywhere(four, upstream, fault, BAD_GATEWAY, FAULT_EXPIRY, ("event-subscriptions",))
+@pytest.mark.parametrize(
+    "fault", FAULTS_OF_SUBSCRIPTIONS.values(), ids=FAULTS_OF_SUBSCRIPTIONS
+)
+def test_wrong_subscriptions(
+    four: list[Inside], upstream: Standin, fault: dict[str, Any]
+) -> None:
+    """Subscriptions that can't be counted, are missing, or have no readable names are a
+    502, never half an answer.
+    """
+    everywhere(
+        four, upstream, fault, BAD_GATEWAY, FAULT_EXPIRY, ("event-subscriptions",)
+    )
 
 
 @pytest.mark.parametrize("fault", HANGS.values(), ids=HANGS)
-def test_gateway_timeout(hasty: list[Inside], upstream: Standin, fault: dict[str, Any]) -> None:
+def test_gateway_timeout(
+    hasty: list[Inside], upstream: Standin, fault: dict[str, Any]
+) -> None:
     """No full answer within C42_TIMEOUT is a 504, kept for C42_FAULT_EXPIRY."""
     everywhere(hasty, upstream, fault, GATEWAY_TIMEOUT, FAULT_EXPIRY)
 
 
 @pytest.mark.parametrize("status", STATUSES)
 def test_passed_through(four: list[Inside], upstream: Standin, status: int) -> None:
-    """Every 4xx and 5xx is passed through: definite refusals are kept for C42_EXPIRY, the others as faults."""
-    everywhere(four, upstream, {"status": status}, status, EXPIRY if status in DEFINITE else FAULT_EXPIRY)
+    """Every 4xx and 5xx is passed through: definite refusals are kept for C42_EXPIRY,
+    the others as faults.
+    """
+    everywhere(
+        four,
+        upstream,
+        {"status": status},
+        status,
+        EXPIRY if status in DEFINITE else FAULT_EXPIRY,
+    )
 
 
 def http_date(seconds: float) -> str:
@@ -261,12 +363,18 @@ def http_date(seconds: float) -> str:
     ],
     ids=["none", "nonsense", "zero", "seconds", "a day", "a date", "a past date"],
 )
-def test_pause(inside: MakeInside, upstream: Standin, retry_after: Any, kept: float) -> None:
-    """A 429 is kept until its Retry-After, between the two expiries, and no event is asked for until then."""
+def test_pause(
+    inside: MakeInside, upstream: Standin, retry_after: Any, kept: float
+) -> None:
+    """A 429 is kept until its Retry-After, between the two expiries, and no event is
+    asked for until then.
+    """
 
     def check(service: Inside, endpoint: str, is_list: bool) -> None:
         first, second, other = new_events(upstream, 3)
-        upstream.rule(endpoint, first, status=429, headers={"Retry-After": retry_after()})
+        upstream.rule(
+            endpoint, first, status=429, headers={"Retry-After": retry_after()}
+        )
         began = time.monotonic()
         if is_list:
             listing: Any = service.http.get(listed([first, second]))
@@ -286,7 +394,13 @@ def test_pause(inside: MakeInside, upstream: Standin, retry_after: Any, kept: fl
         service.clock.now += 3 + took  # it is kept from when it was found
         assert not service.event(first).headers["Cache-Status"].startswith("c42c; hit")
 
-    at_once(*(partial(check, inside(), endpoint, is_list) for endpoint in ENDPOINTS for is_list in (False, True)))
+    at_once(
+        *(
+            partial(check, inside(), endpoint, is_list)
+            for endpoint in ENDPOINTS
+            for is_list in (False, True)
+        )
+    )
 
 
 @contextmanager
@@ -309,15 +423,22 @@ def untrusted(certificate: Path) -> Iterator[str]:
         try:
             yield f"https://localhost:{listener.getsockname()[1]}/api/v2/"
         finally:
-            # The others that have connected come before it. If they were reset, Python 3.11 might leave them open.
+            # The others that have connected come before it. If they were reset, Python
+            # 3.11 might leave them open.
             last.connect(listener.getsockname())
             last.shutdown(SHUT_WR)
             thread.join()
 
 
-@pytest.mark.parametrize("how", ["refused", "DNS failure", "not TLS", "wrong certificate"])
-def test_unreachable(inside: MakeInside, upstream: Standin, certificate: Path, how: str) -> None:
-    """An upstream that can't be reached is a 502, for a single event and for a list, kept for C42_FAULT_EXPIRY."""
+@pytest.mark.parametrize(
+    "how", ["refused", "DNS failure", "not TLS", "wrong certificate"]
+)
+def test_unreachable(
+    inside: MakeInside, upstream: Standin, certificate: Path, how: str
+) -> None:
+    """An upstream that can't be reached is a 502, for a single event and for a list,
+    kept for C42_FAULT_EXPIRY.
+    """
     with create_server(("127.0.0.1", 0)) as listener, untrusted(certificate) as tls:
         base_url = {
             "refused": f"http://127.0.0.1:{listener.getsockname()[1]}/",
@@ -332,10 +453,19 @@ def test_unreachable(inside: MakeInside, upstream: Standin, certificate: Path, h
         took = time.monotonic() - began
         assert (answer.status_code, lifetime(answer)) == (BAD_GATEWAY, None)
         listing = service.http.get(listed(event_ids))
-        errors = {error["status_code"] for error in json.loads(listing.data)["errors"].values()}
+        errors = {
+            error["status_code"]
+            for error in json.loads(listing.data)["errors"].values()
+        }
         assert (errors, lifetime(listing)) == ({BAD_GATEWAY}, None)
         service.clock.now += FAULT_EXPIRY - 1
-        assert service.event(event_ids[0]).headers["Cache-Status"].startswith("c42c; hit")
+        assert (
+            service.event(event_ids[0]).headers["Cache-Status"].startswith("c42c; hit")
+        )
         service.clock.now += 1 + took  # a fault is kept from when it was found
-        assert not service.event(event_ids[0]).headers["Cache-Status"].startswith("c42c; hit")
+        assert (
+            not service.event(event_ids[0])
+            .headers["Cache-Status"]
+            .startswith("c42c; hit")
+        )
         assert upstream.calls() == 0

@@ -24,22 +24,34 @@ Run = Callable[..., Any]
 
 
 @pytest.fixture(scope="module")
-def open_service(shared_upstream: Standin, shared_service: Service) -> Iterator[Service]:
+def open_service(
+    shared_upstream: Standin, shared_service: Service
+) -> Iterator[Service]:
     """Start a service whose answers the pages of another may read."""
-    with started(Service(shared_upstream, C42_CORS_ORIGINS=shared_service.url, C42_FAULT_EXPIRY="0.01")) as service:
+    with started(
+        Service(
+            shared_upstream,
+            C42_CORS_ORIGINS=shared_service.url,
+            C42_FAULT_EXPIRY="0.01",
+        )
+    ) as service:
         yield service
 
 
 @pytest.fixture
 def run(browser: Chrome, open_service: Service, service: Service) -> Run:
-    """Give a test a function that runs JavaScript on a page of another origin, after all snippets."""
+    """Give a test a function that runs JavaScript on a page of another origin, after
+    all snippets.
+    """
     browser.get(f"{service.url}/livez")
 
     def run(script: str, *arguments: Any) -> Any:
         outcome = browser.execute_async_script(RUN % script, *arguments)
         return outcome.get("error") or outcome["value"]
 
-    named = ", ".join(re.findall(r"^(?:async )?(?:function|class) (\w+)", SNIPPETS, re.M))
+    named = ", ".join(
+        re.findall(r"^(?:async )?(?:function|class) (\w+)", SNIPPETS, re.M)
+    )
     snippets = SNIPPETS.replace("http://127.0.0.1:5000", open_service.url)
     own_console = "const console = {log: (...values) => lines.push(values.join(' '))};"
     lines = f"const lines = []; {own_console} {snippets}; Object.assign(globalThis, {{{named}}}); return lines"
@@ -47,28 +59,46 @@ def run(browser: Chrome, open_service: Service, service: Service) -> Run:
     return run
 
 
-def test_snippets_handle_errors(run: Run, open_service: Service, upstream: Standin) -> None:
+def test_snippets_handle_errors(
+    run: Run, open_service: Service, upstream: Standin
+) -> None:
     """An error in any form becomes a C42Error, with an id that the log has too."""
     event_id = new_id()
-    upstream.rule("events", event_id, status=500, body="<h1>Sorry</h1>", content_type="text/html")
+    upstream.rule(
+        "events", event_id, status=500, body="<h1>Sorry</h1>", content_type="text/html"
+    )
     error = run("await getEvent(arguments[0])", event_id)
-    assert (error["name"], error["message"], error["status"]) == ("C42Error", "<h1>Sorry</h1>", 500)
+    assert (error["name"], error["message"], error["status"]) == (
+        "C42Error",
+        "<h1>Sorry</h1>",
+        500,
+    )
     (line,) = (line for line in open_service.log.splitlines() if event_id in line)
     assert line.endswith(f" request={error['requestId']}")
     run("await getEvent(arguments[0])", DEMO_EVENTS["unknown"])
-    cached = run("await getEvent(arguments[0], {cache: 'reload'})", DEMO_EVENTS["unknown"])
+    cached = run(
+        "await getEvent(arguments[0], {cache: 'reload'})", DEMO_EVENTS["unknown"]
+    )
     assert (cached["status"], cached["requestId"]) == (404, None)
-    assert run("await fetch('http://127.0.0.1:1/')")["name"] == "TypeError", "nothing listens there"
+    assert run("await fetch('http://127.0.0.1:1/')")["name"] == "TypeError", (
+        "nothing listens there"
+    )
 
 
-def test_snippets_can_be_cancelled(run: Run, open_service: Service, upstream: Standin) -> None:
+def test_snippets_can_be_cancelled(
+    run: Run, open_service: Service, upstream: Standin
+) -> None:
     """A request can be cancelled and can time out; the answer is cached all the same."""
     (event_id,), gate = new_events(upstream, 1), Gate()
     upstream.rule("events", event_id, gate=gate)
-    late = run("await getEvent(arguments[0], {signal: AbortSignal.timeout(50)})", event_id)
+    late = run(
+        "await getEvent(arguments[0], {signal: AbortSignal.timeout(50)})", event_id
+    )
     assert late["name"] == "TimeoutError"
     cancel = "const leaving = new AbortController(); const answer = getEvent(arguments[0], {signal: leaving.signal});"
-    assert run(f"{cancel} leaving.abort(); await answer", event_id)["name"] == "AbortError"
+    assert (
+        run(f"{cancel} leaving.abort(); await answer", event_id)["name"] == "AbortError"
+    )
     gate.open()
     assert run("return (await getEvent(arguments[0])).id", event_id) == event_id
     assert upstream.calls("events", event_id) == 1
@@ -88,17 +118,28 @@ def test_snippets_get_many(run: Run, upstream: Standin) -> None:
     many = "const {events, errors} = await getEvents(arguments[0]); return [events.map(({id}) => id), errors]"
     found, errors = run(many, [*event_ids, unknown])
     assert found == event_ids
-    assert {event_id: error["status_code"] for event_id, error in errors.items()} == {unknown: 404}
+    assert {event_id: error["status_code"] for event_id, error in errors.items()} == {
+        unknown: 404
+    }
 
 
 def test_snippets_try_again(run: Run, open_service: Service, upstream: Standin) -> None:
-    """What comes with Retry-After is tried again, unless that would take too long; other errors are not."""
+    """What comes with Retry-After is tried again, unless that would take too long;
+    other errors are not.
+    """
     (event_id,) = new_events(upstream, 1)
-    count = "let tried = 0; const load = () => { tried++; return getEvent(arguments[0]); };"
+    count = (
+        "let tried = 0; const load = () => { tried++; return getEvent(arguments[0]); };"
+    )
     hopeless = f"{count} await withRetries(load, {{patience: 0.5}}).catch(() => {{}}); return tried"
     assert run(hopeless, new_id()) == 1, "a 404 has no Retry-After"
     upstream.rule(times=2, status=429, headers={"Retry-After": "1"})
     assert run(hopeless, new_id()) == 1, "a second is too long"
     again = f"{count} const {{id}} = await withRetries(load, {{tries: 20}}); return [id, tried > 1]"
     assert run(again, event_id) == [event_id, True]
-    until(lambda: not open_service.get("/status.json").json()["upstream"]["pause_seconds"], "the end of the pause")
+    until(
+        lambda: (
+            not open_service.get("/status.json").json()["upstream"]["pause_seconds"]
+        ),
+        "the end of the pause",
+    )

@@ -14,7 +14,16 @@ from serving.connection import Serialized
 from serving.request import parse
 from serving.wsgi import call, make_environ
 from standin import DEMO_EVENTS, Gate, Standin
-from tests.fixtures import PREFIX, Inside, Service, listed, load_outcomes, new_events, new_id, until
+from tests.fixtures import (
+    PREFIX,
+    Inside,
+    Service,
+    listed,
+    load_outcomes,
+    new_events,
+    new_id,
+    until,
+)
 from tests.reading import cache_status, lifetime
 from tests.wire import Desk, Wire
 
@@ -37,7 +46,9 @@ class Asked:
     def immediate(self) -> Serialized | None:
         """Return the immediate answer, if there is one."""
         answer = self._shortcut() if self._shortcut else None
-        return (answer[0], b"") if answer and self._request.method == "HEAD" else answer  # no body will be sent
+        return (
+            (answer[0], b"") if answer and self._request.method == "HEAD" else answer
+        )  # no body will be sent
 
     def route(self) -> Serialized:
         """Return the route's answer."""
@@ -46,9 +57,23 @@ class Asked:
 
 def requests_of(ids: dict[str, str], etag: str) -> Iterator[bytes]:
     """Make requests of every kind."""
-    paths = [f"{PREFIX}{event_id}{slash}" for event_id, slash in zip(ids.values(), itertools.cycle(["", "/"]))]
-    paths += [f"{PREFIX}{ids[name]}{slash}" for name in ("ok", "negative") for slash in ("", "/", "//", "%2F", "?x=1")]
-    paths += [f"{PREFIX}not%20an%20id", f"{PREFIX}%61", PREFIX, PREFIX[:-1], "/", "/livez"]
+    paths = [
+        f"{PREFIX}{event_id}{slash}"
+        for event_id, slash in zip(ids.values(), itertools.cycle(["", "/"]))
+    ]
+    paths += [
+        f"{PREFIX}{ids[name]}{slash}"
+        for name in ("ok", "negative")
+        for slash in ("", "/", "//", "%2F", "?x=1")
+    ]
+    paths += [
+        f"{PREFIX}not%20an%20id",
+        f"{PREFIX}%61",
+        PREFIX,
+        PREFIX[:-1],
+        "/",
+        "/livez",
+    ]
     conditions = [
         None,
         etag,
@@ -61,24 +86,51 @@ def requests_of(ids: dict[str, str], etag: str) -> Iterator[bytes]:
         etag[1:-1] + "x",
     ]
     origins = [None, PAGE, "https://other.example.com"]
-    conditional = [*itertools.product(conditions[:2], origins), *zip(conditions[2:], itertools.cycle(origins))]
+    conditional = [
+        *itertools.product(conditions[:2], origins),
+        *zip(conditions[2:], itertools.cycle(origins)),
+    ]
     others = [("*", origin) for origin in origins]
-    for method, path in itertools.product(["GET", "HEAD", "OPTIONS", "POST", "BREW"], paths):
+    for method, path in itertools.product(
+        ["GET", "HEAD", "OPTIONS", "POST", "BREW"], paths
+    ):
         for condition, origin in conditional if method in ("GET", "HEAD") else others:
-            headers = {"If-None-Match": condition, "Origin": origin, "Accept": "text/html", "Range": "bytes=0-1"}
-            lines = [f"{name}: {value}" for name, value in headers.items() if value is not None]
-            yield "\r\n".join([f"{method} {path} HTTP/1.1", "Host: c42c", *lines, "", ""]).encode()
+            headers = {
+                "If-None-Match": condition,
+                "Origin": origin,
+                "Accept": "text/html",
+                "Range": "bytes=0-1",
+            }
+            lines = [
+                f"{name}: {value}"
+                for name, value in headers.items()
+                if value is not None
+            ]
+            yield "\r\n".join(
+                [f"{method} {path} HTTP/1.1", "Host: c42c", *lines, "", ""]
+            ).encode()
 
 
 @pytest.mark.parametrize("origins", ["", PAGE, "*"])
-def test_immediate_answers_are_the_routes(inside: MakeInside, upstream: Standin, origins: str) -> None:
-    """Every hit has an immediate answer, and it equals the route's answer byte for byte."""
+def test_immediate_answers_are_the_routes(
+    inside: MakeInside, upstream: Standin, origins: str
+) -> None:
+    """Every hit has an immediate answer, and it equals the route's answer byte for
+    byte.
+    """
     service = inside(C42_CORS_ORIGINS=origins)
     ids = load_outcomes(service, upstream)
     etag = service.event(ids["ok"]).headers["ETag"]
-    calls, statuses = upstream.calls("events"), set()  # of the other, one that nobody waits for may come late
+    calls, statuses = (
+        upstream.calls("events"),
+        set(),
+    )  # of the other, one that nobody waits for may come late
     requests = [Asked(service, raw) for raw in requests_of(ids, etag)]
-    for seconds in (0.0, 0.3, 3.0):  # a little later, what is left in whole seconds is the same
+    for seconds in (
+        0.0,
+        0.3,
+        3.0,
+    ):  # a little later, what is left in whole seconds is the same
         service.clock.now += seconds
         hits: list[Asked] = []
         for request in requests:
@@ -100,17 +152,26 @@ def test_only_hits_are_answered_at_once(inside: MakeInside, upstream: Standin) -
     get = f"GET {PREFIX}{event_id} HTTP/1.1\r\nHost: c42c\r\n\r\n".encode()
     shortcut = service.components.immediate(parse(get))
     assert shortcut
-    for seconds, fresh in ((0.0, False), (0.0, True), (251.999999, True), (0.000001, False)):
+    for seconds, fresh in (
+        (0.0, False),
+        (0.0, True),
+        (251.999999, True),
+        (0.000001, False),
+    ):
         service.clock.now += seconds
         assert bool(shortcut()) == fresh
         service.event(event_id)
     assert upstream.calls("events") == 2
 
 
-def test_immediate_answers_follow_the_cache(inside: MakeInside, upstream: Standin) -> None:
+def test_immediate_answers_follow_the_cache(
+    inside: MakeInside, upstream: Standin
+) -> None:
     """After an event was loaded again, its immediate answer is the new one."""
     service, event_id = inside(), new_id()
-    request = Asked(service, f"GET {PREFIX}{event_id} HTTP/1.1\r\nHost: c42c\r\n\r\n".encode())
+    request = Asked(
+        service, f"GET {PREFIX}{event_id} HTTP/1.1\r\nHost: c42c\r\n\r\n".encode()
+    )
     for title in ("Old", "New", None, "Old"):
         if title:
             upstream.add_event(event_id, title=title)
@@ -124,16 +185,29 @@ def test_immediate_answers_follow_the_cache(inside: MakeInside, upstream: Standi
 
 
 def test_hits_do_not_reach_flask(inside: MakeInside, upstream: Standin) -> None:
-    """A hit is answered in the turn of the event loop that read it, without Flask; a miss goes to a worker."""
+    """A hit is answered in the turn of the event loop that read it, without Flask; a
+    miss goes to a worker.
+    """
     service, (event_id, cold) = inside(), new_events(upstream, 2)
     service.event(event_id)
     desk = Desk(immediate=service.components.immediate)
-    for raw in (f"GET {PREFIX}{event_id} HTTP/1.1", f"HEAD {PREFIX}{event_id}/?x HTTP/1.1"):
+    for raw in (
+        f"GET {PREFIX}{event_id} HTTP/1.1",
+        f"HEAD {PREFIX}{event_id}/?x HTTP/1.1",
+    ):
         wire = Wire(desk).send(f"{raw}\r\nHost: c42c\r\n\r\n".encode())
-        assert wire.answers(raw[:4].strip())[0].headers["Cache-Status"] == "c42c; hit; ttl=252"
+        assert (
+            wire.answers(raw[:4].strip())[0].headers["Cache-Status"]
+            == "c42c; hit; ttl=252"
+        )
         assert not desk.waiting
     for path in (PREFIX + cold, listed([event_id]), "/livez"):
-        assert Wire(desk).send(f"GET {path} HTTP/1.1\r\nHost: c42c\r\n\r\n".encode()).answers() == []
+        assert (
+            Wire(desk)
+            .send(f"GET {path} HTTP/1.1\r\nHost: c42c\r\n\r\n".encode())
+            .answers()
+            == []
+        )
     assert len(desk.waiting) == 3
 
 
@@ -141,20 +215,45 @@ def test_hits_do_not_reach_flask(inside: MakeInside, upstream: Standin) -> None:
 
 
 @pytest.mark.parametrize(
-    ("minutes", "seconds"), [("4.2", 252.0), ("0.04", 2.4), ("1", 60.0), ("0.005", 0.3), ("7.77", 466.2)]
+    ("minutes", "seconds"),
+    [("4.2", 252.0), ("0.04", 2.4), ("1", 60.0), ("0.005", 0.3), ("7.77", 466.2)],
 )
-def test_nobody_keeps_an_answer_longer(inside: MakeInside, upstream: Standin, minutes: str, seconds: float) -> None:
-    """`max-age` is always what is left in whole seconds, so that no copy outlives the entry."""
+def test_nobody_keeps_an_answer_longer(
+    inside: MakeInside, upstream: Standin, minutes: str, seconds: float
+) -> None:
+    """`max-age` is always what is left in whole seconds, so that no copy outlives the
+    entry.
+    """
     service = inside(C42_EXPIRY=minutes, C42_FAULT_EXPIRY="0.001")
     good, bad = new_events(upstream, 1)[0], new_id()
     began = service.clock.now
     for event_id, status in ((good, 200), (bad, 404)):
         answer = service.event(event_id)
         assert (answer.status_code, lifetime(answer)) == (status, int(seconds))
-        assert cache_status(answer) == {"fwd": "miss", "fwd-status": status, "stored": True, "ttl": int(seconds)}
+        assert cache_status(answer) == {
+            "fwd": "miss",
+            "fwd-status": status,
+            "stored": True,
+            "ttl": int(seconds),
+        }
     rng = random.Random(42)
-    ages = [0.0, 1e-3, 0.999, 1.0, 1.001, 2.0, 2.3, seconds - 1.0, seconds - 1e-3, seconds - 1e-6]
-    for age in sorted(age for age in (*ages, *(rng.uniform(0, seconds) for _ in range(50))) if 0 <= age < seconds):
+    ages = [
+        0.0,
+        1e-3,
+        0.999,
+        1.0,
+        1.001,
+        2.0,
+        2.3,
+        seconds - 1.0,
+        seconds - 1e-3,
+        seconds - 1e-6,
+    ]
+    for age in sorted(
+        age
+        for age in (*ages, *(rng.uniform(0, seconds) for _ in range(50)))
+        if 0 <= age < seconds
+    ):
         service.clock.now = began + age
         left = int(began + seconds - service.clock.now)
         many = service.http.get(listed([good, bad]))
@@ -169,7 +268,9 @@ def test_nobody_keeps_an_answer_longer(inside: MakeInside, upstream: Standin, mi
 
 
 def test_who_waits_for_a_load(inside: MakeInside, upstream: Standin) -> None:
-    """When a load ends, `max-age` for the callers that waited is what is left of the lifetime by then."""
+    """When a load ends, `max-age` for the callers that waited is what is left of the
+    lifetime by then.
+    """
     service, event_id, gate = inside(), new_events(upstream, 1)[0], Gate()
     upstream.rule("events", gate=gate)
     with ThreadPoolExecutor() as pool:
@@ -181,14 +282,31 @@ def test_who_waits_for_a_load(inside: MakeInside, upstream: Standin) -> None:
         gate.open()
         loaded, shared = first.result(), second.result()
     assert (lifetime(loaded), lifetime(shared)) == (248, 248)
-    assert cache_status(loaded) == {"fwd": "miss", "fwd-status": 200, "stored": True, "ttl": 248}
-    assert cache_status(shared) == {"fwd": "miss", "collapsed": True, "fwd-status": 200, "stored": True, "ttl": 248}
+    assert cache_status(loaded) == {
+        "fwd": "miss",
+        "fwd-status": 200,
+        "stored": True,
+        "ttl": 248,
+    }
+    assert cache_status(shared) == {
+        "fwd": "miss",
+        "collapsed": True,
+        "fwd-status": 200,
+        "stored": True,
+        "ttl": 248,
+    }
     assert loaded.headers["ETag"] == shared.headers["ETag"]
 
 
 def test_a_load_longer_than_the_lifetime(inside: MakeInside, upstream: Standin) -> None:
-    """An answer that has expired when its load ends is sent once, and no client may keep it."""
-    service, event_id, gate = inside(C42_EXPIRY="0.05"), new_events(upstream, 1)[0], Gate()
+    """An answer that has expired when its load ends is sent once, and no client may
+    keep it.
+    """
+    service, event_id, gate = (
+        inside(C42_EXPIRY="0.05"),
+        new_events(upstream, 1)[0],
+        Gate(),
+    )
     upstream.rule("events", gate=gate)
     with ThreadPoolExecutor() as pool:
         first = pool.submit(service.event, event_id)
@@ -201,9 +319,14 @@ def test_a_load_longer_than_the_lifetime(inside: MakeInside, upstream: Standin) 
     assert cache_status(service.event(event_id))["fwd"] == "miss"
 
 
-def test_libraries_keep_a_late_hit_no_longer(start: Start, upstream: Standin, tmp_path: Path) -> None:
-    """requests-cache, CacheControl and hishel ask again when an answer expires, even if they got it late."""
-    import cachecontrol  # here, because they take a second to import, in each of pytest-xdist's processes
+def test_libraries_keep_a_late_hit_no_longer(
+    start: Start, upstream: Standin, tmp_path: Path
+) -> None:
+    """requests-cache, CacheControl and hishel ask again when an answer expires, even if
+    they got it late.
+    """
+    # Here, because they take a second to import, in each of pytest-xdist's processes.
+    import cachecontrol
     import httpx
     import requests
     import requests_cache
@@ -217,12 +340,22 @@ def test_libraries_keep_a_late_hit_no_longer(start: Start, upstream: Standin, tm
     with (
         requests_cache.CachedSession(backend="memory", cache_control=True) as first,
         cachecontrol.CacheControl(requests.Session()) as second,
-        httpx.Client(transport=CacheTransport(httpx.HTTPTransport(), storage, rfc=True)) as third,
+        httpx.Client(
+            transport=CacheTransport(httpx.HTTPTransport(), storage, rfc=True)
+        ) as third,
     ):
-        until(lambda: lifetime(service.event(event_id)) == 1, "an answer late in its life", every=0.05)
+        until(
+            lambda: lifetime(service.event(event_id)) == 1,
+            "an answer late in its life",
+            every=0.05,
+        )
         assert all('"Old"' in client.get(url).text for client in (first, second, third))
         upstream.set_title(event_id, "New")
-        until(lambda: '"New"' in service.event(event_id).text, "the end of its life", every=0.05)
+        until(
+            lambda: '"New"' in service.event(event_id).text,
+            "the end of its life",
+            every=0.05,
+        )
         assert all('"New"' in client.get(url).text for client in (first, second, third))
 
 
@@ -230,11 +363,18 @@ def test_libraries_keep_a_late_hit_no_longer(start: Start, upstream: Standin, tm
 
 
 def test_etag_is_of_the_body(inside: MakeInside, upstream: Standin) -> None:
-    """An ETag is strong, stays the same if an event is reloaded unchanged, and changes with any part of the answer."""
+    """An ETag is strong, stays the same if an event is reloaded unchanged, and changes
+    with any part of the answer.
+    """
     service, event_id = inside(), new_id()
     upstream.add_event(event_id, title="One", names=["Ella"])
     seen = []
-    for title, names in (("One", ["Ella"]), ("One", ["Ella"]), ("Two", ["Ella"]), ("Two", ["Ella", "Arthur"])):
+    for title, names in (
+        ("One", ["Ella"]),
+        ("One", ["Ella"]),
+        ("Two", ["Ella"]),
+        ("Two", ["Ella", "Arthur"]),
+    ):
         upstream.add_event(event_id, title=title, names=names)
         service.clock.now += 252
         answer = service.event(event_id)
@@ -247,31 +387,76 @@ def test_etag_is_of_the_body(inside: MakeInside, upstream: Standin) -> None:
 
 @pytest.mark.parametrize(
     "condition",
-    ["{}", "W/{}", "*", '"x", {}', 'W/"x" , W/{},"y"', '"a,b",{}', ", {} ,", '"",{}', '"x",' * 5000 + "{}"],
+    [
+        "{}",
+        "W/{}",
+        "*",
+        '"x", {}',
+        'W/"x" , W/{},"y"',
+        '"a,b",{}',
+        ", {} ,",
+        '"",{}',
+        '"x",' * 5000 + "{}",
+    ],
 )
 def test_not_modified(inside: MakeInside, condition: str) -> None:
-    """A client that has the answer gets a 304 without a body, but with the headers that RFC 9110, 15.4.5 asks for."""
+    """A client that has the answer gets a 304 without a body, but with the headers that
+    RFC 9110, 15.4.5 asks for.
+    """
     service = inside(C42_CORS_ORIGINS=PAGE)
     full = service.event(DEMO_EVENTS["plain"])
     condition = condition.format(full.headers["ETag"])
-    for path in (PREFIX + DEMO_EVENTS["plain"], listed([DEMO_EVENTS["plain"], DEMO_EVENTS["unknown"]])):
+    for path in (
+        PREFIX + DEMO_EVENTS["plain"],
+        listed([DEMO_EVENTS["plain"], DEMO_EVENTS["unknown"]]),
+    ):
         service.http.get(path)  # so that both of these are hits
         full = service.http.get(path, headers={"Origin": PAGE})
-        tag = condition.replace(service.event(DEMO_EVENTS["plain"]).headers["ETag"], full.headers["ETag"])
+        tag = condition.replace(
+            service.event(DEMO_EVENTS["plain"]).headers["ETag"], full.headers["ETag"]
+        )
         for method in ("GET", "HEAD"):
-            answer = service.http.open(path, method=method, headers={"Origin": PAGE, "If-None-Match": tag})
+            answer = service.http.open(
+                path, method=method, headers={"Origin": PAGE, "If-None-Match": tag}
+            )
             assert (answer.status, answer.data) == ("304 Not Modified", b"")
-            left = [header for header in full.headers if header[0] not in ("Content-Type", "Content-Length")]
+            left = [
+                header
+                for header in full.headers
+                if header[0] not in ("Content-Type", "Content-Length")
+            ]
             assert list(answer.headers) == left
-        assert {"ETag", "Cache-Control", "Cache-Status", "Vary", "Access-Control-Allow-Origin"} <= set(dict(left))
+        assert {
+            "ETag",
+            "Cache-Control",
+            "Cache-Status",
+            "Vary",
+            "Access-Control-Allow-Origin",
+        } <= set(dict(left))
 
 
 @pytest.mark.parametrize(
     "condition",
-    ['"x"', 'W/"x"', '"x", "y"', '"', '"*"', "", ",", "W/", "\\", "x" * 50_000, '"x",' * 5000, "\xff", ' " '],
+    [
+        '"x"',
+        'W/"x"',
+        '"x", "y"',
+        '"',
+        '"*"',
+        "",
+        ",",
+        "W/",
+        "\\",
+        "x" * 50_000,
+        '"x",' * 5000,
+        "\xff",
+        ' " ',
+    ],
 )
 def test_modified(inside: MakeInside, condition: str) -> None:
-    """A client that has another answer, or sends a malformed condition, gets the whole answer."""
+    """A client that has another answer, or sends a malformed condition, gets the whole
+    answer.
+    """
     service = inside()
     for path in (PREFIX + DEMO_EVENTS["plain"], listed([DEMO_EVENTS["plain"]])):
         answer = service.http.get(path, headers={"If-None-Match": condition})
@@ -293,7 +478,9 @@ def test_errors_are_not_conditional(inside: MakeInside, upstream: Standin) -> No
 
 
 def test_cache_status_of_every_outcome(inside: MakeInside, upstream: Standin) -> None:
-    """Cache-Status says whether it was a hit, what the upstream answered, and whether the answer is kept."""
+    """Cache-Status says whether it was a hit, what the upstream answered, and whether
+    the answer is kept.
+    """
     service = inside()
     said = {}
     outcomes: list[tuple[str, dict[str, Any]]] = [
@@ -311,11 +498,17 @@ def test_cache_status_of_every_outcome(inside: MakeInside, upstream: Standin) ->
         said[name] = [answers[0].status_code, *map(cache_status, answers)]
         faulty = answers[0].headers["Cache-Control"] == "no-store"
         assert faulty == (name not in ("ok", "unknown", "refused"))
-        assert {answer.headers["Cache-Control"] for answer in answers} == {answers[0].headers["Cache-Control"]}
+        assert {answer.headers["Cache-Control"] for answer in answers} == {
+            answers[0].headers["Cache-Control"]
+        }
 
     def expected(status: int, upstream_status: int | None, ttl: int) -> list[Any]:
         forwarded = {"fwd-status": upstream_status} if upstream_status else {}
-        return [status, {"fwd": "miss", **forwarded, "stored": True, "ttl": ttl}, {"hit": True, "ttl": ttl}]
+        return [
+            status,
+            {"fwd": "miss", **forwarded, "stored": True, "ttl": ttl},
+            {"hit": True, "ttl": ttl},
+        ]
 
     assert said == {
         "ok": expected(200, 200, 252),
@@ -329,14 +522,23 @@ def test_cache_status_of_every_outcome(inside: MakeInside, upstream: Standin) ->
         "429": expected(429, 429, 252),
     }
     event_ids = [new_id() for _ in range(3)]
-    for answer in (service.event(event_ids[0]), service.http.get(listed(event_ids[1:]))):
+    for answer in (
+        service.event(event_ids[0]),
+        service.http.get(listed(event_ids[1:])),
+    ):
         status = cache_status(answer)
-        assert (status.pop("detail"), 240 < status.pop("ttl") <= 252, status) == ("paused", True, {})
+        assert (status.pop("detail"), 240 < status.pop("ttl") <= 252, status) == (
+            "paused",
+            True,
+            {},
+        )
     assert [upstream.calls(event_id=event_id) for event_id in event_ids] == [0, 0, 0]
 
 
 def test_retry_after_covers_what_is_kept(inside: MakeInside, upstream: Standin) -> None:
-    """A client that comes back after `Retry-After` seconds doesn't find the same 429 in the cache."""
+    """A client that comes back after `Retry-After` seconds doesn't find the same 429 in
+    the cache.
+    """
     service = inside()
     upstream.rule("events", times=1, status=429, headers={"Retry-After": "30"})
     for event_id in new_events(upstream, 2):
@@ -353,10 +555,17 @@ def test_retry_after_covers_what_is_kept(inside: MakeInside, upstream: Standin) 
 
 
 @pytest.mark.parametrize(
-    "path", [PREFIX + DEMO_EVENTS["plain"], PREFIX + DEMO_EVENTS["plain"] + "/", listed([DEMO_EVENTS["plain"]])]
+    "path",
+    [
+        PREFIX + DEMO_EVENTS["plain"],
+        PREFIX + DEMO_EVENTS["plain"] + "/",
+        listed([DEMO_EVENTS["plain"]]),
+    ],
 )
 def test_head_and_options_on_the_wire(service: Service, path: str) -> None:
-    """HEAD is GET without the body, OPTIONS says what is allowed, and other methods get a 405 that says so too."""
+    """HEAD is GET without the body, OPTIONS says what is allowed, and other methods get
+    a 405 that says so too.
+    """
     target = path.encode()
     service.get(path)
     get, head = service.raw(target), service.raw(target, b"HEAD")
@@ -364,16 +573,25 @@ def test_head_and_options_on_the_wire(service: Service, path: str) -> None:
     assert head.headers["Content-Length"] == str(len(get.body))
     same = {"ETag", "Content-Type", "Content-Length", "X-Content-Type-Options"}
     assert [head.headers[name] for name in same] == [get.headers[name] for name in same]
-    assert lifetime(head) == pytest.approx(lifetime(get), abs=1)  # a second may have passed
+    assert lifetime(head) == pytest.approx(
+        lifetime(get), abs=1
+    )  # a second may have passed
     assert set(head.headers) == set(get.headers)
     assert {"Date", "Cache-Status"} <= set(get.headers)
     options = service.raw(target, b"OPTIONS")
-    assert (options.status, options.body, options.headers["Content-Length"]) == (204, b"", None)
+    assert (options.status, options.body, options.headers["Content-Length"]) == (
+        204,
+        b"",
+        None,
+    )
     allowed = {"GET", "HEAD", "OPTIONS"}
     assert set(options.headers["Allow"].split(", ")) == allowed
     for method in (b"POST", b"PUT", b"DELETE", b"PATCH", b"BREW"):
         answer = service.raw(target, method)
-        assert (answer.status, set(answer.headers["Allow"].split(", "))) == (405, allowed)
+        assert (answer.status, set(answer.headers["Allow"].split(", "))) == (
+            405,
+            allowed,
+        )
         assert answer.headers["Cache-Control"] == "no-store"
     assert service.raw(b"/nothing-here", b"OPTIONS").status == 404
 
@@ -389,5 +607,8 @@ def test_nobody_keeps_what_is_no_answer(inside: MakeInside) -> None:
         ("POST", PREFIX + "a", 405),
     ):
         answer = service.http.open(path, method=method)
-        assert (answer.status_code, answer.headers["Cache-Control"]) == (status, "no-store")
+        assert (answer.status_code, answer.headers["Cache-Control"]) == (
+            status,
+            "no-store",
+        )
         assert not {"ETag", "Cache-Status"} & {name for name, _ in answer.headers}

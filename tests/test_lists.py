@@ -13,7 +13,17 @@ import pytest
 import requests
 
 from standin import DEMO_EVENTS, Gate, Standin
-from tests.fixtures import PATIENCE, PREFIX, Inside, Service, at_once, listed, new_events, new_id, until
+from tests.fixtures import (
+    PATIENCE,
+    PREFIX,
+    Inside,
+    Service,
+    at_once,
+    listed,
+    new_events,
+    new_id,
+    until,
+)
 from tests.reading import cache_status, lifetime
 
 MakeInside = Callable[..., Inside]
@@ -28,7 +38,11 @@ def answers_of(service: Inside, event_ids: list[str]) -> Any:
     assert answer.json["meta_data"] == {"count": len(answer.json["data"])}
     said = [*(one["id"] for one in answer.json["data"]), *answer.json["errors"]]
     assert sorted(said) == sorted(set(event_ids))
-    order = [event_id for event_id in dict.fromkeys(event_ids) if event_id not in answer.json["errors"]]
+    order = [
+        event_id
+        for event_id in dict.fromkeys(event_ids)
+        if event_id not in answer.json["errors"]
+    ]
     assert [one["id"] for one in answer.json["data"]] == order
     return answer
 
@@ -45,14 +59,20 @@ def test_cold_events_cost_two_calls(inside: MakeInside, upstream: Standin) -> No
     answer = answers_of(service, event_ids)
     assert (upstream.calls("events"), upstream.calls("event-subscriptions")) == (1, 1)
     assert answer.json["data"] == [
-        {"id": event_id, "title": f"Title {event_id}", "names": [f"{event_id} 0", f"{event_id} 1"]}
+        {
+            "id": event_id,
+            "title": f"Title {event_id}",
+            "names": [f"{event_id} 0", f"{event_id} 1"],
+        }
         for event_id in event_ids
     ]
     assert cache_status(answer) == {"fwd": "miss", "stored": True, "ttl": 252}
     assert lifetime(answer) == 252
     service.clock.now += 100.5
     singles = [service.event(event_id) for event_id in event_ids]
-    assert {(single.status_code, lifetime(single)) for single in singles} == {(200, 151)}
+    assert {(single.status_code, lifetime(single)) for single in singles} == {
+        (200, 151)
+    }
     again = answers_of(service, event_ids)
     assert again.data == answer.data
     assert (lifetime(again), cache_status(again)) == (151, {"hit": True, "ttl": 151})
@@ -62,18 +82,26 @@ def test_cold_events_cost_two_calls(inside: MakeInside, upstream: Standin) -> No
 
 
 def test_fresh_events_are_not_asked_for(inside: MakeInside, upstream: Standin) -> None:
-    """What the route of one event has loaded is taken from the cache, and only the others are asked for, together."""
+    """What the route of one event has loaded is taken from the cache, and only the
+    others are asked for, together.
+    """
     service, event_ids = inside(), new_events(upstream, 6)
     for event_id in event_ids[:3]:
         service.event(event_id)
     upstream.reset_counts()
     answer = answers_of(service, event_ids)
-    assert ids_asked(upstream, "events") == ids_asked(upstream, "event-subscriptions") == [set(event_ids[3:])]
+    assert (
+        ids_asked(upstream, "events")
+        == ids_asked(upstream, "event-subscriptions")
+        == [set(event_ids[3:])]
+    )
     assert cache_status(answer) == {"fwd": "partial", "stored": True, "ttl": 252}
 
 
 def test_each_event_keeps_its_own_expiry(inside: MakeInside, upstream: Standin) -> None:
-    """A list's `max-age` is that of the part that expires first; after that, only that part is loaded again."""
+    """A list's `max-age` is that of the part that expires first; after that, only that
+    part is loaded again.
+    """
     service, (old, new) = inside(), new_events(upstream, 2)
     answers_of(service, [old])
     service.clock.now += 100.25
@@ -93,32 +121,58 @@ def test_a_fault_among_many(inside: MakeInside, upstream: Standin) -> None:
     service.event(bad)
     answer = answers_of(service, [good, bad])
     assert answer.json["errors"] == {
-        bad: {"status_code": 500, "message": "Internal Server Error", "code": "GENERAL_SYSTEM_ERROR"}
+        bad: {
+            "status_code": 500,
+            "message": "Internal Server Error",
+            "code": "GENERAL_SYSTEM_ERROR",
+        }
     }
-    assert (lifetime(answer), [one["id"] for one in answer.json["data"]]) == (None, [good])
+    assert (lifetime(answer), [one["id"] for one in answer.json["data"]]) == (
+        None,
+        [good],
+    )
 
 
 def test_unknown_and_deleted_among_many(inside: MakeInside, upstream: Standin) -> None:
-    """An event that the list leaves out, or that is deleted, is a 404, as on the route of a single event."""
+    """An event that the list leaves out, or that is deleted, is a 404, as on the route
+    of a single event.
+    """
     service, event_ids = inside(), new_events(upstream, 2)
     unknown, gone = new_id(), DEMO_EVENTS["deleted"]
     answer = answers_of(service, [unknown, event_ids[1], gone, event_ids[0], unknown])
     assert answer.json["errors"] == {
-        unknown: {"status_code": 404, "message": f"Event {unknown} not found", "code": "NOT_FOUND"},
-        gone: {"status_code": 404, "message": "the event is deleted", "code": "NOT_FOUND"},
+        unknown: {
+            "status_code": 404,
+            "message": f"Event {unknown} not found",
+            "code": "NOT_FOUND",
+        },
+        gone: {
+            "status_code": 404,
+            "message": "the event is deleted",
+            "code": "NOT_FOUND",
+        },
     }
-    assert [one["names"] for one in answer.json["data"]] == [[f"{one} 0", f"{one} 1"] for one in reversed(event_ids)]
+    assert [one["names"] for one in answer.json["data"]] == [
+        [f"{one} 0", f"{one} 1"] for one in reversed(event_ids)
+    ]
     assert lifetime(answer) == 252
     assert upstream.calls("events", unknown) == 1
     for event_id in (unknown, gone):
         single = service.event(event_id)
-        assert (single.status_code, single.json["error"]) == (404, answer.json["errors"][event_id])
+        assert (single.status_code, single.json["error"]) == (
+            404,
+            answer.json["errors"][event_id],
+        )
         assert (cache_status(single)["hit"], lifetime(single)) == (True, 252)
     assert upstream.calls("events", unknown) == 1
 
 
-def test_another_request_loads_it_already(inside: MakeInside, upstream: Standin) -> None:
-    """Lists and single requests wait for an event that is already being loaded, rather than load it again."""
+def test_another_request_loads_it_already(
+    inside: MakeInside, upstream: Standin
+) -> None:
+    """Lists and single requests wait for an event that is already being loaded, rather
+    than load it again.
+    """
     service, (first, second, third) = inside(), new_events(upstream, 3)
     gate = Gate()
     upstream.rule("events", first, gate=gate)
@@ -129,15 +183,31 @@ def test_another_request_loads_it_already(inside: MakeInside, upstream: Standin)
         gate.wait_for(1)
         many = pool.submit(get, listed([first, second]))
         gate.wait_for(2)
-        waits = [pool.submit(get, path) for path in (PREFIX + second, listed([second, first]), listed([third, second]))]
+        waits = [
+            pool.submit(get, path)
+            for path in (
+                PREFIX + second,
+                listed([second, first]),
+                listed([third, second]),
+            )
+        ]
         until(lambda: service.cache.snapshot().waiting == 5)
         until(lambda: service.cache.snapshot().loading == 2, "the third event")
         gate.open()
-        one, both, later, all_waited, partly = (future.result() for future in (single, many, *waits))
-    assert [upstream.calls("events", event_id) for event_id in (first, second, third)] == [1, 1, 1]
+        one, both, later, all_waited, partly = (
+            future.result() for future in (single, many, *waits)
+        )
+    assert [
+        upstream.calls("events", event_id) for event_id in (first, second, third)
+    ] == [1, 1, 1]
     assert cache_status(both) == {"fwd": "miss", "stored": True, "ttl": 252}
     assert cache_status(later)["collapsed"]
-    assert cache_status(all_waited) == {"fwd": "miss", "collapsed": True, "stored": True, "ttl": 252}
+    assert cache_status(all_waited) == {
+        "fwd": "miss",
+        "collapsed": True,
+        "stored": True,
+        "ttl": 252,
+    }
     assert cache_status(partly) == {"fwd": "miss", "stored": True, "ttl": 252}
     assert b'"data":[%b,%b]' % (one.data, later.data) in both.data
     assert b'"data":[%b,%b]' % (later.data, one.data) in all_waited.data
@@ -156,9 +226,16 @@ def test_another_request_loads_it_already(inside: MakeInside, upstream: Standin)
     ],
 )
 def test_the_whole_fails(
-    inside: MakeInside, upstream: Standin, endpoint: str, fault: dict[str, Any], status: int, code: str
+    inside: MakeInside,
+    upstream: Standin,
+    endpoint: str,
+    fault: dict[str, Any],
+    status: int,
+    code: str,
 ) -> None:
-    """If the call fails as a whole, each id gets that fault and it is kept for none of them; but a pause is for all."""
+    """If the call fails as a whole, each id gets that fault and it is kept for none of
+    them; but a pause is for all.
+    """
     service, event_ids = inside(), new_events(upstream, 3)
     rule = upstream.rule(endpoint, **fault)
     answer = answers_of(service, event_ids)
@@ -169,46 +246,75 @@ def test_the_whole_fails(
     rule.remove()
     if status == 429:
         single = service.event(event_ids[0])
-        assert (single.status_code, lifetime(single), cache_status(single)["hit"]) == (status, None, True)
+        assert (single.status_code, lifetime(single), cache_status(single)["hit"]) == (
+            status,
+            None,
+            True,
+        )
     else:
         assert service.event(event_ids[0]).status_code == 200
         assert len(answers_of(service, event_ids).json["data"]) == 3
 
 
 def test_a_filter_that_is_ignored(inside: MakeInside, upstream: Standin) -> None:
-    """An upstream that ignores the filter leaks no event or name; a missing event isn't taken for an unknown one."""
+    """An upstream that ignores the filter leaks no event or name; a missing event isn't
+    taken for an unknown one.
+    """
     service, (known, other) = inside(), new_events(upstream, 2)
     foreign = new_events(upstream, 3)
-    for endpoint, filter_by in (("events", "ids"), ("event-subscriptions", "event_ids")):
+    for endpoint, filter_by in (
+        ("events", "ids"),
+        ("event-subscriptions", "event_ids"),
+    ):
         url = f"{upstream.base_url}{endpoint}/?{filter_by}=[{','.join((known, *foreign))}]"
-        data = requests.get(url, headers={"Authorization": f"Token {upstream.token}"}, timeout=PATIENCE).json()["data"]
-        upstream.rule(endpoint, body=json.dumps({"meta_data": {"count": len(data)}, "data": data}))
+        data = requests.get(
+            url, headers={"Authorization": f"Token {upstream.token}"}, timeout=PATIENCE
+        ).json()["data"]
+        upstream.rule(
+            endpoint, body=json.dumps({"meta_data": {"count": len(data)}, "data": data})
+        )
     answer = answers_of(service, [known, other])
-    assert answer.json["data"] == [{"id": known, "title": f"Title {known}", "names": [f"{known} 0", f"{known} 1"]}]
+    assert answer.json["data"] == [
+        {"id": known, "title": f"Title {known}", "names": [f"{known} 0", f"{known} 1"]}
+    ]
     assert answer.json["errors"][other]["status_code"] == 502
     assert not any(one.encode() in answer.data for one in foreign)
     assert lifetime(answer) is None
 
 
 def test_a_hostile_id_poisons_nothing(inside: MakeInside, upstream: Standin) -> None:
-    """An id that makes the upstream ignore its filter changes nothing for the others in the list."""
+    """An id that makes the upstream ignore its filter changes nothing for the others in
+    the list.
+    """
     service, (victim, other) = inside(), new_events(upstream, 2)
     hostile = "x" * 128
     answer = answers_of(service, [hostile, victim, "-", other, "__proto__"])
-    assert [one["names"] for one in answer.json["data"]] == [[f"{one} 0", f"{one} 1"] for one in (victim, other)]
+    assert [one["names"] for one in answer.json["data"]] == [
+        [f"{one} 0", f"{one} 1"] for one in (victim, other)
+    ]
     assert {error["status_code"] for error in answer.json["errors"].values()} == {404}
-    ours = [target for _, target, _ in upstream.requests if victim in target or other in target or hostile in target]
+    ours = [
+        target
+        for _, target, _ in upstream.requests
+        if victim in target or other in target or hostile in target
+    ]
     assert len(ours) <= 3
 
 
-def test_long_ids_do_not_make_urls_too_long(inside: MakeInside, upstream: Standin) -> None:
-    """A hundred of the longest ids are asked for in a few calls, none with an address longer than servers take."""
+def test_long_ids_do_not_make_urls_too_long(
+    inside: MakeInside, upstream: Standin
+) -> None:
+    """A hundred of the longest ids are asked for in a few calls, none with an address
+    longer than servers take.
+    """
     service = inside()
     event_ids = [f"{number:0128d}" for number in range(100)]
     for event_id in event_ids:
         upstream.add_event(event_id, names=[event_id])
     answer = answers_of(service, event_ids)
-    assert [one["names"] for one in answer.json["data"]] == [[event_id] for event_id in event_ids]
+    assert [one["names"] for one in answer.json["data"]] == [
+        [event_id] for event_id in event_ids
+    ]
     assert upstream.calls() == 2 * 2
     assert max(len(target) for _, target, _ in upstream.requests) < 8000
 
@@ -230,31 +336,47 @@ HOSTILE_LISTS = [
 
 @pytest.mark.parametrize("slash", ["", "/"])
 def test_hostile_lists(inside: MakeInside, upstream: Standin, slash: str) -> None:
-    """Anything but a list of 1 to 100 ids is a 400 that says what is wrong, without a call to the upstream."""
+    """Anything but a list of 1 to 100 ids is a 400 that says what is wrong, without a
+    call to the upstream.
+    """
     service = inside()
     for query, complaint in HOSTILE_LISTS:
         answer: Any = service.http.get(PREFIX.removesuffix("/") + slash + query)
-        assert (answer.status_code, answer.headers["Cache-Control"]) == (400, "no-store"), query[:50]
+        assert (answer.status_code, answer.headers["Cache-Control"]) == (
+            400,
+            "no-store",
+        ), query[:50]
         assert complaint in answer.json["error"]["message"]
         assert len(answer.data) < 300
     assert (upstream.calls(), len(service.cache)) == (0, 0)
 
 
 def test_forms_of_a_sound_list(inside: MakeInside, upstream: Standin) -> None:
-    """Brackets and commas may be percent-encoded, ids may come again, and other parameters do no harm."""
+    """Brackets and commas may be percent-encoded, ids may come again, and other
+    parameters do no harm.
+    """
     service, (one, two) = inside(), new_events(upstream, 2)
     plain = answers_of(service, [one, two, one, one])
     for path in (PREFIX, PREFIX.removesuffix("/")):
         for text in (f"[{one},{two}]", quote(f"[{one},{two}]"), f"%5b{one},{two}%5d"):
-            assert service.http.get(f"{path}?x=1&event_ids={text}&event_id=z").data == plain.data
+            assert (
+                service.http.get(f"{path}?x=1&event_ids={text}&event_id=z").data
+                == plain.data
+            )
     assert upstream.calls() == 2
     answers_of(service, [one] * 100)
     assert service.http.get(listed([two, one])).headers["ETag"] != plain.headers["ETag"]
 
 
 def test_a_list_waits_as_one(inside: MakeInside, upstream: Standin) -> None:
-    """A list takes one place in the waiting room, and if that is full, a list is refused at once like any request."""
-    service, event_ids, gate = inside(C42_THREADS="18"), new_events(upstream, 20), Gate()
+    """A list takes one place in the waiting room, and if that is full, a list is
+    refused at once like any request.
+    """
+    service, event_ids, gate = (
+        inside(C42_THREADS="18"),
+        new_events(upstream, 20),
+        Gate(),
+    )
     upstream.rule("events", gate=gate)
     get = service.app.test_client().get
     with ThreadPoolExecutor() as pool:
@@ -263,18 +385,30 @@ def test_a_list_waits_as_one(inside: MakeInside, upstream: Standin) -> None:
         assert service.cache.snapshot().waiting == 1
         one = pool.submit(get, PREFIX + new_id())
         gate.wait_for(2)
-        for path in (listed([new_id(), event_ids[0]]), listed(event_ids), PREFIX + new_id()):
+        for path in (
+            listed([new_id(), event_ids[0]]),
+            listed(event_ids),
+            PREFIX + new_id(),
+        ):
             refused = service.http.get(path)
-            assert (refused.status_code, refused.headers["Retry-After"], lifetime(refused)) == (503, "1", None)
+            assert (
+                refused.status_code,
+                refused.headers["Retry-After"],
+                lifetime(refused),
+            ) == (503, "1", None)
         gate.open()
         assert (many.result().status_code, one.result().status_code) == (200, 404)
     assert service.cache.snapshot().waiting == 0
 
 
 def test_a_list_has_one_time_out(inside: MakeInside, upstream: Standin) -> None:
-    """If an answer of a list expires while the rest of the list times out, its event gets a 504 too, without a call,
-    and that 504 isn't cached."""
-    service, (one, two), gate = inside(C42_TIMEOUT="0.5"), new_events(upstream, 2), Gate()
+    """If an answer of a list expires while the rest of the list times out, its event
+    gets a 504 too, without a call, and that 504 isn't cached."""
+    service, (one, two), gate = (
+        inside(C42_TIMEOUT="0.5"),
+        new_events(upstream, 2),
+        Gate(),
+    )
     service.event(one)
     upstream.rule(event_id=two, gate=gate)
     with ThreadPoolExecutor() as pool:
@@ -284,7 +418,10 @@ def test_a_list_has_one_time_out(inside: MakeInside, upstream: Standin) -> None:
         service.clock.now += 252
         errors = many.result().get_json()["errors"]
     gate.open()
-    assert {event_id: error["status_code"] for event_id, error in errors.items()} == {one: 504, two: 504}
+    assert {event_id: error["status_code"] for event_id, error in errors.items()} == {
+        one: 504,
+        two: 504,
+    }
     assert upstream.calls(event_id=one) == 0
     assert service.event(one).status_code == 200
 
@@ -299,19 +436,30 @@ def test_head_of_many(inside: MakeInside) -> None:
 
 
 def test_a_hundred_big_events(start: Start, upstream: Standin) -> None:
-    """A hundred cold events with 60 people each get the right names, in 61 calls, within the time-out."""
+    """A hundred cold events with 60 people each get the right names, in 61 calls,
+    within the time-out.
+    """
     event_ids = new_events(upstream, 100, people=60)
     answer = start(C42_TIMEOUT="60").get(listed(event_ids)).json()
     assert answer["errors"] == {}
     assert [one["id"] for one in answer["data"]] == event_ids
     for one in answer["data"]:
         assert one["names"] == [f"{one['id']} {at}" for at in range(60)]
-    assert [upstream.calls(endpoint, event_ids[0]) for endpoint in ("events", "event-subscriptions")] == [1, 60]
+    assert [
+        upstream.calls(endpoint, event_ids[0])
+        for endpoint in ("events", "event-subscriptions")
+    ] == [1, 60]
 
 
 def test_slow_lists(service: Service, upstream: Standin) -> None:
-    """If the upstream is too slow, each id gets a 504 within half a second of the time-out."""
-    faults: list[dict[str, Any]] = [{"hang": True}, {"trickle": 0.3}, {"offset": 100, "delay": 3.0}]
+    """If the upstream is too slow, each id gets a 504 within half a second of the
+    time-out.
+    """
+    faults: list[dict[str, Any]] = [
+        {"hang": True},
+        {"trickle": 0.3},
+        {"offset": 100, "delay": 3.0},
+    ]
     lists = [new_events(upstream, 3, people=50) for _ in faults]
     for event_ids, fault in zip(lists, faults, strict=True):
         upstream.rule("event-subscriptions", event_ids[0], **fault)
@@ -320,8 +468,16 @@ def test_slow_lists(service: Service, upstream: Standin) -> None:
         asked = time.monotonic()
         return service.get(listed(event_ids)), time.monotonic() - asked
 
-    for event_ids, (answer, seconds) in zip(lists, at_once(*(partial(timed, one) for one in lists)), strict=True):
+    for event_ids, (answer, seconds) in zip(
+        lists, at_once(*(partial(timed, one) for one in lists)), strict=True
+    ):
         assert 2 <= seconds < 2.5
-        said = {event_id: error["status_code"] for event_id, error in answer.json()["errors"].items()}
+        said = {
+            event_id: error["status_code"]
+            for event_id, error in answer.json()["errors"].items()
+        }
         assert (answer.status_code, said) == (200, dict.fromkeys(event_ids, 504))
-        assert (answer.headers["Cache-Control"], answer.json()["data"]) == ("no-store", [])
+        assert (answer.headers["Cache-Control"], answer.json()["data"]) == (
+            "no-store",
+            [],
+        )

@@ -15,10 +15,20 @@ def requirements(name: str) -> list[Requirement]:
 
 
 def test_lock_satisfies_requirements() -> None:
-    """The lock satisfies each requirement of the service and of Redis, and has nothing that only tests need."""
-    pinned = {one.name: next(iter(one.specifier)).version for one in requirements("requirements.lock")}
+    """The lock satisfies each requirement of the service and of Redis, and has nothing
+    that only tests need.
+    """
+    pinned = {
+        one.name: next(iter(one.specifier)).version
+        for one in requirements("requirements.lock")
+    }
     wanted = requirements("requirements.txt") + requirements("requirements-redis.txt")
-    unmet = [one for one in wanted if one.name != "pytest" and not one.specifier.contains(pinned.get(one.name, "0"))]
+    unmet = [
+        one
+        for one in wanted
+        if one.name != "pytest"
+        and not one.specifier.contains(pinned.get(one.name, "0"))
+    ]
     assert unmet == []
     assert not pinned.keys() & {"pytest", "pluggy", "iniconfig"}
 
@@ -27,5 +37,8 @@ def test_lock_pins_everything() -> None:
     """The lock pins exact versions with hashes, and names no package index."""
     text = (ROOT / "requirements.lock").read_text()
     for entry in re.split(r"\n(?=[a-z])", text)[1:]:
-        assert re.match(r"[a-z0-9-]+==[0-9.]+ (; .+ )?\\\n(    --hash=sha256:[0-9a-f]{64}( \\)?\n?)+$", entry), entry
+        assert re.match(
+            r"[a-z0-9-]+==[0-9.]+ (; .+ )?\\\n(    --hash=sha256:[0-9a-f]{64}( \\)?\n?)+$",
+            entry,
+        ), entry
     assert not re.search("://|index|find-links", text)

@@ -17,7 +17,9 @@ def first(a, b=1):
 
 
 def test_changes() -> None:
-    """Operators, constants, conditions, keyword arguments, decorators, statements and return values are changed."""
+    """Operators, constants, conditions, keyword arguments, decorators, statements and
+    return values are changed.
+    """
     assert [mutant.change for mutant in Mutator("made-up.py", FUNCTION).found] == [
         "without @cache",
         "1 → 2",
@@ -46,8 +48,15 @@ def test_each_change_is_one_that_python_reads() -> None:
 
 
 def test_equivalents_exist() -> None:
-    """Each listed equivalent is a change that would be made, so that none outlives its line."""
+    """Each listed equivalent is a change that would be made, so that none outlives its
+    line.
+    """
     made: set[tuple[str, str, str]] = set()
     for file in {one.file for one in EQUIVALENT}:
-        made |= {(file, one.text, one.change) for one in Mutator(file, (ROOT / file).read_bytes()).found}
-    assert [one for one in EQUIVALENT if (one.file, one.text, one.change) not in made] == []
+        made |= {
+            (file, one.text, one.change)
+            for one in Mutator(file, (ROOT / file).read_bytes()).found
+        }
+    assert [
+        one for one in EQUIVALENT if (one.file, one.text, one.change) not in made
+    ] == []

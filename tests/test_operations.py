@@ -1,4 +1,6 @@
-"""What operators see and run: metrics, health, logs, stopping, `--check` and what is in deploy/."""
+"""What operators see and run: metrics, health, logs, stopping, `--check` and what is in
+deploy/.
+"""
 
 import json
 import re
@@ -31,7 +33,10 @@ from tests.fixtures import ROOT, TOKEN, MakeInside, Service, at_once, new_id, un
 PREFIX = "/events-with-subscriptions/"
 ENDPOINTS = ("/metrics", "/livez", "/readyz", "/healthz", "/status.json")
 small_metrics = partial(Metrics, expiry=252.0)
-SMALL = {"C42_THREADS": "20", "C42_TIMEOUT": "5"}  # four requests may wait for the upstream
+SMALL = {
+    "C42_THREADS": "20",
+    "C42_TIMEOUT": "5",
+}  # four requests may wait for the upstream
 
 Samples = dict[tuple[str, frozenset[tuple[str, str]]], float]
 Start = Callable[..., Service]
@@ -40,19 +45,29 @@ Start = Callable[..., Service]
 def samples(service: Service) -> Samples:
     """Read /metrics as Prometheus does."""
     families = text_string_to_metric_families(service.get("/metrics").text)
-    return {(one.name, frozenset(one.labels.items())): one.value for family in families for one in family.samples}
+    return {
+        (one.name, frozenset(one.labels.items())): one.value
+        for family in families
+        for one in family.samples
+    }
 
 
 def value(found: Samples, name: str, **labels: str) -> float:
     """Return the sum of all samples of that name whose labels include those."""
-    return sum(number for (one, its), number in found.items() if one == name and its >= labels.items())
+    return sum(
+        number
+        for (one, its), number in found.items()
+        if one == name and its >= labels.items()
+    )
 
 
 # Numbers
 
 
 def test_numbers_add_up(start: Start, upstream: Standin) -> None:
-    """Under load, each request is counted once, by its outcome, and each call as often as the upstream saw it."""
+    """Under load, each request is counted once, by its outcome, and each call as often
+    as the upstream saw it.
+    """
     service, gate = start(**SMALL), Gate()
     held, missing, broken = new_id(), new_id(), new_id()
     upstream.add_event(held, names=["Arthur"])
@@ -67,7 +82,10 @@ def test_numbers_add_up(start: Start, upstream: Standin) -> None:
     waiting = [threading.Thread(target=ask, args=(held,)) for _ in range(4)]
     for thread in waiting:
         thread.start()
-    until(lambda: service.get("/status.json").json()["cache"]["waiting"] == 4, "the waiting room to be full")
+    until(
+        lambda: service.get("/status.json").json()["cache"]["waiting"] == 4,
+        "the waiting room to be full",
+    )
     at_once(*[partial(ask, new_id()) for _ in range(30)])
     assert statuses == {503: 30}
     gate.open()
@@ -82,52 +100,87 @@ def test_numbers_add_up(start: Start, upstream: Standin) -> None:
             *[partial(ask, event_id) for event_id in (held, missing, broken)],
             partial(ask, held, **{"If-None-Match": tag}),
         )
-    until(lambda: value(samples(service), "c42_upstream_requests_total") == upstream.calls(), "all calls to end")
+    until(
+        lambda: (
+            value(samples(service), "c42_upstream_requests_total") == upstream.calls()
+        ),
+        "all calls to end",
+    )
 
     found = samples(service)
     results = {
-        one: value(found, "c42_cache_requests_total", result=one) for one in ("hit", "miss", "collapsed", "refused")
+        one: value(found, "c42_cache_requests_total", result=one)
+        for one in ("hit", "miss", "collapsed", "refused")
     }
     assert results == {"hit": 81, "miss": 3, "collapsed": 3, "refused": 30}
     assert sum(results.values()) == statuses.total()
-    loads = {one: value(found, "c42_cache_loads_total", outcome=one) for one in ("ok", "negative", "fault", "failed")}
+    loads = {
+        one: value(found, "c42_cache_loads_total", outcome=one)
+        for one in ("ok", "negative", "fault", "failed")
+    }
     assert loads == {"ok": 1, "negative": 1, "fault": 1, "failed": 0}
-    entries = {one: value(found, "c42_cache_entries", kind=one) for one in ("ok", "negative", "fault")}
+    entries = {
+        one: value(found, "c42_cache_entries", kind=one)
+        for one in ("ok", "negative", "fault")
+    }
     assert entries == {"ok": 1, "negative": 1, "fault": 1}
     route = PREFIX + "<event_id>"
     for status, count in statuses.items():
-        assert value(found, "c42_http_requests_total", route=route, status=str(status)) == count
+        assert (
+            value(found, "c42_http_requests_total", route=route, status=str(status))
+            == count
+        )
     assert value(found, "c42_http_requests_total", route=route) == statuses.total()
     for endpoint in ("events", "event-subscriptions"):
-        assert value(found, "c42_upstream_requests_total", endpoint=endpoint) == upstream.calls(endpoint)
+        assert value(
+            found, "c42_upstream_requests_total", endpoint=endpoint
+        ) == upstream.calls(endpoint)
         name = "c42_upstream_request_duration_seconds_count"
         assert value(found, name, endpoint=endpoint) == upstream.calls(endpoint)
 
     page = service.get("/status.json").json()
-    hits = {kind: value(found, "c42_cache_hits_total", kind=kind) for kind in ("ok", "negative", "fault", "paused")}
+    hits = {
+        kind: value(found, "c42_cache_hits_total", kind=kind)
+        for kind in ("ok", "negative", "fault", "paused")
+    }
     assert hits == {"ok": 41, "negative": 20, "fault": 20, "paused": 0}
-    assert (page["requests"], page["hit_ratio"], page["saved_calls"]) == (117, 61 / 117, 2 * 61)
+    assert (page["requests"], page["hit_ratio"], page["saved_calls"]) == (
+        117,
+        61 / 117,
+        2 * 61,
+    )
     took = value(found, "c42_http_request_duration_seconds_count", route=route)
-    assert took == 36, "4 waited, 30 were refused, 2 were loaded later; hits don't count"
+    assert took == 36, (
+        "4 waited, 30 were refused, 2 were loaded later; hits don't count"
+    )
     assert not any("_created" in name or name == "c42_process_id" for name, _ in found)
     assert page["upstream"]["requests"] == upstream.calls()
-    faults = [(fault["endpoint"], fault["status"]) for fault in page["upstream"]["faults"]]
+    faults = [
+        (fault["endpoint"], fault["status"]) for fault in page["upstream"]["faults"]
+    ]
     assert faults == [("events", 503)]
 
 
 def test_labels_are_bounded(service: Service) -> None:
-    """No client can add a series: unknown paths, odd methods and queries don't get labels of their own."""
+    """No client can add a series: unknown paths, odd methods and queries don't get
+    labels of their own.
+    """
     service.get("/no-such-path")
     service.request("BREW", "/livez")
     samples(service)  # the first counts itself only in the next
     before = samples(service).keys()
     paths = [f"/{new_id()}/{number}?{new_id()}" for number in range(20)]
-    at_once(*[partial(service.get, path) for path in paths], partial(service.request, "M" + new_id(), "/livez"))
+    at_once(
+        *[partial(service.get, path) for path in paths],
+        partial(service.request, "M" + new_id(), "/livez"),
+    )
     assert samples(service).keys() == before
 
 
 def test_durations_of_the_last_calls() -> None:
-    """The median and the 99th percentile are of the last 500 calls, and null before the first."""
+    """The median and the 99th percentile are of the last 500 calls, and null before the
+    first.
+    """
     cache = Cache(max_entries=10, max_waiting=1)
     metrics = small_metrics(cache, Pause(1))
     cache.close()
@@ -143,33 +196,53 @@ def test_durations_of_the_last_calls() -> None:
 
 
 def test_everything_answers_in_a_jam(start: Start, upstream: Standin) -> None:
-    """While the waiting room is full and the upstream hangs, hits and endpoints are answered, /readyz with 200."""
+    """While the waiting room is full and the upstream hangs, hits and endpoints are
+    answered, /readyz with 200.
+    """
     service, gate = start(**SMALL), Gate()
     known = new_id()
     upstream.add_event(known, names=["Arthur"])
     assert service.event(known).status_code == 200
     upstream.rule(gate=gate)
-    waiting = [threading.Thread(target=service.event, args=(new_id(),)) for _ in range(4)]
+    waiting = [
+        threading.Thread(target=service.event, args=(new_id(),)) for _ in range(4)
+    ]
     for thread in waiting:
         thread.start()
     gate.wait_for(8)
     assert service.event(new_id()).status_code == 503
     for path in ENDPOINTS:
         answer = service.get(path)
-        assert (path, answer.status_code, answer.headers["Cache-Control"]) == (path, 200, "no-store")
+        assert (path, answer.status_code, answer.headers["Cache-Control"]) == (
+            path,
+            200,
+            "no-store",
+        )
     assert service.event(known).status_code == 200
-    assert value(samples(service), "c42_waiting_requests") == value(samples(service), "c42_waiting_requests_limit") == 4
+    assert (
+        value(samples(service), "c42_waiting_requests")
+        == value(samples(service), "c42_waiting_requests_limit")
+        == 4
+    )
     gate.open()
     for thread in waiting:
         thread.join()
 
 
-def test_upstream_trouble_does_not_make_it_unready(service: Service, upstream: Standin) -> None:
-    """Upstream faults are shown by /readyz but don't change its status; no health check calls the upstream."""
+def test_upstream_trouble_does_not_make_it_unready(
+    service: Service, upstream: Standin
+) -> None:
+    """Upstream faults are shown by /readyz but don't change its status; no health check
+    calls the upstream.
+    """
     known = new_id()
     upstream.add_event(known)
     assert service.event(known).status_code == 200
-    assert service.get("/livez").json() == service.get("/healthz").json() == {"status": "ok"}
+    assert (
+        service.get("/livez").json()
+        == service.get("/healthz").json()
+        == {"status": "ok"}
+    )
     assert service.get("/readyz").status_code == 200
     assert upstream.calls() == 2
     upstream.rule(status=500)
@@ -181,7 +254,9 @@ def test_upstream_trouble_does_not_make_it_unready(service: Service, upstream: S
 
 @pytest.mark.parametrize("what", ["stopping", "reaper_alive"])
 def test_not_ready(what: str) -> None:
-    """/readyz is 503 while the service stops or if the reaper is dead; /livez is 200 even then."""
+    """/readyz is 503 while the service stops or if the reaper is dead; /livez is 200
+    even then.
+    """
     cache = Cache(max_entries=10, max_waiting=1)
     app = Flask(__name__)
     metrics = small_metrics(cache, Pause(1), stopping=lambda: what == "stopping")
@@ -206,7 +281,9 @@ def test_endpoints_keep_secrets(service: Service, upstream: Standin) -> None:
     service.get(f"/{secrets[1]}?{TOKEN}", headers={"X-Name": secrets[3]})
     for path in ENDPOINTS:
         answer = service.get(path)
-        told = [secret for secret in secrets if secret in answer.text + str(answer.headers)]
+        told = [
+            secret for secret in secrets if secret in answer.text + str(answer.headers)
+        ]
         assert (path, told) == (path, [])
 
 
@@ -236,11 +313,15 @@ def test_troubles() -> None:
 
 @pytest.mark.parametrize("form", ["text", "json"])
 def test_log(start: Start, upstream: Standin, form: str) -> None:
-    """At DEBUG, the log has a line for each load, pause, fault and request, but no secrets, names or forged lines."""
+    """At DEBUG, the log has a line for each load, pause, fault and request, but no
+    secrets, names or forged lines.
+    """
     service = start(C42_LOGFORMAT=form, C42_LOGLEVEL="DEBUG", C42_FAULT_EXPIRY="0.01")
     good, bad, busy = new_id(), new_id(), new_id()
     upstream.add_event(good, title="Vierundvierzig", names=["Ottilie", "Ottilie"])
-    upstream.rule(event_id=bad, status=500, body=f"Ottilie\n1970-01-01 INFO forged {TOKEN}")
+    upstream.rule(
+        event_id=bad, status=500, body=f"Ottilie\n1970-01-01 INFO forged {TOKEN}"
+    )
     upstream.rule(event_id=busy, status=429, headers={"Retry-After": "1"})
     service.event(good)
     service.event(good)
@@ -255,22 +336,43 @@ def test_log(start: Start, upstream: Standin, form: str) -> None:
     loads = [line for line in lines if "load event=" in line]
     assert len(loads) == 3  # a pause has a line of its own
     assert all(
-        calls in loads[0] for calls in ("outcome=ok status=200: 2 names", "events ", "event-subscriptions ", " ms")
+        calls in loads[0]
+        for calls in (
+            "outcome=ok status=200: 2 names",
+            "events ",
+            "event-subscriptions ",
+            " ms",
+        )
     )
     assert "outcome=fault status=500" in loads[1]
     assert len([line for line in lines if "pause: " in line]) == 1
     requests = [line for line in lines if "request GET" in line]
     assert len([line for line in requests if good in line]) == 2
     if form == "text":
-        assert all(re.match(r"\d{4}-\d\d-\d\d \d\d:\d\d:\d\d,\d{3} [A-Z]+ [\w.]+ ", line) for line in lines)
+        assert all(
+            re.match(r"\d{4}-\d\d-\d\d \d\d:\d\d:\d\d,\d{3} [A-Z]+ [\w.]+ ", line)
+            for line in lines
+        )
         return
     records = [json.loads(line) for line in lines]
-    assert all(record.keys() >= {"time", "level", "logger", "message"} for record in records)
+    assert all(
+        record.keys() >= {"time", "level", "logger", "message"} for record in records
+    )
     load = next(record for record in records if record.get("outcome") == "ok")
-    assert (load["event"], load["status"], load["names"], load["level"]) == (good, 200, 2, "INFO")
-    assert next(record for record in records if record.get("outcome") == "fault")["level"] == "WARNING"
+    assert (load["event"], load["status"], load["names"], load["level"]) == (
+        good,
+        200,
+        2,
+        "INFO",
+    )
+    assert (
+        next(record for record in records if record.get("outcome") == "fault")["level"]
+        == "WARNING"
+    )
     asked = [record for record in records if record.get("path") == PREFIX + good]
-    assert [(record["method"], record["status"], record["level"]) for record in asked] == [("GET", 200, "DEBUG")] * 2
+    assert [
+        (record["method"], record["status"], record["level"]) for record in asked
+    ] == [("GET", 200, "DEBUG")] * 2
 
 
 def test_log_at_info_has_no_requests(service: Service, upstream: Standin) -> None:
@@ -295,7 +397,9 @@ def test_log_at_debug_is_only_ours(start: Start, upstream: Standin) -> None:
 
 @pytest.mark.parametrize("form", ["text", "json"])
 def test_request_id(start: Start, upstream: Standin, form: str) -> None:
-    """X-Request-ID is taken from the request or made, is in every answer but hits, and in that request's log lines."""
+    """X-Request-ID is taken from the request or made, is in every answer but hits, and
+    in that request's log lines.
+    """
     service = start(C42_LOGFORMAT=form)
     good, bad = new_id(), new_id()
     upstream.add_event(good)
@@ -307,7 +411,10 @@ def test_request_id(start: Start, upstream: Standin, form: str) -> None:
         hit = service.event(event_id, headers={"X-Request-ID": its_id})
         assert "hit" in hit.headers["Cache-Status"]
         assert "X-Request-ID" not in hit.headers
-    made = [service.get(path).headers["X-Request-ID"] for path in ("/livez", "/nothing", PREFIX + "a.b", PREFIX + "b")]
+    made = [
+        service.get(path).headers["X-Request-ID"]
+        for path in ("/livez", "/nothing", PREFIX + "a.b", PREFIX + "b")
+    ]
     assert all(re.fullmatch("[0-9a-f]{16}", its_id) for its_id in made)
     assert len(set(made)) == 4
     assert service.stop() == 0
@@ -337,14 +444,25 @@ HOSTILE = [
 
 
 def test_hostile_request_ids(service: Service, inside: MakeInside) -> None:
-    """An X-Request-ID is replaced if it is too long or has other characters than letters, digits, `.`, `-` and `_`."""
+    """An X-Request-ID is replaced if it is too long or has other characters than
+    letters, digits, `.`, `-` and `_`.
+    """
     for hostile in HOSTILE:
         answer = service.raw(b"/livez", b"GET", b"X-Request-ID: " + hostile)
-        assert (answer.status, len(answer.headers["X-Request-ID"])) == (200, 16), hostile
+        assert (answer.status, len(answer.headers["X-Request-ID"])) == (200, 16), (
+            hostile
+        )
     two = service.raw(b"/livez", b"GET", b"X-Request-ID: a", b"X-Request-ID: b")
     assert len(two.headers["X-Request-ID"]) == 16
-    for broken in "a\nb", "a\n", "a\r\nSet-Cookie: b", "\x00":  # which no server lets through
-        its_answer = inside().http.get("/livez", environ_overrides={"HTTP_X_REQUEST_ID": broken})
+    for broken in (
+        "a\nb",
+        "a\n",
+        "a\r\nSet-Cookie: b",
+        "\x00",
+    ):  # which no server lets through
+        its_answer = inside().http.get(
+            "/livez", environ_overrides={"HTTP_X_REQUEST_ID": broken}
+        )
         assert len(its_answer.headers["X-Request-ID"]) == 16, broken
 
 
@@ -365,9 +483,16 @@ print(answer.status_code, answer.headers["X-Request-ID"])
 
 
 def test_errors_carry_the_request_id() -> None:
-    """The log line of a mistake in the service has the traceback, and the id that the client was told."""
+    """The log line of a mistake in the service has the traceback, and the id that the
+    client was told.
+    """
     ended = subprocess.run(
-        [sys.executable, "-c", BROKEN], check=True, cwd=ROOT, capture_output=True, text=True, timeout=20
+        [sys.executable, "-c", BROKEN],
+        check=True,
+        cwd=ROOT,
+        capture_output=True,
+        text=True,
+        timeout=20,
     )
     assert ended.stdout == "500 report-8\n"
     (record,) = (json.loads(line) for line in ended.stderr.splitlines())
@@ -378,7 +503,9 @@ def test_errors_carry_the_request_id() -> None:
 # --check
 
 
-def checked(capsys: pytest.CaptureFixture[str], upstream: Standin | None = None, **environ: str) -> tuple[int, str]:
+def checked(
+    capsys: pytest.CaptureFixture[str], upstream: Standin | None = None, **environ: str
+) -> tuple[int, str]:
     """Run --check in this process; return its exit status and what it printed."""
     base = {"C42_BASE_URL": upstream.base_url} if upstream else {}
     status = check.run({"C42_TOKEN": TOKEN, "C42_TIMEOUT": "5", **base, **environ})
@@ -388,12 +515,16 @@ def checked(capsys: pytest.CaptureFixture[str], upstream: Standin | None = None,
 
 
 def test_check_is_a_program(start: Start, upstream: Standin) -> None:
-    """`python main.py --check` prints a line for each thing it checks, and exits with 0 if all is well."""
+    """`python main.py --check` prints a line for each thing it checks, and exits with 0
+    if all is well.
+    """
     upstream.rule(headers={"Date": _http_date(0)})
     service = start("--check", ready=False)
     assert service.process.wait(20) == 0
     checked = ["settings", "answer", "token", "clock"]
-    assert [line.split(":")[0] for line in service.log.splitlines()] == [f"ok    {one}" for one in checked]
+    assert [line.split(":")[0] for line in service.log.splitlines()] == [
+        f"ok    {one}" for one in checked
+    ]
     assert upstream.calls() == 1
 
 
@@ -411,16 +542,30 @@ def _http_date(offset: float) -> str:
         ({"status": 503}, "has a fault (503)"),
         ({"body": "<html>\n\x1b[2J"}, "not Calendar42's API"),
         ({"status": 301, "headers": {"Location": "/"}}, "not Calendar42's API"),
-        ({"reset": True}, "(Connection reset by peer); see C42_BASE_URL, DNS, proxies and firewalls"),
+        (
+            {"reset": True},
+            "(Connection reset by peer); see C42_BASE_URL, DNS, proxies and firewalls",
+        ),
         ({"truncate": True}, "(sent no whole answer)"),
-        ({"headers": {"Date": _http_date(-600)}}, "ahead of Calendar42; see its time service"),
-        ({"headers": {"Date": _http_date(600)}}, "behind Calendar42; see its time service"),
+        (
+            {"headers": {"Date": _http_date(-600)}},
+            "ahead of Calendar42; see its time service",
+        ),
+        (
+            {"headers": {"Date": _http_date(600)}},
+            "behind Calendar42; see its time service",
+        ),
     ],
 )
 def test_check_finds(
-    capsys: pytest.CaptureFixture[str], upstream: Standin, fault: Mapping[str, object], says: str
+    capsys: pytest.CaptureFixture[str],
+    upstream: Standin,
+    fault: Mapping[str, object],
+    says: str,
 ) -> None:
-    """If the answer to the question is wrong, the check prints one line about it and exits with status 1."""
+    """If the answer to the question is wrong, the check prints one line about it and
+    exits with status 1.
+    """
     upstream.rule(**fault)  # type: ignore[arg-type]
     status, said = checked(capsys, upstream)
     assert (status, said.count("FAIL")) == (1, 1)
@@ -429,13 +574,20 @@ def test_check_finds(
 
 
 def test_check_slow_answer(
-    capsys: pytest.CaptureFixture[str], upstream: Standin, monkeypatch: pytest.MonkeyPatch
+    capsys: pytest.CaptureFixture[str],
+    upstream: Standin,
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    """An answer that takes longer than clocks may differ doesn't make the clocks differ."""
+    """An answer that takes longer than clocks may differ doesn't make the clocks
+    differ.
+    """
     monkeypatch.setattr(check, "MAX_SKEW", 0.9)
     upstream.rule(delay=2, headers={"Date": _http_date(2)})
     status, said = checked(capsys, upstream)
-    assert (status, said.splitlines()[-1]) == (0, "ok    clock: within 1 s of Calendar42's")
+    assert (status, said.splitlines()[-1]) == (
+        0,
+        "ok    clock: within 1 s of Calendar42's",
+    )
 
 
 def test_check_without_stdout() -> None:
@@ -451,7 +603,9 @@ def test_check_without_stdout() -> None:
     assert (ended.returncode, ended.stderr) == (1, "")
 
 
-def test_check_wrong_token(capsys: pytest.CaptureFixture[str], upstream: Standin) -> None:
+def test_check_wrong_token(
+    capsys: pytest.CaptureFixture[str], upstream: Standin
+) -> None:
     """If the upstream rejects the token, the check says so."""
     status, said = checked(capsys, upstream, C42_TOKEN="wrong-token")
     assert status == 1
@@ -467,15 +621,22 @@ def test_check_hang(capsys: pytest.CaptureFixture[str], upstream: Standin) -> No
 
 
 def test_check_no_way(capsys: pytest.CaptureFixture[str]) -> None:
-    """The check names the cause: an unknown host, a port where nobody listens, or a missing token."""
+    """The check names the cause: an unknown host, a port where nobody listens, or a
+    missing token.
+    """
     with socket.socket() as taken:
         taken.bind(("127.0.0.1", 0))  # and does not listen
-        status, said = checked(capsys, C42_BASE_URL=f"http://127.0.0.1:{taken.getsockname()[1]}/")
+        status, said = checked(
+            capsys, C42_BASE_URL=f"http://127.0.0.1:{taken.getsockname()[1]}/"
+        )
     assert status == 1
     assert "Connection refused" in said
     status, said = checked(capsys, C42_BASE_URL="http://c42c.invalid/")
     assert status == 1
-    assert "FAIL  answer: none from c42c.invalid (Name or service not known); see C42_BASE_URL, DNS" in said
+    assert (
+        "FAIL  answer: none from c42c.invalid (Name or service not known); see C42_BASE_URL, DNS"
+        in said
+    )
     assert "warn  encryption: none" in said
     status, said = checked(capsys, C42_TOKEN="")
     assert (status, said.count("\n")) == (1, 1)
@@ -483,20 +644,32 @@ def test_check_no_way(capsys: pytest.CaptureFixture[str]) -> None:
 
 
 def test_check_without_descriptors() -> None:
-    """If no file descriptor is left for the question, the check says so, and where the limit is."""
-    limited = 'ulimit -n 6; exec "$0" main.py --check'  # three are for the streams, and three for an event loop
+    """If no file descriptor is left for the question, the check says so, and where the
+    limit is.
+    """
+    # Three are for the streams, and three for an event loop.
+    limited = 'ulimit -n 6; exec "$0" main.py --check'
     environ = {"C42_TOKEN": TOKEN, "C42_BASE_URL": "http://127.0.0.1:1/"}
     command = ["sh", "-c", limited, sys.executable]
-    ended = subprocess.run(command, env=environ, cwd=ROOT, check=False, capture_output=True, text=True)
+    ended = subprocess.run(
+        command, env=environ, cwd=ROOT, check=False, capture_output=True, text=True
+    )
     assert (ended.returncode, ended.stderr) == (1, "")
-    assert "FAIL  answer: none from 127.0.0.1:1 (Too many open files); see ulimit -n" in ended.stdout
+    assert (
+        "FAIL  answer: none from 127.0.0.1:1 (Too many open files); see ulimit -n"
+        in ended.stdout
+    )
 
 
-def test_check_typing_error(capsys: pytest.CaptureFixture[str], upstream: Standin) -> None:
+def test_check_typing_error(
+    capsys: pytest.CaptureFixture[str], upstream: Standin
+) -> None:
     """An unknown variable causes a warning, not a failure."""
     status, said = checked(capsys, upstream, C42_EXPIRI="5")
     assert status == 0
-    assert "warn  settings: C42_EXPIRI is not a setting; did you mean C42_EXPIRY?" in said
+    assert (
+        "warn  settings: C42_EXPIRI is not a setting; did you mean C42_EXPIRY?" in said
+    )
 
 
 class _List(BaseHTTPRequestHandler):
@@ -515,7 +688,9 @@ def tls_upstream(certificate: Path) -> Iterator[int]:
     context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
     context.load_cert_chain(certificate / "fullchain.pem", certificate / "privkey.pem")
     with ThreadingHTTPServer(("127.0.0.1", 0), _List) as server:
-        server.socket = context.wrap_socket(server.socket, server_side=True, do_handshake_on_connect=False)
+        server.socket = context.wrap_socket(
+            server.socket, server_side=True, do_handshake_on_connect=False
+        )
         server.handle_error = lambda *_: None  # type: ignore[method-assign]  # clients hang up on what they don't trust
         thread = threading.Thread(target=server.serve_forever, args=(0.02,))
         thread.start()
@@ -527,13 +702,20 @@ def tls_upstream(certificate: Path) -> Iterator[int]:
 
 
 def test_check_certificate(
-    capsys: pytest.CaptureFixture[str], certificate: Path, monkeypatch: pytest.MonkeyPatch
+    capsys: pytest.CaptureFixture[str],
+    certificate: Path,
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    """The check rejects untrusted certificates and those of other hosts, names the cause, and accepts trusted ones."""
+    """The check rejects untrusted certificates and those of other hosts, names the
+    cause, and accepts trusted ones.
+    """
     with tls_upstream(certificate) as port:
         status, said = checked(capsys, C42_BASE_URL=f"https://localhost:{port}/")
         assert status == 1
-        assert "(certificate: self-signed certificate); see C42_BASE_URL, REQUESTS_CA_BUNDLE and the clock" in said
+        assert (
+            "(certificate: self-signed certificate); see C42_BASE_URL, REQUESTS_CA_BUNDLE and the clock"
+            in said
+        )
         monkeypatch.setenv("REQUESTS_CA_BUNDLE", str(certificate / "fullchain.pem"))
         status, said = checked(capsys, C42_BASE_URL=f"https://127.0.0.1:{port}/")
         assert status == 1
@@ -542,9 +724,15 @@ def test_check_certificate(
         assert (status, said.count("ok    ")) == (0, 4)
 
 
-def test_check_no_tls_there(capsys: pytest.CaptureFixture[str], upstream: Standin) -> None:
-    """If https:// leads to a port that speaks plain HTTP, the failure says that it is about TLS."""
-    status, said = checked(capsys, upstream, C42_BASE_URL=upstream.base_url.replace("http:", "https:"))
+def test_check_no_tls_there(
+    capsys: pytest.CaptureFixture[str], upstream: Standin
+) -> None:
+    """If https:// leads to a port that speaks plain HTTP, the failure says that it is
+    about TLS.
+    """
+    status, said = checked(
+        capsys, upstream, C42_BASE_URL=upstream.base_url.replace("http:", "https:")
+    )
     assert (status, said.count("FAIL")) == (1, 1)
     assert re.search(r"FAIL  answer: none from 127.0.0.1:\d+ \(.*(SSL|TLS)", said)
 
@@ -553,17 +741,24 @@ def test_check_no_tls_there(capsys: pytest.CaptureFixture[str], upstream: Standi
 
 
 def test_alerts_are_about_what_is_there(service: Service) -> None:
-    """The service has each metric that an alert uses, and docs/operating.md has each alert."""
+    """The service has each metric that an alert uses, and docs/operating.md has each
+    alert.
+    """
     rules = (ROOT / "deploy/c42c.rules.yml").read_text()
     page = (ROOT / "docs/operating.md").read_text()
     service.event(new_id())  # so that there are figures of calls
-    had = {name for name, _ in samples(service)} | {"up", "c42_shared_tier_up"}  # the latter with C42_CACHE_URL
+    had = {name for name, _ in samples(service)} | {
+        "up",
+        "c42_shared_tier_up",
+    }  # the latter with C42_CACHE_URL
     asked = set(re.findall(r"\b(?:c42|process)_[a-z_]+\b", rules))
     assert len(asked) > 8
     assert asked <= had
     alerts = re.findall(r"alert: (\w+)", rules)
     assert [alert for alert in alerts if f"### {alert}\n" not in page] == []
-    assert [name for name in had if name.startswith("c42_") and not _mentioned(name, page)] == []
+    assert [
+        name for name in had if name.startswith("c42_") and not _mentioned(name, page)
+    ] == []
 
 
 def _mentioned(name: str, page: str) -> bool:

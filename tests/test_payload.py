@@ -1,4 +1,6 @@
-"""Parsing of text that others wrote: Calendar42's JSON and Retry-After, and clients' ids. No sockets."""
+"""Parsing of text that others wrote: Calendar42's JSON and Retry-After, and clients'
+ids. No sockets.
+"""
 
 import contextlib
 import json
@@ -18,15 +20,36 @@ from calendar42.payload import Page
 
 unhurried = settings(deadline=None)  # a busy machine is not a finding
 
-# JSON of any kind, and JSON that is nearly right: names of Calendar42's fields, with anything in them.
+# JSON of any kind, and JSON that is nearly right: names of Calendar42's fields, with
+# anything in them.
 
-ODD = [None, True, 0, -1, 1.5, 10**30, float("nan"), "", "E", "removed", [], {}, ["x"], {"first_name": "A"}]
+ODD = [
+    None,
+    True,
+    0,
+    -1,
+    1.5,
+    10**30,
+    float("nan"),
+    "",
+    "E",
+    "removed",
+    [],
+    {},
+    ["x"],
+    {"first_name": "A"},
+]
 ANY = st.recursive(
     st.sampled_from(ODD) | st.text(max_size=3),
-    lambda inner: st.lists(inner, max_size=3) | st.dictionaries(st.text(max_size=3), inner, max_size=3),
+    lambda inner: (
+        st.lists(inner, max_size=3)
+        | st.dictionaries(st.text(max_size=3), inner, max_size=3)
+    ),
     max_leaves=6,
 )
-SUBSCRIBER = st.fixed_dictionaries({}, optional={"first_name": st.text(max_size=2) | ANY})
+SUBSCRIBER = st.fixed_dictionaries(
+    {}, optional={"first_name": st.text(max_size=2) | ANY}
+)
 ROW = st.fixed_dictionaries(
     {},
     optional={
@@ -37,15 +60,25 @@ ROW = st.fixed_dictionaries(
     },
 )
 EVENT = st.fixed_dictionaries(
-    {}, optional={"id": st.sampled_from(["E", "F"]) | ANY, "title": ANY, "permission": st.just("removed") | ANY}
+    {},
+    optional={
+        "id": st.sampled_from(["E", "F"]) | ANY,
+        "title": ANY,
+        "permission": st.just("removed") | ANY,
+    },
 )
 
 
 def body(rows: Any) -> Any:
-    """Return bodies with such rows, and with meta data that is nearly right, or bodies of any kind."""
+    """Return bodies with such rows, and with meta data that is nearly right, or bodies
+    of any kind.
+    """
     meta_data = st.fixed_dictionaries({}, optional={"count": st.integers(-1, 3) | ANY})
     data = st.lists(rows, max_size=4) | ANY
-    return st.fixed_dictionaries({}, optional={"meta_data": meta_data | ANY, "data": data}) | ANY
+    return (
+        st.fixed_dictionaries({}, optional={"meta_data": meta_data | ANY, "data": data})
+        | ANY
+    )
 
 
 @unhurried
@@ -55,7 +88,9 @@ def body(rows: Any) -> Any:
 @example({"data": [{"id": ["x"]}]}, ["E"])
 @example({"data": {"0": {"id": "E"}}}, ["E"])
 def test_events_of_any_json(said: Any, asked: list[str]) -> None:
-    """Whatever comes as events: an event has a title or none, is missing, or the answer is unusable."""
+    """Whatever comes as events: an event has a title or none, is missing, or the answer
+    is unusable.
+    """
     for event_id in asked:
         with contextlib.suppress(C42Error):
             title = payload.title(payload.events(said, asked), event_id, asked)
@@ -68,9 +103,17 @@ def test_events_of_any_json(said: Any, asked: list[str]) -> None:
 @unhurried
 @given(body(ROW), st.sampled_from([["E"], ["E", "F"]]))
 @example({"meta_data": {"count": True}, "data": []}, ["E"])
-@example({"meta_data": {"count": 1}, "data": [{"event_id": ["E"], "subscriber": {"first_name": "A"}}]}, ["E"])
+@example(
+    {
+        "meta_data": {"count": 1},
+        "data": [{"event_id": ["E"], "subscriber": {"first_name": "A"}}],
+    },
+    ["E"],
+)
 def test_subscriptions_of_any_json(said: Any, asked: list[str]) -> None:
-    """Whatever comes as subscriptions: the names are those of the rows of the events asked for, or it is unusable."""
+    """Whatever comes as subscriptions: the names are those of the rows of the events
+    asked for, or it is unusable.
+    """
     try:
         page = payload.page(said, asked)
     except C42Error:
@@ -89,13 +132,20 @@ def test_subscriptions_of_any_json(said: Any, asked: list[str]) -> None:
 
 def subscriptions(count: Any, *rows: Any) -> Any:
     """Return a page of subscriptions to the event E."""
-    return {"meta_data": {"count": count}, "data": [{"event_id": "E", **row} for row in rows]}
+    return {
+        "meta_data": {"count": count},
+        "data": [{"event_id": "E", **row} for row in rows],
+    }
 
 
-@pytest.mark.parametrize("count", [None, -1, True, False, 1.0, "1", [], {}, float("nan")], ids=str)
+@pytest.mark.parametrize(
+    "count", [None, -1, True, False, 1.0, "1", [], {}, float("nan")], ids=str
+)
 def test_wrong_counts(count: Any) -> None:
     """A count that is not a number from 0 is unusable."""
-    with pytest.raises(C42Error, match=r"did not say how many subscriptions there are$"):
+    with pytest.raises(
+        C42Error, match=r"did not say how many subscriptions there are$"
+    ):
         payload.page(subscriptions(count), ["E"])
 
 
@@ -109,15 +159,22 @@ def test_counts() -> None:
 
 @pytest.mark.parametrize("name", [1, True, [], {}, ["A"], float("nan")], ids=json.dumps)
 def test_wrong_names(name: Any) -> None:
-    """A name that is neither text nor null is unusable, unless its row counts for no event that was asked for."""
+    """A name that is neither text nor null is unusable, unless its row counts for no
+    event that was asked for.
+    """
     with pytest.raises(C42Error, match=r"sent a first name that is not text$"):
         payload.page(subscriptions(1, {"subscriber": {"first_name": name}}), ["E"])
     for row in {"event_id": "F"}, {"event_id": None}, {"permission": "removed"}:
-        rows = {"subscriber": {"first_name": name}} | row, {"subscriber": {"first_name": "A"}}
+        rows = (
+            {"subscriber": {"first_name": name}} | row,
+            {"subscriber": {"first_name": "A"}},
+        )
         assert payload.page(subscriptions(2, *rows), ["E"]).names == [("E", "A")]
 
 
-@pytest.mark.parametrize("subscriber", [1, "A", True, [], [{"first_name": "A"}]], ids=json.dumps)
+@pytest.mark.parametrize(
+    "subscriber", [1, "A", True, [], [{"first_name": "A"}]], ids=json.dumps
+)
 def test_wrong_subscribers(subscriber: Any) -> None:
     """A subscriber that is neither an object nor null is unusable."""
     with pytest.raises(C42Error, match=r"sent a first name that is not text$"):
@@ -125,29 +182,52 @@ def test_wrong_subscribers(subscriber: Any) -> None:
 
 
 def test_names() -> None:
-    """Names keep their order and inner blanks; blank, null, missing and removed ones are left out."""
+    """Names keep their order and inner blanks; blank, null, missing and removed ones
+    are left out.
+    """
     said = [" A ", "", None, " \t\n\u00a0", "B", "A"]
-    rows: list[Any] = [{"subscriber": {"first_name": name}, "id": f"E__{at}"} for at, name in enumerate(said)]
-    rows += [{"subscriber": None}, {"subscriber": {}}, {}, {"permission": "removed", "subscriber": {"first_name": "C"}}]
+    rows: list[Any] = [
+        {"subscriber": {"first_name": name}, "id": f"E__{at}"}
+        for at, name in enumerate(said)
+    ]
+    rows += [
+        {"subscriber": None},
+        {"subscriber": {}},
+        {},
+        {"permission": "removed", "subscriber": {"first_name": "C"}},
+    ]
     page = payload.page(subscriptions(10, *rows), ["E"])
-    assert page == Page(10, 10, frozenset(f"E__{at}" for at in range(6)), [("E", " A "), ("E", "B"), ("E", "A")])
+    assert page == Page(
+        10,
+        10,
+        frozenset(f"E__{at}" for at in range(6)),
+        [("E", " A "), ("E", "B"), ("E", "A")],
+    )
 
 
 WRONG_LISTS: list[Any] = [None, {}, "x", 1, True, [1], [None], [[]]]
 
 
 @pytest.mark.parametrize(
-    "said", [None, [], 1, "data", True, {}, [{}], *({"data": wrong} for wrong in WRONG_LISTS)], ids=json.dumps
+    "said",
+    [None, [], 1, "data", True, {}, [{}], *({"data": wrong} for wrong in WRONG_LISTS)],
+    ids=json.dumps,
 )
 def test_wrong_shapes(said: Any) -> None:
-    """Anything but a list of objects is unusable, and the message names what should be listed."""
+    """Anything but a list of objects is unusable, and the message names what should be
+    listed.
+    """
     with pytest.raises(C42Error, match=r"^Calendar42 sent no list of events$"):
         payload.events(said, ["E"])
-    with pytest.raises(C42Error, match=r"^Calendar42 sent no list of event-subscriptions$"):
+    with pytest.raises(
+        C42Error, match=r"^Calendar42 sent no list of event-subscriptions$"
+    ):
         payload.page(said, ["E"])
 
 
-@pytest.mark.parametrize("title", [1, True, [], {}, ["x"], float("nan")], ids=json.dumps)
+@pytest.mark.parametrize(
+    "title", [1, True, [], {}, ["x"], float("nan")], ids=json.dumps
+)
 def test_wrong_titles(title: Any) -> None:
     """A title that is neither text nor null is unusable; an event without one has none."""
     with pytest.raises(C42Error, match=r"sent a title that is not text$"):
@@ -164,14 +244,20 @@ def test_events() -> None:
 
 
 def missing(events: list[str], *asked: str) -> C42Error:
-    """Return why there is no title for the first event asked for, given the events that came."""
+    """Return why there is no title for the first event asked for, given the events that
+    came.
+    """
     with pytest.raises(C42Error) as raised:
-        payload.title({event_id: {"id": event_id} for event_id in events}, asked[0], asked)
+        payload.title(
+            {event_id: {"id": event_id} for event_id in events}, asked[0], asked
+        )
     return raised.value
 
 
 def test_a_part_of_the_events() -> None:
-    """A list of events must be complete; a single event may be counted as the API likes. Each event has an id."""
+    """A list of events must be complete; a single event may be counted as the API
+    likes. Each event has an id.
+    """
     body = {"meta_data": {"count": 2}, "data": [{"id": "E"}]}
     assert payload.events(body, ["E"]) == {"E": {"id": "E"}}
     with pytest.raises(TooLarge, match=r"^Calendar42 sent only a part of the events$"):
@@ -181,47 +267,83 @@ def test_a_part_of_the_events() -> None:
 
 
 def test_foreign_subscriptions() -> None:
-    """Rows for other events are left out, but a page whose rows are all about other events is an error."""
-    rows = [{"event_id": one, "subscriber": {"first_name": f"of {one}"}} for one in "EF"]
-    assert payload.page({"meta_data": {"count": 2}, "data": rows}, ["E"]).names == [("E", "of E")]
-    removed: list[dict[str, Any]] = [{"permission": "removed"}]  # it may not even name its event
+    """Rows for other events are left out, but a page whose rows are all about other
+    events is an error.
+    """
+    rows = [
+        {"event_id": one, "subscriber": {"first_name": f"of {one}"}} for one in "EF"
+    ]
+    assert payload.page({"meta_data": {"count": 2}, "data": rows}, ["E"]).names == [
+        ("E", "of E")
+    ]
+    removed: list[dict[str, Any]] = [
+        {"permission": "removed"}
+    ]  # it may not even name its event
     for none in [], removed:
-        assert payload.page({"meta_data": {"count": len(none)}, "data": none}, ["E"]).names == []
+        assert (
+            payload.page({"meta_data": {"count": len(none)}, "data": none}, ["E"]).names
+            == []
+        )
     for other in rows, [{"id": "E"}]:
         with pytest.raises(C42Error, match=r"^Calendar42 sent other subscriptions$"):
             payload.page({"meta_data": {"count": len(other)}, "data": other}, ["G"])
 
 
 def test_missing_events() -> None:
-    """A missing event is deleted if asked for alone, and unknown if in a list; if foreign events came, it's a 502."""
+    """A missing event is deleted if asked for alone, and unknown if in a list; if
+    foreign events came, it's a 502.
+    """
     assert str(missing([], "E")) == "the event is deleted"
-    assert str(missing([], "E", "F")) == str(missing(["F"], "E", "F")) == "Event E not found"
+    assert (
+        str(missing([], "E", "F"))
+        == str(missing(["F"], "E", "F"))
+        == "Event E not found"
+    )
     alone, listed = missing(["G"], "E"), missing(["F", "G"], "E", "F")
-    assert [(error.status, error.private) for error in (alone, listed)] == [(502, False), (502, True)]
+    assert [(error.status, error.private) for error in (alone, listed)] == [
+        (502, False),
+        (502, True),
+    ]
     assert str(alone) == str(listed) == "Calendar42 sent other events"
     with pytest.raises(C42Error, match=r"^the event is deleted$") as raised:
-        payload.title({"E": {"id": "E", "permission": "removed", "title": "Old"}}, "E", ["E", "F"])
-    assert (raised.value.status, raised.value.upstream_status, raised.value.definite) == (404, 200, True)
+        payload.title(
+            {"E": {"id": "E", "permission": "removed", "title": "Old"}}, "E", ["E", "F"]
+        )
+    assert (
+        raised.value.status,
+        raised.value.upstream_status,
+        raised.value.definite,
+    ) == (404, 200, True)
 
 
 def page(total: int, *row_ids: str, rows: int | None = None) -> Page:
     """Return a page with a name for each row."""
     names = [("E", f"Name {row_id}") for row_id in row_ids]
-    return Page(total, len(row_ids) if rows is None else rows, frozenset(row_ids), names)
+    return Page(
+        total, len(row_ids) if rows is None else rows, frozenset(row_ids), names
+    )
 
 
 def test_pages_that_belong_together() -> None:
-    """The names of all pages are those of each, in order; a page may have more rows than there are said to be."""
+    """The names of all pages are those of each, in order; a page may have more rows
+    than there are said to be.
+    """
     joined = [("E", "Name a"), ("E", "Name b"), ("E", "Name c")]
     assert payload.join([page(3, "a", "b", "c")]) == joined
     assert payload.join([page(3, "a", "b"), page(3, "c")]) == joined
     assert payload.join([page(2, "a", "b", "c")]) == joined
-    assert payload.join([page(4, "a", "b", rows=3), page(4, "c")]) == joined  # one of them has no id
-    assert payload.join([Page(2, 2, frozenset("a"), [])]) == []  # the same id twice on one page
+    assert (
+        payload.join([page(4, "a", "b", rows=3), page(4, "c")]) == joined
+    )  # one of them has no id
+    assert (
+        payload.join([Page(2, 2, frozenset("a"), [])]) == []
+    )  # the same id twice on one page
 
 
 def test_pages_that_do_not_belong_together() -> None:
-    """Pages with different totals, with a row in common, or with fewer rows than there are don't belong together."""
+    """Pages with different totals, with a row in common, or with fewer rows than there
+    are don't belong together.
+    """
     assert payload.join([page(3, "a", "b"), page(4, "c")]) is None
     assert payload.join([page(3, "a", "b"), page(2, "c")]) is None
     assert payload.join([page(4, "a", "b"), page(4, "b", "c")]) is None
@@ -241,7 +363,9 @@ VALID = st.text(ALPHABET, min_size=1, max_size=128)
 @example("a" * 129)
 @example("\u0663")
 def test_check_any_text(text: str) -> None:
-    """An id is 1 to 128 ASCII letters, digits, hyphens and underscores, and nothing else is."""
+    """An id is 1 to 128 ASCII letters, digits, hyphens and underscores, and nothing
+    else is.
+    """
     if 1 <= len(text) <= 128 and set(text) <= set(ALPHABET):
         assert ids.validate_id(text) == text
     else:
@@ -276,14 +400,19 @@ def test_read_any_text_as_a_list(values: list[str]) -> None:
 
 
 def test_longest_list() -> None:
-    """A list has a hundred ids at most, and the message of a longer one says how many it has."""
+    """A list has a hundred ids at most, and the message of a longer one says how many
+    it has.
+    """
     assert len(ids.parse_list([f"[{','.join('a' * 100)}]"])) == 100
     with pytest.raises(ids.BadIds, match="101"):
         ids.parse_list([f"[{','.join('a' * 101)}]"])
     with pytest.raises(ids.BadIds, match="entry 2 "):
         ids.parse_list(["[a,?]"])
     for values in ["[a]", "[b]"], ["a,b"], ["[]"]:
-        with pytest.raises(ids.BadIds, match=r"^expected one list of ids in brackets, such as \?event_ids=\[a,b,c\]$"):
+        with pytest.raises(
+            ids.BadIds,
+            match=r"^expected one list of ids in brackets, such as \?event_ids=\[a,b,c\]$",
+        ):
             ids.parse_list(values)
 
 
@@ -312,14 +441,23 @@ def pause_for(retry_after: str) -> float:
     ],
 )  # fmt: skip
 def test_retry_after(retry_after: str, left: float) -> None:
-    """A Retry-After is a number of seconds, an hour at most, or the default if it is invalid."""
+    """A Retry-After is a number of seconds, an hour at most, or the default if it is
+    invalid.
+    """
     assert pause_for(retry_after) == pytest.approx(left, abs=0.5)
 
 
-@pytest.mark.parametrize("form", ["%a, %d %b %Y %H:%M:%S GMT", "%A, %d-%b-%y %H:%M:%S GMT", "%a %b %e %H:%M:%S %Y"])
-@pytest.mark.parametrize(("seconds", "left"), [(900, 900), (5000, MAX_PAUSE), (-5000, 0)])
+@pytest.mark.parametrize(
+    "form",
+    ["%a, %d %b %Y %H:%M:%S GMT", "%A, %d-%b-%y %H:%M:%S GMT", "%a %b %e %H:%M:%S %Y"],
+)
+@pytest.mark.parametrize(
+    ("seconds", "left"), [(900, 900), (5000, MAX_PAUSE), (-5000, 0)]
+)
 def test_retry_after_a_date(form: str, seconds: float, left: float) -> None:
-    """A Retry-After may be a date, in each of the three forms of RFC 9110, 5.6.7, which have whole seconds."""
+    """A Retry-After may be a date, in each of the three forms of RFC 9110, 5.6.7, which
+    have whole seconds.
+    """
     moment = datetime.now(UTC) + timedelta(seconds=seconds)
     assert pause_for(moment.strftime(form)) == pytest.approx(left, abs=1.5)
 
@@ -327,7 +465,9 @@ def test_retry_after_a_date(form: str, seconds: float, left: float) -> None:
 def test_a_date_in_another_time_zone() -> None:
     """A date that says its time zone is read in it, though RFC 9110 allows GMT only."""
     moment = datetime.now(timezone(timedelta(hours=2))) + timedelta(seconds=900)
-    assert pause_for(moment.strftime("%a, %d %b %Y %H:%M:%S %z")) == pytest.approx(900, abs=1.5)
+    assert pause_for(moment.strftime("%a, %d %b %Y %H:%M:%S %z")) == pytest.approx(
+        900, abs=1.5
+    )
 
 
 def test_a_date_is_read_as_gmt(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -336,7 +476,9 @@ def test_a_date_is_read_as_gmt(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("TZ", "Asia/Tokyo")
     time.tzset()
     try:
-        assert pause_for(moment.strftime("%a %b %e %H:%M:%S %Y")) == pytest.approx(900, abs=1.5)
+        assert pause_for(moment.strftime("%a %b %e %H:%M:%S %Y")) == pytest.approx(
+            900, abs=1.5
+        )
     finally:
         monkeypatch.undo()
         time.tzset()
@@ -344,7 +486,10 @@ def test_a_date_is_read_as_gmt(monkeypatch: pytest.MonkeyPatch) -> None:
 
 @unhurried
 @given(
-    st.text() | st.from_regex(r"[A-Z][a-z]{2},? [0-9]{1,2}[ -][A-Z][a-z]{2}[ -][0-9]{1,5} [0-9:]{5,9} (GMT|[+-]\d+)?")
+    st.text()
+    | st.from_regex(
+        r"[A-Z][a-z]{2},? [0-9]{1,2}[ -][A-Z][a-z]{2}[ -][0-9]{1,5} [0-9:]{5,9} (GMT|[+-]\d+)?"
+    )
 )
 @example("Sun Nov  6 08:49:37 1994")
 @example("Mon, 01 Jan 0001 00:00:00 +2359")

@@ -10,7 +10,9 @@ import pytest
 from conftest import run_as_script
 from tests.fixtures import ROOT, until
 
-QUICK = os.environ | {"PYTEST_DISABLE_PLUGIN_AUTOLOAD": "1"}  # others' plugins take seconds to import
+QUICK = os.environ | {
+    "PYTEST_DISABLE_PLUGIN_AUTOLOAD": "1"
+}  # others' plugins take seconds to import
 WAITING = """
 import pathlib
 import subprocess
@@ -32,16 +34,39 @@ def lives(pid: int) -> bool:
     return True
 
 
-@pytest.mark.parametrize("workers", [[], ["-p", "xdist", "-n", "1"]], ids=["alone", "with xdist"])
+@pytest.mark.parametrize(
+    "workers", [[], ["-p", "xdist", "-n", "1"]], ids=["alone", "with xdist"]
+)
 def test_a_killed_run_leaves_nothing_behind(workers: list[str], tmp_path: Path) -> None:
-    """If pytest gets SIGTERM in the middle of a test, it ends what it has started, and what that has started."""
+    """If pytest gets SIGTERM in the middle of a test, it ends what it has started, and
+    what that has started.
+    """
     path, pid_file = tmp_path / "test_that_waits.py", tmp_path / "pids"
     path.write_text(WAITING)
     pid_file.touch()
-    command = [sys.executable, "-m", "pytest", "-p", "conftest", "-p", "no:cacheprovider", *workers, str(path)]
-    with subprocess.Popen(command, cwd=ROOT, env=QUICK, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL) as run:
+    command = [
+        sys.executable,
+        "-m",
+        "pytest",
+        "-p",
+        "conftest",
+        "-p",
+        "no:cacheprovider",
+        *workers,
+        str(path),
+    ]
+    with subprocess.Popen(
+        command,
+        cwd=ROOT,
+        env=QUICK,
+        stdout=subprocess.DEVNULL,
+        stderr=subprocess.DEVNULL,
+    ) as run:
         try:
-            until(lambda: pid_file.read_text().endswith(".") or run.poll() is not None, "the service to start")
+            until(
+                lambda: pid_file.read_text().endswith(".") or run.poll() is not None,
+                "the service to start",
+            )
             service, below = (int(pid) for pid in pid_file.read_text()[:-1].split())
             assert lives(service)
             assert lives(below)
@@ -54,15 +79,27 @@ def test_a_killed_run_leaves_nothing_behind(workers: list[str], tmp_path: Path) 
 
 @pytest.mark.parametrize("script", ["test_api.py", "test_cache.py"])
 def test_scripts_without_pytest(script: str) -> None:
-    """Without pytest, a test script prints one line that says how to get it, and exits with 1."""
+    """Without pytest, a test script prints one line that says how to get it, and exits
+    with 1.
+    """
     code = f"import runpy, sys; sys.modules['pytest'] = None; runpy.run_path({script!r}, run_name='__main__')"
-    ended = subprocess.run([sys.executable, "-c", code], check=False, cwd=ROOT, capture_output=True, text=True)
+    ended = subprocess.run(
+        [sys.executable, "-c", code],
+        check=False,
+        cwd=ROOT,
+        capture_output=True,
+        text=True,
+    )
     assert (ended.returncode, ended.stdout) == (1, "")
     assert ended.stderr == "pytest is missing: pip install -r requirements.txt\n"
 
 
-def test_scripts_print_failures_only(tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
-    """Run as a script, tests print nothing if they pass; otherwise pytest says what failed."""
+def test_scripts_print_failures_only(
+    tmp_path: Path, capfd: pytest.CaptureFixture[str]
+) -> None:
+    """Run as a script, tests print nothing if they pass; otherwise pytest says what
+    failed.
+    """
     path = tmp_path / "test_few.py"
     path.write_text("def test_that_passes(): print('hello')")
     assert run_as_script(str(path)) == 0
@@ -75,6 +112,21 @@ def test_scripts_print_failures_only(tmp_path: Path, capfd: pytest.CaptureFixtur
 def test_without_a_browser() -> None:
     """The tests that need no browser don't import selenium."""
     code = "import sys; sys.modules['selenium'] = None; import pytest; sys.exit(pytest.main(sys.argv[1:]))"
-    command = [sys.executable, "-c", code, "-p", "no:cacheprovider", "tests/test_lock.py"]
-    ended = subprocess.run(command, check=False, cwd=ROOT, env=QUICK, capture_output=True, text=True, timeout=60)
+    command = [
+        sys.executable,
+        "-c",
+        code,
+        "-p",
+        "no:cacheprovider",
+        "tests/test_lock.py",
+    ]
+    ended = subprocess.run(
+        command,
+        check=False,
+        cwd=ROOT,
+        env=QUICK,
+        capture_output=True,
+        text=True,
+        timeout=60,
+    )
     assert ended.returncode == 0, ended.stdout

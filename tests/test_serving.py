@@ -48,11 +48,18 @@ Start = Callable[..., Service]
 
 
 def finish(*arguments: str, **environ: str) -> tuple[int, str, str]:
-    """Run a program of the project to its end; return its status, and what it said on stdout and stderr."""
+    """Run a program of the project to its end; return its status, and what it said on
+    stdout and stderr.
+    """
     ended = subprocess.run(
         [sys.executable, "-W", "error", *arguments],
         cwd=ROOT,
-        env={name: value for name, value in os.environ.items() if not name.startswith("C42_")} | environ,
+        env={
+            name: value
+            for name, value in os.environ.items()
+            if not name.startswith("C42_")
+        }
+        | environ,
         stdin=subprocess.DEVNULL,
         capture_output=True,
         text=True,
@@ -63,7 +70,9 @@ def finish(*arguments: str, **environ: str) -> tuple[int, str, str]:
 
 
 def test_exit_status(service: Service) -> None:
-    """The program exits with 0 after --help, 1 if another service has its port, and 2 without a token."""
+    """The program exits with 0 after --help, 1 if another service has its port, and 2
+    without a token.
+    """
     usage, taken, missing = at_once(
         partial(finish, "main.py", "--help"),
         partial(finish, "main.py", C42_TOKEN=TOKEN, C42_PORT=str(service.port)),
@@ -72,13 +81,20 @@ def test_exit_status(service: Service) -> None:
     assert (usage[0], usage[2]) == (0, "")
     for expected, (status, said, complaint) in ((1, taken), (2, missing)):
         assert (status, said, complaint.count("\n")) == (expected, "", 1), complaint
-    assert taken[2] == f"cannot listen on {service.url}: Address already in use; see C42_HOST and C42_PORT\n"
+    assert (
+        taken[2]
+        == f"cannot listen on {service.url}: Address already in use; see C42_HOST and C42_PORT\n"
+    )
     assert service.event(DEMO_EVENTS["plain"]).status_code == 200
 
 
-@pytest.mark.parametrize("host", ["no-such-host.invalid", "::ffff:203.0.113.1", "1.2.3.4.5"])
+@pytest.mark.parametrize(
+    "host", ["no-such-host.invalid", "::ffff:203.0.113.1", "1.2.3.4.5"]
+)
 def test_no_host_of_ours(host: str) -> None:
-    """Listening on a host that is unknown or another machine's raises an OSError with a reason to print."""
+    """Listening on a host that is unknown or another machine's raises an OSError with a
+    reason to print.
+    """
     with pytest.raises(OSError, match=r".") as raised:
         serving_server.listen(host, 5000)
     assert raised.value.strerror
@@ -86,8 +102,13 @@ def test_no_host_of_ours(host: str) -> None:
 
 @pytest.mark.parametrize("host", ["localhost", "0.0.0.0", "127.0.0.1"])
 def test_hosts(host: str) -> None:
-    """The server listens at a name of this machine, at one of its addresses, or at all of them."""
-    with serving_server.listen(host, 0) as listener, socket.create_connection(listener.getsockname()[:2]) as sock:
+    """The server listens at a name of this machine, at one of its addresses, or at all
+    of them.
+    """
+    with (
+        serving_server.listen(host, 0) as listener,
+        socket.create_connection(listener.getsockname()[:2]) as sock,
+    ):
         assert sock.getpeername()[1] == listener.getsockname()[1]
 
 
@@ -101,7 +122,12 @@ def test_ipv6(start: Start) -> None:
     service = start(C42_HOST="::1", ready=False)
     address = f"http://[::1]:{service.port}"
     until(lambda: f"serving on {address}" in service.log)
-    assert requests.get(f"{address}/livez", timeout=PATIENCE, proxies={"http": ""}).status_code == 200
+    assert (
+        requests.get(
+            f"{address}/livez", timeout=PATIENCE, proxies={"http": ""}
+        ).status_code
+        == 200
+    )
 
 
 def test_many_may_connect_at_once() -> None:
@@ -109,13 +135,17 @@ def test_many_may_connect_at_once() -> None:
     with contextlib.ExitStack() as stack:
         listener = stack.enter_context(serving_server.listen("127.0.0.1", 0))
         for _ in range(300):
-            stack.enter_context(socket.create_connection(listener.getsockname(), timeout=PATIENCE))
+            stack.enter_context(
+                socket.create_connection(listener.getsockname(), timeout=PATIENCE)
+            )
 
 
 @pytest.mark.skipif(sys.platform != "linux", reason="only Linux has the filter")
 @pytest.mark.parametrize("room", [None, 4096], ids=str)
 def test_handshakes_are_dropped(room: int | None) -> None:
-    """Before the listener closes, new connections are dropped; existing ones lose nothing."""
+    """Before the listener closes, new connections are dropped; existing ones lose
+    nothing.
+    """
     with serving_server.listen("127.0.0.1", 0) as listener, socket.socket() as late:
         early = socket.create_connection(listener.getsockname(), timeout=PATIENCE)
         accepted, _ = listener.accept()
@@ -142,15 +172,23 @@ def test_those_who_have_connected_are_accepted() -> None:
             accepted.append(transport)
             transport.close()
 
-    with serving_server.listen("127.0.0.1", 0) as listener, contextlib.ExitStack() as stack:
-        socks = [stack.enter_context(socket.create_connection(listener.getsockname())) for _ in range(3)]
+    with (
+        serving_server.listen("127.0.0.1", 0) as listener,
+        contextlib.ExitStack() as stack,
+    ):
+        socks = [
+            stack.enter_context(socket.create_connection(listener.getsockname()))
+            for _ in range(3)
+        ]
         asyncio.run(serving_server._accept_waiting(listener, Accepted))
         assert [read_all(sock) for sock in socks] == [b""] * 3
     assert len(accepted) == 3
 
 
 def test_file_limit(monkeypatch: pytest.MonkeyPatch) -> None:
-    """As many open files are allowed as the system allows; where it doesn't say, 512 are expected."""
+    """As many open files are allowed as the system allows; where it doesn't say, 512
+    are expected.
+    """
     soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
     try:
         resource.setrlimit(resource.RLIMIT_NOFILE, (min(soft, 512), hard))
@@ -184,9 +222,15 @@ def test_stops_while_starting(start: Start) -> None:
 
 
 def test_stops_without_those_that_wait_for_nothing(start: Start) -> None:
-    """Idle connections and incomplete requests delay the end by at most C42_TIMEOUT and 1 s."""
+    """Idle connections and incomplete requests delay the end by at most C42_TIMEOUT and
+    1 s.
+    """
     service = start(C42_TIMEOUT="0.5")
-    with service.connect() as idle, service.connect() as half, service.connect() as silent:
+    with (
+        service.connect() as idle,
+        service.connect() as half,
+        service.connect() as silent,
+    ):
         idle.sendall(b"GET /nothing HTTP/1.1\r\nHost: c42c\r\n\r\n")
         receive(idle)
         half.sendall(b"GET /events-with-subscriptions/a HTTP/1.1\r\nHo")
@@ -198,7 +242,9 @@ def test_stops_without_those_that_wait_for_nothing(start: Start) -> None:
 
 
 def test_second_interrupt_ends_at_once(start: Start, upstream: Standin) -> None:
-    """A second Ctrl-C ends the service at once, with status 1, even while requests are active."""
+    """A second Ctrl-C ends the service at once, with status 1, even while requests are
+    active.
+    """
     service, event_id, gate = start(C42_TIMEOUT="60"), new_id(), Gate()
     upstream.rule(event_id=event_id, gate=gate)
     with service.connect() as sock:
@@ -213,8 +259,12 @@ def test_second_interrupt_ends_at_once(start: Start, upstream: Standin) -> None:
 
 
 @pytest.mark.parametrize("sig", [signal.SIGTERM, signal.SIGINT])
-def test_loses_none_of_fifty(start: Start, upstream: Standin, sig: signal.Signals) -> None:
-    """A service that is told to stop answers its 50 active requests and all that were sent before, and ends with 0."""
+def test_loses_none_of_fifty(
+    start: Start, upstream: Standin, sig: signal.Signals
+) -> None:
+    """A service that is told to stop answers its 50 active requests and all that were
+    sent before, and ends with 0.
+    """
     service, gate = start(C42_TIMEOUT="10"), Gate()
     event_ids = [new_id() for _ in range(50)]
     for event_id in event_ids:
@@ -224,12 +274,16 @@ def test_loses_none_of_fifty(start: Start, upstream: Standin, sig: signal.Signal
     kept = [service.connect() for _ in range(20)]
     try:
         for sock, event_id in zip(socks, event_ids, strict=True):
-            sock.sendall(f"GET {PREFIX}{event_id} HTTP/1.1\r\nHost: c42c\r\n\r\n".encode())
+            sock.sendall(
+                f"GET {PREFIX}{event_id} HTTP/1.1\r\nHost: c42c\r\n\r\n".encode()
+            )
         for sock in kept:
             sock.sendall(b"GET /readyz HTTP/1.1\r\nHost: c42c\r\n\r\n")
             assert receive(sock).status == 200
         gate.wait_for(100)
-        service.process.send_signal(signal.SIGSTOP)  # so that what is sent now comes before it hears of the end
+        service.process.send_signal(
+            signal.SIGSTOP
+        )  # so that what is sent now comes before it hears of the end
         service.process.send_signal(sig)
         for sock in kept:
             sock.sendall(b"GET /readyz HTTP/1.1\r\nHost: c42c\r\n\r\n")
@@ -245,7 +299,10 @@ def test_loses_none_of_fifty(start: Start, upstream: Standin, sig: signal.Signal
         for sock in socks + kept:
             sock.close()
     assert service.process.wait(PATIENCE) == 0
-    assert [service.log.count(word) for word in ("serving on", "c42c stopping", "c42c stopped")] == [1, 1, 1]
+    assert [
+        service.log.count(word)
+        for word in ("serving on", "c42c stopping", "c42c stopped")
+    ] == [1, 1, 1]
 
 
 # The server with a small app
@@ -268,12 +325,22 @@ class SmallServer(Service):
 
     def gather(self, count: int) -> None:
         """Wait until so many requests have come to the gate."""
-        until(lambda: f" {count} are waiting" in self.log or f":{count} are waiting" in self.log)
+        until(
+            lambda: (
+                f" {count} are waiting" in self.log
+                or f":{count} are waiting" in self.log
+            )
+        )
 
     @property
     def cpu_seconds(self) -> float:
         """The time that the process has used so far."""
-        fields = Path(f"/proc/{self.process.pid}/stat").read_text().rpartition(")")[2].split()
+        fields = (
+            Path(f"/proc/{self.process.pid}/stat")
+            .read_text()
+            .rpartition(")")[2]
+            .split()
+        )
         return (int(fields[11]) + int(fields[12])) / os.sysconf("SC_CLK_TCK")
 
 
@@ -304,9 +371,13 @@ def read_all(sock: socket.socket) -> bytes:
     return data
 
 
-@pytest.mark.parametrize(("raw", "status"), [pytest.param(*case, id=name) for name, case in BAD.items()])
+@pytest.mark.parametrize(
+    ("raw", "status"), [pytest.param(*case, id=name) for name, case in BAD.items()]
+)
 def test_rejected_on_the_wire(service: Service, raw: bytes, status: int) -> None:
-    """Over a real socket, too, the client of a rejected request can read the error before the connection ends."""
+    """Over a real socket, too, the client of a rejected request can read the error
+    before the connection ends.
+    """
     with service.connect() as sock:
         sock.sendall(raw + get("/livez"))
         (answer,) = responses(read_all(sock))
@@ -318,22 +389,36 @@ def test_rejected_on_the_wire(service: Service, raw: bytes, status: int) -> None
 @pytest.mark.parametrize("uvloop", [True, False])
 def test_both_loops(small: Callable[..., SmallServer], uvloop: bool) -> None:
     """The server works the same on uvloop and on asyncio's own loop."""
-    server = small(uvloop=uvloop, idle_seconds=0.3, request_seconds=0.3, tick_seconds=0.05)
+    server = small(
+        uvloop=uvloop, idle_seconds=0.3, request_seconds=0.3, tick_seconds=0.05
+    )
     assert ("serving with uvloop" in server.log) == uvloop
-    with server.send(b"") as idle, server.send(b"GET") as slow, server.send(get("/miss"), b"nonsense\r\n") as both:
+    with (
+        server.send(b"") as idle,
+        server.send(b"GET") as slow,
+        server.send(get("/miss"), b"nonsense\r\n") as both,
+    ):
         first, second = responses(read_all(both))
         assert (first.body, second.status) == (b"/miss", 400)
         assert read_all(idle) == b""
         assert responses(read_all(slow))[0].status == 408
-    with server.send(get("/hit/large") + get("/miss") + get("/hit/a", "Connection: close")) as sock:
+    with server.send(
+        get("/hit/large") + get("/miss") + get("/hit/a", "Connection: close")
+    ) as sock:
         sock.shutdown(socket.SHUT_WR)
-        assert [len(answer.body) for answer in responses(read_all(sock))] == [2**20, 5, 6]
+        assert [len(answer.body) for answer in responses(read_all(sock))] == [
+            2**20,
+            5,
+            6,
+        ]
     assert server.stop() == 0
     assert clean(server.log), server.log
 
 
 def test_pipelined_hits_and_misses(small: Callable[..., SmallServer]) -> None:
-    """200 pipelined requests, hits and misses mixed, are answered in order, even if the client half-closes."""
+    """200 pipelined requests, hits and misses mixed, are answered in order, even if the
+    client half-closes.
+    """
     server = small()
     paths = [f"/{'hit' if number % 3 else 'miss'}/{number}" for number in range(200)]
     with server.send(b"".join(get(path) for path in paths)) as sock:
@@ -381,28 +466,52 @@ def test_curl(service: Service, options: str, statuses: list[str]) -> None:
     """curl gets the right answers to two requests in a row, with each of its options."""
     if not shutil.which("curl"):
         pytest.skip("needs curl")
-    command = ["curl", "-sS", "--include", "--max-time", "10", *options.split(), *[f"{service.url}/livez"] * 2]
+    command = [
+        "curl",
+        "-sS",
+        "--include",
+        "--max-time",
+        "10",
+        *options.split(),
+        *[f"{service.url}/livez"] * 2,
+    ]
     said = subprocess.run(command, check=True, capture_output=True, text=True).stdout
     assert re.findall(r"HTTP/1.1 (\d+)", said) == statuses
 
 
 def test_expect_on_the_wire(service: Service) -> None:
-    """A client that expects a 100 before it sends its body gets one, and then the answer."""
+    """A client that expects a 100 before it sends its body gets one, and then the
+    answer.
+    """
     with service.connect() as sock:
-        sock.sendall(b"POST /livez HTTP/1.1\r\nHost: a\r\nExpect: 100-continue\r\nContent-Length: 2\r\n\r\n")
+        sock.sendall(
+            b"POST /livez HTTP/1.1\r\nHost: a\r\nExpect: 100-continue\r\nContent-Length: 2\r\n\r\n"
+        )
         assert sock.recv(100) == b"HTTP/1.1 100 Continue\r\n\r\n"
         sock.sendall(b"hi")
         assert receive(sock, "POST").status == 405
 
 
 def test_bad_clients_are_let_go(small: Callable[..., SmallServer]) -> None:
-    """A client that sends slowly, 400 silent ones, 64 with half a head and 20 that read nothing are disconnected, and a
-    good client beside them waits less than 50 ms for its answers."""
-    server = small(request_seconds=0.5, idle_seconds=1.0, stuck_seconds=1.0, linger_seconds=0.5, tick_seconds=0.1)
+    """A client that sends slowly, 400 silent ones, 64 with half a head and 20 that read
+    nothing are disconnected, and a good client beside them waits less than 50 ms for
+    its answers."""
+    server = small(
+        request_seconds=0.5,
+        idle_seconds=1.0,
+        stuck_seconds=1.0,
+        linger_seconds=0.5,
+        tick_seconds=0.1,
+    )
     with contextlib.ExitStack() as stack:
         silent = [stack.enter_context(server.send(b"")) for _ in range(400)]
-        half = [stack.enter_context(server.send(b"GET /hit/ HTTP/1.1\r\nHo")) for _ in range(64)]
-        greedy = [stack.enter_context(server.send(get("/hit/large") * 30)) for _ in range(20)]
+        half = [
+            stack.enter_context(server.send(b"GET /hit/ HTTP/1.1\r\nHo"))
+            for _ in range(64)
+        ]
+        greedy = [
+            stack.enter_context(server.send(get("/hit/large") * 30)) for _ in range(20)
+        ]
         slow = stack.enter_context(server.send(b"G"))
         good = stack.enter_context(server.connect())
         left = {*silent, *half, *greedy, slow}
@@ -426,7 +535,9 @@ def test_bad_clients_are_let_go(small: Callable[..., SmallServer]) -> None:
 
 
 def test_more_connections_than_open_files(small: Callable[..., SmallServer]) -> None:
-    """With 300 open files allowed and 400 idle connections, new clients are served and the CPU stays idle."""
+    """With 300 open files allowed and 400 idle connections, new clients are served and
+    the CPU stays idle.
+    """
     server = small(files=300)
     with contextlib.ExitStack() as stack:
         for _ in range(400):
@@ -439,16 +550,26 @@ def test_more_connections_than_open_files(small: Callable[..., SmallServer]) -> 
         assert server.cpu_seconds - before < 0.2
 
 
-def test_more_busy_connections_than_open_files(small: Callable[..., SmallServer]) -> None:
-    """At the limit with only busy connections, a new client gets a 503, the CPU stays idle, and the others go on."""
+def test_more_busy_connections_than_open_files(
+    small: Callable[..., SmallServer],
+) -> None:
+    """At the limit with only busy connections, a new client gets a 503, the CPU stays
+    idle, and the others go on.
+    """
     server = small(files=300, threads=200)
     with contextlib.ExitStack() as stack:
         key = stack.enter_context(server.send(b"GET /op"))
-        busy = [stack.enter_context(server.send(get("/gate", "Connection: close"))) for _ in range(149)]
+        busy = [
+            stack.enter_context(server.send(get("/gate", "Connection: close")))
+            for _ in range(149)
+        ]
         server.gather(149)
         with server.send(get("/hit/a")) as rejected:
             (answer,) = responses(read_all(rejected))
-            assert (answer.status, json.loads(answer.body)["error"]["status_code"]) == (503, 503)
+            assert (answer.status, json.loads(answer.body)["error"]["status_code"]) == (
+                503,
+                503,
+            )
         before = server.cpu_seconds
         time.sleep(0.3)
         assert server.cpu_seconds - before < 0.1
@@ -457,24 +578,34 @@ def test_more_busy_connections_than_open_files(small: Callable[..., SmallServer]
 
 
 def test_an_app_that_raises(small: Callable[..., SmallServer]) -> None:
-    """If the app raises, the client gets a 500 in the envelope, the log says why, and the connection goes on."""
+    """If the app raises, the client gets a 500 in the envelope, the log says why, and
+    the connection goes on.
+    """
     server = small()
     for number, path in enumerate(["/raise", "/raise-late", "/exit"], start=1):
         with server.send(get(path) + get("/miss", "Connection: close")) as sock:
             failed, other = responses(read_all(sock))
-        assert (failed.status, json.loads(failed.body)["error"]["status_code"], other.body) == (500, 500, b"/miss")
+        assert (
+            failed.status,
+            json.loads(failed.body)["error"]["status_code"],
+            other.body,
+        ) == (500, 500, b"/miss")
         assert server.log.count("a request failed") == number
 
 
 class Client:
-    """Sends one request after the other until nobody listens, and notes which were lost."""
+    """Sends one request after the other until nobody listens, and notes which were
+    lost.
+    """
 
     def __init__(self, server: Service, path: str, keep: bool) -> None:
         self._server, self._keep = server, keep
         self._request = get(path, *([] if keep else ["Connection: close"]))
         self.answered = 0
         self.connected = 0.0  # when it asked for its last connection
-        self.lost: list[tuple[float, bool]] = []  # when each was sent, and whether on a new connection
+        self.lost: list[
+            tuple[float, bool]
+        ] = []  # when each was sent, and whether on a new connection
         self.thread = threading.Thread(target=self._run)
         self.thread.start()
 
@@ -482,7 +613,9 @@ class Client:
         while True:
             asked = time.monotonic()
             try:
-                sock = socket.create_connection(("127.0.0.1", self._server.port), timeout=0.2)
+                sock = socket.create_connection(
+                    ("127.0.0.1", self._server.port), timeout=0.2
+                )
             except TimeoutError:  # the server is about to close its listener
                 continue
             except ConnectionRefusedError:
@@ -507,11 +640,17 @@ class Client:
 
 
 def test_stops_under_load(small: Callable[..., SmallServer]) -> None:
-    """A server that is stopped under load, 20 times, answers every request that was sent while it listened."""
+    """A server that is stopped under load, 20 times, answers every request that was
+    sent while it listened.
+    """
     server = small(rounds=20)
     for number in range(1, 21):
         until(lambda number=number: server.log.count("serving with") == number)  # type: ignore[misc]
-        clients = [Client(server, path, keep) for path in ("/hit/a", "/miss", "/sleep") for keep in (True, False)]
+        clients = [
+            Client(server, path, keep)
+            for path in ("/hit/a", "/miss", "/sleep")
+            for keep in (True, False)
+        ]
         until(lambda clients=clients: all(client.answered > 3 for client in clients))  # type: ignore[misc]
         server.process.send_signal(signal.SIGTERM)
         for client in clients:
@@ -525,9 +664,14 @@ def test_stops_under_load(small: Callable[..., SmallServer]) -> None:
 
 
 def test_what_does_not_finish_is_cut(small: Callable[..., SmallServer]) -> None:
-    """When the time to finish is over, work that hangs and clients that take nothing are cut off."""
+    """When the time to finish is over, work that hangs and clients that take nothing
+    are cut off.
+    """
     server = small(patience=0.5)
-    with server.send(get("/gate")) as hanging, server.send(get("/hit/large") * 30) as greedy:
+    with (
+        server.send(get("/gate")) as hanging,
+        server.send(get("/hit/large") * 30) as greedy,
+    ):
         server.gather(1)
         assert server.stop() == 0
         assert read_all(hanging) == b""
@@ -538,17 +682,29 @@ def test_what_does_not_finish_is_cut(small: Callable[..., SmallServer]) -> None:
 # The server in this process
 
 
-def serve(app: App, talk: Callable[[Callable[[bytes], socket.socket]], None], **options: Any) -> None:
-    """Serve `app` while `talk`, in a thread, talks to it through the connections that its argument makes; then stop."""
-    handlers = [(each, signal.getsignal(each)) for each in (signal.SIGTERM, signal.SIGINT)]
+def serve(
+    app: App, talk: Callable[[Callable[[bytes], socket.socket]], None], **options: Any
+) -> None:
+    """Serve `app` while `talk`, in a thread, talks to it through the connections that
+    its argument makes; then stop.
+    """
+    handlers = [
+        (each, signal.getsignal(each)) for each in (signal.SIGTERM, signal.SIGINT)
+    ]
     with contextlib.ExitStack() as stack, ThreadPoolExecutor(1, "talk") as pool:
         for handler in handlers:
             stack.callback(signal.signal, *handler)
-        stack.callback(resource.setrlimit, resource.RLIMIT_NOFILE, resource.getrlimit(resource.RLIMIT_NOFILE))
+        stack.callback(
+            resource.setrlimit,
+            resource.RLIMIT_NOFILE,
+            resource.getrlimit(resource.RLIMIT_NOFILE),
+        )
         server = serving_server.Server("127.0.0.1", 0)
 
         def ask(raw: bytes) -> socket.socket:
-            sock = stack.enter_context(socket.create_connection(server.address, timeout=PATIENCE))
+            sock = stack.enter_context(
+                socket.create_connection(server.address, timeout=PATIENCE)
+            )
             sock.sendall(raw)
             return sock
 
@@ -559,7 +715,13 @@ def serve(app: App, talk: Callable[[Callable[[bytes], socket.socket]], None], **
                 os.kill(os.getpid(), signal.SIGTERM)
 
         talking = pool.submit(talk_and_stop)
-        limits = {"immediate": lambda _: None, "threads": 1, "drain": 0, "patience": PATIENCE, **options}
+        limits = {
+            "immediate": lambda _: None,
+            "threads": 1,
+            "drain": 0,
+            "patience": PATIENCE,
+            **options,
+        }
         server.serve(app, reject=reject, **limits)
         talking.result(PATIENCE)
 
@@ -584,7 +746,9 @@ def test_stops_without_idle_connections() -> None:
 
 
 def test_work_that_has_not_begun_is_dropped() -> None:
-    """When the time to finish is over, nobody waits for the worker threads, and they begin nothing more."""
+    """When the time to finish is over, nobody waits for the worker threads, and they
+    begin nothing more.
+    """
     begun, gate = list[str](), threading.Event()
 
     def app(environ: dict[str, Any], start_response: Any) -> list[bytes]:
@@ -599,7 +763,9 @@ def test_work_that_has_not_begun_is_dropped() -> None:
 
     serve(app, talk, patience=0.2)
     assert not gate.is_set()
-    (worker,) = [thread for thread in threading.enumerate() if thread.name == "c42c-worker_0"]
+    (worker,) = [
+        thread for thread in threading.enumerate() if thread.name == "c42c-worker_0"
+    ]
     gate.set()
     worker.join(PATIENCE)
     assert (begun, worker.is_alive()) == (["/a"], False)
@@ -609,7 +775,9 @@ def test_work_that_has_not_begun_is_dropped() -> None:
 
 
 def test_drains(start: Start, upstream: Standin) -> None:
-    """For C42_DRAIN seconds after the signal, /readyz says 503 and events are answered, even on new connections."""
+    """For C42_DRAIN seconds after the signal, /readyz says 503 and events are answered,
+    even on new connections.
+    """
     service = start(C42_DRAIN="1")
     service.process.send_signal(signal.SIGTERM)
     until(lambda: service.get("/readyz").status_code == 503)
@@ -642,11 +810,24 @@ def test_idle_connections(service: Service) -> None:
 
 
 def test_demo(start: Start) -> None:
-    """--demo serves made-up events without a token; each of its curl lines works, and trouble shows in the status."""
+    """--demo serves made-up events without a token; each of its curl lines works, and
+    trouble shows in the status.
+    """
     service = start("--demo", C42_TOKEN="")
     lines = re.findall(r"^ +curl -i (\S+)  # (.+)$", service.log, re.M)
-    answers = {what: service.get(address.removeprefix(service.url)) for address, what in lines}
-    assert [answer.status_code for answer in answers.values()] == [200, 200, 200, 404, 404, 200, 500, 429]
+    answers = {
+        what: service.get(address.removeprefix(service.url)) for address, what in lines
+    }
+    assert [answer.status_code for answer in answers.values()] == [
+        200,
+        200,
+        200,
+        404,
+        404,
+        200,
+        500,
+        429,
+    ]
     assert len(answers["250 people, on three pages"].json()["names"]) == 250
     assert answers["a slow event: Calendar42 takes 3 s"].elapsed.total_seconds() >= 3
     assert set(service.get("/status.json").json()["troubles"]) == {"faults", "pause"}

@@ -1,4 +1,6 @@
-"""Settings: valid values are accepted, and each invalid one is rejected with a message that says what is expected."""
+"""Settings: valid values are accepted, and each invalid one is rejected with a message
+that says what is expected.
+"""
 
 import json
 import os
@@ -40,14 +42,24 @@ def complaints(capsys: pytest.CaptureFixture[str], **environ: str) -> list[str]:
     return complained.splitlines()
 
 
-@pytest.mark.parametrize(("name", "value"), [(name, value) for name, values in WRONG.items() for value in values])
-def test_wrong_setting(capsys: pytest.CaptureFixture[str], name: str, value: str) -> None:
-    """An invalid value is exit status 2 and one printable line, which names the variable and the value."""
+@pytest.mark.parametrize(
+    ("name", "value"),
+    [(name, value) for name, values in WRONG.items() for value in values],
+)
+def test_wrong_setting(
+    capsys: pytest.CaptureFixture[str], name: str, value: str
+) -> None:
+    """An invalid value is exit status 2 and one printable line, which names the
+    variable and the value.
+    """
     (line,) = complaints(capsys, **{"C42_TOKEN": TOKEN, name: value})
     assert line.isprintable()
     assert len(line) < 400
     if name == "C42_TOKEN":
-        assert line == "C42_TOKEN is invalid: expected at least 8 printable ASCII characters without spaces"
+        assert (
+            line
+            == "C42_TOKEN is invalid: expected at least 8 printable ASCII characters without spaces"
+        )
     elif "@" in value:
         assert line.startswith(f"{name} is invalid: expected ")
     else:
@@ -57,7 +69,13 @@ def test_wrong_setting(capsys: pytest.CaptureFixture[str], name: str, value: str
 
 def test_words(capsys: pytest.CaptureFixture[str]) -> None:
     """All invalid settings are reported at once, each with what was expected."""
-    wrong = {"C42_EXPIRY": "soon", "C42_PORT": "0", "C42_DRAIN": "-1", "C42_LOGFORMAT": "xml", "C42_THREADS": "16"}
+    wrong = {
+        "C42_EXPIRY": "soon",
+        "C42_PORT": "0",
+        "C42_DRAIN": "-1",
+        "C42_LOGFORMAT": "xml",
+        "C42_THREADS": "16",
+    }
     assert complaints(capsys, **wrong) == [
         "C42_EXPIRY=soon is invalid: expected a number of minutes greater than 0, at most 525600",
         "C42_LOGFORMAT=xml is invalid: expected text or json",
@@ -69,74 +87,129 @@ def test_words(capsys: pytest.CaptureFixture[str]) -> None:
 
 
 def test_words_as_json(capsys: pytest.CaptureFixture[str]) -> None:
-    """With C42_LOGFORMAT=json, the reasons why the service doesn't start are logged as JSON."""
+    """With C42_LOGFORMAT=json, the reasons why the service doesn't start are logged as
+    JSON.
+    """
     lines = complaints(capsys, C42_PORT="0", C42_LOGFORMAT="json")
     records = [json.loads(line) for line in lines]
     assert [record["message"][:9] for record in records] == ["C42_PORT=", "C42_TOKEN"]
-    assert {(record["level"], record["logger"]) for record in records} == {("ERROR", "c42c")}
+    assert {(record["level"], record["logger"]) for record in records} == {
+        ("ERROR", "c42c")
+    }
 
 
 def test_right_settings() -> None:
-    """Settings have the documented defaults, times in seconds, and accept the values at their bounds."""
+    """Settings have the documented defaults, times in seconds, and accept the values at
+    their bounds.
+    """
     config = settings.read({"C42_TOKEN": TOKEN})
     assert config.expiry == pytest.approx(252)
     assert (config.fault_expiry, config.timeout, config.drain) == (6, 10, 0)
-    assert (config.host, config.port, config.loglevel, config.logformat) == ("127.0.0.1", 5000, "INFO", "text")
+    assert (config.host, config.port, config.loglevel, config.logformat) == (
+        "127.0.0.1",
+        5000,
+        "INFO",
+        "text",
+    )
     assert (config.max_entries, config.threads) == (100_000, 256)
     assert config.base_url == "https://demo.calendar42.com/api/v2/"
     assert settings.read({"C42_TOKEN": TOKEN, "C42_EXPIRY": "0.05"}).expiry == 3.0
     assert settings.read({"C42_TOKEN": TOKEN, "C42_EXPIRY": "0.05"}).fault_expiry == 3.0
-    edges = {"C42_PORT": "65535", "C42_THREADS": "17", "C42_MAX_ENTRIES": "2", "C42_LOGLEVEL": "debug"}
+    edges = {
+        "C42_PORT": "65535",
+        "C42_THREADS": "17",
+        "C42_MAX_ENTRIES": "2",
+        "C42_LOGLEVEL": "debug",
+    }
     config = settings.read(
-        {"C42_TOKEN": "8letters", "C42_BASE_URL": "HTTP://[::1]:80/a//", "C42_DRAIN": "3600", **edges}
+        {
+            "C42_TOKEN": "8letters",
+            "C42_BASE_URL": "HTTP://[::1]:80/a//",
+            "C42_DRAIN": "3600",
+            **edges,
+        }
     )
-    assert (config.port, config.threads, config.max_entries, config.loglevel) == (65535, 17, 2, "DEBUG")
+    assert (config.port, config.threads, config.max_entries, config.loglevel) == (
+        65535,
+        17,
+        2,
+        "DEBUG",
+    )
     assert (config.base_url, config.drain) == ("HTTP://[::1]:80/a/", 3600)
     assert "8letters" not in repr(config)
 
 
 @pytest.mark.parametrize(("threads", "waiting"), [("256", 240), ("17", 1)])
-def test_threads_that_never_wait(inside: MakeInside, threads: str, waiting: int) -> None:
+def test_threads_that_never_wait(
+    inside: MakeInside, threads: str, waiting: int
+) -> None:
     """All worker threads but sixteen may wait for Calendar42."""
     assert inside(C42_THREADS=threads).status()["cache"]["max_waiting"] == waiting
 
 
 def test_token_file(tmp_path: Path, start: Start) -> None:
-    """The token is read from C42_TOKEN_FILE, without its line break, and never gets into the environment."""
+    """The token is read from C42_TOKEN_FILE, without its line break, and never gets
+    into the environment.
+    """
     path = tmp_path / "token"
     path.write_text(f"{TOKEN}\r\n")
     service = start(C42_TOKEN="", C42_TOKEN_FILE=str(path))
     assert service.event(DEMO_EVENTS["plain"]).status_code == 200
-    assert TOKEN.encode() not in Path(f"/proc/{service.process.pid}/environ").read_bytes()
+    assert (
+        TOKEN.encode() not in Path(f"/proc/{service.process.pid}/environ").read_bytes()
+    )
     assert TOKEN not in repr(settings.read({"C42_TOKEN_FILE": str(path)}))
 
 
 def test_wrong_token_file(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    """A token file that is missing, empty or holds something else is a mistake; neither it nor its path is shown."""
+    """A token file that is missing, empty or holds something else is a mistake; neither
+    it nor its path is shown.
+    """
     shown, missing = "C42_TOKEN_FILE", "can't be read: No such file or directory"
     wrong = "is invalid: expected a file that holds at least 8 printable ASCII characters without spaces"
-    contents = {"empty": b"", "short": b"hush\n", "two": b"hush-hush\nhush-hush\n", "odd": b"hush-hush\xff"}
+    contents = {
+        "empty": b"",
+        "short": b"hush\n",
+        "two": b"hush-hush\nhush-hush\n",
+        "odd": b"hush-hush\xff",
+    }
     for name, content in contents.items():
         (tmp_path / name).write_bytes(content)
-        assert complaints(capsys, C42_TOKEN_FILE=f"{tmp_path}/{name}") == [f"{shown} {wrong}"]
+        assert complaints(capsys, C42_TOKEN_FILE=f"{tmp_path}/{name}") == [
+            f"{shown} {wrong}"
+        ]
     for path in f"{tmp_path}/none", "it-is-the-token", "it/is/the/token":
         assert complaints(capsys, C42_TOKEN_FILE=path) == [f"{shown} {missing}"]
-    assert complaints(capsys, C42_TOKEN_FILE=str(tmp_path)) == [f"{shown} can't be read: Is a directory"]
+    assert complaints(capsys, C42_TOKEN_FILE=str(tmp_path)) == [
+        f"{shown} can't be read: Is a directory"
+    ]
     both = "C42_TOKEN and C42_TOKEN_FILE are both set: expected only one of them"
-    assert complaints(capsys, C42_TOKEN=TOKEN, C42_TOKEN_FILE=f"{tmp_path}/none") == [both]
+    assert complaints(capsys, C42_TOKEN=TOKEN, C42_TOKEN_FILE=f"{tmp_path}/none") == [
+        both
+    ]
 
 
 def test_warnings(start: Start) -> None:
-    """A variable that isn't a setting, or no longer one, causes a warning and nothing else."""
+    """A variable that isn't a setting, or no longer one, causes a warning and nothing
+    else.
+    """
     service = start(C42_EXPIRE="1", C42_="2", C42_WORKERS="4")
-    assert "WARNING c42c C42_EXPIRE is not a setting; did you mean C42_EXPIRY?\n" in service.log
+    assert (
+        "WARNING c42c C42_EXPIRE is not a setting; did you mean C42_EXPIRY?\n"
+        in service.log
+    )
     assert "WARNING c42c C42_ is not a setting\n" in service.log
-    assert "WARNING c42c C42_WORKERS is not a setting any more: run several instances" in service.log
+    assert (
+        "WARNING c42c C42_WORKERS is not a setting any more: run several instances"
+        in service.log
+    )
     assert service.event(DEMO_EVENTS["plain"]).status_code == 200
 
 
 def test_help_and_version(capsys: pytest.CaptureFixture[str]) -> None:
-    """`--help` has a line for each setting with its default, and `--version` prints the version."""
+    """`--help` has a line for each setting with its default, and `--version` prints the
+    version.
+    """
     with pytest.raises(SystemExit):
         main.main(["--help"], {})
     said = capsys.readouterr().out
@@ -152,7 +225,13 @@ def test_flask_finds_the_app(app: str) -> None:
     """`flask --app main routes` works, with and without the name of the factory."""
     command = [sys.executable, "-m", "flask", "--app", app, "routes"]
     ran = subprocess.run(
-        command, cwd=ROOT, env=os.environ | {"C42_TOKEN": TOKEN}, capture_output=True, text=True, timeout=20, check=True
+        command,
+        cwd=ROOT,
+        env=os.environ | {"C42_TOKEN": TOKEN},
+        capture_output=True,
+        text=True,
+        timeout=20,
+        check=True,
     )
     assert "/events-with-subscriptions/<event_id>" in ran.stdout
 

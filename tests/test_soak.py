@@ -18,8 +18,20 @@ from tests.soak.upstream import FAULTS, Call, Stamp, is_removed
 RULES = Rules(expiry=3.0, fault_expiry=0.6, timeout=2.0)
 HIT = {"cache-control": "max-age=1", "cache-status": "c42c; hit; ttl=1"}
 FAULT = {"cache-control": "no-store", "cache-status": "c42c; hit; ttl=0"}
-OUR_504 = {"error": {"status_code": 504, "message": "Calendar42 did not answer", "code": "GATEWAY_TIMEOUT"}}
-OUR_502 = {"error": {"status_code": 502, "message": "Calendar42 sent no JSON", "code": "BAD_GATEWAY"}}
+OUR_504 = {
+    "error": {
+        "status_code": 504,
+        "message": "Calendar42 did not answer",
+        "code": "GATEWAY_TIMEOUT",
+    }
+}
+OUR_502 = {
+    "error": {
+        "status_code": 502,
+        "message": "Calendar42 sent no JSON",
+        "code": "BAD_GATEWAY",
+    }
+}
 
 
 class Story:
@@ -30,10 +42,25 @@ class Story:
         self._by_event: defaultdict[str, deque[Call]] = defaultdict(deque)
         self.checker = Checker(RULES, self._calls, self._by_event)
 
-    def call(self, *event_ids: str, asked: float, endpoint: str = "events", fault: str = "", **more: Any) -> Call:
+    def call(
+        self,
+        *event_ids: str,
+        asked: float,
+        endpoint: str = "events",
+        fault: str = "",
+        **more: Any,
+    ) -> Call:
         """Have the upstream asked; by default it answers after 10 ms."""
         statuses = FAULTS[fault][1] if fault else frozenset({200})
-        call = Call(len(self._calls) + 1, more.pop("instance", 0), endpoint, event_ids, asked, fault, statuses)
+        call = Call(
+            len(self._calls) + 1,
+            more.pop("instance", 0),
+            endpoint,
+            event_ids,
+            asked,
+            fault,
+            statuses,
+        )
         call.single = len(event_ids) == 1
         call.ended = more.pop("ended", asked + 0.01)
         self._calls[call.serial] = call
@@ -51,12 +78,32 @@ class Story:
             for position in range(7)
             if not is_removed(position)
         ]
-        return {"id": event_id, "title": str(Stamp(event_id, event.serial, event.asked, 1)), "names": names}
+        return {
+            "id": event_id,
+            "title": str(Stamp(event_id, event.serial, event.asked, 1)),
+            "names": names,
+        }
 
-    def answer(self, said: Any, *, sent: float, event_id: str = "small-1", status: int = 200, **more: Any) -> list[str]:
-        """Have an answer checked that took 10 ms, and return the kinds of all violations so far."""
-        options: dict[str, Any] = {"received": sent + 0.01, "event_ids": [event_id], "headers": HIT} | more
-        self.checker.check(Answer(sent=sent, status=status, body=json.dumps(said).encode(), **options))
+    def answer(
+        self,
+        said: Any,
+        *,
+        sent: float,
+        event_id: str = "small-1",
+        status: int = 200,
+        **more: Any,
+    ) -> list[str]:
+        """Have an answer checked that took 10 ms, and return the kinds of all
+        violations so far.
+        """
+        options: dict[str, Any] = {
+            "received": sent + 0.01,
+            "event_ids": [event_id],
+            "headers": HIT,
+        } | more
+        self.checker.check(
+            Answer(sent=sent, status=status, body=json.dumps(said).encode(), **options)
+        )
         return sorted(self.checker.found)
 
 
@@ -72,16 +119,33 @@ def test_accepts_what_is_right(story: Story) -> None:
     assert not story.answer(said, sent=100.0, headers=headers)
     assert not story.answer(said, sent=101.9)
     story.checker.check(
-        Answer(sent=101.9, received=101.9, event_ids=["small-1"], status=304, headers=headers, body=b"")
+        Answer(
+            sent=101.9,
+            received=101.9,
+            event_ids=["small-1"],
+            status=304,
+            headers=headers,
+            body=b"",
+        )
     )
-    gone = {"deleted-1": {"status_code": 404, "message": "the event is deleted", "code": "NOT_FOUND"}}
+    gone = {
+        "deleted-1": {
+            "status_code": 404,
+            "message": "the event is deleted",
+            "code": "NOT_FOUND",
+        }
+    }
     listed = {"meta_data": {"count": 1}, "data": [said], "errors": gone}
-    assert not story.answer(listed, sent=101.9, event_ids=["small-1", "deleted-1", "small-1"], is_list=True)
+    assert not story.answer(
+        listed, sent=101.9, event_ids=["small-1", "deleted-1", "small-1"], is_list=True
+    )
 
 
 @pytest.mark.parametrize("late", [0.2, 2.0])
 def test_finds_stale_answers(story: Story, late: float) -> None:
-    """An answer is stale when it arrives later than its lifetime after the upstream was asked."""
+    """An answer is stale when it arrives later than its lifetime after the upstream was
+    asked.
+    """
     said = story.load(asked=100.0)
     assert story.answer(said, sent=103.0 + late, headers={}) == ["stale"]
 
@@ -98,21 +162,36 @@ def test_finds_stale_304s(story: Story) -> None:
     """The body that a 304 confirms must not be stale."""
     said, headers = story.load(asked=100.0), {"etag": '"1"'}
     assert not story.answer(said, sent=100.0, headers=headers)
-    answer = Answer(sent=104.0, received=104.0, event_ids=["small-1"], status=304, headers=headers, body=b"")
+    answer = Answer(
+        sent=104.0,
+        received=104.0,
+        event_ids=["small-1"],
+        status=304,
+        headers=headers,
+        body=b"",
+    )
     story.checker.check(answer)
     assert list(story.checker.found) == ["stale"]
 
 
 def test_finds_304s_of_nothing(story: Story) -> None:
     """A 304 with an ETag that nobody ever got is wrong."""
-    assert story.answer("", sent=100.0, status=304, headers={"etag": '"2"'}) == ["wrong 304"]
+    assert story.answer("", sent=100.0, status=304, headers={"etag": '"2"'}) == [
+        "wrong 304"
+    ]
 
 
 def test_finds_untruthful_lifetimes(story: Story) -> None:
-    """What is left of `max-age`, less `Age`, must not be more than what is left of the answer's life."""
+    """What is left of `max-age`, less `Age`, must not be more than what is left of the
+    answer's life.
+    """
     said = story.load(asked=100.0)
-    assert not story.answer(said, sent=101.0, headers={"cache-control": "max-age=3", "age": "1"})
-    assert story.answer(said, sent=101.0, headers={"cache-control": "max-age=3"}) == ["untruthful"]
+    assert not story.answer(
+        said, sent=101.0, headers={"cache-control": "max-age=3", "age": "1"}
+    )
+    assert story.answer(said, sent=101.0, headers={"cache-control": "max-age=3"}) == [
+        "untruthful"
+    ]
 
 
 def test_finds_faults_that_clients_may_keep(story: Story) -> None:
@@ -134,7 +213,9 @@ def test_finds_mixed_answers(story: Story) -> None:
 def test_finds_incomplete_answers(story: Story, names: slice) -> None:
     """All names of one moment belong to an answer, none missing."""
     said = story.load()
-    assert story.answer(said | {"names": said["names"][names]}, sent=100.1) == ["incomplete"]
+    assert story.answer(said | {"names": said["names"][names]}, sent=100.1) == [
+        "incomplete"
+    ]
 
 
 def test_finds_moved_pages(story: Story) -> None:
@@ -142,11 +223,15 @@ def test_finds_moved_pages(story: Story) -> None:
     said = story.load()
     last = Stamp.parse(said["names"][-1])
     moved = str(Stamp(last.event_id, last.serial, last.asked, 2, last.position, 8))
-    assert story.answer(said | {"names": [*said["names"][:-1], moved]}, sent=100.1) == ["incomplete"]
+    assert story.answer(said | {"names": [*said["names"][:-1], moved]}, sent=100.1) == [
+        "incomplete"
+    ]
 
 
 def test_finds_two_loads_at_once(story: Story) -> None:
-    """An event is not asked for while the same instance is asking for it, alone or in a list."""
+    """An event is not asked for while the same instance is asking for it, alone or in a
+    list.
+    """
     story.call("small-1", asked=100.0, ended=100.5)
     story.call("small-1", asked=100.5)
     assert not story.checker.found
@@ -156,7 +241,9 @@ def test_finds_two_loads_at_once(story: Story) -> None:
 
 
 def test_finds_loads_of_two_instances(story: Story) -> None:
-    """An event is not loaded by two instances at once, unless something happened to one of them or to Redis."""
+    """An event is not loaded by two instances at once, unless something happened to one
+    of them or to Redis.
+    """
     story.call("small-1", asked=100.0, ended=101.0)
     story.call("small-1", asked=100.5, instance=1)
     assert story.checker.doubled_elsewhere == 0
@@ -164,7 +251,9 @@ def test_finds_loads_of_two_instances(story: Story) -> None:
     story.call("small-1", asked=105.0, ended=106.0)
     story.call("small-1", asked=105.5, instance=1)
     assert story.checker.doubled_elsewhere == 1
-    assert not story.checker.found  # whether Redis was asked at all, the instances' counters tell
+    assert (
+        not story.checker.found
+    )  # whether Redis was asked at all, the instances' counters tell
 
 
 def test_finds_calls_in_a_pause(story: Story) -> None:
@@ -182,10 +271,21 @@ def test_finds_calls_in_a_pause(story: Story) -> None:
 
 @pytest.mark.parametrize(("took", "found"), [(3.1, []), (3.3, ["answered late"])])
 def test_finds_late_answers(story: Story, took: float, found: list[str]) -> None:
-    """Every request is answered within the time-out and a second, with a tolerance of less than a fifth of that."""
+    """Every request is answered within the time-out and a second, with a tolerance of
+    less than a fifth of that.
+    """
     story.call("small-1", asked=100.0, fault="hang", ended=None)
-    said = {"error": {"status_code": 504, "message": "Calendar42 did not answer", "code": "GATEWAY_TIMEOUT"}}
-    assert story.answer(said, sent=100.0, received=100.0 + took, status=504, headers=FAULT) == found
+    said = {
+        "error": {
+            "status_code": 504,
+            "message": "Calendar42 did not answer",
+            "code": "GATEWAY_TIMEOUT",
+        }
+    }
+    assert (
+        story.answer(said, sent=100.0, received=100.0 + took, status=504, headers=FAULT)
+        == found
+    )
 
 
 def test_finds_missing_answers(story: Story) -> None:
@@ -200,65 +300,109 @@ def test_finds_missing_answers(story: Story) -> None:
 def test_finds_faults_without_a_reason(story: Story) -> None:
     """An error of the service's own needs a call that explains it, not long ago."""
     story.load()
-    assert story.answer(OUR_502, sent=100.1, status=502, headers=FAULT) == ["unexplained"]
+    assert story.answer(OUR_502, sent=100.1, status=502, headers=FAULT) == [
+        "unexplained"
+    ]
     story.checker.found.clear()
     story.call("small-1", asked=110.0, fault="not JSON")
     assert not story.answer(OUR_502, sent=110.1, status=502, headers=FAULT)
     assert not story.answer(OUR_502, sent=110.6, status=502, headers=FAULT)
-    assert story.answer(OUR_502, sent=111.0, status=502, headers=FAULT) == ["unexplained"]
+    assert story.answer(OUR_502, sent=111.0, status=502, headers=FAULT) == [
+        "unexplained"
+    ]
 
 
 @pytest.mark.parametrize(("until", "found"), [(102.4, []), (101.0, ["unexplained"])])
-def test_a_suspended_instance_times_out_late(story: Story, until: float, found: list[str]) -> None:
-    """A time-out of another instance is as old as the moment at which that instance noticed it, suspended or not."""
+def test_a_suspended_instance_times_out_late(
+    story: Story, until: float, found: list[str]
+) -> None:
+    """A time-out of another instance is as old as the moment at which that instance
+    noticed it, suspended or not.
+    """
     story.call("small-1", asked=100.0, ended=102.5, fault="hang", instance=1)
     story.checker.suspended(1, 101.0, until)
     assert story.answer(OUR_504, sent=102.9, status=504, headers=FAULT) == found
 
 
 @pytest.mark.parametrize(("took", "found"), [(2.05, []), (1.0, ["unexplained"])])
-def test_finds_time_outs_without_a_reason(story: Story, took: float, found: list[str]) -> None:
-    """An event of a list may lack an answer without a call only if the rest of the list took all the time."""
+def test_finds_time_outs_without_a_reason(
+    story: Story, took: float, found: list[str]
+) -> None:
+    """An event of a list may lack an answer without a call only if the rest of the list
+    took all the time.
+    """
     other = story.load("small-2")
-    late = {"status_code": 504, "message": "Calendar42 did not answer", "code": "GATEWAY_TIMEOUT"}
+    late = {
+        "status_code": 504,
+        "message": "Calendar42 did not answer",
+        "code": "GATEWAY_TIMEOUT",
+    }
     said = {"meta_data": {"count": 1}, "data": [other], "errors": {"small-1": late}}
-    options: dict[str, Any] = {"event_ids": ["small-1", "small-2"], "is_list": True, "headers": {}}
+    options: dict[str, Any] = {
+        "event_ids": ["small-1", "small-2"],
+        "is_list": True,
+        "headers": {},
+    }
     assert story.answer(said, sent=100.0, received=100.0 + took, **options) == found
 
 
 @pytest.mark.parametrize(("status", "lifetime"), [(500, 0.6), (401, 0.6), (410, 3.0)])
-def test_finds_errors_that_are_kept_too_long(story: Story, status: int, lifetime: float) -> None:
-    """A passed-on error says when it was made; a refusal is kept as long as a good answer, a fault is not."""
+def test_finds_errors_that_are_kept_too_long(
+    story: Story, status: int, lifetime: float
+) -> None:
+    """A passed-on error says when it was made; a refusal is kept as long as a good
+    answer, a fault is not.
+    """
     call = story.call("small-1", asked=100.0, ended=100.0, fault=str(status))
-    said = {"error": {"status_code": status, "message": str(Stamp("small-1", call.serial, 100.0)), "code": "SOAK"}}
+    said = {
+        "error": {
+            "status_code": status,
+            "message": str(Stamp("small-1", call.serial, 100.0)),
+            "code": "SOAK",
+        }
+    }
     assert not story.answer(said, sent=100.0 + lifetime, status=status, headers={})
-    assert story.answer(said, sent=100.2 + lifetime, status=status, headers={}) == ["stale"]
+    assert story.answer(said, sent=100.2 + lifetime, status=status, headers={}) == [
+        "stale"
+    ]
 
 
 def test_finds_faults_of_lists_that_are_kept_for_their_members(story: Story) -> None:
     """The failure of a list isn't an answer for one of its events."""
     story.call("small-1", "small-2", asked=100.0, fault="not JSON")
-    assert story.answer(OUR_502, sent=100.1, status=502, headers=FAULT) == ["unexplained"]
+    assert story.answer(OUR_502, sent=100.1, status=502, headers=FAULT) == [
+        "unexplained"
+    ]
 
 
 @pytest.mark.parametrize("of_list", [True, False])
 def test_a_list_of_which_one_event_is_known(story: Story, of_list: bool) -> None:
-    """The failure of a list may reach it late, although the call that failed was for only one of its events."""
+    """The failure of a list may reach it late, although the call that failed was for
+    only one of its events.
+    """
     ids = ("small-1", "unknown-1") if of_list else ("small-1",)
     story.call(*ids, asked=100.0, ended=100.1)
-    call = story.call("small-1", asked=100.12, endpoint="event-subscriptions", fault="500")
+    call = story.call(
+        "small-1", asked=100.12, endpoint="event-subscriptions", fault="500"
+    )
     message = str(Stamp("small-1", call.serial, 100.12))
-    errors = {one: {"status_code": 404, "message": f"Event {one} not found"} for one in ids}
+    errors = {
+        one: {"status_code": 404, "message": f"Event {one} not found"} for one in ids
+    }
     errors["small-1"] = {"status_code": 500, "message": message}
     said = {"meta_data": {"count": 0}, "data": [], "errors": errors}
-    found = story.answer(said, sent=100.0, received=101.2, event_ids=list(ids), is_list=True, headers={})
+    found = story.answer(
+        said, sent=100.0, received=101.2, event_ids=list(ids), is_list=True, headers={}
+    )
     assert found == ([] if of_list else ["stale"])
 
 
 def test_stopping_a_soak_test_leaves_no_process(tmp_path: Path) -> None:
     """SIGTERM ends a soak test and all that it has started."""
     command = [sys.executable, "-m", "tests.soak", "--alone", "--seconds", "60"]
-    with subprocess.Popen(command, cwd=ROOT, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL) as soak:
+    with subprocess.Popen(
+        command, cwd=ROOT, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL
+    ) as soak:
         children = Path(f"/proc/{soak.pid}/task/{soak.pid}/children")
         until(children.read_text, "the service to be started")
         child = int(children.read_text().split()[0])

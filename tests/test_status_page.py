@@ -38,13 +38,17 @@ def try_event(browser: Chrome, event_id: str) -> None:
 
 
 def complaints(browser: Chrome) -> list[str]:
-    """Return what the browser's console says since it was last asked, but for failed requests."""
+    """Return what the browser's console says since it was last asked, but for failed
+    requests.
+    """
     lines = [entry["message"] for entry in browser.get_log("browser")]  # type: ignore[no-untyped-call]
     return [line for line in lines if "Failed to load resource" not in line]
 
 
 def test_numbers_move(browser: Chrome, service: Service, upstream: Standin) -> None:
-    """The page soon counts every request, by its outcome, and the browser's console stays empty."""
+    """The page soon counts every request, by its outcome, and the browser's console
+    stays empty.
+    """
     browser.get(service.url)
     shows(browser, "#rate-hits", ".")
     before = service.get("/status.json").json()["cache"]
@@ -55,16 +59,27 @@ def test_numbers_move(browser: Chrome, service: Service, upstream: Standin) -> N
     soon(lambda: text(browser, HITS) == f"{before['hits'] + 5:,}", "five more hits")
     assert text(browser, '[data-number="cache.misses"]') == f"{before['misses'] + 1:,}"
     plot = browser.find_element(By.ID, "plot-requests")
-    assert re.search(r"hit: \S+ now, from \S+ to \S+; miss: ", plot.get_attribute("aria-label") or "")
-    soon(lambda: len(plot.find_elements(By.CSS_SELECTOR, 'path.line.hit[d*="L"]')) == 1, "a line")
-    assert "events, median: " in (browser.find_element(By.ID, "plot-latency").get_attribute("aria-label") or "")
+    assert re.search(
+        r"hit: \S+ now, from \S+ to \S+; miss: ", plot.get_attribute("aria-label") or ""
+    )
+    soon(
+        lambda: len(plot.find_elements(By.CSS_SELECTOR, 'path.line.hit[d*="L"]')) == 1,
+        "a line",
+    )
+    assert "events, median: " in (
+        browser.find_element(By.ID, "plot-latency").get_attribute("aria-label") or ""
+    )
     held = browser.find_element(By.CSS_SELECTOR, 'meter[data-number="cache.entries"]')
     assert int(held.get_attribute("value") or 0) >= 1
     assert complaints(browser) == []
 
 
-def test_numbers_are_those_of_the_server(browser: Chrome, start: Callable[..., Service]) -> None:
-    """Every number on the page is one of /status.json; without JavaScript the page says where they are."""
+def test_numbers_are_those_of_the_server(
+    browser: Chrome, start: Callable[..., Service]
+) -> None:
+    """Every number on the page is one of /status.json; without JavaScript the page says
+    where they are.
+    """
     service = start()  # of its own, so that nothing expires meanwhile
     for name in ("plain", "plain", "unknown"):
         service.event(DEMO_EVENTS[name])
@@ -72,19 +87,27 @@ def test_numbers_are_those_of_the_server(browser: Chrome, start: Callable[..., S
     shows(browser, '[data-number="hit_ratio"]', "33.3 %")
     assert text(browser, '[data-number="saved_calls"]') == "2"
     assert text(browser, '[data-number="expiry_seconds"]') == "4 min 12 s"
-    assert browser.execute_script("return document.querySelectorAll('[data-number]').length") > 30
-    dashes = (
-        "return [...document.querySelectorAll('[data-number]')].filter(n => n.textContent === '–' && n.offsetParent)"
+    assert (
+        browser.execute_script(
+            "return document.querySelectorAll('[data-number]').length"
+        )
+        > 30
     )
+    dashes = "return [...document.querySelectorAll('[data-number]')].filter(n => n.textContent === '–' && n.offsetParent)"
     assert browser.execute_script(dashes) == []
     browser.execute_cdp_cmd("Emulation.setScriptExecutionDisabled", {"value": True})
     browser.get(service.url)
-    assert text(browser, "main") == "This page needs JavaScript. The same numbers are in status.json."
+    assert (
+        text(browser, "main")
+        == "This page needs JavaScript. The same numbers are in status.json."
+    )
     assert not browser.find_element(By.ID, "event-id").is_displayed()
 
 
 def test_formats(browser: Chrome, service: Service) -> None:
-    """Numbers are written for readers: two units of time, three digits or so, and 100 % only if it is all."""
+    """Numbers are written for readers: two units of time, three digits or so, and 100 %
+    only if it is all.
+    """
     written: dict[str, dict[float, str]] = {
         "duration": {0: "0 s", 59.9: "59 s", 60: "1 min 0 s", 252: "4 min 12 s", 3599: "59 min 59 s",
                      86399: "23 h 59 min", 90061.5: "1 d 1 h", 8_640_000: "100 d 0 h"},
@@ -99,11 +122,17 @@ def test_formats(browser: Chrome, service: Service) -> None:
     script = """const [name, numbers, done] = arguments;
         import("/static/format.js").then((all) => done(numbers.map(all[name])))"""
     for name, cases in written.items():
-        assert browser.execute_async_script(script, name, list(cases)) == list(cases.values()), name
+        assert browser.execute_async_script(script, name, list(cases)) == list(
+            cases.values()
+        ), name
 
 
-def test_tries_an_event_by_keyboard(browser: Chrome, service: Service, upstream: Standin) -> None:
-    """Tab leads to the box, Enter asks, Tab leads on to the answer; the bar runs down to the expiry."""
+def test_tries_an_event_by_keyboard(
+    browser: Chrome, service: Service, upstream: Standin
+) -> None:
+    """Tab leads to the box, Enter asks, Tab leads on to the answer; the bar runs down
+    to the expiry.
+    """
     event_id = new_id()
     upstream.add_event(event_id, names=["Anna", "Arthur"])
     browser.get(service.url)
@@ -135,7 +164,9 @@ def test_shows_hostile_names_as_text(browser: Chrome, service: Service) -> None:
 
 
 def test_shows_errors(browser: Chrome, service: Service, upstream: Standin) -> None:
-    """Errors are shown with their status, faults are listed, and a malformed id isn't requested."""
+    """Errors are shown with their status, faults are listed, and a malformed id isn't
+    requested.
+    """
     browser.get(service.url)
     try_event(browser, DEMO_EVENTS["unknown"])
     shows(browser, "#try-status", "404 Not Found")
@@ -146,7 +177,12 @@ def test_shows_errors(browser: Chrome, service: Service, upstream: Standin) -> N
     shows(browser, "#try-status", "503 Service Unavailable")
     assert text(browser, "#body") == "<h1>out of order</h1>"
     assert re.fullmatch(r"expires in \d s|expired: .*", text(browser, "#life-left"))
-    soon(lambda: text(browser, "#fault-table tbody").split("\n")[0].endswith(" events 503"), "the fault")
+    soon(
+        lambda: (
+            text(browser, "#fault-table tbody").split("\n")[0].endswith(" events 503")
+        ),
+        "the fault",
+    )
     shows(browser, "#troubles", "had faults")
     assert event_id not in text(browser, "main")
     calls = upstream.calls()
@@ -157,8 +193,12 @@ def test_shows_errors(browser: Chrome, service: Service, upstream: Standin) -> N
     assert complaints(browser) == []
 
 
-def test_an_earlier_question_is_forgotten(browser: Chrome, service: Service, upstream: Standin) -> None:
-    """If you ask again before the first answer comes, the page shows the second, whichever comes last."""
+def test_an_earlier_question_is_forgotten(
+    browser: Chrome, service: Service, upstream: Standin
+) -> None:
+    """If you ask again before the first answer comes, the page shows the second,
+    whichever comes last.
+    """
     slow, gate = new_id(), Gate()
     upstream.add_event(slow, title="slow")
     upstream.rule("events", slow, gate=gate)
@@ -173,8 +213,12 @@ def test_an_earlier_question_is_forgotten(browser: Chrome, service: Service, ups
     assert DEMO_EVENTS["plain"] in text(browser, "#body")
 
 
-def test_says_so_when_the_service_is_silent(browser: Chrome, start: Callable[..., Service]) -> None:
-    """If the service is gone, the page says that it doesn't answer; once it is back, the page goes on by itself."""
+def test_says_so_when_the_service_is_silent(
+    browser: Chrome, start: Callable[..., Service]
+) -> None:
+    """If the service is gone, the page says that it doesn't answer; once it is back,
+    the page goes on by itself.
+    """
     service = start(C42_LOGLEVEL="WARNING")
     browser.get(service.url)
     shows(browser, "#troubles", "All is well.")
@@ -192,8 +236,12 @@ def test_says_so_when_the_service_is_silent(browser: Chrome, start: Callable[...
     assert complaints(browser) == []
 
 
-def test_troubles_are_named_by_the_server(inside: Callable[..., Inside], upstream: Standin) -> None:
-    """/status.json names what is wrong: a pause while it lasts, a fault and a refusal for a minute."""
+def test_troubles_are_named_by_the_server(
+    inside: Callable[..., Inside], upstream: Standin
+) -> None:
+    """/status.json names what is wrong: a pause while it lasts, a fault and a refusal
+    for a minute.
+    """
     service, event_id = inside(C42_THREADS="17", C42_TIMEOUT="5"), new_id()
     assert service.status()["troubles"] == []
     upstream.rule("events", event_id, status=500)
@@ -208,9 +256,17 @@ def test_troubles_are_named_by_the_server(inside: Callable[..., Inside], upstrea
     assert service.status()["troubles"] == ["pause"]
 
 
-def test_refusals_are_a_trouble_for_a_minute(inside: Callable[..., Inside], upstream: Standin) -> None:
-    """The waiting room is a trouble while it is full, and a refusal for a minute after it."""
-    service, event_id, gate = inside(C42_THREADS="17", C42_TIMEOUT="5"), new_id(), Gate()  # one may wait
+def test_refusals_are_a_trouble_for_a_minute(
+    inside: Callable[..., Inside], upstream: Standin
+) -> None:
+    """The waiting room is a trouble while it is full, and a refusal for a minute after
+    it.
+    """
+    service, event_id, gate = (
+        inside(C42_THREADS="17", C42_TIMEOUT="5"),
+        new_id(),
+        Gate(),
+    )  # one may wait
     upstream.add_event(event_id)
     upstream.rule(event_id=event_id, gate=gate)
     waiting = threading.Thread(target=service.event, args=(event_id,))
@@ -239,25 +295,36 @@ TROUBLES = {
 
 
 def test_troubles_are_shown(browser: Chrome, service: Service) -> None:
-    """The page shows a sentence for each trouble that the server names, no others, and marks its title."""
+    """The page shows a sentence for each trouble that the server names, no others, and
+    marks its title.
+    """
     numbers = service.get("/status.json").json()
     tier = {"found": 1, "awaited": 22, "loaded": 333, "alone": 4444, "up": False}
     numbers |= {"troubles": [], "shared_tier": tier}
-    numbers["upstream"]["faults"] = [{"time": "2026-01-01T00:00:00Z", "endpoint": "events", "status": 0}]
+    numbers["upstream"]["faults"] = [
+        {"time": "2026-01-01T00:00:00Z", "endpoint": "events", "status": 0}
+    ]
     answer = "const said = arguments[0]; window.fetch = async () => new Response(said)"
     browser.get(service.url)
-    browser.execute_script("const later = window.setTimeout; window.setTimeout = (what) => later(what, 50)")
+    browser.execute_script(
+        "const later = window.setTimeout; window.setTimeout = (what) => later(what, 50)"
+    )
     for name, sentence in TROUBLES.items():
         browser.execute_script(answer, json.dumps(numbers | {"troubles": [name]}))
         shows(browser, "#troubles", sentence)
         assert text(browser, "#troubles").count("\n") == 0
         assert browser.title == "(!) c42c status"
     browser.execute_script(answer, json.dumps(numbers | {"troubles": list(TROUBLES)}))
-    soon(lambda: len(text(browser, "#troubles").splitlines()) == len(TROUBLES), "all of them")
+    soon(
+        lambda: len(text(browser, "#troubles").splitlines()) == len(TROUBLES),
+        "all of them",
+    )
     browser.execute_script(answer, json.dumps(numbers))
     soon(lambda: text(browser, "#troubles") == "All is well.", "none of them")
     assert browser.title == "c42c status"
-    assert text(browser, "#fault-table tbody tr") == "2026-01-01 00:00:00 events no answer"
+    assert (
+        text(browser, "#fault-table tbody tr") == "2026-01-01 00:00:00 events no answer"
+    )
     assert text(browser, "#shared-tier").split("\n")[1] == "lost"
     assert "loaded for all: 333, alone: 4,444" in text(browser, "#shared-tier")
 
@@ -273,13 +340,25 @@ def test_hidden_tabs_do_not_ask(browser: Chrome, service: Service) -> None:
         window.setTimeout = (what) => { window.next = what; };  // until the test says so
         """
     )
-    soon(lambda: browser.execute_script("return Boolean(window.next)"), "the page to have asked, and to wait")
+    soon(
+        lambda: browser.execute_script("return Boolean(window.next)"),
+        "the page to have asked, and to wait",
+    )
     browser.minimize_window()
-    soon(lambda: browser.execute_script("return document.hidden"), "the page to be hidden")
-    assert browser.execute_script("const before = asked; next(); return asked - before") == 0
+    soon(
+        lambda: browser.execute_script("return document.hidden"),
+        "the page to be hidden",
+    )
+    assert (
+        browser.execute_script("const before = asked; next(); return asked - before")
+        == 0
+    )
     before = browser.execute_script("return asked")
     browser.set_window_size(1280, 1000)
-    soon(lambda: browser.execute_script("return asked") == before + 1, "the page to ask again")
+    soon(
+        lambda: browser.execute_script("return asked") == before + 1,
+        "the page to ask again",
+    )
 
 
 @pytest.mark.parametrize("scheme", ["light", "dark"])
@@ -299,7 +378,9 @@ def test_fits(browser: Chrome, service: Service, scheme: str, width: int) -> Non
 
 
 def _contrasts(browser: Chrome) -> list[Any]:
-    """Return the texts that stand out from their background by less than 4.5:1 (WCAG 2.2, 1.4.3)."""
+    """Return the texts that stand out from their background by less than 4.5:1 (WCAG
+    2.2, 1.4.3).
+    """
     found: list[Any] = browser.execute_script(
         """
         const channels = (colour) => colour.match(/[\\d.]+/g).map(Number);
@@ -329,16 +410,30 @@ def _contrasts(browser: Chrome) -> list[Any]:
 
 
 def test_headers(service: Service) -> None:
-    """The page may load and run only its own files. It isn't cached, and its files are revalidated."""
+    """The page may load and run only its own files.
+
+    It isn't cached, and its files are revalidated.
+    """
     page = service.get("/")
     assert page.headers["Content-Type"] == "text/html; charset=utf-8"
     assert page.headers["Cache-Control"] == "no-store"
-    policy = dict(part.strip().split(" ", 1) for part in page.headers["Content-Security-Policy"].split(";"))
+    policy = dict(
+        part.strip().split(" ", 1)
+        for part in page.headers["Content-Security-Policy"].split(";")
+    )
     own = dict.fromkeys(("script-src", "style-src", "img-src", "connect-src"), "'self'")
-    none = dict.fromkeys(("default-src", "base-uri", "form-action", "frame-ancestors"), "'none'")
+    none = dict.fromkeys(
+        ("default-src", "base-uri", "form-action", "frame-ancestors"), "'none'"
+    )
     assert policy == own | none
     assert not re.search(r"<script>|<style|style=|\son\w+=|https?:", page.text)
-    for path in {"/", *(f"/{path}" for path in re.findall(r'(?:src|href)="(static/[^"]+)"', page.text))}:
+    for path in {
+        "/",
+        *(
+            f"/{path}"
+            for path in re.findall(r'(?:src|href)="(static/[^"]+)"', page.text)
+        ),
+    }:
         answer = service.get(path)
         assert answer.status_code == 200, path
         assert answer.headers["X-Content-Type-Options"] == "nosniff"
@@ -346,5 +441,10 @@ def test_headers(service: Service) -> None:
             assert answer.headers["Cache-Control"] == "no-cache"
             again = service.get(path, headers={"If-None-Match": answer.headers["ETag"]})
             assert again.status_code == 304, path
-    for path in ("/static/", "/static/../main.py", "/static/%2e%2e/main.py", "/static/nothing.js"):
+    for path in (
+        "/static/",
+        "/static/../main.py",
+        "/static/%2e%2e/main.py",
+        "/static/nothing.js",
+    ):
         assert service.get(path).json()["error"]["status_code"] == 404

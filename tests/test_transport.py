@@ -1,4 +1,6 @@
-"""One GET over a real socket: which answers are accepted, and which connections are used again."""
+"""One GET over a real socket: which answers are accepted, and which connections are
+used again.
+"""
 
 import asyncio
 import contextlib
@@ -36,9 +38,13 @@ Serve = Callable[..., str]
 
 
 class Script:
-    """Serves one connection after the other, a reply to each request; then it closes the connection."""
+    """Serves one connection after the other, a reply to each request; then it closes
+    the connection.
+    """
 
-    def __init__(self, connections: tuple[list[Sent], ...], tls: ssl.SSLContext | None = None) -> None:
+    def __init__(
+        self, connections: tuple[list[Sent], ...], tls: ssl.SSLContext | None = None
+    ) -> None:
         self.requests: list[bytes] = []
         self.replied = threading.Semaphore(0)
         self._connections = connections
@@ -53,7 +59,9 @@ class Script:
         for replies in self._connections:
             sock, _ = self._listener.accept()
             with sock, contextlib.suppress(ConnectionError, ssl.SSLError):
-                secure = self._tls.wrap_socket(sock, server_side=True) if self._tls else sock
+                secure = (
+                    self._tls.wrap_socket(sock, server_side=True) if self._tls else sock
+                )
                 with secure:
                     for reply in replies:
                         self.serve(secure, reply)
@@ -77,12 +85,16 @@ class Script:
         """Check that every connection was made."""
         self._thread.join(PATIENCE)
         self._listener.close()
-        assert not self._thread.is_alive(), "fewer connections came than are in the script"
+        assert not self._thread.is_alive(), (
+            "fewer connections came than are in the script"
+        )
 
 
 @pytest.fixture
 def scripted() -> Iterator[Callable[..., Script]]:
-    """Give a test a way to serve a script: `scripted([b"HTTP/1.1 …"])`; each list is one connection."""
+    """Give a test a way to serve a script: `scripted([b"HTTP/1.1 …"])`; each list is
+    one connection.
+    """
     scripts: list[Script] = []
 
     def serve(*connections: list[Sent], tls: ssl.SSLContext | None = None) -> Script:
@@ -100,7 +112,9 @@ def transport() -> Iterator[Callable[[str], Transport]]:
     with contextlib.ExitStack() as stack:
 
         def make(base_url: str) -> Transport:
-            return stack.enter_context(contextlib.closing(Transport(base_url=base_url, token="x-sent")))
+            return stack.enter_context(
+                contextlib.closing(Transport(base_url=base_url, token="x-sent"))
+            )
 
         yield make
 
@@ -117,27 +131,44 @@ def ask(transport: Transport, path: str = "", seconds: float = PATIENCE) -> Repl
 
 def answer(body: bytes, *headers: bytes, status: bytes = b"200 OK") -> bytes:
     """Return an answer as it is on the wire."""
-    return b"\r\n".join([b"HTTP/1.1 " + status, b"Content-Length: %d" % len(body), *headers, b"", body])
+    return b"\r\n".join(
+        [b"HTTP/1.1 " + status, b"Content-Length: %d" % len(body), *headers, b"", body]
+    )
 
 
 def chunked(*chunks: bytes, trailer: bytes = b"") -> bytes:
     """Return an answer in chunks."""
     body = b"".join(b"%x\r\n%b\r\n" % (len(chunk), chunk) for chunk in (*chunks, b""))
-    return b"HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\n\r\n" + body[:-2] + trailer + b"\r\n"
+    return (
+        b"HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\n\r\n"
+        + body[:-2]
+        + trailer
+        + b"\r\n"
+    )
 
 
 # What is sent
 
 
 def test_what_is_sent(scripted: Scripted, transport: MakeTransport) -> None:
-    """A request has the given headers, accepts gzip, and its path begins with the base URL's."""
+    """A request has the given headers, accepts gzip, and its path begins with the base
+    URL's.
+    """
     script = scripted([REPLY])
-    assert ask(transport(script.base_url + "api/"), "events/?ids=[a,b]") == (200, {"content-length": "2"}, b"{}")
+    assert ask(transport(script.base_url + "api/"), "events/?ids=[a,b]") == (
+        200,
+        {"content-length": "2"},
+        b"{}",
+    )
     line, *headers = script.requests[0].decode().rstrip().split("\r\n")
     assert line == "GET /api/events/?ids=%5Ba,b%5D HTTP/1.1"
     json_type = {"Accept: application/json", "Content-Type: application/json"}
-    assert {"Authorization: Token x-sent", "Accept-Encoding: gzip", *json_type} < set(headers)
-    assert {header.partition(":")[0] for header in headers if header not in json_type} == {
+    assert {"Authorization: Token x-sent", "Accept-Encoding: gzip", *json_type} < set(
+        headers
+    )
+    assert {
+        header.partition(":")[0] for header in headers if header not in json_type
+    } == {
         "Host",
         "User-Agent",
         "Authorization",
@@ -151,7 +182,9 @@ def proxied(monkeypatch: pytest.MonkeyPatch) -> Callable[[str], None]:
 
     def name(proxy: str) -> None:
         for scheme in "http", "https", "HTTP", "HTTPS":
-            monkeypatch.setenv(f"{scheme}_proxy" if scheme.islower() else f"{scheme}_PROXY", proxy)
+            monkeypatch.setenv(
+                f"{scheme}_proxy" if scheme.islower() else f"{scheme}_PROXY", proxy
+            )
         for variable in "no_proxy", "NO_PROXY":
             monkeypatch.setenv(variable, "127.0.0.1")
 
@@ -159,22 +192,38 @@ def proxied(monkeypatch: pytest.MonkeyPatch) -> Callable[[str], None]:
 
 
 @pytest.mark.parametrize("proxy", ["http://{}", "{}", "http://me:%3Fsecret@{}"])
-def test_proxy(scripted: Scripted, transport: MakeTransport, proxied: Callable[[str], None], proxy: str) -> None:
-    """A call goes through the proxy that the environment names, with the credentials of its address."""
+def test_proxy(
+    scripted: Scripted,
+    transport: MakeTransport,
+    proxied: Callable[[str], None],
+    proxy: str,
+) -> None:
+    """A call goes through the proxy that the environment names, with the credentials of
+    its address.
+    """
     script = scripted([REPLY, OTHER])
     proxied(proxy.format(script.base_url.split("/")[2]))
     made = transport("http://upstream.invalid/api/")
     assert [ask(made, path).body for path in ("a", "b")] == [b"{}", b"[1]"]
     for path, request in zip("ab", script.requests, strict=True):
-        assert request.startswith(f"GET http://upstream.invalid/api/{path} HTTP/1.1\r\n".encode())
+        assert request.startswith(
+            f"GET http://upstream.invalid/api/{path} HTTP/1.1\r\n".encode()
+        )
         assert b"Authorization: Token x-sent" in request
-        assert (b"Proxy-Authorization: Basic bWU6P3NlY3JldA==\r\n" in request) == ("secret" in proxy)
+        assert (b"Proxy-Authorization: Basic bWU6P3NlY3JldA==\r\n" in request) == (
+            "secret" in proxy
+        )
 
 
 def test_tunnel(
-    scripted: Scripted, transport: MakeTransport, proxied: Callable[[str], None], trusted: ssl.SSLContext
+    scripted: Scripted,
+    transport: MakeTransport,
+    proxied: Callable[[str], None],
+    trusted: ssl.SSLContext,
 ) -> None:
-    """TLS goes through a tunnel, so that the proxy sees no headers; the certificate must be the upstream's."""
+    """TLS goes through a tunnel, so that the proxy sees no headers; the certificate
+    must be the upstream's.
+    """
 
     def shake_hands(sock: socket.socket) -> None:
         sock.sendall(b"HTTP/1.1 200\r\nVia: a proxy\r\n\r\n")
@@ -196,7 +245,9 @@ def test_tunnel_to_somebody_else(
     trusted: ssl.SSLContext,
     caplog: pytest.LogCaptureFixture,
 ) -> None:
-    """If the certificate at the end of a tunnel is another's, the call fails, and nothing is logged as a bug."""
+    """If the certificate at the end of a tunnel is another's, the call fails, and
+    nothing is logged as a bug.
+    """
 
     def shake_hands(sock: socket.socket) -> None:
         sock.sendall(b"HTTP/1.1 200\r\n\r\n")
@@ -209,7 +260,9 @@ def test_tunnel_to_somebody_else(
     assert not caplog.records
 
 
-def test_no_tunnel(scripted: Scripted, transport: MakeTransport, proxied: Callable[[str], None]) -> None:
+def test_no_tunnel(
+    scripted: Scripted, transport: MakeTransport, proxied: Callable[[str], None]
+) -> None:
     """A proxy that refuses the tunnel is a fault, and gets no token."""
     script = scripted([b"HTTP/1.1 403 Forbidden\r\nContent-Length: 0\r\n\r\n"])
     proxied(script.base_url)
@@ -220,9 +273,14 @@ def test_no_tunnel(scripted: Scripted, transport: MakeTransport, proxied: Callab
 
 @pytest.mark.parametrize("drip", [b"", b"X: 1\r\n"])
 def test_a_proxy_that_hangs(
-    scripted: Scripted, transport: MakeTransport, proxied: Callable[[str], None], drip: bytes
+    scripted: Scripted,
+    transport: MakeTransport,
+    proxied: Callable[[str], None],
+    drip: bytes,
 ) -> None:
-    """A proxy that sends no whole answer is let go at the deadline, even if it goes on sending."""
+    """A proxy that sends no whole answer is let go at the deadline, even if it goes on
+    sending.
+    """
 
     def hang(sock: socket.socket) -> None:
         sock.settimeout(0.02 if drip else PATIENCE)
@@ -251,14 +309,22 @@ def test_a_proxy_that_hangs(
         "socks5h://127.0.0.1:1",
     ],
 )
-def test_a_proxy_that_is_none(transport: MakeTransport, proxied: Callable[[str], None], proxy: str) -> None:
-    """An invalid proxy address in the environment is a fault, and the error doesn't show it."""
+def test_a_proxy_that_is_none(
+    transport: MakeTransport, proxied: Callable[[str], None], proxy: str
+) -> None:
+    """An invalid proxy address in the environment is a fault, and the error doesn't
+    show it.
+    """
     proxied(proxy)
-    with pytest.raises(ConnectionError, match=r"^the proxy that the environment names can't be used$"):
+    with pytest.raises(
+        ConnectionError, match=r"^the proxy that the environment names can't be used$"
+    ):
         ask(transport("http://upstream.invalid/"))
 
 
-def test_no_proxy(scripted: Scripted, transport: MakeTransport, proxied: Callable[[str], None]) -> None:
+def test_no_proxy(
+    scripted: Scripted, transport: MakeTransport, proxied: Callable[[str], None]
+) -> None:
     """An upstream that NO_PROXY names is called directly."""
     proxied("http://127.0.0.1:1")
     assert ask(transport(scripted([REPLY]).base_url)).body == b"{}"
@@ -267,11 +333,15 @@ def test_no_proxy(scripted: Scripted, transport: MakeTransport, proxied: Callabl
 # Which connections are used again
 
 
-@pytest.mark.parametrize("last_words", [[], [b""]], ids=["closed before", "closed upon the request"])
+@pytest.mark.parametrize(
+    "last_words", [[], [b""]], ids=["closed before", "closed upon the request"]
+)
 def test_a_kept_connection_that_is_closed(
     scripted: Scripted, transport: MakeTransport, last_words: list[Sent]
 ) -> None:
-    """A kept connection that the upstream has closed, or closes upon the next request, is replaced by a new one."""
+    """A kept connection that the upstream has closed, or closes upon the next request,
+    is replaced by a new one.
+    """
     made = transport(scripted([REPLY, *last_words], [REPLY, OTHER]).base_url)
     assert [ask(made).body for _ in range(3)] == [b"{}", b"{}", b"[1]"]
 
@@ -279,13 +349,21 @@ def test_a_kept_connection_that_is_closed(
 def connections() -> set[int]:
     """Return the ids of the connections in memory, of all transports."""
     gc.collect()
-    kinds = [one for one in asyncio.Protocol.__subclasses__() if one.__module__ == "calendar42.transport"]
+    kinds = [
+        one
+        for one in asyncio.Protocol.__subclasses__()
+        if one.__module__ == "calendar42.transport"
+    ]
     assert kinds
     return {id(one) for one in gc.get_objects() if type(one) in kinds}
 
 
-def test_an_idle_connection(scripted: Scripted, transport: MakeTransport, monkeypatch: pytest.MonkeyPatch) -> None:
-    """A kept connection that isn't used is closed after a while, and takes no memory then; one that is in use isn't."""
+def test_an_idle_connection(
+    scripted: Scripted, transport: MakeTransport, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A kept connection that isn't used is closed after a while, and takes no memory
+    then; one that is in use isn't.
+    """
     monkeypatch.setattr(calendar42.transport, "IDLE", 0.2)
     idle, before = threading.Event(), connections()
 
@@ -306,7 +384,9 @@ def test_an_idle_connection(scripted: Scripted, transport: MakeTransport, monkey
     assert ask(made).body == b"[1]"
 
 
-def test_a_kept_connection_is_small(scripted: Scripted, transport: MakeTransport) -> None:
+def test_a_kept_connection_is_small(
+    scripted: Scripted, transport: MakeTransport
+) -> None:
     """A connection that is kept doesn't keep its last answer."""
     made = transport(scripted([answer(b"x" * 2_000_000), REPLY]).base_url)
     tracemalloc.start()
@@ -320,7 +400,9 @@ def test_a_kept_connection_is_small(scripted: Scripted, transport: MakeTransport
 
 
 def test_small_chunks(scripted: Scripted, transport: MakeTransport) -> None:
-    """A body may come in the smallest chunks, which take more bytes than what is in them."""
+    """A body may come in the smallest chunks, which take more bytes than what is in
+    them.
+    """
 
     def send(sock: socket.socket) -> None:
         reply = chunked(*[b"x"] * 30_000)
@@ -332,16 +414,24 @@ def test_small_chunks(scripted: Scripted, transport: MakeTransport) -> None:
     assert made.begin(call).result().body == b"x" * 30_000
 
 
-def test_a_new_connection_that_is_closed(scripted: Scripted, transport: MakeTransport) -> None:
-    """A new connection that is closed without an answer is a fault, and isn't tried again."""
+def test_a_new_connection_that_is_closed(
+    scripted: Scripted, transport: MakeTransport
+) -> None:
+    """A new connection that is closed without an answer is a fault, and isn't tried
+    again.
+    """
     script = scripted([b""])
     with pytest.raises(ConnectionError, match=r"^sent no whole answer$"):
         ask(transport(script.base_url))
     assert len(script.requests) == 1
 
 
-def test_a_connection_made_anew_is_new(scripted: Scripted, transport: MakeTransport) -> None:
-    """A connection that replaces a closed one is a new one: if it fails too, that is a fault."""
+def test_a_connection_made_anew_is_new(
+    scripted: Scripted, transport: MakeTransport
+) -> None:
+    """A connection that replaces a closed one is a new one: if it fails too, that is a
+    fault.
+    """
     script = scripted([REPLY], [b""])
     made = transport(script.base_url)
     assert ask(made).body == b"{}"
@@ -351,10 +441,16 @@ def test_a_connection_made_anew_is_new(scripted: Scripted, transport: MakeTransp
 
 
 def test_close(scripted: Scripted) -> None:
-    """Closing closes kept connections at once, and those of active calls after their answers."""
+    """Closing closes kept connections at once, and those of active calls after their
+    answers.
+    """
 
     def close_and_reply(sock: socket.socket) -> None:
-        for _ in range(1000):  # only the first counts; further ones would most likely come while it waits for this call
+        for _ in range(
+            1000
+            # Only the first counts; further ones would most likely come while it waits for
+            # this call.
+        ):
             made.close()
         sock.sendall(REPLY)
 
@@ -369,9 +465,14 @@ def test_close(scripted: Scripted) -> None:
 
 
 def test_cancel(scripted: Scripted) -> None:
-    """A call that is cancelled ends after the delay; with a transport that is closed, nothing happens."""
+    """A call that is cancelled ends after the delay; with a transport that is closed,
+    nothing happens.
+    """
     ended, threads = threading.Event(), set(threading.enumerate())
-    made = Transport(base_url=scripted([lambda _: ended.wait(PATIENCE) and None]).base_url, token="x-sent")
+    made = Transport(
+        base_url=scripted([lambda _: ended.wait(PATIENCE) and None]).base_url,
+        token="x-sent",
+    )
     call = made.begin(made.get("", deadline=time.monotonic() + PATIENCE, limit=LIMIT))
     began = time.monotonic()
     made.cancel(call, 0.2)
@@ -426,20 +527,26 @@ WHOLE = {
 
 
 @pytest.mark.parametrize(("reply", "body"), WHOLE.values(), ids=WHOLE)
-def test_whole_answers(scripted: Scripted, transport: MakeTransport, reply: bytes, body: bytes) -> None:
-    """A whole answer is read to its end and not beyond, informational ones before it are skipped, and then the same
-    connection has the next answer."""
+def test_whole_answers(
+    scripted: Scripted, transport: MakeTransport, reply: bytes, body: bytes
+) -> None:
+    """A whole answer is read to its end and not beyond, informational ones before it
+    are skipped, and then the same connection has the next answer."""
     made = transport(scripted([reply, OTHER]).base_url)
     assert [ask(made).body for _ in range(2)] == [body, b"[1]"]
 
 
-@pytest.mark.parametrize("first", ["length", "empty", "204", "chunked", "gzip", "103 first"])
+@pytest.mark.parametrize(
+    "first", ["length", "empty", "204", "chunked", "gzip", "103 first"]
+)
 @pytest.mark.parametrize("extra", [b"x", OTHER, b"HTTP/1.1 103 Early Hints\r\n\r\n"])
 @pytest.mark.parametrize("later", [False, True])
 def test_more_than_the_answer(
     scripted: Scripted, transport: MakeTransport, first: str, extra: bytes, later: bool
 ) -> None:
-    """A connection that carried more than the answer isn't used again: the rest would be taken for the next answer."""
+    """A connection that carried more than the answer isn't used again: the rest would
+    be taken for the next answer.
+    """
     reply, body = WHOLE[first]
 
     def send(sock: socket.socket) -> None:
@@ -451,7 +558,9 @@ def test_more_than_the_answer(
         sock.sendall(extra)
 
     received = threading.Event()
-    script = scripted([send, b'HTTP/1.1 200 OK\r\nContent-Length: 9\r\n\r\n["wrong"]'], [OTHER])
+    script = scripted(
+        [send, b'HTTP/1.1 200 OK\r\nContent-Length: 9\r\n\r\n["wrong"]'], [OTHER]
+    )
     made = transport(script.base_url)
     assert ask(made).body == body
     received.set()
@@ -459,8 +568,12 @@ def test_more_than_the_answer(
     assert ask(made).body == b"[1]"
 
 
-@pytest.mark.parametrize("first", ["length", "empty", "204", "chunked", "gzip", "103 first"])
-def test_a_blank_line_after_the_answer(scripted: Scripted, transport: MakeTransport, first: str) -> None:
+@pytest.mark.parametrize(
+    "first", ["length", "empty", "204", "chunked", "gzip", "103 first"]
+)
+def test_a_blank_line_after_the_answer(
+    scripted: Scripted, transport: MakeTransport, first: str
+) -> None:
     """A blank line after an answer, as some servers send, isn't taken for the next one."""
     reply, body = WHOLE[first]
     made = transport(scripted([reply + b"\r\n", OTHER]).base_url)
@@ -476,17 +589,28 @@ def test_more_than_a_long_answer(scripted: Scripted, transport: MakeTransport) -
 
 
 @pytest.mark.parametrize("version", [b"1.0", b"1.1"])
-def test_an_answer_that_ends_with_the_connection(scripted: Scripted, transport: MakeTransport, version: bytes) -> None:
+def test_an_answer_that_ends_with_the_connection(
+    scripted: Scripted, transport: MakeTransport, version: bytes
+) -> None:
     """An answer that doesn't say how long it is ends with its connection."""
-    made = transport(scripted([b"HTTP/" + version + b" 200 OK\r\n\r\n{}"], [OTHER]).base_url)
+    made = transport(
+        scripted([b"HTTP/" + version + b" 200 OK\r\n\r\n{}"], [OTHER]).base_url
+    )
     assert [ask(made).body for _ in range(2)] == [b"{}", b"[1]"]
 
 
 @pytest.mark.parametrize(
-    "reply", [answer(b"x" * 200_000), chunked(*[b"x" * 900] * 100), b"HTTP/1.0 200 OK\r\n\r\n" + b"x" * 2000]
+    "reply",
+    [
+        answer(b"x" * 200_000),
+        chunked(*[b"x" * 900] * 100),
+        b"HTTP/1.0 200 OK\r\n\r\n" + b"x" * 2000,
+    ],
 )
 def test_limit(scripted: Scripted, transport: MakeTransport, reply: bytes) -> None:
-    """A body is read up to its limit and one byte more, and then the connection isn't used again."""
+    """A body is read up to its limit and one byte more, and then the connection isn't
+    used again.
+    """
     made = transport(scripted([reply], [OTHER]).base_url)
     assert ask(made).body == b"x" * (LIMIT + 1)
     assert ask(made).body == b"[1]"
@@ -534,8 +658,12 @@ BROKEN = {
 
 
 @pytest.mark.parametrize(("reply", "why"), BROKEN.values(), ids=BROKEN)
-def test_no_answer(scripted: Scripted, transport: MakeTransport, reply: bytes, why: str) -> None:
-    """An answer that isn't HTTP, breaks off or can't be unpacked is a fault, and its connection isn't used again."""
+def test_no_answer(
+    scripted: Scripted, transport: MakeTransport, reply: bytes, why: str
+) -> None:
+    """An answer that isn't HTTP, breaks off or can't be unpacked is a fault, and its
+    connection isn't used again.
+    """
     made = transport(scripted([reply], [OTHER]).base_url)
     with pytest.raises(ConnectionError) as raised:
         ask(made)
@@ -548,7 +676,8 @@ MALFORMED = [
     HTTP + b"SECRET header: x\r\nContent-Length: 2\r\n\r\n{}",
     HTTP + b": SECRET\r\n\r\n{}",
     HTTP + b" SECRET\r\n\r\n{}",
-    HTTP + b"Content-Length: 2\r\nTransfer-Encoding: chunked\r\nX: SECRET\r\n\r\n2\r\n{}\r\n0\r\n\r\n",
+    HTTP
+    + b"Content-Length: 2\r\nTransfer-Encoding: chunked\r\nX: SECRET\r\n\r\n2\r\n{}\r\n0\r\n\r\n",
     b"HTTP/1.1 200 SECRET\r\nContent-Length: 2\r\n\r\n{}",
     b"HTTP/1.1 SECRET\r\n\r\n",
     HTTP + b"Content-Length: SECRET\r\n\r\n{}",
@@ -560,9 +689,14 @@ MALFORMED = [
 
 @pytest.mark.parametrize("reply", MALFORMED)
 def test_nothing_that_came_is_logged(
-    scripted: Scripted, transport: MakeTransport, caplog: pytest.LogCaptureFixture, reply: bytes
+    scripted: Scripted,
+    transport: MakeTransport,
+    caplog: pytest.LogCaptureFixture,
+    reply: bytes,
 ) -> None:
-    """No part of an answer gets into the log, or into the reason that is given, at whatever level."""
+    """No part of an answer gets into the log, or into the reason that is given, at
+    whatever level.
+    """
     caplog.set_level(logging.DEBUG)
     script, said = scripted([reply]), ""
     try:
@@ -578,9 +712,13 @@ def test_nothing_that_came_is_logged(
 SLOW = HTTP + b"Content-Length: 999\r\n\r\n" + b"x" * 999
 
 
-@pytest.mark.parametrize("at_once", [0, 9, 25, 50], ids=["at all", "status", "headers", "body"])
+@pytest.mark.parametrize(
+    "at_once", [0, 9, 25, 50], ids=["at all", "status", "headers", "body"]
+)
 def test_deadline(scripted: Scripted, transport: MakeTransport, at_once: int) -> None:
-    """An answer that trickles in is cut off at the deadline, whichever part has arrived."""
+    """An answer that trickles in is cut off at the deadline, whichever part has
+    arrived.
+    """
     ended, sent = threading.Event(), list[int]()
 
     def trickle(sock: socket.socket) -> None:
@@ -598,8 +736,12 @@ def test_deadline(scripted: Scripted, transport: MakeTransport, at_once: int) ->
     assert len(sent) < 100
 
 
-def test_a_pause_in_an_answer_ends_at_the_deadline(scripted: Scripted, transport: MakeTransport) -> None:
-    """An answer that begins late and then hangs ends at the deadline: each read has what is left of the time."""
+def test_a_pause_in_an_answer_ends_at_the_deadline(
+    scripted: Scripted, transport: MakeTransport
+) -> None:
+    """An answer that begins late and then hangs ends at the deadline: each read has
+    what is left of the time.
+    """
     ended = threading.Event()
 
     def hang(sock: socket.socket) -> None:
@@ -625,7 +767,9 @@ def test_no_time_left(transport: MakeTransport) -> None:
 
 
 def test_a_handshake_ends_at_the_deadline(transport: MakeTransport) -> None:
-    """A TLS handshake that trickles in is cut off at the deadline, and the connection is closed."""
+    """A TLS handshake that trickles in is cut off at the deadline, and the connection
+    is closed.
+    """
     sent = 0
 
     def serve(listener: socket.socket) -> None:
@@ -646,7 +790,10 @@ def test_a_handshake_ends_at_the_deadline(transport: MakeTransport) -> None:
         thread = threading.Thread(target=serve, args=(listener,))
         thread.start()
         with pytest.raises(TimeoutError):
-            ask(transport(f"https://127.0.0.1:{listener.getsockname()[1]}/"), seconds=0.2)
+            ask(
+                transport(f"https://127.0.0.1:{listener.getsockname()[1]}/"),
+                seconds=0.2,
+            )
         thread.join()
         assert sent < 500  # the client has closed it
 
@@ -659,8 +806,12 @@ def reply_once(listener: socket.socket) -> None:
         sock.sendall(REPLY)
 
 
-def test_a_look_up_ends_at_the_deadline(transport: MakeTransport, monkeypatch: pytest.MonkeyPatch) -> None:
-    """A name server that doesn't answer delays no call beyond its deadline; a late answer isn't used."""
+def test_a_look_up_ends_at_the_deadline(
+    transport: MakeTransport, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A name server that doesn't answer delays no call beyond its deadline; a late
+    answer isn't used.
+    """
     asked, answered, look_up = threading.Event(), threading.Event(), socket.getaddrinfo
 
     def slow(*args: Any, **kwargs: Any) -> Any:
@@ -697,9 +848,14 @@ def trusted(certificate: Path, monkeypatch: pytest.MonkeyPatch) -> ssl.SSLContex
 
 
 def test_the_certificates_of_requests(
-    scripted: Scripted, transport: MakeTransport, trusted: ssl.SSLContext, monkeypatch: pytest.MonkeyPatch
+    scripted: Scripted,
+    transport: MakeTransport,
+    trusted: ssl.SSLContext,
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    """If the environment names no certificates, those that `requests` brings along count."""
+    """If the environment names no certificates, those that `requests` brings along
+    count.
+    """
     script = scripted([REPLY], tls=trusted)
     bundle = os.environ["REQUESTS_CA_BUNDLE"]
     monkeypatch.delenv("REQUESTS_CA_BUNDLE")
@@ -708,8 +864,12 @@ def test_the_certificates_of_requests(
     assert ask(transport(script.base_url)).body == b"{}"
 
 
-def test_the_system_gives_up(transport: MakeTransport, monkeypatch: pytest.MonkeyPatch) -> None:
-    """If the system gives up connecting before the deadline, the upstream is unreachable, not late."""
+def test_the_system_gives_up(
+    transport: MakeTransport, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """If the system gives up connecting before the deadline, the upstream is
+    unreachable, not late.
+    """
 
     def give_up(*_: object) -> None:
         raise TimeoutError(errno.ETIMEDOUT, "Connection timed out")
@@ -719,10 +879,17 @@ def test_the_system_gives_up(transport: MakeTransport, monkeypatch: pytest.Monke
         ask(transport("http://127.0.0.1:1/"))
 
 
-def test_tls(scripted: Scripted, transport: MakeTransport, trusted: ssl.SSLContext) -> None:
-    """Over TLS too a connection is kept, is replaced when it is closed, and isn't used if more than the answer came."""
+def test_tls(
+    scripted: Scripted, transport: MakeTransport, trusted: ssl.SSLContext
+) -> None:
+    """Over TLS too a connection is kept, is replaced when it is closed, and isn't used
+    if more than the answer came.
+    """
     script = scripted(
-        [WHOLE["103 first"][0], answer(b"x" * 50_000)[:-49_000] + b"x"], [REPLY + b"x"], [OTHER], tls=trusted
+        [WHOLE["103 first"][0], answer(b"x" * 50_000)[:-49_000] + b"x"],
+        [REPLY + b"x"],
+        [OTHER],
+        tls=trusted,
     )
     made = transport(script.base_url)
     assert [ask(made).body for _ in range(4)] == [b"{}", b"x" * 1001, b"{}", b"[1]"]
@@ -731,7 +898,9 @@ def test_tls(scripted: Scripted, transport: MakeTransport, trusted: ssl.SSLConte
 def test_a_connection_over_tls_that_is_closed(
     scripted: Scripted, transport: MakeTransport, trusted: ssl.SSLContext
 ) -> None:
-    """Over TLS, connections that are closed in whatever way and at whatever moment are replaced by new ones."""
+    """Over TLS, connections that are closed in whatever way and at whatever moment are
+    replaced by new ones.
+    """
     closed = threading.Event()
 
     def close(sock: socket.socket) -> None:
@@ -744,13 +913,26 @@ def test_a_connection_over_tls_that_is_closed(
         sock.sendall(REPLY)
         sock.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
 
-    ends: list[Sent] = [close, reset, REPLY + b"x", answer(b"{}", b"Connection: close"), answer(b"x" * 2000), b""]
-    made = transport(scripted(*[[end] for end in ends for _ in range(3)], [OTHER], tls=trusted).base_url)
+    ends: list[Sent] = [
+        close,
+        reset,
+        REPLY + b"x",
+        answer(b"{}", b"Connection: close"),
+        answer(b"x" * 2000),
+        b"",
+    ]
+    made = transport(
+        scripted(
+            *[[end] for end in ends for _ in range(3)], [OTHER], tls=trusted
+        ).base_url
+    )
     for end in ends:
         for _ in range(3):
             with contextlib.suppress(ConnectionError):
                 assert ask(made).body in (b"{}", b"x" * (LIMIT + 1)), end
-            made.begin(asyncio.sleep(0.01)).result()  # usually enough for the loop to see the connection close
+            made.begin(
+                asyncio.sleep(0.01)
+            ).result()  # usually enough for the loop to see the connection close
     assert closed.is_set()
     assert ask(made).body == b"[1]"
 
@@ -763,33 +945,58 @@ def test_a_folder_of_certificates(
     tmp_path: Path,
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    """The certificates may be in a folder, as OpenSSL wants it: each file's name is the hash of its subject."""
-    command = ["openssl", "x509", "-noout", "-hash", "-in", str(certificate / "fullchain.pem")]
-    name = subprocess.run(command, check=True, capture_output=True, text=True).stdout.strip()
+    """The certificates may be in a folder, as OpenSSL wants it: each file's name is the
+    hash of its subject.
+    """
+    command = [
+        "openssl",
+        "x509",
+        "-noout",
+        "-hash",
+        "-in",
+        str(certificate / "fullchain.pem"),
+    ]
+    name = subprocess.run(
+        command, check=True, capture_output=True, text=True
+    ).stdout.strip()
     (tmp_path / f"{name}.0").write_bytes((certificate / "fullchain.pem").read_bytes())
     monkeypatch.setenv("REQUESTS_CA_BUNDLE", str(tmp_path))
     assert ask(transport(scripted([REPLY], tls=trusted).base_url)).body == b"{}"
 
 
-def test_an_unknown_certificate(scripted: Scripted, transport: MakeTransport, certificate: Path) -> None:
+def test_an_unknown_certificate(
+    scripted: Scripted, transport: MakeTransport, certificate: Path
+) -> None:
     """The reason says what is wrong with a certificate."""
     context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
     context.load_cert_chain(certificate / "fullchain.pem", certificate / "privkey.pem")
-    with pytest.raises(ConnectionError, match=r"^certificate: self-signed certificate$"):
+    with pytest.raises(
+        ConnectionError, match=r"^certificate: self-signed certificate$"
+    ):
         ask(transport(scripted([], tls=context).base_url))
 
 
 @pytest.mark.parametrize(
     ("bundle", "why"),
-    [("missing", "^certificate bundle: no such file$"), ("nonsense", "no certificate or crl found")],
+    [
+        ("missing", "^certificate bundle: no such file$"),
+        ("nonsense", "no certificate or crl found"),
+    ],
 )
 def test_an_unreadable_bundle(
-    transport: MakeTransport, monkeypatch: pytest.MonkeyPatch, tmp_path: Path, bundle: str, why: str
+    transport: MakeTransport,
+    monkeypatch: pytest.MonkeyPatch,
+    tmp_path: Path,
+    bundle: str,
+    why: str,
 ) -> None:
     """A missing or invalid certificate bundle is a fault, and the reason says so."""
     (tmp_path / "nonsense").write_text("no certificates")
     monkeypatch.setenv("REQUESTS_CA_BUNDLE", str(tmp_path / bundle))
-    with socket.create_server(("127.0.0.1", 0)) as listener, pytest.raises(ConnectionError, match=why):
+    with (
+        socket.create_server(("127.0.0.1", 0)) as listener,
+        pytest.raises(ConnectionError, match=why),
+    ):
         ask(transport(f"https://127.0.0.1:{listener.getsockname()[1]}/"))
 
 
@@ -799,13 +1006,21 @@ def test_unreachable(transport: MakeTransport) -> None:
         ask(transport("http://127.0.0.1:1/"))
     with pytest.raises(ConnectionError, match=r"^not a host name$"):
         ask(transport(f"http://{'a' * 64}.invalid/"))
-    with pytest.raises(ConnectionError, match=r"^(Name or service not known|Temporary failure in name resolution)$"):
+    with pytest.raises(
+        ConnectionError,
+        match=r"^(Name or service not known|Temporary failure in name resolution)$",
+    ):
         ask(transport("http://no-such-host.invalid/"))
 
 
-def test_no_address_is_reachable(transport: MakeTransport, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_no_address_is_reachable(
+    transport: MakeTransport, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """If a name has several addresses, the reason doesn't list them."""
-    both = [(socket.AF_INET, socket.SOCK_STREAM, 6, "", (f"127.0.0.{last}", 1)) for last in (1, 2)]
+    both = [
+        (socket.AF_INET, socket.SOCK_STREAM, 6, "", (f"127.0.0.{last}", 1))
+        for last in (1, 2)
+    ]
     monkeypatch.setattr(socket, "getaddrinfo", lambda *args, **kwargs: both)
     with pytest.raises(ConnectionError, match=r"^no address of it can be reached$"):
         ask(transport("http://two.invalid/"))
@@ -824,20 +1039,29 @@ def no_descriptors() -> Iterator[None]:
 
 @pytest.mark.parametrize("host", ["127.0.0.1", "localhost"])
 def test_no_descriptors(transport: MakeTransport, host: str) -> None:
-    """Running out of file descriptors is an error of its own; once there are some, calls work again."""
+    """Running out of file descriptors is an error of its own; once there are some,
+    calls work again.
+    """
     with socket.create_server(("127.0.0.1", 0)) as listener:
         made = transport(f"http://{host}:{listener.getsockname()[1]}/")
-        with no_descriptors(), pytest.raises(OSError, match="Too many open files") as raised:
+        with (
+            no_descriptors(),
+            pytest.raises(OSError, match="Too many open files") as raised,
+        ):
             ask(made)
         assert (type(raised.value), raised.value.errno) == (OSError, errno.EMFILE)
-        thread = threading.Thread(target=reply_once, args=(listener,))  # not earlier: it needs a descriptor to wait
+        thread = threading.Thread(
+            target=reply_once, args=(listener,)
+        )  # not earlier: it needs a descriptor to wait
         thread.start()
         assert ask(made).body == b"{}"
         thread.join()
 
 
 def test_no_descriptors_for_a_look_up(transport: MakeTransport) -> None:
-    """A name that can't be looked up for lack of file descriptors isn't taken for an unknown one."""
+    """A name that can't be looked up for lack of file descriptors isn't taken for an
+    unknown one.
+    """
     made = transport("http://no-such-host.invalid/")
     with pytest.raises(ConnectionError):
         ask(made)

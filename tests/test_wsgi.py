@@ -34,10 +34,14 @@ def ask(app: App, raw: bytes) -> Received:
 
 def get(*lines: bytes, method: bytes = b"GET", body: bytes = b"") -> bytes:
     """Return a request."""
-    return b"\r\n".join([method + b" /a%20b?c=d HTTP/1.1", b"Host: a:80", *lines, b"", body])
+    return b"\r\n".join(
+        [method + b" /a%20b?c=d HTTP/1.1", b"Host: a:80", *lines, b"", body]
+    )
 
 
-def answering(*chunks: bytes, status: str = "200 OK", headers: tuple[tuple[str, str], ...] = ()) -> App:
+def answering(
+    *chunks: bytes, status: str = "200 OK", headers: tuple[tuple[str, str], ...] = ()
+) -> App:
     """Return an app that always answers the same."""
 
     def app(_: dict[str, Any], start_response: Start) -> list[bytes]:
@@ -47,13 +51,19 @@ def answering(*chunks: bytes, status: str = "200 OK", headers: tuple[tuple[str, 
     return app
 
 
-@pytest.mark.parametrize("raw", [pytest.param(raw, id=name) for name, raw in GOOD.items() if b"BREW" not in raw])
+@pytest.mark.parametrize(
+    "raw",
+    [pytest.param(raw, id=name) for name, raw in GOOD.items() if b"BREW" not in raw],
+)
 def test_passes_the_standard_librarys_validator(raw: bytes) -> None:
     """wsgiref.validate finds nothing wrong with how the app is called, for any request."""
 
     def app(environ: dict[str, Any], start_response: Start) -> Iterator[bytes]:
         body = environ["wsgi.input"].read(int(environ.get("CONTENT_LENGTH") or 0))
-        start_response("200 OK", [("Content-Type", "text/plain"), ("Content-Length", str(len(body)))])
+        start_response(
+            "200 OK",
+            [("Content-Type", "text/plain"), ("Content-Length", str(len(body)))],
+        )
         return iter([body] if environ["REQUEST_METHOD"] != "HEAD" else [])
 
     validated: Any = validator(app)
@@ -62,8 +72,18 @@ def test_passes_the_standard_librarys_validator(raw: bytes) -> None:
 
 
 def test_environ() -> None:
-    """The environment has all of the request, except headers with an underscore, which could pass for others."""
-    raw = get(b"Content-Type: text/x", b"Content-Length: 2", b"X-A: 1", b"x-a: 2", b"X_A: 3", method=b"PUT", body=b"hi")
+    """The environment has all of the request, except headers with an underscore, which
+    could pass for others.
+    """
+    raw = get(
+        b"Content-Type: text/x",
+        b"Content-Length: 2",
+        b"X-A: 1",
+        b"x-a: 2",
+        b"X_A: 3",
+        method=b"PUT",
+        body=b"hi",
+    )
     head, _, body = raw.partition(b"\r\n\r\n")
     environ = make_environ(parse(head + b"\r\n\r\n"), body, ("127.0.0.1", 5000))
     assert environ.pop("wsgi.input").read() == b"hi"
@@ -90,7 +110,9 @@ def test_environ() -> None:
 
 
 def test_answers_are_joined_and_closed() -> None:
-    """What the app writes is sent before what it yields, and the iterable it returned is closed once."""
+    """What the app writes is sent before what it yields, and the iterable it returned
+    is closed once.
+    """
     closed = []
 
     class Chunks:
@@ -137,27 +159,36 @@ def test_changes_its_mind() -> None:
 @pytest.mark.parametrize("status", ["204 No Content", "304 Not Modified"])
 def test_statuses_without_a_body(status: str) -> None:
     """An answer that may not have a body is sent without body and Content-Length."""
-    assert ask(answering(b"body", status=status), get()) == Received(int(status[:3]), {}, b"")
+    assert ask(answering(b"body", status=status), get()) == Received(
+        int(status[:3]), {}, b""
+    )
 
 
 def test_head_keeps_its_length() -> None:
     """The app's Content-Length for HEAD is passed on, and none is added."""
     head = get(method=b"HEAD")
-    assert ask(answering(headers=(("Content-Length", "42"),)), head).headers == {"Content-Length": "42"}
+    assert ask(answering(headers=(("Content-Length", "42"),)), head).headers == {
+        "Content-Length": "42"
+    }
     assert ask(answering(), head).headers == {}
 
 
 @pytest.mark.parametrize("name", ["Content-Length", "content-length"])
 def test_length(name: str) -> None:
     """An answer has one Content-Length, the app's if it gives one."""
-    without, given = answering(b"he", b"llo"), answering(b"he", b"llo", headers=((name, "5"),))
+    without, given = (
+        answering(b"he", b"llo"),
+        answering(b"he", b"llo", headers=((name, "5"),)),
+    )
     assert ask(without, get()) == Received(200, {"Content-Length": "5"}, b"hello")
     assert ask(given, get()) == Received(200, {name: "5"}, b"hello")
 
 
 def test_the_date_is_the_servers() -> None:
     """An app's own Date is left out, since the server adds one to each answer."""
-    assert ask(answering(headers=(("DATE", "today"), ("X", "date"))), get()).headers == {
+    assert ask(
+        answering(headers=(("DATE", "today"), ("X", "date"))), get()
+    ).headers == {
         "X": "date",
         "Content-Length": "0",
     }
@@ -190,7 +221,10 @@ def test_closes_what_fails() -> None:
 
 
 class _Crowded(ThreadPoolExecutor):
-    """Starts one thread. Then, as on a system that allows no more, it queues what it is given, and raises."""
+    """Starts one thread.
+
+    Then, as on a system that allows no more, it queues what it is given, and raises.
+    """
 
     started = False
 
@@ -203,13 +237,18 @@ class _Crowded(ThreadPoolExecutor):
 
 
 def test_no_further_thread(loop: asyncio.AbstractEventLoop) -> None:
-    """If no further thread can be started, requests wait for one that is there; nothing is raised in the event loop."""
+    """If no further thread can be started, requests wait for one that is there; nothing
+    is raised in the event loop.
+    """
     answers: queue.SimpleQueue[Serialized | None] = queue.SimpleQueue()
     with _Crowded(1) as pool:
         work = bridge(answering(b"x"), ("127.0.0.1", 5000), loop, pool)
         for _ in range(3):
             work(parse(get()), b"", answers.put)
-        assert [answer and answer[1] for answer in (answers.get(timeout=PATIENCE) for _ in range(3))] == [b"x"] * 3
+        assert [
+            answer and answer[1]
+            for answer in (answers.get(timeout=PATIENCE) for _ in range(3))
+        ] == [b"x"] * 3
 
 
 @pytest.fixture
@@ -225,13 +264,17 @@ def loop() -> Iterator[asyncio.AbstractEventLoop]:
 
 
 def test_bursts(loop: asyncio.AbstractEventLoop) -> None:
-    """Each request of a burst gets a thread at once: none is done before all of them have met at a barrier."""
+    """Each request of a burst gets a thread at once: none is done before all of them
+    have met at a barrier.
+    """
     rng = random.Random(42)
     for _ in range(BURSTS):
         count, done = rng.randint(8, 240), queue.SimpleQueue[Serialized | None]()
         together = threading.Barrier(count)
 
-        def app(_: Any, start_response: Any, together: threading.Barrier = together) -> list[bytes]:
+        def app(
+            _: Any, start_response: Any, together: threading.Barrier = together
+        ) -> list[bytes]:
             together.wait(PATIENCE)  # raises if it takes too long
             start_response("200 OK", [])
             return []
@@ -244,8 +287,14 @@ def test_bursts(loop: asyncio.AbstractEventLoop) -> None:
 
 
 @pytest.mark.parametrize("error", [ZeroDivisionError, SystemExit])
-def test_bridge(loop: asyncio.AbstractEventLoop, error: type[BaseException], caplog: pytest.LogCaptureFixture) -> None:
-    """The answer is handed over in the event loop; None is, and the error is logged, if the app raises."""
+def test_bridge(
+    loop: asyncio.AbstractEventLoop,
+    error: type[BaseException],
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    """The answer is handed over in the event loop; None is, and the error is logged, if
+    the app raises.
+    """
     done = queue.SimpleQueue[tuple[Serialized | None, asyncio.AbstractEventLoop]]()
 
     def app(environ: dict[str, Any], start_response: Start) -> list[bytes]:
@@ -257,8 +306,19 @@ def test_bridge(loop: asyncio.AbstractEventLoop, error: type[BaseException], cap
     with ThreadPoolExecutor(1) as pool:
         work = bridge(app, ("127.0.0.1", 5000), loop, pool)
         for body in (b"raise", b""):
-            work(parse(get()), body, lambda answer: done.put((answer, asyncio.get_running_loop())))
+            work(
+                parse(get()),
+                body,
+                lambda answer: done.put((answer, asyncio.get_running_loop())),
+            )
         answers = [done.get(timeout=PATIENCE) for _ in range(2)]
-    assert answers == [(None, loop), ((b"HTTP/1.1 200 OK\r\nContent-Length: 5\r\n", b"hello"), loop)]
+    assert answers == [
+        (None, loop),
+        ((b"HTTP/1.1 200 OK\r\nContent-Length: 5\r\n", b"hello"), loop),
+    ]
     (record,) = caplog.records
-    assert (record.name, record.message, error.__name__ in caplog.text) == ("c42c", "a request failed", True)
+    assert (record.name, record.message, error.__name__ in caplog.text) == (
+        "c42c",
+        "a request failed",
+        True,
+    )

@@ -1,4 +1,6 @@
-"""A client's connection without sockets: a test drives `serving.connection` turn by turn, under a clock of its own."""
+"""A client's connection without sockets: a test drives `serving.connection` turn by
+turn, under a clock of its own.
+"""
 
 import json
 import re
@@ -28,7 +30,9 @@ def reject(status: int, message: str) -> Serialized:
 
 
 def responses(data: bytes, methods: Iterable[str] = ()) -> list[Received]:
-    """Take apart what a server sent in answer to requests of these methods: GET, where they are at an end."""
+    """Take apart what a server sent in answer to requests of these methods: GET, where
+    they are at an end.
+    """
     found, asked = [], iter(methods)
     while data:
         head, end, data = data.partition(b"\r\n\r\n")
@@ -38,8 +42,16 @@ def responses(data: bytes, methods: Iterable[str] = ()) -> list[Received]:
         assert matched, line
         status, headers = int(matched[1]), dict(one.split(": ", 1) for one in lines)
         assert len(headers) == len(lines), "each header once"
-        bodiless = status in (100, 204, 304) or (status >= 200 and next(asked, "GET") == "HEAD")
-        length = 0 if bodiless else int({name.lower(): text for name, text in headers.items()}["content-length"])
+        bodiless = status in (100, 204, 304) or (
+            status >= 200 and next(asked, "GET") == "HEAD"
+        )
+        length = (
+            0
+            if bodiless
+            else int(
+                {name.lower(): text for name, text in headers.items()}["content-length"]
+            )
+        )
         assert len(data) >= length
         found.append(Received(status, headers, data[:length]))
         data = data[length:]
@@ -76,12 +88,15 @@ class Loop:
 
 
 class Desk:
-    """A server without sockets and threads: it answers at once what is below `at_once`, and a test answers the rest.
+    """A server without sockets and threads: it answers at once what is below `at_once`,
+    and a test answers the rest.
 
     `immediate` takes the place of its own immediate answers.
     """
 
-    def __init__(self, at_once: str = "/hit/", immediate: Any = None, **limits: Any) -> None:
+    def __init__(
+        self, at_once: str = "/hit/", immediate: Any = None, **limits: Any
+    ) -> None:
         self.at_once = at_once
         self.loop = Loop()
         self.seen: list[Request] = []  # every request that was taken for one
@@ -99,7 +114,11 @@ class Desk:
         self.seen.append(request)
         if request.path == "/hit/broken":
             raise ZeroDivisionError
-        return self.answer_to(request) if self.at_once and request.path.startswith(self.at_once) else None
+        return (
+            self.answer_to(request)
+            if self.at_once and request.path.startswith(self.at_once)
+            else None
+        )
 
     def _work(self, request: Request, body: bytes, done: OnDone) -> None:
         self.bodies.append(body)
@@ -126,7 +145,9 @@ class Desk:
 
 
 class Wire:
-    """A transport and its socket: `send` is the client's side, the rest is what the server calls."""
+    """A transport and its socket: `send` is the client's side, the rest is what the
+    server calls.
+    """
 
     def __init__(self, desk: Desk) -> None:
         self.desk = desk
@@ -147,7 +168,9 @@ class Wire:
     # The client's side
 
     def send(self, *pieces: bytes, half_close: bool = False) -> "Wire":
-        """Send data, each piece in a read of its own if it is small enough for one, and let the server work on it."""
+        """Send data, each piece in a read of its own if it is small enough for one, and
+        let the server work on it.
+        """
         self._coming.extend(piece for piece in pieces if piece)
         self._half_closed |= half_close
         self.run()
@@ -188,7 +211,9 @@ class Wire:
         return worked
 
     def _read(self) -> bool:
-        """Read once; return whether that filled the buffer: then libuv reads again, unless it was told to pause."""
+        """Read once; return whether that filled the buffer: then libuv reads again,
+        unless it was told to pause.
+        """
         if not self._coming:
             self._half_closed = self._reading = False
             if not self._protocol.eof_received():
@@ -271,11 +296,18 @@ class Wire:
 
 
 def splits(raw: bytes, seeds: Iterable[int] = range(3)) -> Iterator[list[bytes]]:
-    """Yield the ways in which `raw` may arrive: at once, byte by byte, and cut in a few random places."""
+    """Yield the ways in which `raw` may arrive: at once, byte by byte, and cut in a few
+    random places.
+    """
     import random
 
     yield [raw]
     yield [raw[at : at + 1] for at in range(len(raw))]
     for seed in seeds:
-        cuts = sorted(random.Random(seed).choices(range(len(raw) + 1), k=min(4, len(raw))))
-        yield [raw[begin:end] for begin, end in zip([0, *cuts], [*cuts, len(raw)], strict=True)]
+        cuts = sorted(
+            random.Random(seed).choices(range(len(raw) + 1), k=min(4, len(raw)))
+        )
+        yield [
+            raw[begin:end]
+            for begin, end in zip([0, *cuts], [*cuts, len(raw)], strict=True)
+        ]

@@ -1,4 +1,6 @@
-"""Fixtures of the tests of deployment: a small Debian, from which images and machines are made."""
+"""Fixtures of the tests of deployment: a small Debian, from which images and machines
+are made.
+"""
 
 import os
 import re
@@ -35,18 +37,37 @@ def memory() -> Iterator[Path]:
 
 
 @pytest.fixture(scope="session", autouse=True)
-def installation(request: pytest.FixtureRequest) -> Iterator[tuple[Path, subprocess.Popen[str]] | None]:
-    """Begin to install Debian in a folder, from this machine's mirror, if a test needs it."""
-    if missing("mmdebstrap", "apt-get") or os.geteuid() != 0 or not any(map(_needs_debian, request.session.items)):
+def installation(
+    request: pytest.FixtureRequest,
+) -> Iterator[tuple[Path, subprocess.Popen[str]] | None]:
+    """Begin to install Debian in a folder, from this machine's mirror, if a test needs
+    it.
+    """
+    if (
+        missing("mmdebstrap", "apt-get")
+        or os.geteuid() != 0
+        or not any(map(_needs_debian, request.session.items))
+    ):
         yield None
         return
     root = request.getfixturevalue("memory") / "debian"
-    release = re.search(r"^VERSION_CODENAME=(\w+)", Path("/etc/os-release").read_text(), re.M)
+    release = re.search(
+        r"^VERSION_CODENAME=(\w+)", Path("/etc/os-release").read_text(), re.M
+    )
     assert release is not None
-    sites = ran("apt-get", "indextargets", "--format", "$(SITE)", "Created-By: Packages", f"Codename: {release[1]}")
+    sites = ran(
+        "apt-get",
+        "indextargets",
+        "--format",
+        "$(SITE)",
+        "Created-By: Packages",
+        f"Codename: {release[1]}",
+    )
     options = ["--quiet", "--variant=essential", f"--include={PACKAGES}"]
     command = ["mmdebstrap", *options, release[1], str(root), *sites.split()[:1]]
-    with subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True) as process:
+    with subprocess.Popen(
+        command, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True
+    ) as process:
         yield root, process
         process.terminate()
 
@@ -65,13 +86,21 @@ def debian(installation: tuple[Path, subprocess.Popen[str]] | None) -> Path:
 
 @pytest.fixture(scope="session")
 def pip_mounts(tmp_path_factory: pytest.TempPathFactory) -> list[tuple[Path, str]]:
-    """Return the mounts with which pip works in an image or a container as it does on this machine."""
+    """Return the mounts with which pip works in an image or a container as it does on
+    this machine.
+    """
     # A local index refers to files beside its folder.
     listed = ran(sys.executable, "-m", "pip", "config", "list")
     found = re.findall(r"^(?:global|:env:)\.([a-z-]+)='(.*)'$", listed, re.M)
     config = tmp_path_factory.mktemp("pip") / "pip.conf"
-    config.write_text("[global]\n" + "".join(f"{name} = {value}\n" for name, value in dict(found).items()))
+    config.write_text(
+        "[global]\n"
+        + "".join(f"{name} = {value}\n" for name, value in dict(found).items())
+    )
     text = " ".join(value for _, value in found)
     named = {Path(path) for path in re.findall(r"(?<!\S)/\S+", text)}
     named |= {Path(path).parent for path in re.findall(r"file://(/\S+)", text)}
-    return [(config, "/etc/pip.conf"), *((path, str(path)) for path in sorted(named) if path.exists())]
+    return [
+        (config, "/etc/pip.conf"),
+        *((path, str(path)) for path in sorted(named) if path.exists()),
+    ]

@@ -1,4 +1,6 @@
-"""deploy/compose.yml and deploy/kubernetes.yml: valid, and in step with the image and the settings."""
+"""deploy/compose.yml and deploy/kubernetes.yml: valid, and in step with the image and
+the settings.
+"""
 
 import re
 import sys
@@ -27,8 +29,15 @@ def scripts(*command: str) -> str:
 
 
 def test_compose_is_valid() -> None:
-    """The compose file is one by the compose specification's own schema, and what it refers to is there."""
-    scripts("check-jsonschema", "--builtin-schema", "vendor.compose-spec", "deploy/compose.yml")
+    """The compose file is one by the compose specification's own schema, and what it
+    refers to is there.
+    """
+    scripts(
+        "check-jsonschema",
+        "--builtin-schema",
+        "vendor.compose-spec",
+        "deploy/compose.yml",
+    )
     for name in INSTANCES:
         build = COMPOSE["services"][name]["build"]
         assert (DEPLOY / build["context"] / build["dockerfile"]).is_file()
@@ -38,22 +47,37 @@ def test_compose_is_valid() -> None:
 
 
 def test_compose_is_locked_down() -> None:
-    """Every container has a read-only root and no capabilities; the token is a file; one port is published, locally."""
+    """Every container has a read-only root and no capabilities; the token is a file;
+    one port is published, locally.
+    """
     for name, service in COMPOSE["services"].items():
         assert service["read_only"] is True, name
         assert service["cap_drop"] == ["ALL"]
     for name in INSTANCES:
         service = COMPOSE["services"][name]
         assert service["environment"].keys() <= SETTINGS - {"C42_TOKEN"}
-        assert service["environment"]["C42_TOKEN_FILE"] == f"/run/secrets/{service['secrets'][0]}"
-        check_patience(service["environment"], int(service["stop_grace_period"].removesuffix("s")))
-    published = [port for service in COMPOSE["services"].values() for port in service.get("ports", [])]
+        assert (
+            service["environment"]["C42_TOKEN_FILE"]
+            == f"/run/secrets/{service['secrets'][0]}"
+        )
+        check_patience(
+            service["environment"], int(service["stop_grace_period"].removesuffix("s"))
+        )
+    published = [
+        port
+        for service in COMPOSE["services"].values()
+        for port in service.get("ports", [])
+    ]
     assert published == ["127.0.0.1:8080:8080"]
 
 
 def check_patience(environ: dict[str, str], seconds: int) -> None:
     """Check that the process manager waits long enough for the service to stop."""
-    known = {name: text for name, text in environ.items() if name in ("C42_DRAIN", "C42_TIMEOUT")}
+    known = {
+        name: text
+        for name, text in environ.items()
+        if name in ("C42_DRAIN", "C42_TIMEOUT")
+    }
     config = read_settings({"C42_TOKEN": TOKEN, **known})
     assert seconds > config.drain + config.timeout + 1
 
@@ -62,15 +86,23 @@ def check_patience(environ: dict[str, str], seconds: int) -> None:
 def test_site_of_compose(service: Service, upstream: Standin, tmp_path: Path) -> None:
     """The nginx of the compose file passes requests on to both instances."""
     (port,) = free_ports(1)
-    site = (DEPLOY / "compose.nginx.conf").read_text().replace("listen 8080", f"listen 127.0.0.1:{port}")
+    site = (
+        (DEPLOY / "compose.nginx.conf")
+        .read_text()
+        .replace("listen 8080", f"listen 127.0.0.1:{port}")
+    )
     assert re.findall(r"server ([\w-]+):5000 ", site) == list(INSTANCES)
     site = re.sub(r"server [\w-]+:5000 ", f"server 127.0.0.1:{service.port} ", site)
     with nginx(tmp_path, site, port):
-        assert '"status": "ok"' in ran("curl", "-sSf", f"http://127.0.0.1:{port}/readyz")
+        assert '"status": "ok"' in ran(
+            "curl", "-sSf", f"http://127.0.0.1:{port}/readyz"
+        )
 
 
 def test_kubernetes_is_valid() -> None:
-    """The manifests are valid by Kubernetes's own schemas, without anything that these don't know."""
+    """The manifests are valid by Kubernetes's own schemas, without anything that these
+    don't know.
+    """
     said = scripts("kubernetes-validate", "--strict", "deploy/kubernetes.yml")
     assert [manifest["kind"] for manifest in MANIFESTS] == ["Deployment", "Service"]
     assert said.count(" passed ") == 2
@@ -84,11 +116,16 @@ def pod() -> dict[str, Any]:
 
 
 def test_kubernetes_is_locked_down(pod: dict[str, Any]) -> None:
-    """The pod runs as the image's user with a read-only root and no capabilities; the token is a mounted secret."""
+    """The pod runs as the image's user with a read-only root and no capabilities; the
+    token is a mounted secret.
+    """
     (container,) = pod["containers"]
     user = re.search(r"^USER (\d+):(\d+)$", (ROOT / "Containerfile").read_text(), re.M)
     assert user is not None
-    assert [pod["securityContext"][name] for name in ("runAsUser", "runAsGroup")] == [int(user[1]), int(user[2])]
+    assert [pod["securityContext"][name] for name in ("runAsUser", "runAsGroup")] == [
+        int(user[1]),
+        int(user[2]),
+    ]
     assert container["securityContext"] == {
         "allowPrivilegeEscalation": False,
         "readOnlyRootFilesystem": True,
@@ -103,11 +140,18 @@ def test_kubernetes_is_locked_down(pod: dict[str, Any]) -> None:
 
 
 def test_kubernetes_probes(pod: dict[str, Any], service: Service) -> None:
-    """The probes ask what the service answers, and an instance that stops is noticed before it closes its port."""
+    """The probes ask what the service answers, and an instance that stops is noticed
+    before it closes its port.
+    """
     (container,) = pod["containers"]
     for probe in "startupProbe", "readinessProbe", "livenessProbe":
         assert service.get(container[probe]["httpGet"]["path"]).status_code == 200
     ready = container["readinessProbe"]
-    (drain,) = (float(one["value"]) for one in container["env"] if one["name"] == "C42_DRAIN")
-    assert drain > ready["periodSeconds"] * ready["failureThreshold"] + ready["timeoutSeconds"]
+    (drain,) = (
+        float(one["value"]) for one in container["env"] if one["name"] == "C42_DRAIN"
+    )
+    assert (
+        drain
+        > ready["periodSeconds"] * ready["failureThreshold"] + ready["timeoutSeconds"]
+    )
     assert container["livenessProbe"]["httpGet"]["path"] == "/livez"

@@ -17,7 +17,8 @@ from tests.deploy.tools import free_ports, listens, missing, ran
 from tests.fixtures import PATIENCE, ROOT, TOKEN, new_id, until
 
 MIB = 2**20
-# A container as runtimes make one: read-only root file system, /proc and /dev, no environment but its own, PID 1.
+# A container as runtimes make one: read-only root file system, /proc and /dev, no
+# environment but its own, PID 1.
 ENTER = """
 mount --bind "$ROOT" "$ROOT" && mount -o remount,bind,ro "$ROOT" &&
 mount -t proc proc "$ROOT/proc" && mount --rbind /dev "$ROOT/dev" &&
@@ -34,30 +35,73 @@ class Image(NamedTuple):
 
     def command(self, *command: str, **environ: str) -> list[str]:
         """Return what runs a command in a new container of this image."""
-        own = [*self.config["Env"], *(f"{name}={value}" for name, value in environ.items())]
+        own = [
+            *self.config["Env"],
+            *(f"{name}={value}" for name, value in environ.items()),
+        ]
         inner = ["/usr/bin/env", "-i", "-C", self.config["WorkingDir"], *own, *command]
-        return ["unshare", "--mount", "--pid", "--fork", "--kill-child", "sh", "-c", ENTER, "sh", *inner]
+        return [
+            "unshare",
+            "--mount",
+            "--pid",
+            "--fork",
+            "--kill-child",
+            "sh",
+            "-c",
+            ENTER,
+            "sh",
+            *inner,
+        ]
 
     @property
     def outside(self) -> dict[str, str]:
         """What `ENTER` wants to know."""
-        return {**os.environ, "ROOT": str(self.root), "USER_AND_GROUP": self.config["User"]}
+        return {
+            **os.environ,
+            "ROOT": str(self.root),
+            "USER_AND_GROUP": self.config["User"],
+        }
 
 
 @pytest.fixture(scope="module")
 def image(debian: Path, memory: Path, pip_mounts: list[tuple[Path, str]]) -> Image:
-    """Build the image with buildah, from a Debian of our own, so that no registry of images is needed."""
+    """Build the image with buildah, from a Debian of our own, so that no registry of
+    images is needed.
+    """
     if lacking := missing("buildah", "unshare"):
         pytest.skip(f"needs {lacking}, as Debian has it")
-    driver = "overlay" if "\toverlay\n" in Path("/proc/filesystems").read_text() else "vfs"
-    options = ["--root", str(memory / "images"), "--runroot", str(memory / "run"), "--storage-driver", driver]
+    driver = (
+        "overlay" if "\toverlay\n" in Path("/proc/filesystems").read_text() else "vfs"
+    )
+    options = [
+        "--root",
+        str(memory / "images"),
+        "--runroot",
+        str(memory / "run"),
+        "--storage-driver",
+        driver,
+    ]
     buildah = partial(ran, "buildah", *options, timeout=200)
     base = buildah("from", "scratch").strip()
     buildah("add", "--quiet", base, str(debian), "/")
     buildah("commit", "--quiet", base, "localhost/base")
     mounts = [f"--volume={path}:{target}:ro" for path, target in pip_mounts]
-    how = ["--isolation=chroot", "--network=host", "--format=docker", "--build-arg=BASE=localhost/base", *mounts]
-    buildah("build", "--quiet", *how, "--tag=localhost/c42c", "--file", str(ROOT / "Containerfile"), str(ROOT))
+    how = [
+        "--isolation=chroot",
+        "--network=host",
+        "--format=docker",
+        "--build-arg=BASE=localhost/base",
+        *mounts,
+    ]
+    buildah(
+        "build",
+        "--quiet",
+        *how,
+        "--tag=localhost/c42c",
+        "--file",
+        str(ROOT / "Containerfile"),
+        str(ROOT),
+    )
     container = buildah("from", "--pull-never", "localhost/c42c").strip()
     inspected = json.loads(buildah("inspect", "--type=image", "localhost/c42c"))
     roots = [Path(buildah("mount", one).strip()) for one in (container, base)]
@@ -65,10 +109,19 @@ def image(debian: Path, memory: Path, pip_mounts: list[tuple[Path, str]]) -> Ima
 
 
 def test_adds_little(image: Image) -> None:
-    """The image adds less than 80 MB to its base, and neither pip nor a build tool nor a cache of one."""
-    size, base = (int(ran("du", "-s", "--block-size=1", root).split()[0]) for root in (image.root, image.base))
+    """The image adds less than 80 MB to its base, and neither pip nor a build tool nor
+    a cache of one.
+    """
+    size, base = (
+        int(ran("du", "-s", "--block-size=1", root).split()[0])
+        for root in (image.root, image.base)
+    )
     assert 10 * MIB < size - base < 80_000_000
-    added = {path.name for folder in ("venv", "app") for path in (image.root / folder).rglob("*")}
+    added = {
+        path.name
+        for folder in ("venv", "app")
+        for path in (image.root / folder).rglob("*")
+    }
     assert "flask" in added
     assert not added & {"pip", "setuptools", "wheel", "gcc", "conftest.py", ".git"}
     assert not list((image.root / "root").glob(".cache/*"))
@@ -76,18 +129,29 @@ def test_adds_little(image: Image) -> None:
 
 
 def test_runs_locked_down(image: Image, upstream: Standin) -> None:
-    """The service runs as a user without a name, with a read-only root, its health check passes, and SIGTERM ends it in
-    time even if a request hangs.
+    """The service runs as a user without a name, with a read-only root, its health
+    check passes, and SIGTERM ends it in time even if a request hangs.
     """
     event_id, hung, gate = new_id(), new_id(), Gate()
     upstream.add_event(event_id, names=["Ella"])
     upstream.rule(event_id=hung, gate=gate)
     (port,) = free_ports(1)
     timeout = 3
-    environ = {"C42_TOKEN": TOKEN, "C42_BASE_URL": upstream.base_url, "C42_TIMEOUT": f"{timeout}"}
+    environ = {
+        "C42_TOKEN": TOKEN,
+        "C42_BASE_URL": upstream.base_url,
+        "C42_TIMEOUT": f"{timeout}",
+    }
     assert image.config["User"] not in ("", "root", "0")
-    healthy = image.command(*image.config["Healthcheck"]["Test"][1:], C42_PORT=f"{port}")
-    assert subprocess.run(healthy, env=image.outside, check=False, capture_output=True).returncode != 0
+    healthy = image.command(
+        *image.config["Healthcheck"]["Test"][1:], C42_PORT=f"{port}"
+    )
+    assert (
+        subprocess.run(
+            healthy, env=image.outside, check=False, capture_output=True
+        ).returncode
+        != 0
+    )
 
     start = image.command(*image.config["Entrypoint"], **environ, C42_PORT=f"{port}")
     container = subprocess.Popen(start, env=image.outside)
@@ -95,25 +159,37 @@ def test_runs_locked_down(image: Image, upstream: Standin) -> None:
         until(lambda: listens(port), "the service to listen")
         ran(*healthy, environ=image.outside)
         url = f"http://127.0.0.1:{port}/events-with-subscriptions/"
-        assert requests.get(url + event_id, timeout=PATIENCE).json()["names"] == ["Ella"]
-        (pid,) = Path(f"/proc/{container.pid}/task/{container.pid}/children").read_text().split()
+        assert requests.get(url + event_id, timeout=PATIENCE).json()["names"] == [
+            "Ella"
+        ]
+        (pid,) = (
+            Path(f"/proc/{container.pid}/task/{container.pid}/children")
+            .read_text()
+            .split()
+        )
         status = Path(f"/proc/{pid}/status").read_text()
         assert "Uid:\t10001\t10001\t10001\t10001\n" in status
         assert "CapEff:\t0000000000000000\n" in status
-        with subprocess.Popen(["curl", "-sS", url + hung], stdout=subprocess.PIPE) as client:
+        with subprocess.Popen(
+            ["curl", "-sS", url + hung], stdout=subprocess.PIPE
+        ) as client:
             gate.wait_for(1)
             told = time.monotonic()
             os.kill(int(pid), signal.SIGTERM)
             assert b'"status_code":504' in client.communicate()[0]
         assert container.wait(PATIENCE) == 0
-        assert time.monotonic() - told < timeout + 1 + 1  # a second for the container's own end
+        assert (
+            time.monotonic() - told < timeout + 1 + 1
+        )  # a second for the container's own end
     finally:
         container.kill()
         container.wait()
 
 
 def test_cannot_write(image: Image) -> None:
-    """A process in the container can write nowhere, so a read-only root changes nothing for it."""
+    """A process in the container can write nowhere, so a read-only root changes nothing
+    for it.
+    """
     tries = "for place in /app /venv /tmp /; do touch $place/x 2>/dev/null && echo $place; done; true"
     assert ran(*image.command("/bin/sh", "-c", tries), environ=image.outside) == ""
 

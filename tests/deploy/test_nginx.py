@@ -36,7 +36,13 @@ class Site:
 
     def connect(self, source: str = "127.0.0.1") -> HTTPSConnection:
         """Return a connection over TLS, from an address of this machine."""
-        return HTTPSConnection("localhost", self._tls, context=self._context, source_address=(source, 0), timeout=20)
+        return HTTPSConnection(
+            "localhost",
+            self._tls,
+            context=self._context,
+            source_address=(source, 0),
+            timeout=20,
+        )
 
     def get(self, path: str, source: str = "127.0.0.1", **headers: str) -> Answer:
         """GET a path over TLS, from an address of this machine."""
@@ -53,8 +59,12 @@ def site(folder: Path, certificate: Path, *instances: int) -> Iterator[Site]:
     """Run nginx with the site, in front of instances on those ports."""
     plain, tls = free_ports(2)
     text = (ROOT / "deploy/c42c.nginx.conf").read_text()
-    text = re.sub(r"listen \[::\].*", "", text).replace("/etc/nginx/c42c", str(certificate))
-    text = text.replace("listen 80", f"listen 127.0.0.1:{plain}").replace("listen 443", f"listen {tls}")
+    text = re.sub(r"listen \[::\].*", "", text).replace(
+        "/etc/nginx/c42c", str(certificate)
+    )
+    text = text.replace("listen 80", f"listen 127.0.0.1:{plain}").replace(
+        "listen 443", f"listen {tls}"
+    )
     for shipped, port in zip(("5001", "5002"), instances, strict=True):
         text = text.replace(f"127.0.0.1:{shipped} ", f"127.0.0.1:{port} ")
     with nginx(folder, text, plain, tls):
@@ -65,7 +75,9 @@ def site(folder: Path, certificate: Path, *instances: int) -> Iterator[Site]:
 def test_serves_events_to_everybody_and_pages_to_operators(
     service: Service, upstream: Standin, certificate: Path, tmp_path: Path
 ) -> None:
-    """nginx serves events and the contract over TLS to everybody, and the operators' pages to operators alone."""
+    """nginx serves events and the contract over TLS to everybody, and the operators'
+    pages to operators alone.
+    """
     event_id = new_id()
     upstream.add_event(event_id, title="Dîner", names=["Ella"])
     with site(tmp_path, certificate, service.port, service.port) as front:
@@ -87,23 +99,38 @@ def test_serves_events_to_everybody_and_pages_to_operators(
 
 
 @needs("nginx", "openssl")
-def test_one_instance_is_enough(service: Service, upstream: Standin, certificate: Path, tmp_path: Path) -> None:
-    """While one of two instances is down, the other answers every request; nginx doesn't replace c42c's errors."""
+def test_one_instance_is_enough(
+    service: Service, upstream: Standin, certificate: Path, tmp_path: Path
+) -> None:
+    """While one of two instances is down, the other answers every request; nginx
+    doesn't replace c42c's errors.
+    """
     down, broken = free_ports(1)[0], new_id()
     upstream.rule(event_id=broken, reset=True)
     with site(tmp_path, certificate, down, service.port) as front:
         assert [front.get("/readyz").status for _ in range(20)] == [200] * 20
         said = front.get(PREFIX + broken)
-        assert (said.status, json.loads(said.body)) == (502, service.event(broken).json())
+        assert (said.status, json.loads(said.body)) == (
+            502,
+            service.event(broken).json(),
+        )
 
 
 @needs("nginx", "openssl")
-def test_envelope_when_all_are_down(start: Callable[..., Service], certificate: Path, tmp_path: Path) -> None:
-    """When no instance answers, nginx answers 502 in the envelope, which pages of allowed origins can read."""
+def test_envelope_when_all_are_down(
+    start: Callable[..., Service], certificate: Path, tmp_path: Path
+) -> None:
+    """When no instance answers, nginx answers 502 in the envelope, which pages of
+    allowed origins can read.
+    """
     with site(tmp_path, certificate, *free_ports(2)) as front:
         said = front.get(PREFIX + new_id(), Origin=APP)
         assert said.status == 502
-        reason = {"status_code": 502, "message": "the service is down", "code": "BAD_GATEWAY"}
+        reason = {
+            "status_code": 502,
+            "message": "the service is down",
+            "code": "BAD_GATEWAY",
+        }
         assert json.loads(said.body) == {"error": reason}
         wanted = {
             "Content-Type": "application/json",
@@ -115,16 +142,25 @@ def test_envelope_when_all_are_down(start: Callable[..., Service], certificate: 
         }
         assert {name: said.headers[name] for name in wanted} == wanted
         for origin in ({}, {"Origin": "https://elsewhere.example.com"}):
-            assert front.get(PREFIX + new_id(), **origin).headers["Access-Control-Allow-Origin"] is None
+            assert (
+                front.get(PREFIX + new_id(), **origin).headers[
+                    "Access-Control-Allow-Origin"
+                ]
+                is None
+            )
 
 
 class Load:
-    """Clients that ask for one event after the other through the site, and remember what went wrong."""
+    """Clients that ask for one event after the other through the site, and remember
+    what went wrong.
+    """
 
     def __init__(self, front: Site, hits: list[str], misses: Iterable[str]) -> None:
         self._front, self._hits, self._misses = front, hits, iter(misses)
         self._over = threading.Event()
-        self._lock = threading.Lock()  # guards `_misses`, of which a client takes the next
+        self._lock = (
+            threading.Lock()
+        )  # guards `_misses`, of which a client takes the next
         self._clients = [threading.Thread(target=self._ask) for _ in range(CLIENTS)]
         self.counts = [0] * CLIENTS
         self.failures: list[str] = []
@@ -144,7 +180,9 @@ class Load:
         connection = self._front.connect()
         while not self._over.is_set():
             with self._lock:
-                event_id = next(self._misses) if self.counts[me] % 10 == 0 else self._hits[me]
+                event_id = (
+                    next(self._misses) if self.counts[me] % 10 == 0 else self._hits[me]
+                )
             try:
                 connection.request("GET", PREFIX + event_id)
                 answer = connection.getresponse()
@@ -159,18 +197,32 @@ class Load:
 
 
 @needs("nginx", "openssl")
-def test_rolling_restart_loses_nothing(upstream: Standin, certificate: Path, tmp_path: Path) -> None:
-    """While two instances are restarted in turn, with and without a drain time, none of 10,000 requests fails."""
+def test_rolling_restart_loses_nothing(
+    upstream: Standin, certificate: Path, tmp_path: Path
+) -> None:
+    """While two instances are restarted in turn, with and without a drain time, none of
+    10,000 requests fails.
+    """
     hits, misses = new_events(upstream, CLIENTS), new_events(upstream, REQUESTS // 10)
     with ExitStack() as stack:
-        instances = [stack.enter_context(started(Service(upstream, (), C42_DRAIN="1"))) for _ in range(2)]
-        front = stack.enter_context(site(tmp_path, certificate, *(one.port for one in instances)))
+        instances = [
+            stack.enter_context(started(Service(upstream, (), C42_DRAIN="1")))
+            for _ in range(2)
+        ]
+        front = stack.enter_context(
+            site(tmp_path, certificate, *(one.port for one in instances))
+        )
         restarts = 0
         with Load(front, hits, itertools.cycle(misses)) as load:
             while sum(load.counts) < REQUESTS or restarts < 4:
                 old = instances[restarts % 2]
                 assert old.stop() == 0
-                new = Service(upstream, (), C42_PORT=str(old.port), C42_DRAIN=str(restarts // 2 % 2))
+                new = Service(
+                    upstream,
+                    (),
+                    C42_PORT=str(old.port),
+                    C42_DRAIN=str(restarts // 2 % 2),
+                )
                 instances[restarts % 2] = stack.enter_context(started(new))
                 restarts += 1
         assert load.failures == []

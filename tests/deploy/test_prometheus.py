@@ -1,4 +1,6 @@
-"""Alerts and the dashboard, in a real Prometheus that watches services with one kind of trouble each."""
+"""Alerts and the dashboard, in a real Prometheus that watches services with one kind of
+trouble each.
+"""
 
 import itertools
 import json
@@ -9,6 +11,7 @@ from collections import defaultdict
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack
+from functools import partial
 from pathlib import Path
 from typing import Any, NamedTuple, Self
 
@@ -18,7 +21,16 @@ import yaml
 
 from standin import Gate, Standin
 from tests.deploy.tools import free_ports, missing, needs, ran, running
-from tests.fixtures import PATIENCE, ROOT, TOKEN, Service, new_events, new_id, started, until
+from tests.fixtures import (
+    PATIENCE,
+    ROOT,
+    TOKEN,
+    Service,
+    new_events,
+    new_id,
+    started,
+    until,
+)
 
 RULES = ROOT / "deploy/c42c.rules.yml"
 DASHBOARD = ROOT / "deploy/grafana.json"
@@ -49,7 +61,11 @@ TROUBLES = {
     "refusing": ["full", "refusing"],
     "stopping": ["stopping"],
 }
-UNTRIED = {"C42cBroken", "C42cReaperDead", "C42cRestarting"}  # these would take a bug, or 15 minutes
+UNTRIED = {
+    "C42cBroken",
+    "C42cReaperDead",
+    "C42cRestarting",
+}  # these would take a bug, or 15 minutes
 
 
 class Prometheus:
@@ -58,7 +74,10 @@ class Prometheus:
     def __init__(self, port: int) -> None:
         self._url = f"http://127.0.0.1:{port}/api/v1/query"
         ready = f"http://127.0.0.1:{port}/-/ready"
-        until(lambda: requests.get(ready, timeout=PATIENCE).status_code == 200, "Prometheus to be ready")
+        until(
+            lambda: requests.get(ready, timeout=PATIENCE).status_code == 200,
+            "Prometheus to be ready",
+        )
 
     def query(self, expression: str) -> list[dict[str, Any]]:
         """Return what an expression finds now."""
@@ -73,7 +92,9 @@ class Prometheus:
 
 
 class Watched(NamedTuple):
-    """Services by their kind of trouble, with the ports that Prometheus scrapes, and that Prometheus."""
+    """Services by their kind of trouble, with the ports that Prometheus scrapes, and
+    that Prometheus.
+    """
 
     services: dict[str, Service]
     ports: dict[str, int]
@@ -83,7 +104,9 @@ class Watched(NamedTuple):
         """Return all alerts that have fired so far, by kind."""
         kinds = {f"127.0.0.1:{port}": kind for kind, port in self.ports.items()}
         alerts = defaultdict(set)
-        for one in self.prometheus.query('count_over_time(ALERTS{alertstate="firing"}[10m])'):
+        for one in self.prometheus.query(
+            'count_over_time(ALERTS{alertstate="firing"}[10m])'
+        ):
             alerts[kinds[one["metric"]["instance"]]].add(one["metric"]["alertname"])
         return alerts
 
@@ -103,17 +126,33 @@ class Sites:
         self._clients = stack.enter_context(ThreadPoolExecutor(100))
         self.services: dict[str, Service] = {}
         self._redis_ports = free_ports(2)
-        options = ("--bind", "127.0.0.1", "--save", "", "--appendonly", "no", "--dir", "/tmp", "--port")
+        options = (
+            "--bind",
+            "127.0.0.1",
+            "--save",
+            "",
+            "--appendonly",
+            "no",
+            "--dir",
+            "/tmp",
+            "--port",
+        )
         for name, port in zip(("alive", "lost"), self._redis_ports, strict=True):
-            redis = stack.enter_context(running("redis-server", *options, str(port), ports=[port]))
+            redis = stack.enter_context(
+                running("redis-server", *options, str(port), ports=[port])
+            )
             if name == "lost":
                 self._lost_redis = redis
 
     def add(self, kind: str, token: str = TOKEN, **environ: str) -> Standin:
-        """Start a service, with an upstream of its own that accepts `token`; return the latter."""
+        """Start a service, with an upstream of its own that accepts `token`; return the
+        latter.
+        """
         upstream = self._upstreams.enter_context(Standin(token=token))
         own = {"C42_EXPIRY": "0.5", "C42_FAULT_EXPIRY": "0.01", **environ}
-        self.services[kind] = self._stack.enter_context(started(Service(upstream, (), **own)))
+        self.services[kind] = self._stack.enter_context(
+            started(Service(upstream, (), **own))
+        )
         return upstream
 
     def add_all(self) -> None:
@@ -126,7 +165,9 @@ class Sites:
         self.add("pause").rule(status=429, headers={"Retry-After": "60"})
         self.add("redis", C42_CACHE_URL=lost)
         self.add("full", C42_THREADS=FEW_THREADS, C42_TIMEOUT="60").rule(gate=Gate())
-        self.add("refusing", C42_THREADS=FEW_THREADS, C42_TIMEOUT="60").rule(gate=Gate())
+        self.add("refusing", C42_THREADS=FEW_THREADS, C42_TIMEOUT="60").rule(
+            gate=Gate()
+        )
         self.add("slow").rule(delay=6)
         many = new_events(self.add("small", C42_MAX_ENTRIES="20"), 40)
         self.add("stopping", C42_DRAIN="60")
@@ -139,7 +180,7 @@ class Sites:
         for kind in "full", "refusing":
             for _ in range(PLACES):
                 self._clients.submit(self.services[kind].event, new_id())
-            until(lambda kind=kind: "full" in self.troubles(kind), "a full waiting room")  # type: ignore[misc]
+            until(partial(self.is_full, kind), "a full waiting room")
         self.ask("refusing", new_id)
         self._lost_redis.terminate()
         self.services["stopping"].process.terminate()
@@ -159,49 +200,79 @@ class Sites:
         told: list[str] = self.services[kind].get("/status.json").json()["troubles"]
         return told
 
+    def is_full(self, kind: str) -> bool:
+        """Tell whether the waiting room of a service is full."""
+        return "full" in self.troubles(kind)
+
     def __enter__(self) -> Self:
         return self
 
     def __exit__(self, *error: object) -> None:
         self._over.set()
-        self._upstreams.close()  # then nobody waits for one, and the services end at once
+        # Then nobody waits for one, and the services end at once.
+        self._upstreams.close()
         self._stack.close()
 
 
 @pytest.fixture(scope="module")
 def watched(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Watched]:
-    """Start services in trouble, and a Prometheus with our rules, of which only the times are shortened."""
+    """Start services in trouble, and a Prometheus with our rules, of which only the
+    times are shortened.
+    """
     if lacking := missing("prometheus", "redis-server"):
         pytest.skip(f"needs {lacking}, as Debian has it")
     folder = tmp_path_factory.mktemp("prometheus")
     with Sites() as sites:
         sites.add_all()
         port, down = free_ports(2)
-        ports = {kind: service.port for kind, service in sites.services.items()} | {"down": down}
+        ports = {kind: service.port for kind, service in sites.services.items()} | {
+            "down": down
+        }
         config = yaml.safe_load((ROOT / "deploy/prometheus.yml").read_text())
         config["global"] = {"scrape_interval": "1s", "evaluation_interval": "1s"}
         config["scrape_configs"][0]["scrape_timeout"] = "1s"
-        config["scrape_configs"][0]["static_configs"] = [{"targets": [f"127.0.0.1:{one}" for one in ports.values()]}]
+        config["scrape_configs"][0]["static_configs"] = [
+            {"targets": [f"127.0.0.1:{one}" for one in ports.values()]}
+        ]
         (folder / "prometheus.yml").write_text(yaml.safe_dump(config))
         (folder / RULES.name).write_text(shortened(RULES.read_text()))
-        options = [f"--config.file={folder}/prometheus.yml", f"--storage.tsdb.path={folder}/data"]
-        with running("prometheus", *options, f"--web.listen-address=127.0.0.1:{port}", ports=[port]):
+        options = [
+            f"--config.file={folder}/prometheus.yml",
+            f"--storage.tsdb.path={folder}/data",
+        ]
+        with running(
+            "prometheus",
+            *options,
+            f"--web.listen-address=127.0.0.1:{port}",
+            ports=[port],
+        ):
             yield Watched(sites.services, ports, Prometheus(port))
 
 
 def test_each_trouble_fires_its_own_alert(watched: Watched) -> None:
-    """A healthy service under traffic fires no alert, and each kind of trouble fires its own alert and no other."""
+    """A healthy service under traffic fires no alert, and each kind of trouble fires
+    its own alert and no other.
+    """
     expected = {kind: {alert} for kind, alert in ALERT.items() if alert}
     try:
-        until(lambda: watched.fired().keys() >= expected.keys(), "all alerts to fire", patience=40)
+        until(
+            lambda: watched.fired().keys() >= expected.keys(),
+            "all alerts to fire",
+            patience=40,
+        )
     finally:
         assert watched.fired() == expected
-    assert {one["alert"] for one in alerts()} == {alert for alert in ALERT.values() if alert} | UNTRIED
+    assert {one["alert"] for one in alerts()} == {
+        alert for alert in ALERT.values() if alert
+    } | UNTRIED
 
 
 def test_each_trouble_has_its_name(watched: Watched) -> None:
     """/status.json names the trouble of each service, and none where all is well."""
-    told = {kind: watched.services[kind].get("/status.json").json()["troubles"] for kind in TROUBLES}
+    told = {
+        kind: watched.services[kind].get("/status.json").json()["troubles"]
+        for kind in TROUBLES
+    }
     assert told == TROUBLES
 
 
@@ -209,33 +280,55 @@ def test_dashboard_shows_something(watched: Watched) -> None:
     """Each query of the dashboard finds numbers."""
     until(lambda: watched.fired()["faults"], "an alert to show")
     text = (
-        DASHBOARD.read_text().replace("$__rate_interval", "10s").replace("$__range", "30s").replace("$instance", ".*")
+        DASHBOARD.read_text()
+        .replace("$__rate_interval", "10s")
+        .replace("$__range", "30s")
+        .replace("$instance", ".*")
     )
-    queries = [target["expr"] for panel in json.loads(text)["panels"] for target in panel["targets"]]
+    queries = [
+        target["expr"]
+        for panel in json.loads(text)["panels"]
+        for target in panel["targets"]
+    ]
     assert len(queries) > 15
-    empty = [one for one in queries if not any(map(math.isfinite, watched.prometheus.values(one)))]
+    empty = [
+        one
+        for one in queries
+        if not any(map(math.isfinite, watched.prometheus.values(one)))
+    ]
     assert empty == []
 
 
 def alerts() -> list[dict[str, Any]]:
     """Return the alerts, as the rules have them."""
-    rules: list[dict[str, Any]] = yaml.safe_load(RULES.read_text())["groups"][0]["rules"]
+    rules: list[dict[str, Any]] = yaml.safe_load(RULES.read_text())["groups"][0][
+        "rules"
+    ]
     return rules
 
 
 def test_alerts_say_what_to_do() -> None:
-    """Each alert has a summary, a description, and the address of its own heading in docs/operating.md."""
-    headings = re.findall(r"^### (\w+)$", (ROOT / "docs/operating.md").read_text(), re.M)
+    """Each alert has a summary, a description, and the address of its own heading in
+    docs/operating.md.
+    """
+    headings = re.findall(
+        r"^### (\w+)$", (ROOT / "docs/operating.md").read_text(), re.M
+    )
     assert sorted(headings) == sorted(one["alert"] for one in alerts())
     for one in alerts():
         assert sorted(one["annotations"]) == ["description", "runbook_url", "summary"]
-        assert one["annotations"]["runbook_url"] == f"https://example.com/operating#{one['alert'].lower()}"
+        assert (
+            one["annotations"]["runbook_url"]
+            == f"https://example.com/operating#{one['alert'].lower()}"
+        )
         assert one["labels"]["severity"] in ("page", "ticket")
 
 
 @needs("promtool", "sed")
 def test_rules_are_sound(tmp_path: Path) -> None:
-    """promtool accepts the configuration, and the rules do what their own tests say, also after `sed` as they ask."""
+    """promtool accepts the configuration, and the rules do what their own tests say,
+    also after `sed` as they ask.
+    """
     for name in ("prometheus.yml", "c42c.rules.yml", "c42c.rules.test.yml"):
         (tmp_path / name).write_bytes((ROOT / "deploy" / name).read_bytes())
     ran("promtool", "check", "config", "prometheus.yml", cwd=tmp_path)

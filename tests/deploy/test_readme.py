@@ -1,4 +1,6 @@
-"""README.md: every command works as printed, in a fresh copy of the project, and every transcript is what appears."""
+"""README.md: every command works as printed, in a fresh copy of the project, and every
+transcript is what appears.
+"""
 
 import json
 import os
@@ -21,7 +23,10 @@ from tests.deploy.tools import free_ports, ran
 from tests.fixtures import PATIENCE, ROOT, TOKEN, until
 
 PAGE = (ROOT / "README.md").read_text()
-DOCUMENTS = [ROOT / name for name in ("README.md", "CONTRIBUTING.md", "SECURITY.md", "CHANGELOG.md")]
+DOCUMENTS = [
+    ROOT / name
+    for name in ("README.md", "CONTRIBUTING.md", "SECURITY.md", "CHANGELOG.md")
+]
 DOCUMENTS += sorted((ROOT / "docs").glob("*.md"))
 KEEPS_STATE = re.compile(r"(source|export) ")
 VOLATILE = {
@@ -41,13 +46,18 @@ class Step(NamedTuple):
 
 def steps(block: str) -> list[Step]:
     """Read a block of the page."""
-    return [Step(*part.rstrip("\n").partition("\n")[::2]) for part in block.split("$ ")[1:]]
+    return [
+        Step(*part.rstrip("\n").partition("\n")[::2]) for part in block.split("$ ")[1:]
+    ]
 
 
 def blocks(heading: str) -> list[list[Step]]:
     """Return the commands of each block below a heading of the page."""
     section = PAGE.partition(f"## {heading}\n")[2].partition("\n## ")[0]
-    return [steps(block) for block in re.findall(r"^```console\n(.*?)^```$", section, re.M | re.S)]
+    return [
+        steps(block)
+        for block in re.findall(r"^```console\n(.*?)^```$", section, re.M | re.S)
+    ]
 
 
 def normal(text: str) -> str:
@@ -61,18 +71,26 @@ class Terminal:
     """A terminal in a fresh copy of the project, on a machine where nothing is set up."""
 
     def __init__(self, folder: Path, **environ: str) -> None:
-        names = ran("git", "ls-files", "--cached", "--others", "--exclude-standard", "-z").split("\0")
+        names = ran(
+            "git", "ls-files", "--cached", "--others", "--exclude-standard", "-z"
+        ).split("\0")
         for name in names:
             if (ROOT / name).is_file():
                 (folder / name).parent.mkdir(parents=True, exist_ok=True)
                 shutil.copy2(ROOT / name, folder / name)
         (self.port,) = free_ports(1)
         self._folder = folder
-        self._environ = {name: os.environ[name] for name in ("HOME", "PATH")} | {"C42_PORT": str(self.port)} | environ
+        self._environ = (
+            {name: os.environ[name] for name in ("HOME", "PATH")}
+            | {"C42_PORT": str(self.port)}
+            | environ
+        )
         self._state: list[str] = []
 
     def run(self, command: str) -> tuple[str, str]:
-        """Run a command to its end, which must be a good one; return what it printed on stdout and on stderr."""
+        """Run a command to its end, which must be a good one; return what it printed on
+        stdout and on stderr.
+        """
         if KEEPS_STATE.match(command):
             self._state.append(command)
         ended = subprocess.run(
@@ -90,7 +108,9 @@ class Terminal:
 
     @contextmanager
     def serve(self, command: str) -> Iterator[None]:
-        """Run a service until the end of the block, as with Ctrl-C; it stops without complaint."""
+        """Run a service until the end of the block, as with Ctrl-C; it stops without
+        complaint.
+        """
         log = self._folder / "printed"
         with log.open("w") as printed:
             process = subprocess.Popen(
@@ -121,7 +141,9 @@ class Terminal:
 
 
 def test_demo_and_calls(tmp_path: Path, upstream: Standin) -> None:
-    """`make demo` takes less than 20 seconds of CPU time, and the calls answer what the page shows, byte for byte."""
+    """`make demo` takes less than 20 seconds of CPU time, and the calls answer what the
+    page shows, byte for byte.
+    """
     [[demo], run, *_] = blocks("Start it")
     assert [demo.command, run[-1].command] == ["make demo", "make run"]
     terminal = Terminal(tmp_path)
@@ -135,12 +157,16 @@ def test_demo_and_calls(tmp_path: Path, upstream: Standin) -> None:
         terminal.run(command)
     with terminal.serve(run[-1].command):
         pass
-    checked = Terminal(tmp_path, C42_TOKEN=TOKEN, C42_BASE_URL=upstream.base_url).run("make check-service")[0]
+    checked = Terminal(tmp_path, C42_TOKEN=TOKEN, C42_BASE_URL=upstream.base_url).run(
+        "make check-service"
+    )[0]
     assert "FAIL" not in checked
 
 
 def test_the_classic_way(tmp_path: Path, upstream: Standin) -> None:
-    """Without make, the service starts and stops, and its two test scripts print nothing."""
+    """Without make, the service starts and stops, and its two test scripts print
+    nothing.
+    """
     [_, _, classic, scripts] = blocks("Start it")
     *preparations, serve = classic
     terminal = Terminal(tmp_path)
@@ -148,7 +174,9 @@ def test_the_classic_way(tmp_path: Path, upstream: Standin) -> None:
         terminal.run(command)
     with terminal.serve(serve.command):
         pass
-    assert [terminal.run(command) for command, _ in scripts] == [("", "")] * len(scripts)
+    assert [terminal.run(command) for command, _ in scripts] == [("", "")] * len(
+        scripts
+    )
     terminal.run(f"export C42_TOKEN={TOKEN} C42_BASE_URL={upstream.base_url}")
     printed, _ = terminal.run(f"python c42client.py {DEMO_EVENTS['plain']}")
     assert json.loads(printed)["title"] == "Dinner with the neighbours"
@@ -158,8 +186,15 @@ def test_no_command_is_left_out() -> None:
     """The tests above run all commands of the page, those within its text included."""
     in_blocks = sum(map(len, blocks("Start it") + blocks("Call it")))
     assert len(re.findall(r"^\$ ", PAGE, re.M)) == in_blocks > 10
-    in_text = set(re.findall(r"`((?:make|python3?|pip|curl|source|git|flask) [^`]*)`", PAGE))
-    assert in_text == {"make demo", "source c42c/bin/activate", "make check-service", "python c42client.py EVENT_ID"}
+    in_text = set(
+        re.findall(r"`((?:make|python3?|pip|curl|source|git|flask) [^`]*)`", PAGE)
+    )
+    assert in_text == {
+        "make demo",
+        "source c42c/bin/activate",
+        "make check-service",
+        "python c42client.py EVENT_ID",
+    }
 
 
 def test_settings_are_complete() -> None:
@@ -167,16 +202,28 @@ def test_settings_are_complete() -> None:
     table = PAGE.partition("## Configure it\n")[2].partition("\n## ")[0]
     shown: dict[str, str] = {}
     for names, default in re.findall(r"^\| (`C42_.*?) \| (.*?) \|", table, re.M):
-        shown |= zip(re.findall(r"`(.*?)`", names), default.strip("`").split(", "), strict=True)
-    declared = {f"C42_{one.name.upper()}": one.metadata["default"] or "none" for one in fields(Settings)}
+        shown |= zip(
+            re.findall(r"`(.*?)`", names), default.strip("`").split(", "), strict=True
+        )
+    declared = {
+        f"C42_{one.name.upper()}": one.metadata["default"] or "none"
+        for one in fields(Settings)
+    }
     assert shown == declared | {"C42_TOKEN": "none: mandatory"}
 
 
 @pytest.mark.parametrize("document", DOCUMENTS, ids=lambda path: path.name)
 def test_links_lead_somewhere(document: Path) -> None:
-    """Every relative link of a document leads to a file, and every `make` target that it names exists."""
+    """Every relative link of a document leads to a file, and every `make` target that
+    it names exists.
+    """
     text = document.read_text()
-    links = {link.partition("#")[0] for link in re.findall(r"\]\(((?!https?:)[^)]+)\)", text)}
+    links = {
+        link.partition("#")[0] for link in re.findall(r"\]\(((?!https?:)[^)]+)\)", text)
+    }
     assert {link for link in links if not (document.parent / link).exists()} == set()
     targets = set(re.findall(r"^([a-z-]+):", (ROOT / "Makefile").read_text(), re.M))
-    assert set(re.findall(r"(?:`|^    )(?:[A-Z_0-9]+=\S+ )*make ([a-z-]+)", text, re.M)) <= targets
+    assert (
+        set(re.findall(r"(?:`|^    )(?:[A-Z_0-9]+=\S+ )*make ([a-z-]+)", text, re.M))
+        <= targets
+    )

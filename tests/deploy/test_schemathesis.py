@@ -1,6 +1,7 @@
 """The contract, tried with requests that Schemathesis makes up.
 
-That takes too long for `make test`, where `test_contract.py` tries the examples of openapi.json.
+That takes too long for `make test`, where `test_contract.py` tries the examples of
+openapi.json.
 """
 
 import re
@@ -13,14 +14,32 @@ from tests.fixtures import Service
 from tests.test_contract import DOCUMENT
 
 
-def test_schemathesis_finds_nothing(service: Service, upstream: Standin, tmp_path: Path) -> None:
-    """Every answer to generated requests, valid or not, is one that the document describes."""
-    command = [str(Path(sys.executable).with_name("schemathesis")), "run", f"{service.url}/openapi.json"]
+def test_schemathesis_finds_nothing(
+    service: Service, upstream: Standin, tmp_path: Path
+) -> None:
+    """Every answer to generated requests, valid or not, is one that the document
+    describes.
+    """
+    command = [
+        str(Path(sys.executable).with_name("schemathesis")),
+        "run",
+        f"{service.url}/openapi.json",
+    ]
     every_path = "--include-path-regex=.*"  # by itself it leaves out the document's
-    phases = "--phases=examples,coverage,fuzzing"  # no request builds on another; it would take an id for a list
-    options = ["--checks=all", "--seed=42", "--max-examples=10", "--no-color", every_path, phases]
+    # No request builds on another; it would take an id for a list.
+    phases = "--phases=examples,coverage,fuzzing"
+    options = [
+        "--checks=all",
+        "--seed=42",
+        "--max-examples=10",
+        "--no-color",
+        every_path,
+        phases,
+    ]
     before = len(service.log)  # other tests have it answer with errors
-    ended = subprocess.run([*command, *options], check=False, capture_output=True, text=True, cwd=tmp_path)
+    ended = subprocess.run(
+        [*command, *options], check=False, capture_output=True, text=True, cwd=tmp_path
+    )
     assert ended.returncode == 0, ended.stdout
     assert f"Tested: {len(DOCUMENT['paths'])}\n" in ended.stdout
     (count,) = re.findall("([0-9]+) generated", ended.stdout)

@@ -1,4 +1,6 @@
-"""The TypeScript client that the contract gives: generated, compiled and run, as docs/frontend.md says."""
+"""The TypeScript client that the contract gives: generated, compiled and run, as
+docs/frontend.md says.
+"""
 
 import re
 import subprocess
@@ -46,21 +48,41 @@ export function same(one: Failure, other: Responses[429] | Responses["5XX"]): bo
 
 @needs("npm", "node")
 def test_typescript_client(start: Start, tmp_path: Path) -> None:
-    """The client that docs/frontend.md shows how to make has exact types, compiles, and gets answers of the demo."""
+    """The client that docs/frontend.md shows how to make has exact types, compiles, and
+    gets answers of the demo.
+    """
     service = start("--demo")
     commands = re.findall(r"^    (np[mx] .*)$", PAGE, re.M)
     (program,) = re.findall(r"^```ts\n(.*?)^```$", PAGE, re.M | re.S)
     (tmp_path / "package.json").write_text('{"type": "module"}')
-    (tmp_path / "program.ts").write_text(program.replace("http://127.0.0.1:5000", service.url))
+    (tmp_path / "program.ts").write_text(
+        program.replace("http://127.0.0.1:5000", service.url)
+    )
     (tmp_path / "types.ts").write_text(TYPES)
     *installs, generate = commands
     assert len(installs) == 2
     for command in installs:
-        ended = subprocess.run(command.split(), check=False, cwd=tmp_path, capture_output=True, text=True, timeout=300)
+        ended = subprocess.run(
+            command.split(),
+            check=False,
+            cwd=tmp_path,
+            capture_output=True,
+            text=True,
+            timeout=300,
+        )
         if ended.returncode:
             pytest.skip(f"npm can't install the compiler: {ended.stderr[-300:]}")
     ran(*generate.replace("http://127.0.0.1:5000", service.url).split(), cwd=tmp_path)
-    ran("npx", "tsc", *STRICT, *TARGET, "program.ts", "types.ts", cwd=tmp_path, timeout=120)
+    ran(
+        "npx",
+        "tsc",
+        *STRICT,
+        *TARGET,
+        "program.ts",
+        "types.ts",
+        cwd=tmp_path,
+        timeout=120,
+    )
     assert ran("node", "program.js", cwd=tmp_path).splitlines() == [
         "Dinner with the neighbours API, Arthur, Ella",
         "expected one list of ids in brackets, such as ?event_ids=[a,b,c]",

@@ -1,4 +1,6 @@
-"""What the tests of deployment share: programs that are run to their end, free ports, nginx."""
+"""What the tests of deployment share: programs that are run to their end, free ports,
+nginx.
+"""
 
 import shutil
 import socket
@@ -16,15 +18,24 @@ from tests.fixtures import PATIENCE, ROOT, until
 
 def missing(*programs: str) -> str:
     """Return the names of those `programs` that are not installed."""
-    return " and ".join(program for program in programs if shutil.which(program) is None)
+    return " and ".join(
+        program for program in programs if shutil.which(program) is None
+    )
 
 
 def needs(*programs: str) -> pytest.MarkDecorator:
     """Skip a test where one of Debian's `programs` is not installed."""
-    return pytest.mark.skipif(bool(missing(*programs)), reason=f"needs {missing(*programs)}, as Debian has it")
+    return pytest.mark.skipif(
+        bool(missing(*programs)), reason=f"needs {missing(*programs)}, as Debian has it"
+    )
 
 
-def ran(*command: str | Path, cwd: Path = ROOT, timeout: float = 30, environ: Mapping[str, str] | None = None) -> str:
+def ran(
+    *command: str | Path,
+    cwd: Path = ROOT,
+    timeout: float = 30,
+    environ: Mapping[str, str] | None = None,
+) -> str:
     """Run a program and return everything it printed; fail if its exit status isn't 0."""
     ended = subprocess.run(
         command,
@@ -56,9 +67,13 @@ def listens(port: int) -> bool:
 
 
 @contextmanager
-def running(*command: str | Path, ports: Iterable[int]) -> Iterator[subprocess.Popen[bytes]]:
+def running(
+    *command: str | Path, ports: Iterable[int]
+) -> Iterator[subprocess.Popen[bytes]]:
     """Run a program until the end of the block; it listens on `ports` by then."""
-    process = subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+    process = subprocess.Popen(
+        command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL
+    )
     try:
         until(lambda: all(map(listens, ports)), f"{command[0]} to listen")
         yield process
@@ -69,13 +84,25 @@ def running(*command: str | Path, ports: Iterable[int]) -> Iterator[subprocess.P
 
 @contextmanager
 def nginx(folder: Path, site: str, *ports: int) -> Iterator[None]:
-    """Run nginx with a site in its http block until the end of the block; it listens on `ports` by then."""
+    """Run nginx with a site in its http block until the end of the block; it listens on
+    `ports` by then.
+    """
     kinds = ("client_body", "proxy", "fastcgi", "uwsgi", "scgi")
     temporary = "".join(f"{kind}_temp_path {folder}/{kind};\n" for kind in kinds)
     config = folder / "nginx.conf"
     http = f"access_log off;\n{temporary}{site}"
-    config.write_text(f"daemon off;\npid {folder}/pid;\nevents {{ worker_connections 1024; }}\nhttp {{\n{http}\n}}\n")
-    command = ["nginx", "-p", str(folder), "-c", str(config), "-e", str(folder / "error.log")]
+    config.write_text(
+        f"daemon off;\npid {folder}/pid;\nevents {{ worker_connections 1024; }}\nhttp {{\n{http}\n}}\n"
+    )
+    command = [
+        "nginx",
+        "-p",
+        str(folder),
+        "-c",
+        str(config),
+        "-e",
+        str(folder / "error.log"),
+    ]
     ran(*command, "-t")
     with running(*command, ports=ports):
         yield

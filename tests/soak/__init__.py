@@ -1,1 +1,3 @@
-"""A soak test: traffic, faults and outages for minutes on end, with every answer checked. `python -m tests.soak`."""
+"""A soak test: traffic, faults and outages for minutes on end, with every answer
+checked. `python -m tests.soak`.
+"""

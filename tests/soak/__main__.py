@@ -1,7 +1,9 @@
-"""`python -m tests.soak`: minutes of traffic, faults and outages, with every answer checked.
+"""`python -m tests.soak`: minutes of traffic, faults and outages, with every answer
+checked.
 
-Half the time one instance of the service, then three that share a Redis. Prints a line of figures now and then, and a
-verdict. Exit status 1 if the service broke a promise, 2 if a program is missing.
+Half the time one instance of the service, then three that share a Redis. Prints a line
+of figures now and then, and a verdict. Exit status 1 if the service broke a promise, 2
+if a program is missing.
 """
 
 import argparse
@@ -24,8 +26,9 @@ from tests.soak.upstream import Upstream
 RULES = Rules(expiry=3.0, fault_expiry=0.6, timeout=2.0)
 CLIENTS = 30
 PAUSE = 0.12  # seconds between two requests of a client: some 200 a second in all
-# What an instance may hold more at the end than after the first quarter, or minute. Threads and connections upstream
-# are kept once they are there, so both follow the busiest moment; memory is given back in large pieces only.
+# What an instance may hold more at the end than after the first quarter, or minute.
+# Threads and connections upstream are kept once they are there, so both follow the
+# busiest moment; memory is given back in large pieces only.
 GROWTH = Resources(threads=40, descriptors=40, kilobytes=16 * 1024)
 
 
@@ -33,7 +36,9 @@ class Pulse:
     """Knows how late this process's event loop was."""
 
     def __init__(self) -> None:
-        self._delays = deque[tuple[float, float]](maxlen=4000)  # when one was noticed, and how long it was
+        self._delays = deque[tuple[float, float]](
+            maxlen=4000
+        )  # when one was noticed, and how long it was
 
     async def run(self) -> None:
         """Go on until cancelled."""
@@ -60,12 +65,18 @@ class Soak:
         self._seconds = seconds
         self._seed = seed
         self._redis = Redis() if shared else None
-        self._instances: list[Instance] = [Instance() for _ in range(3 if shared else 1)]
+        self._instances: list[Instance] = [
+            Instance() for _ in range(3 if shared else 1)
+        ]
         self._pulse = Pulse()
         self._upstream = Upstream(seed, lambda call: self._checker.called(call))  # noqa: PLW0108 - made below
-        self._checker = Checker(RULES, self._upstream.calls, self._upstream.by_event, self._pulse.lag)
+        self._checker = Checker(
+            RULES, self._upstream.calls, self._upstream.by_event, self._pulse.lag
+        )
         self._outages: Outages | None = None
-        self._held: dict[int, Resources] = {}  # by process id, once it has been at work for a while
+        self._held: dict[
+            int, Resources
+        ] = {}  # by process id, once it has been at work for a while
 
     async def run(self) -> bool:
         """Return whether the service kept its promises."""
@@ -76,7 +87,9 @@ class Soak:
             async with _in_background(self._pulse.run(), self._upstream.change()):
                 async with _in_background(self._report(), *self._load()):
                     await asyncio.sleep(self._seconds)
-                await asyncio.sleep(RULES.timeout + RULES.expiry + 1)  # all work ends, all answers expire
+                await asyncio.sleep(
+                    RULES.timeout + RULES.expiry + 1
+                )  # all work ends, all answers expire
                 self._compare()
                 await asyncio.to_thread(self._stop)
         finally:
@@ -89,7 +102,8 @@ class Soak:
         ports = [instance.port for instance in self._instances]
         rng = random.Random(self._seed)
         clients = [
-            Client(ports, self._checker, number, random.Random(rng.random()), PAUSE) for number in range(CLIENTS)
+            Client(ports, self._checker, number, random.Random(rng.random()), PAUSE)
+            for number in range(CLIENTS)
         ]
         load = [client.run() for client in clients]
         if self._redis:
@@ -110,8 +124,13 @@ class Soak:
                     self._held.setdefault(instance.pid, instance.resources())
             if now > due:
                 due += every
-                counts, held = self._checker.counts, [tuple(instance.resources()) for instance in self._instances]
-                shown = " ".join(f"{status}:{many}" for status, many in sorted(counts.items()))
+                counts, held = (
+                    self._checker.counts,
+                    [tuple(instance.resources()) for instance in self._instances],
+                )
+                shown = " ".join(
+                    f"{status}:{many}" for status, many in sorted(counts.items())
+                )
                 print(
                     f"{now - began:4.0f} s  {(counts.total() - answers) / every:.0f}/s  {shown}"
                     f"  calls:{self._upstream.played.total()} faults:{self._upstream.faults}"
@@ -125,21 +144,35 @@ class Soak:
     def _compare(self) -> None:
         """Check that nothing has grown since the first readings."""
         for number, instance in enumerate(self._instances):
-            before, now = self._held.get(instance.pid, instance.resources()), instance.resources()
-            if any(more > most for more, most in zip(_difference(now, before), GROWTH, strict=True)):
-                self._checker.violation("grown", f"instance {number}: {before}, at the end {now}")
+            before, now = (
+                self._held.get(instance.pid, instance.resources()),
+                instance.resources(),
+            )
+            if any(
+                more > most
+                for more, most in zip(_difference(now, before), GROWTH, strict=True)
+            ):
+                self._checker.violation(
+                    "grown", f"instance {number}: {before}, at the end {now}"
+                )
 
     def _stop(self) -> None:
-        """Check that each instance ends when told to, and that its log tells no failure and no token."""
+        """Check that each instance ends when told to, and that its log tells no failure
+        and no token.
+        """
         for number, instance in enumerate(self._instances):
             instance.send(signal.SIGTERM)
             if (status := instance.wait()) != 0:
-                self._checker.violation("wrong end", f"instance {number}: exit status {status}")
+                self._checker.violation(
+                    "wrong end", f"instance {number}: exit status {status}"
+                )
             log = instance.log
             for wrong in ("Traceback", TOKEN):
                 if wrong in log:
                     around = log[max(0, log.index(wrong) - 500) :][:3000]
-                    self._checker.violation("wrong log", f"instance {number}: {wrong}\n{around}")
+                    self._checker.violation(
+                        "wrong log", f"instance {number}: {wrong}\n{around}"
+                    )
 
     def _verdict(self) -> bool:
         found = self._checker.found
@@ -181,13 +214,31 @@ async def _main(seconds: float, seed: int, parts: list[bool]) -> int:
 
 def main() -> int:
     """Run the soak test as the command line says; return the exit status."""
-    parser = argparse.ArgumentParser(prog="python -m tests.soak", description=__doc__.partition("\n\n")[2])
-    parser.add_argument("--seconds", type=float, default=600, help="how long, in all (default: %(default)s)")
-    parser.add_argument("--seed", type=int, default=None, help="repeats a run's choices, though not its timing")
+    parser = argparse.ArgumentParser(
+        prog="python -m tests.soak", description=__doc__.partition("\n\n")[2]
+    )
+    parser.add_argument(
+        "--seconds",
+        type=float,
+        default=600,
+        help="how long, in all (default: %(default)s)",
+    )
+    parser.add_argument(
+        "--seed",
+        type=int,
+        default=None,
+        help="repeats a run's choices, though not its timing",
+    )
     parser.add_argument("--alone", action="store_true", help="one instance only")
-    parser.add_argument("--redis", action="store_true", help="three instances that share a Redis only")
+    parser.add_argument(
+        "--redis", action="store_true", help="three instances that share a Redis only"
+    )
     options = parser.parse_args()
-    parts = [shared for shared, chosen in ((False, options.alone), (True, options.redis)) if chosen] or [False, True]
+    parts = [
+        shared
+        for shared, chosen in ((False, options.alone), (True, options.redis))
+        if chosen
+    ] or [False, True]
     if True in parts and not shutil.which("redis-server"):
         print("redis-server is not installed; --alone needs none", file=sys.stderr)
         return 2

@@ -1,10 +1,11 @@
 """Checks every answer against what the upstream said, and when.
 
-All times are `time.monotonic()` of this process. The checker can't see when the service began a load or sent an answer,
-only when the upstream was asked (later than the load began) and when the answer arrived (later than it was sent). The
-first makes it lenient by itself; the second needs a tolerance: `SLACK` for what two processes and a socket take on a
-quiet machine, and twice the longest delay of this process's own event loop meanwhile, since the service's share the
-same cores.
+All times are `time.monotonic()` of this process. The checker can't see when the service
+began a load or sent an answer, only when the upstream was asked (later than the load
+began) and when the answer arrived (later than it was sent). The first makes it lenient
+by itself; the second needs a tolerance: `SLACK` for what two processes and a socket
+take on a quiet machine, and twice the longest delay of this process's own event loop
+meanwhile, since the service's share the same cores.
 """
 
 import json
@@ -18,7 +19,9 @@ from tests.soak.upstream import PAUSE, Call, Stamp, is_removed
 
 SLACK = 0.15  # seconds
 SHOWN = 3  # violations of each kind that are printed in full
-SETTLING = 3.0  # seconds after an outage until instances must load together again: a lock's two, and one to reconnect
+# Seconds after an outage until instances must load together again: a lock's two, and
+# one to reconnect.
+SETTLING = 3.0
 DEFINITE = frozenset(range(400, 500)) - {401, 403, 408, 429}
 
 
@@ -35,8 +38,9 @@ class Rules:
 class Answer:
     """One response of the service, and the request it answers. Times are in seconds.
 
-    A pipelined request counts as sent once the answer before its own has been received; `pipelined` is when it was
-    really sent: if this process was slow since, the answer waited to be read.
+    A pipelined request counts as sent once the answer before its own has been received;
+    `pipelined` is when it was really sent: if this process was slow since, the answer
+    waited to be read.
     """
 
     sent: float
@@ -62,7 +66,11 @@ class Answer:
 
 @dataclass
 class Checker:
-    """Collects violations. `calls` and `by_event` are the upstream's log; `lag` gives our own delay since a time."""
+    """Collects violations.
+
+    `calls` and `by_event` are the upstream's log; `lag` gives our own delay since a
+    time.
+    """
 
     rules: Rules
     calls: Mapping[int, Call]
@@ -71,12 +79,25 @@ class Checker:
     counts: Counter[str] = field(default_factory=Counter)  # answers, by status
     found: Counter[str] = field(default_factory=Counter)  # violations, by kind
     shown: list[str] = field(default_factory=list)
-    calm_since: float | None = None  # when the last outage of Redis or an instance ended; None: one is under way
-    _bodies: dict[tuple[str, str], bytes] = field(default_factory=dict)  # by request and ETag
-    _running: defaultdict[str, deque[Call]] = field(default_factory=lambda: defaultdict(deque))
-    _pauses: dict[int, Call] = field(default_factory=dict)  # by instance, the latest 429
-    _suspended: defaultdict[int, list[tuple[float, float]]] = field(default_factory=lambda: defaultdict(list))
-    doubled_elsewhere: int = 0  # loads of what another instance was loading, in calm times
+    calm_since: float | None = (
+        # When the last outage of Redis or an instance ended; None: one is under way.
+        None
+    )
+    _bodies: dict[tuple[str, str], bytes] = field(
+        default_factory=dict
+    )  # by request and ETag
+    _running: defaultdict[str, deque[Call]] = field(
+        default_factory=lambda: defaultdict(deque)
+    )
+    _pauses: dict[int, Call] = field(
+        default_factory=dict
+    )  # by instance, the latest 429
+    _suspended: defaultdict[int, list[tuple[float, float]]] = field(
+        default_factory=lambda: defaultdict(list)
+    )
+    doubled_elsewhere: int = (
+        0  # loads of what another instance was loading, in calm times
+    )
 
     def violation(self, kind: str, text: str) -> None:
         """Note one."""
@@ -85,17 +106,29 @@ class Checker:
             self.shown.append(f"{kind}: {text}")
 
     def suspended(self, instance: int, begin: float, end: float) -> None:
-        """Note that an instance was stopped or dead for a while, so that nothing is expected of it."""
+        """Note that an instance was stopped or dead for a while, so that nothing is
+        expected of it.
+        """
         self._suspended[instance].append((begin, end))
         self._pauses.pop(instance, None)
 
     def called(self, call: Call) -> None:
-        """Check that nobody else is loading the events of a call that has just begun, and that there is no pause."""
+        """Check that nobody else is loading the events of a call that has just begun,
+        and that there is no pause.
+        """
         tolerance = self._tolerance(call.asked)
         pause = self._pauses.get(call.instance)
-        in_pause = pause and pause.ended and tolerance < call.asked - pause.ended < PAUSE - tolerance
+        in_pause = (
+            pause
+            and pause.ended
+            and tolerance < call.asked - pause.ended < PAUSE - tolerance
+        )
         # An instance that was away may not have read the 429 yet.
-        if pause and in_pause and not self._was_away(call.instance, pause.asked, call.asked):
+        if (
+            pause
+            and in_pause
+            and not self._was_away(call.instance, pause.asked, call.asked)
+        ):
             self.violation("called in a pause", f"{call} after {pause}")
         if call.fault == "pause":
             self._pauses[call.instance] = call
@@ -111,8 +144,13 @@ class Checker:
                 ):
                     continue
                 if other.instance == call.instance:
-                    self.violation("loaded twice at once", f"{event_id}: {other} and {call}")
-                elif self.calm_since is not None and other.asked > self.calm_since + SETTLING:
+                    self.violation(
+                        "loaded twice at once", f"{event_id}: {other} and {call}"
+                    )
+                elif (
+                    self.calm_since is not None
+                    and other.asked > self.calm_since + SETTLING
+                ):
                     self.doubled_elsewhere += 1
             running.append(call)
 
@@ -122,12 +160,20 @@ class Checker:
         return now > call.asked + self.rules.timeout - tolerance
 
     def lost(self, instance: int, sent: float, now: float, what: str) -> None:
-        """Check that a request that got no answer was sent to an instance that was away."""
+        """Check that a request that got no answer was sent to an instance that was
+        away.
+        """
         if not self._was_away(instance, sent, now):
-            self.violation("no answer", f"instance {instance}, sent at {sent:.3f}, {now - sent:.3f} s ago: {what}")
+            self.violation(
+                "no answer",
+                f"instance {instance}, sent at {sent:.3f}, {now - sent:.3f} s ago: {what}",
+            )
 
     def _was_away(self, instance: int, begin: float, end: float) -> bool:
-        return any(begin <= until + 0.5 and since <= end for since, until in self._suspended[instance])
+        return any(
+            begin <= until + 0.5 and since <= end
+            for since, until in self._suspended[instance]
+        )
 
     def _tolerance(self, since: float) -> float:
         return SLACK + 2 * self.lag(since)
@@ -136,13 +182,22 @@ class Checker:
         """Check one answer for one event or a list."""
         self.counts[str(answer.status)] += 1
         away = self._was_away(answer.instance, answer.sent, answer.received)
-        took, tolerance = answer.received - answer.sent, self._tolerance(min(answer.sent, answer.pipelined))
-        if took > self.rules.timeout + 1 + tolerance and not answer.read_late and not away:
+        took, tolerance = (
+            answer.received - answer.sent,
+            self._tolerance(min(answer.sent, answer.pipelined)),
+        )
+        if (
+            took > self.rules.timeout + 1 + tolerance
+            and not answer.read_late
+            and not away
+        ):
             self._complain("answered late", answer, f"after {took:.2f} s")
         key = (",".join(answer.event_ids), answer.headers.get("etag", ""))
         if answer.status == 304:
             if answer.body or key not in self._bodies:
-                self._complain("wrong 304", answer, "it has a body, or nobody ever got this ETag")
+                self._complain(
+                    "wrong 304", answer, "it has a body, or nobody ever got this ETag"
+                )
                 return
             answer.body, answer.status = self._bodies[key], 200
         elif answer.status == 200 and key[1]:
@@ -151,8 +206,13 @@ class Checker:
                 del self._bodies[next(iter(self._bodies))]
         try:
             is_text = answer.headers.get("content-type", "").startswith("text/plain")
-            # A body that isn't in the envelope is passed through as text, and has no stamp.
-            said = {"error": {"status_code": answer.status, "message": ""}} if is_text else json.loads(answer.body)
+            # A body that isn't in the envelope is passed through as text, and has no
+            # stamp.
+            said = (
+                {"error": {"status_code": answer.status, "message": ""}}
+                if is_text
+                else json.loads(answer.body)
+            )
             if answer.is_list:
                 self._check_list(answer, said)
             else:
@@ -162,22 +222,40 @@ class Checker:
 
     def _check_list(self, answer: Answer, said: Any) -> None:
         data, errors = {part["id"]: part for part in said["data"]}, said["errors"]
-        wanted = [event_id for event_id in dict.fromkeys(answer.event_ids) if event_id not in errors]
-        if list(data) != wanted or len(said["data"]) != len(wanted) or not errors.keys() <= set(answer.event_ids):
-            self._complain("wrong list", answer, f"has {list(data)} and errors for {list(errors)}")
+        wanted = [
+            event_id
+            for event_id in dict.fromkeys(answer.event_ids)
+            if event_id not in errors
+        ]
+        if (
+            list(data) != wanted
+            or len(said["data"]) != len(wanted)
+            or not errors.keys() <= set(answer.event_ids)
+        ):
+            self._complain(
+                "wrong list", answer, f"has {list(data)} and errors for {list(errors)}"
+            )
         for event_id, part in data.items():
             self._check_part(answer, event_id, 200, part)
         for event_id, part in errors.items():
             self._check_part(answer, event_id, part["status_code"], {"error": part})
 
-    def _check_part(self, answer: Answer, event_id: str, status: int, said: Any) -> None:
+    def _check_part(
+        self, answer: Answer, event_id: str, status: int, said: Any
+    ) -> None:
         if status == 200:
             self._check_success(answer, event_id, said)
             return
         message = said["error"]["message"]
         if said["error"]["status_code"] != status:
-            self._complain("wrong status", answer, f"{status}, but the body says {said}")
-        if event_id.startswith(("deleted", "unknown")) and status == 404 and "|" not in message:
+            self._complain(
+                "wrong status", answer, f"{status}, but the body says {said}"
+            )
+        if (
+            event_id.startswith(("deleted", "unknown"))
+            and status == 404
+            and "|" not in message
+        ):
             return  # the service's own words; it stays so
         if status not in DEFINITE and answer.fresh_for is not None:
             self._complain("untruthful", answer, "a fault may not be kept by clients")
@@ -187,71 +265,147 @@ class Checker:
             self._check_unstamped(answer, event_id, status)
 
     def _check_success(self, answer: Answer, event_id: str, said: Any) -> None:
-        title, names = Stamp.parse(said["title"]), [Stamp.parse(name) for name in said["names"]]
+        title, names = (
+            Stamp.parse(said["title"]),
+            [Stamp.parse(name) for name in said["names"]],
+        )
         stamps = [title, *names]
-        if list(said) != ["id", "title", "names"] or {said["id"], *(one.event_id for one in stamps)} != {event_id}:
+        if list(said) != ["id", "title", "names"] or {
+            said["id"],
+            *(one.event_id for one in stamps),
+        } != {event_id}:
             self._complain("mixed", answer, f"{event_id} has {said}")
         total = names[0].total if names else 0
         right = [position for position in range(total) if not is_removed(position)]
-        if not names or [one.position for one in names] != right or len({one.version for one in names}) > 1:
+        if (
+            not names
+            or [one.position for one in names] != right
+            or len({one.version for one in names}) > 1
+        ):
             said = Counter((one.serial, one.version, one.total) for one in names)
-            self._complain("incomplete", answer, f"{event_id}; names by (call, version, total): {dict(said)}")
+            self._complain(
+                "incomplete",
+                answer,
+                f"{event_id}; names by (call, version, total): {dict(said)}",
+            )
         for stamp in stamps:
             call = self.calls.get(stamp.serial)
             if call and (event_id not in call.event_ids or 200 not in call.statuses):
                 self._complain("mixed", answer, f"{event_id}: {stamp} is of {call}")
-        self._check_age(answer, event_id, min(one.asked for one in stamps), self.rules.expiry)
+        self._check_age(
+            answer, event_id, min(one.asked for one in stamps), self.rules.expiry
+        )
 
-    def _check_stamped(self, answer: Answer, event_id: str, status: int, stamp: Stamp) -> None:
+    def _check_stamped(
+        self, answer: Answer, event_id: str, status: int, stamp: Stamp
+    ) -> None:
         call = self.calls.get(stamp.serial)
         if call and (event_id not in call.event_ids or status not in call.statuses):
             self._complain("mixed", answer, f"{event_id}: {status} from {call}")
         if status in DEFINITE and (call is None or call.single):
             self._check_age(answer, event_id, stamp.asked, self.rules.expiry)
             return
-        # Of a list's events, only one may be known, so that its call for subscriptions looks like that of one event.
+        # Of a list's events, only one may be known, so that its call for subscriptions
+        # looks like that of one event.
         load = self._load(call, event_id, answer.received) if call else []
-        of_list = any(not one.single and {*one.event_ids} <= {*answer.event_ids} for one in load)
+        of_list = any(
+            not one.single and {*one.event_ids} <= {*answer.event_ids} for one in load
+        )
         if of_list and answer.is_list:
-            return  # the failure of a list is told to that list, whenever the rest of it comes, and isn't kept
-        found = self._load_ended(call, event_id, answer.received) if call else stamp.asked
-        kept = self.rules.fault_expiry if status != 429 else max(PAUSE, self.rules.fault_expiry)
+            # The failure of a list is told to that list, whenever the rest of it comes,
+            # and isn't kept.
+            return
+        found = (
+            self._load_ended(call, event_id, answer.received) if call else stamp.asked
+        )
+        kept = (
+            self.rules.fault_expiry
+            if status != 429
+            else max(PAUSE, self.rules.fault_expiry)
+        )
         self._check_age(answer, event_id, found, kept)
         is_kept = not answer.is_list and status != 429  # a pause is for all events
-        if call and not call.single and is_kept and "; hit" in answer.headers.get("cache-status", ""):
+        if (
+            call
+            and not call.single
+            and is_kept
+            and "; hit" in answer.headers.get("cache-status", "")
+        ):
             self._complain("list's fault kept", answer, f"{event_id}: {call}")
 
     def _check_unstamped(self, answer: Answer, event_id: str, status: int) -> None:
-        """Check that something happened upstream, in time, that explains an error without a stamp."""
-        reach = self.rules.fault_expiry + self._tolerance(min(answer.sent, answer.pipelined))
+        """Check that something happened upstream, in time, that explains an error
+        without a stamp.
+        """
+        reach = self.rules.fault_expiry + self._tolerance(
+            min(answer.sent, answer.pipelined)
+        )
         if status == 429:
             reach += max(PAUSE, self.rules.fault_expiry)
-            calls: Sequence[Call] = list(self.calls.values())[-5000:]  # a pause is for every event
+            calls: Sequence[Call] = list(self.calls.values())[
+                -5000:
+            ]  # a pause is for every event
         else:
             calls = self.by_event.get(event_id, ())
-        is_hit = not answer.is_list and "; hit" in answer.headers.get("cache-status", "")
+        is_hit = not answer.is_list and "; hit" in answer.headers.get(
+            "cache-status", ""
+        )
         for call in calls:
             ended = self._load_ended(call, event_id, answer.received)
-            explains = status in call.statuses and (call.single or not is_hit or status == 429)
-            if explains and call.asked <= answer.received and ended >= answer.sent - reach:
+            explains = status in call.statuses and (
+                call.single or not is_hit or status == 429
+            )
+            if (
+                explains
+                and call.asked <= answer.received
+                and ended >= answer.sent - reach
+            ):
                 return
-        if status == 504 and self._was_away(answer.instance, answer.sent - reach - self.rules.timeout, answer.received):
+        if status == 504 and self._was_away(
+            answer.instance, answer.sent - reach - self.rules.timeout, answer.received
+        ):
             return  # it slept through its own deadline
-        if status == 504 and answer.is_list and answer.received - answer.sent >= self.rules.timeout:
-            return  # the rest of the list took all the time, and there was none left for what had expired meanwhile
+        if (
+            status == 504
+            and answer.is_list
+            and answer.received - answer.sent >= self.rules.timeout
+        ):
+            # The rest of the list took all the time, and there was none left for what
+            # had expired meanwhile.
+            return
         self._complain(
-            "unexplained", answer, f"{event_id}: {status}; calls: {list(calls)[-3:] if status != 429 else ''}"
+            "unexplained",
+            answer,
+            f"{event_id}: {status}; calls: {list(calls)[-3:] if status != 429 else ''}",
         )
 
     def _load_ended(self, call: Call, event_id: str, now: float) -> float:
-        """Return when a load ended at the latest, given one of its calls: a fault is as old as that."""
-        return max(self._call_ended(one, now) for one in self._load(call, event_id, now))
+        """Return when a load ended at the latest, given one of its calls: a fault is as
+        old as that.
+        """
+        return max(
+            self._call_ended(one, now) for one in self._load(call, event_id, now)
+        )
 
     def _load(self, call: Call, event_id: str, now: float) -> list[Call]:
         """Return the calls that may be of the same load, this one included."""
-        began, end = call.asked - SLACK, (call.ended or now) + SLACK  # one may begin a moment after another has ended
-        others = [one for one in self.by_event.get(event_id, ()) if one.instance == call.instance]
-        return [call, *(one for one in others if one.asked <= end and began <= (one.ended or now))]
+        began, end = (
+            call.asked - SLACK,
+            (call.ended or now) + SLACK,
+        )  # one may begin a moment after another has ended
+        others = [
+            one
+            for one in self.by_event.get(event_id, ())
+            if one.instance == call.instance
+        ]
+        return [
+            call,
+            *(
+                one
+                for one in others
+                if one.asked <= end and began <= (one.ended or now)
+            ),
+        ]
 
     def _call_ended(self, call: Call, now: float) -> float:
         ended, due = call.ended or now, call.asked + self.rules.timeout
@@ -259,17 +413,31 @@ class Checker:
             return ended  # its instance noticed the time-out when it was back
         return min(ended, due)
 
-    def _check_age(self, answer: Answer, event_id: str, since: float, lifetime: float) -> None:
+    def _check_age(
+        self, answer: Answer, event_id: str, since: float, lifetime: float
+    ) -> None:
         if self._was_away(answer.instance, answer.sent, answer.received):
             return
         seen = (
-            answer.sent if answer.read_late else answer.received - self._tolerance(min(answer.sent, answer.pipelined))
+            answer.sent
+            if answer.read_late
+            else answer.received - self._tolerance(min(answer.sent, answer.pipelined))
         )
         if seen > since + lifetime:
-            self._complain("stale", answer, f"{event_id} is {seen - since:.3f} s old at least, of {lifetime:g}")
-        elif answer.fresh_for is not None and seen + answer.fresh_for > since + lifetime:
+            self._complain(
+                "stale",
+                answer,
+                f"{event_id} is {seen - since:.3f} s old at least, of {lifetime:g}",
+            )
+        elif (
+            answer.fresh_for is not None and seen + answer.fresh_for > since + lifetime
+        ):
             age = seen - since
-            self._complain("untruthful", answer, f"{event_id} is {age:.3f} s old at least, of {lifetime:g}")
+            self._complain(
+                "untruthful",
+                answer,
+                f"{event_id} is {age:.3f} s old at least, of {lifetime:g}",
+            )
 
     def _complain(self, kind: str, answer: Answer, text: str) -> None:
         asked = ",".join(answer.event_ids)

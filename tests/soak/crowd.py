@@ -1,7 +1,9 @@
-"""`python -m tests.soak.crowd`: 400 callers of one event over four instances that share a Redis cause one load in all.
+"""`python -m tests.soak.crowd`: 400 callers of one event over four instances that share
+a Redis cause one load in all.
 
-Fifty times in a row, each with another event; `--load 20` waits for that load average first, which busy loops make.
-Exit status 1 if there was ever another number of loads, or a wrong answer.
+Fifty times in a row, each with another event; `--load 20` waits for that load average
+first, which busy loops make. Exit status 1 if there was ever another number of loads,
+or a wrong answer.
 """
 
 import argparse
@@ -18,19 +20,24 @@ from tests.soak.upstream import Call, Upstream
 
 RULES = Rules(expiry=252.0, fault_expiry=6.0, timeout=10.0)
 CALLERS = 400
-DELAY = 1.0  # seconds that the upstream takes, so that all callers come before its answer does
+# Seconds that the upstream takes, so that all callers come before its answer does.
+DELAY = 1.0
 
 
 async def get(port: int, event_id: str) -> bytes:
     """Return the body of an answer; nothing if it is not a 200."""
     reader, writer = await asyncio.open_connection("127.0.0.1", port)
-    writer.write(f"GET {PATH}{event_id} HTTP/1.1\r\nHost: soak\r\nConnection: close\r\n\r\n".encode())
+    writer.write(
+        f"GET {PATH}{event_id} HTTP/1.1\r\nHost: soak\r\nConnection: close\r\n\r\n".encode()
+    )
     head, _, body = (await reader.read(-1)).partition(b"\r\n\r\n")
     writer.close()
     return body if head.startswith(b"HTTP/1.1 200 ") else b""
 
 
-async def run(rounds: int, instances: Sequence[Instance], redis: Redis, calls: list[Call]) -> int:
+async def run(
+    rounds: int, instances: Sequence[Instance], redis: Redis, calls: list[Call]
+) -> int:
     """Return how many of the rounds went wrong."""
     upstream = Upstream(0, calls.append)
     upstream.delay = DELAY
@@ -42,20 +49,29 @@ async def run(rounds: int, instances: Sequence[Instance], redis: Redis, calls: l
     for number in range(1, rounds + 1):
         calls.clear()
         ports = [instances[caller % len(instances)].port for caller in range(CALLERS)]
-        answers = await asyncio.gather(*(get(port, f"small-{number}") for port in ports))
+        answers = await asyncio.gather(
+            *(get(port, f"small-{number}") for port in ports)
+        )
         made = sum(call.endpoint == "events" for call in calls)
         if made != 1 or len(set(answers)) != 1 or not answers[0]:
             wrong += 1
-            print(f"round {number}: {made} loads, {len(set(answers))} different answers", flush=True)
+            print(
+                f"round {number}: {made} loads, {len(set(answers))} different answers",
+                flush=True,
+            )
     upstream.close()
     return wrong
 
 
 async def main() -> int:
     """Do as the command line says; return the exit status."""
-    parser = argparse.ArgumentParser(prog="python -m tests.soak.crowd", description=__doc__.partition("\n\n")[0])
+    parser = argparse.ArgumentParser(
+        prog="python -m tests.soak.crowd", description=__doc__.partition("\n\n")[0]
+    )
     parser.add_argument("--rounds", type=int, default=50)
-    parser.add_argument("--load", type=float, default=0.0, help="the load average to wait for")
+    parser.add_argument(
+        "--load", type=float, default=0.0, help="the load average to wait for"
+    )
     options = parser.parse_args()
     busy = [
         Process(["nice", "-n", "19", sys.executable, "-c", "while True: pass"])

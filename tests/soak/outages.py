@@ -1,4 +1,6 @@
-"""The processes of a soak test, the instances of the service and a Redis, and their outages."""
+"""The processes of a soak test, the instances of the service and a Redis, and their
+outages.
+"""
 
 import asyncio
 import ctypes
@@ -41,7 +43,9 @@ class Resources(NamedTuple):
 class Process:
     """A program that can be started again. It never outlives this one."""
 
-    def __init__(self, command: Sequence[str], environ: Mapping[str, str] = os.environ) -> None:
+    def __init__(
+        self, command: Sequence[str], environ: Mapping[str, str] = os.environ
+    ) -> None:
         self._command = command
         self.environ = dict(environ)
         self._log = tempfile.TemporaryFile()  # noqa: SIM115 - lives as long as this object
@@ -95,7 +99,10 @@ class Process:
     def resources(self) -> Resources:
         """Read what it holds now."""
         status = Path(f"/proc/{self.pid}/status").read_text()
-        threads, resident = (int(re.findall(rf"^{name}:\s+(\d+)", status, re.M)[0]) for name in ("Threads", "VmRSS"))
+        threads, resident = (
+            int(re.findall(rf"^{name}:\s+(\d+)", status, re.M)[0])
+            for name in ("Threads", "VmRSS")
+        )
         return Resources(threads, len(os.listdir(f"/proc/{self.pid}/fd")), resident)
 
 
@@ -104,8 +111,15 @@ class Instance(Process):
 
     def __init__(self) -> None:
         self.port = free_port()
-        environ = {name: value for name, value in os.environ.items() if not re.match(r"C42_|.*_PROXY$", name, re.I)}
-        super().__init__([sys.executable, "main.py"], environ | {"C42_PORT": str(self.port), "C42_TOKEN": TOKEN})
+        environ = {
+            name: value
+            for name, value in os.environ.items()
+            if not re.match(r"C42_|.*_PROXY$", name, re.I)
+        }
+        super().__init__(
+            [sys.executable, "main.py"],
+            environ | {"C42_PORT": str(self.port), "C42_TOKEN": TOKEN},
+        )
 
     async def ready(self) -> None:
         """Return once it answers."""
@@ -128,7 +142,9 @@ class Instance(Process):
         try:
             async with asyncio.timeout(5):
                 reader, writer = await asyncio.open_connection("127.0.0.1", self.port)
-                writer.write(f"GET {path} HTTP/1.1\r\nHost: soak\r\nConnection: close\r\n\r\n".encode())
+                writer.write(
+                    f"GET {path} HTTP/1.1\r\nHost: soak\r\nConnection: close\r\n\r\n".encode()
+                )
                 text = (await reader.read(-1)).decode()
                 writer.close()
         except (OSError, TimeoutError):
@@ -141,7 +157,16 @@ class Redis(Process):
 
     def __init__(self) -> None:
         self.port = free_port()
-        options = ["--bind", "127.0.0.1", "--port", str(self.port), "--save", "", "--appendonly", "no"]
+        options = [
+            "--bind",
+            "127.0.0.1",
+            "--port",
+            str(self.port),
+            "--save",
+            "",
+            "--appendonly",
+            "no",
+        ]
         super().__init__(["redis-server", *options, "--dir", tempfile.gettempdir()])
 
     async def tell(self, *words: str) -> None:
@@ -154,7 +179,9 @@ class Redis(Process):
         writer.close()
 
 
-async def start(instances: Sequence[Instance], upstream: Upstream, rules: Rules, redis: Redis | None) -> None:
+async def start(
+    instances: Sequence[Instance], upstream: Upstream, rules: Rules, redis: Redis | None
+) -> None:
     """Start all instances and return once they answer."""
     for number, instance in enumerate(instances):
         port = await upstream.listen(number)
@@ -164,7 +191,9 @@ async def start(instances: Sequence[Instance], upstream: Upstream, rules: Rules,
             "C42_FAULT_EXPIRY": str(rules.fault_expiry / 60),
             "C42_TIMEOUT": str(rules.timeout),
         }
-        if redis:  # those that share answers have one base URL; proxies let the upstream tell them apart
+        # Those that share answers have one base URL; proxies let the upstream tell them
+        # apart.
+        if redis:
             instance.environ["C42_CACHE_URL"] = f"redis://127.0.0.1:{redis.port}"
             instance.environ |= {
                 "C42_BASE_URL": "http://upstream.test/api/v2/",
@@ -178,7 +207,13 @@ async def start(instances: Sequence[Instance], upstream: Upstream, rules: Rules,
 class Outages:
     """Causes an outage, waits for recovery and then for a while, and repeats."""
 
-    def __init__(self, redis: Redis, instances: Sequence[Instance], checker: Checker, rng: random.Random) -> None:
+    def __init__(
+        self,
+        redis: Redis,
+        instances: Sequence[Instance],
+        checker: Checker,
+        rng: random.Random,
+    ) -> None:
         self._redis = redis
         self._instances = instances
         self._checker = checker
@@ -201,7 +236,10 @@ class Outages:
                 alone = await self._alone()
                 await asyncio.sleep(self._rng.uniform(4, 6))
                 if self._checker.doubled_elsewhere > await self._alone() - alone:
-                    self._checker.violation("loaded by two instances", f"{self._checker.doubled_elsewhere} times")
+                    self._checker.violation(
+                        "loaded by two instances",
+                        f"{self._checker.doubled_elsewhere} times",
+                    )
                 self._checker.calm_since, self._checker.doubled_elsewhere = None, 0
                 self.happened.append(act.__name__)
                 await act()
@@ -252,10 +290,17 @@ class Outages:
             try:
                 await instance.shares()
             except TimeoutError:
-                self._checker.violation("Redis not found again", f"{PATIENCE} s after {self.happened[-1]}")
+                self._checker.violation(
+                    "Redis not found again", f"{PATIENCE} s after {self.happened[-1]}"
+                )
 
     async def _alone(self) -> int:
         """How many loads all instances have made without Redis."""
         texts = [await instance.numbers() for instance in self._instances]
-        found = [re.search(r'^c42_shared_tier_loads_total\{result="alone"\} (\d+)', text, re.M) for text in texts]
+        found = [
+            re.search(
+                r'^c42_shared_tier_loads_total\{result="alone"\} (\d+)', text, re.M
+            )
+            for text in texts
+        ]
         return sum(int(match[1]) for match in found if match)

@@ -1,4 +1,7 @@
-"""Clients of every kind: patient, impatient, slow, rude. Each answer they get goes to the checker."""
+"""Clients of every kind: patient, impatient, slow, rude.
+
+Each answer they get goes to the checker.
+"""
 
 import asyncio
 import contextlib
@@ -14,14 +17,19 @@ from typing import Self
 from tests.soak.checker import Answer, Checker
 
 PATH = "/events-with-subscriptions/"
-PATIENCE = 15.0  # seconds until a client gives up, long after the service should have answered
+PATIENCE = (
+    15.0  # seconds until a client gives up, long after the service should have answered
+)
 KINDS = {"small": 40, "large": 8, "deleted": 3, "unknown": 3}
 EVENTS = [f"{kind}-{number}" for kind, many in KINDS.items() for number in range(many)]
 
 
 @dataclass
 class Client:
-    """One client, which does one thing after another. It talks to any of the instances at `ports`."""
+    """One client, which does one thing after another.
+
+    It talks to any of the instances at `ports`.
+    """
 
     ports: Sequence[int]
     checker: Checker
@@ -52,7 +60,9 @@ class Client:
                 await habit(wire)
             except (OSError, EOFError, TimeoutError) as error:
                 since = wire.since if wire else began
-                self.checker.lost(instance, since, time.monotonic(), f"{habit.__name__}: {error!r}")
+                self.checker.lost(
+                    instance, since, time.monotonic(), f"{habit.__name__}: {error!r}"
+                )
             finally:
                 if wire:
                     wire.close()
@@ -62,7 +72,9 @@ class Client:
         for _ in range(self.rng.randint(1, 12)):
             event_id = self._event()
             known = self._etags.get(event_id) if self.rng.random() < 0.3 else None
-            wire.send(_request(event_id, more=f"If-None-Match: {known}\r\n" if known else ""))
+            wire.send(
+                _request(event_id, more=f"If-None-Match: {known}\r\n" if known else "")
+            )
             answer = await wire.receive([event_id])
             self._etags[event_id] = answer.headers.get("etag", "")
             await asyncio.sleep(self.rng.expovariate(1 / self.pause))
@@ -104,7 +116,9 @@ class Client:
 
     async def _make_mistakes(self, wire: "_Wire") -> None:
         """Ask for things that don't exist; no call is made."""
-        method, target, status = self.rng.choice((("GET", "a%20b", 400), ("POST", "a", 405), ("GET", "a/b", 404)))
+        method, target, status = self.rng.choice(
+            (("GET", "a%20b", 400), ("POST", "a", 405), ("GET", "a/b", 404))
+        )
         wire.send(_request(target, method))
         answer = await wire.read([])
         self.checker.counts[str(answer.status)] += 1
@@ -121,10 +135,18 @@ class Client:
 class _Wire:
     """A connection to an instance."""
 
-    def __init__(self, reader: StreamReader, writer: StreamWriter, checker: Checker, instance: int) -> None:
+    def __init__(
+        self,
+        reader: StreamReader,
+        writer: StreamWriter,
+        checker: Checker,
+        instance: int,
+    ) -> None:
         self.reader = reader
         self.writer = writer
-        self.since = self.sent = time.monotonic()  # `since` is when the answer that is due now could begin
+        self.since = self.sent = (
+            time.monotonic()
+        )  # `since` is when the answer that is due now could begin
         self._checker = checker
         self._instance = instance
 
@@ -141,7 +163,9 @@ class _Wire:
         """Reset the connection."""
         with contextlib.suppress(OSError):
             sock = self.writer.get_extra_info("socket")
-            sock.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
+            sock.setsockopt(
+                socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0)
+            )
         self.writer.transport.abort()
 
     def send(self, data: bytes) -> None:
@@ -149,7 +173,9 @@ class _Wire:
         self.since = self.sent = time.monotonic()
         self.writer.write(data)
 
-    async def receive(self, events: Sequence[str], *, is_list: bool = False, read_late: bool = False) -> Answer:
+    async def receive(
+        self, events: Sequence[str], *, is_list: bool = False, read_late: bool = False
+    ) -> Answer:
         """Read the next answer and have it checked."""
         answer = await self.read(events)
         answer.is_list, answer.read_late = is_list, read_late
@@ -163,9 +189,16 @@ class _Wire:
         async with asyncio.timeout(PATIENCE):
             head = (await self.reader.readuntil(b"\r\n\r\n")).decode()
             first, *lines = head[:-4].split("\r\n")
-            headers = {name.lower(): value for name, _, value in (line.partition(": ") for line in lines)}
+            headers = {
+                name.lower(): value
+                for name, _, value in (line.partition(": ") for line in lines)
+            }
             status = int(first.split(" ")[1])
-            body = b"" if status == 304 else await self.reader.readexactly(int(headers["content-length"]))
+            body = (
+                b""
+                if status == 304
+                else await self.reader.readexactly(int(headers["content-length"]))
+            )
         return Answer(
             sent=self.since,
             pipelined=self.sent,

@@ -1,7 +1,9 @@
-"""The soak test's own upstream. It stamps every answer with its event and the time it was asked, and keeps a log.
+"""The soak test's own upstream. It stamps every answer with its event and the time it
+was asked, and keeps a log.
 
-It shares no code with `standin/`, so that a mistake there can't hide one in the service. An event's id says what it is:
-`small-1`, `large-1` (several pages), `deleted-1`, `unknown-1`. All times are `time.monotonic()`, in seconds.
+It shares no code with `standin/`, so that a mistake there can't hide one in the
+service. An event's id says what it is: `small-1`, `large-1` (several pages),
+`deleted-1`, `unknown-1`. All times are `time.monotonic()`, in seconds.
 """
 
 import asyncio
@@ -22,13 +24,17 @@ KEPT = 60.0  # seconds for which the log remembers a call
 PAUSE = 1.0  # seconds, that a 429 asks for
 LONGEST_HANG = 30.0  # seconds; the service has long given up
 
-# What can go wrong, how often in comparison with the others, and the statuses that the service may answer with.
+# What can go wrong, how often in comparison with the others, and the statuses that the
+# service may answer with.
 FAULTS: dict[str, tuple[int, frozenset[int]]] = {
     "slow": (30, frozenset({200})),
     "hints": (6, frozenset({200})),  # 103 and then 200
     "stray": (6, frozenset({200})),  # a second response behind the right one
     "moved page": (12, frozenset({200, 502})),
-    **{str(status): (2, frozenset({status})) for status in (400, 401, 403, 408, 410, 500, 503)},
+    **{
+        str(status): (2, frozenset({status}))
+        for status in (400, 401, 403, 408, 410, 500, 503)
+    },
     "pause": (1, frozenset({429})),
     "hang": (2, frozenset({504})),
     "hang in the body": (1, frozenset({504})),
@@ -58,8 +64,12 @@ class Call:
     event_ids: tuple[str, ...]
     asked: float
     fault: str = ""  # "" if the answer is right and prompt
-    statuses: frozenset[int] = _PLAIN  # that the service may answer with because of this call
-    ended: float | None = None  # just before its last byte was sent, or when the service hung up
+    statuses: frozenset[int] = (
+        _PLAIN  # that the service may answer with because of this call
+    )
+    ended: float | None = (
+        None  # just before its last byte was sent, or when the service hung up
+    )
     single: bool = True  # not a list
     offset: int = 0
 
@@ -83,7 +93,9 @@ class Stamp:
         """Read a stamp; ValueError if it is none."""
         event_id, serial, asked, version, place = text.split("|")
         position, total = place.split("/")
-        return cls(event_id, int(serial), float(asked), int(version), int(position), int(total))
+        return cls(
+            event_id, int(serial), float(asked), int(version), int(position), int(total)
+        )
 
 
 def is_removed(position: int) -> bool:
@@ -92,7 +104,9 @@ def is_removed(position: int) -> bool:
 
 
 class Upstream:
-    """Serves one port for each instance of the service, so that it knows which one calls. `observe` sees each call."""
+    """Serves one port for each instance of the service, so that it knows which one
+    calls. `observe` sees each call.
+    """
 
     def __init__(self, seed: int, observe: Callable[[Call], None]) -> None:
         self.calls: dict[int, Call] = {}  # by serial, the last minute's
@@ -104,27 +118,35 @@ class Upstream:
         self._observe = observe
         self._serials = itertools.count(1)
         self._versions: Counter[str] = Counter()
-        self._totals: dict[tuple[int, tuple[str, ...]], int] = {}  # at the latest first page
+        self._totals: dict[
+            tuple[int, tuple[str, ...]], int
+        ] = {}  # at the latest first page
         self._servers: list[asyncio.Server] = []
         self._next_pause = 0.0
 
     async def listen(self, instance: int) -> int:
         """Open a port for an instance and return it."""
 
-        async def serve(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        async def serve(
+            reader: asyncio.StreamReader, writer: asyncio.StreamWriter
+        ) -> None:
             try:
                 head = await reader.readuntil(b"\r\n\r\n")
                 if head.startswith(b"CONNECT "):  # the port is the instance's proxy
                     writer.write(b"HTTP/1.1 200 Connected\r\n\r\n")
                     head = await reader.readuntil(b"\r\n\r\n")
-                while await self._answer(await self._arrive(instance, head), reader, writer):
+                while await self._answer(
+                    await self._arrive(instance, head), reader, writer
+                ):
                     head = await reader.readuntil(b"\r\n\r\n")
             except (OSError, asyncio.IncompleteReadError, asyncio.CancelledError):
                 pass  # the service hung up, or all of it ends
             finally:
                 writer.close()
 
-        self._servers.append(await asyncio.start_server(serve, "127.0.0.1", 0, backlog=512))
+        self._servers.append(
+            await asyncio.start_server(serve, "127.0.0.1", 0, backlog=512)
+        )
         port: int = self._servers[-1].sockets[0].getsockname()[1]
         return port
 
@@ -144,12 +166,18 @@ class Upstream:
             self.trouble = self._random.choice((0.0, 0.05, 0.2, 0.5))
             for _ in range(self._random.randint(2, 8)):
                 await asyncio.sleep(0.5)
-                for event_id in self._random.sample(sorted(self._versions), min(5, len(self._versions))):
-                    self._versions[event_id] += not event_id.startswith("large")  # those move only as a fault
+                for event_id in self._random.sample(
+                    sorted(self._versions), min(5, len(self._versions))
+                ):
+                    self._versions[event_id] += not event_id.startswith(
+                        "large"
+                    )  # those move only as a fault
                 self._forget(time.monotonic() - KEPT)
 
     def _forget(self, before: float) -> None:
-        for serial in [serial for serial, call in self.calls.items() if call.asked < before]:
+        for serial in [
+            serial for serial, call in self.calls.items() if call.asked < before
+        ]:
             del self.calls[serial]
         for event_id, calls in list(self.by_event.items()):
             while calls and calls[0].asked < before:
@@ -158,15 +186,27 @@ class Upstream:
                 del self.by_event[event_id]
 
     async def _arrive(self, instance: int, head: bytes) -> Call:
-        for _ in range(10):  # turns of the loop, in which calls whose connections were closed before this one came end
+        for _ in range(
+            10
+            # Turns of the loop, in which calls whose connections were closed before this
+            # one came end.
+        ):
             await asyncio.sleep(0)
         asked = time.monotonic()
         request = _REQUEST.match(head)
         if not request or b"\r\nauthorization: token soak-" not in head.lower():
             raise AssertionError(f"the service sent an unexpected request: {head!r}")
-        endpoint, event_id, query = ((part or b"").decode() for part in request.groups())
+        endpoint, event_id, query = (
+            (part or b"").decode() for part in request.groups()
+        )
         listed = re.search(r"ids=(?:\[|%5B)(.*?)(?:\]|%5D)", query)
-        event_ids = (event_id,) if event_id else tuple(re.split(",|%2C", listed[1])) if listed else ()
+        event_ids = (
+            (event_id,)
+            if event_id
+            else tuple(re.split(",|%2C", listed[1]))
+            if listed
+            else ()
+        )
         call = Call(next(self._serials), instance, endpoint, event_ids, asked)
         call.single = len(event_ids) == 1 and (bool(event_id) or endpoint != "events")
         offset = re.search(r"offset=(\d+)", query)
@@ -184,9 +224,12 @@ class Upstream:
         """Choose what goes wrong with a call, if anything does."""
         if self._random.random() < self.trouble:
             names = list(FAULTS)
-            fault = self._random.choices(names, [weight for weight, _ in FAULTS.values()])[0]
+            fault = self._random.choices(
+                names, [weight for weight, _ in FAULTS.values()]
+            )[0]
             is_event = call.endpoint == "events"
-            # What has a 404 without the envelope is passed through, and has no stamp to check.
+            # What has a 404 without the envelope is passed through, and has no stamp to
+            # check.
             has_body = not (is_event and call.event_ids[0].startswith("unknown"))
             right_place = {
                 "moved page": call.offset > 0,
@@ -200,17 +243,28 @@ class Upstream:
             if right_place.get(fault, True):
                 call.fault, call.statuses = fault, FAULTS[fault][1]
         if call.fault == "moved page":
-            self._versions.update(one for one in call.event_ids if one.startswith("large"))
+            self._versions.update(
+                one for one in call.event_ids if one.startswith("large")
+            )
         if call.endpoint == "event-subscriptions":
-            total, pages = sum(map(self._total, call.event_ids)), (call.instance, call.event_ids)
+            total, pages = (
+                sum(map(self._total, call.event_ids)),
+                (call.instance, call.event_ids),
+            )
             if not call.offset:
                 self._totals[pages] = total
             elif total != self._totals.get(pages):
                 call.statuses |= {502}  # the list moved while it was read
 
     def _total(self, event_id: str) -> int:
-        """How many subscriptions an event has. Every new version has another number, with a new one in front."""
-        small, large = 3 + self._versions[event_id] % 40, 150 + self._versions[event_id] % 120
+        """How many subscriptions an event has.
+
+        Every new version has another number, with a new one in front.
+        """
+        small, large = (
+            3 + self._versions[event_id] % 40,
+            150 + self._versions[event_id] % 120,
+        )
         return large if event_id.startswith("large") else small
 
     def _event(self, call: Call, event_id: str) -> dict[str, Any]:
@@ -223,16 +277,35 @@ class Upstream:
         total = self._total(event_id)
         rows: list[dict[str, Any]] = []
         for position in range(total):
-            row = {"id": f"{event_id}__{total - position}", "event_id": event_id, "permission": "subscribed_write"}
-            stamp = Stamp(event_id, call.serial, call.asked, self._versions[event_id], position, total)
+            row = {
+                "id": f"{event_id}__{total - position}",
+                "event_id": event_id,
+                "permission": "subscribed_write",
+            }
+            stamp = Stamp(
+                event_id,
+                call.serial,
+                call.asked,
+                self._versions[event_id],
+                position,
+                total,
+            )
             removed = {**row, "permission": "removed"}
-            rows.append(removed if is_removed(position) else row | {"subscriber": {"first_name": str(stamp)}})
+            rows.append(
+                removed
+                if is_removed(position)
+                else row | {"subscriber": {"first_name": str(stamp)}}
+            )
         return rows
 
     def _say(self, call: Call) -> tuple[int, Any]:
         """Return the status and the JSON of the right answer."""
         if call.endpoint == "events":
-            events = [self._event(call, one) for one in reversed(call.event_ids) if not one.startswith("unknown")]
+            events = [
+                self._event(call, one)
+                for one in reversed(call.event_ids)
+                if not one.startswith("unknown")
+            ]
             if call.single and not events:
                 return 404, _error(call, 404)
             return 200, {"meta_data": {"count": len(events)}, "data": events}
@@ -240,10 +313,19 @@ class Upstream:
         if not known:
             return 500, _error(call, 500)
         rows = [row for event_id in known for row in self._rows(call, event_id)]
-        if call.single:  # a filter that Calendar42 can't read is ignored, so rows of others may come
-            rows[1:1] = [row for row in self._rows(call, "small-other") if row["id"].endswith("__1")]
+        if (
+            call.single
+        ):  # a filter that Calendar42 can't read is ignored, so rows of others may come
+            rows[1:1] = [
+                row
+                for row in self._rows(call, "small-other")
+                if row["id"].endswith("__1")
+            ]
         meta_data = {"count": len(rows), "offset": call.offset}
-        return 200, {"meta_data": meta_data, "data": rows[call.offset : call.offset + PAGE]}
+        return 200, {
+            "meta_data": meta_data,
+            "data": rows[call.offset : call.offset + PAGE],
+        }
 
     def _respond(self, call: Call) -> bytes:
         """Return the whole response, spoilt as the call's fault says."""
@@ -253,24 +335,41 @@ class Upstream:
             case fault if fault.isdigit():
                 status, said = int(fault), _error(call, int(fault))
             case "pause":
-                status, said, more = 429, _error(call, 429), f"Retry-After: {PAUSE:.0f}\r\n"
+                status, said, more = (
+                    429,
+                    _error(call, 429),
+                    f"Retry-After: {PAUSE:.0f}\r\n",
+                )
             case "wrong shape":
                 said = {"meta_data": {}, "data": [1, "two"]}
             case "wrong event":
-                said = {"meta_data": {"count": 1}, "data": [self._event(call, "small-other")]}
+                said = {
+                    "meta_data": {"count": 1},
+                    "data": [self._event(call, "small-other")],
+                }
             case "redirect":
                 status, more = 302, "Location: /api/v2/elsewhere/\r\n"
             case "switch protocols":
                 status, more = 101, "Connection: Upgrade\r\nUpgrade: soak\r\n"
         if status != 200:
             call.statuses |= {status} if 400 <= status < 600 else set()
-        body = b"<html>soak</html>" if call.fault == "not JSON" else json.dumps(said).encode()
+        body = (
+            b"<html>soak</html>"
+            if call.fault == "not JSON"
+            else json.dumps(said).encode()
+        )
         whole = _response(status, body, more)
         if call.fault == "hints":
             return b"HTTP/1.1 103 Early Hints\r\nLink: </soak>\r\n\r\n" + whole
-        return whole + _response(200, b'{"meta_data":{"count":0},"data":[]}') if call.fault == "stray" else whole
+        return (
+            whole + _response(200, b'{"meta_data":{"count":0},"data":[]}')
+            if call.fault == "stray"
+            else whole
+        )
 
-    async def _answer(self, call: Call, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> bool:
+    async def _answer(
+        self, call: Call, reader: asyncio.StreamReader, writer: asyncio.StreamWriter
+    ) -> bool:
         """Answer a call, or don't; return whether the connection stays open."""
         whole = self._respond(call)
         sent, gone = 0, False
@@ -294,7 +393,9 @@ class Upstream:
         call.ended = time.monotonic()
         if call.fault.startswith("reset"):
             linger = struct.pack("ii", 1, 0)
-            writer.get_extra_info("socket").setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, linger)
+            writer.get_extra_info("socket").setsockopt(
+                socket.SOL_SOCKET, socket.SO_LINGER, linger
+            )
             writer.transport.abort()
         if gone or call.fault.startswith(("reset", "hang", "trickle", "cut")):
             return False
