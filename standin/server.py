@@ -9,6 +9,7 @@ it has ended.
 import contextlib
 import socket
 import socketserver
+import ssl
 import struct
 import sys
 import threading
@@ -28,11 +29,18 @@ _MIB_OF_BLANKS = b"100000\r\n%b\r\n" % (b" " * 0x100000)  # one chunk of a chunk
 
 
 class Standin:
-    """A Calendar42 on 127.0.0.1 from `with` or `start()` until `stop()`; port 0 takes
-    any free one.
+    """A Calendar42 on 127.0.0.1 from `with` or `start()` until `stop()`.
+
+    Port 0 takes any free one. With `tls`, the context of a server, it speaks HTTPS.
     """
 
-    def __init__(self, token: str = "demo-token", port: int = 0) -> None:  # noqa: S107 - a demo has no secret
+    def __init__(
+        self,
+        token: str = "demo-token",  # noqa: S107 - a demo has no secret
+        port: int = 0,
+        *,
+        tls: ssl.SSLContext | None = None,
+    ) -> None:
         self.token = token
         self.stopping = threading.Event()
         self._lock = threading.Lock()
@@ -48,11 +56,13 @@ class Standin:
         ] = []  # endpoint, path with query, headers
         # Requests under way at once, from arrival to the last piece of the answer.
         self.most_at_once = 0
-        self._server = _Server(self, port)
+        self._server = _Server(self, port, tls)
         self._thread = threading.Thread(
             target=self._server.serve_forever, args=(0.02,), daemon=True
         )
-        self.base_url = f"http://127.0.0.1:{self._server.server_address[1]}{API_ROOT}"
+        scheme = "https" if tls else "http"
+        address = f"127.0.0.1:{self._server.server_address[1]}"
+        self.base_url = f"{scheme}://{address}{API_ROOT}"
 
     def start(self) -> Self:
         """Begin to accept; the port is taken since the constructor."""
@@ -173,10 +183,20 @@ class _Server(socketserver.ThreadingTCPServer):
     allow_reuse_address = True
     request_queue_size = 1024
 
-    def __init__(self, standin: Standin, port: int) -> None:
+    def __init__(self, standin: Standin, port: int, tls: ssl.SSLContext | None) -> None:
         super().__init__(("127.0.0.1", port), _Handler)
         self.standin = standin
+        self._tls = tls
         self.connections: dict[threading.Thread, socket.socket] = {}
+
+    def get_request(self) -> tuple[socket.socket, Any]:
+        sock, address = super().get_request()
+        if self._tls:
+            # The first read shakes hands, in the connection's own thread.
+            sock = self._tls.wrap_socket(
+                sock, server_side=True, do_handshake_on_connect=False
+            )
+        return sock, address
 
     def process_request(self, request: Any, client_address: Any) -> None:
         # The base class forgets daemon threads, and stop has to join them.
