@@ -26,6 +26,9 @@ FAULT: Final = "fault"  # something is broken: worth asking again soon
 PAUSED: Final = "paused"  # the upstream asked for a pause
 KINDS: Final = (OK, NEGATIVE, FAULT, PAUSED)
 
+# Seconds that a caller waits for another's load beyond its own deadline: that load may
+# have begun at the same moment, and needs a moment to hand out its outcome.
+GRACE: Final = 0.5
 # Entries of each heap deleted per hold of the lock: a few tenths of a millisecond.
 _REAP_BATCH = 256
 _REAP_PAUSE = 0.0001  # seconds between two batches, in which readers get the lock
@@ -66,7 +69,8 @@ class Loaded(NamedTuple):
     private: bool = False
 
 
-Loader = Callable[[list[str]], Iterable[tuple[str, Loaded]]]
+# Loads keys by a deadline of `time.monotonic`, and yields each with its outcome.
+Loader = Callable[[list[str], float], Iterable[tuple[str, Loaded]]]
 
 
 class Found(NamedTuple):
@@ -200,23 +204,24 @@ class Cache:
         return value, kind, now - born, expiry - now
 
     def get_or_load(
-        self, keys: Iterable[str], load: Loader, wait_until: float = math.inf
+        self, keys: Iterable[str], load: Loader, deadline: float = math.inf
     ) -> dict[str, Found]:
         """Return the fresh entries of `keys`, in their order; load the others together,
         unless another caller does.
 
-        `load`, which must end in time by itself, yields each key with its outcome,
-        which is kept and handed to waiting callers at once. This caller runs its own
-        loads before it waits for others', so that two callers can't deadlock. Whatever
-        expires meanwhile is loaded again. At `wait_until`, a moment of
-        `time.monotonic`, this caller stops waiting and calls `load` for the keys it
-        still lacks.
+        `load` yields each key with its outcome, which is kept and handed to waiting
+        callers at once; it must end by itself at `deadline`, a moment of
+        `time.monotonic`. This caller runs its own loads before it waits for others', so
+        that two callers can't deadlock. Whatever expires meanwhile is loaded again.
+        `GRACE` seconds after the deadline, this caller stops waiting and calls `load`
+        for the keys it still lacks.
 
         Raises what `load` raises, KeyError if it leaves a key out or there is no such
         kind, TypeError if a value is mutable, `LoadFailed` if another caller's load
         raised, and `WaitingRoomFull` at once if too many callers wait already.
         """
         keys = list(dict.fromkeys(keys))
+        wait_until = deadline + GRACE
         got = dict[str, _Outcome]()
         waits = False
         try:
@@ -237,7 +242,7 @@ class Cache:
                         missing, late=time.monotonic() >= wait_until
                     )
                 if mine:
-                    self._run(mine, load, got)
+                    self._run(mine, load, deadline, got)
                 for key, running in theirs.items():
                     with suppress(TimeoutError):
                         if error := running.exception(
@@ -287,7 +292,11 @@ class Cache:
         return mine, theirs
 
     def _run(
-        self, mine: dict[str, _Running], load: Loader, got: dict[str, _Outcome]
+        self,
+        mine: dict[str, _Running],
+        load: Loader,
+        deadline: float,
+        got: dict[str, _Outcome],
     ) -> None:
         """Load the keys of `mine` into `got`.
 
@@ -295,7 +304,7 @@ class Cache:
         """
         try:
             began = self.clock()
-            for key, loaded in load(list(mine)):
+            for key, loaded in load(list(mine), deadline):
                 got[key] = self._settle(key, mine[key], loaded, began)
                 del mine[key]
             if mine:

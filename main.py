@@ -16,12 +16,12 @@ from flask import Flask, Response, request
 
 from answers import EVENT_PATH, LIST_PATH, app_hooks, hits
 from answers import response as answers
-from answers.loading import EventLoader, loader
+from answers.loading import loader
 from c42client import Client
-from cache import Cache, Found
+from cache import Cache, Found, Loader
 from cache import clock as default_clock
 from calendar42 import ids
-from calendar42.calls import GRACE, Pause, Upstream
+from calendar42.calls import Pause, Upstream
 from operations import VERSION, check, health, logs, settings
 from operations.metrics import NO_ROUTE, Metrics
 from operations.settings import RESERVED_THREADS, Settings, SettingsError
@@ -37,7 +37,7 @@ class Components(NamedTuple):
     cache: Cache
     client: Client
     tier: Any  # a `SharedTier`, or None
-    load: EventLoader
+    load: Loader
     metrics: Metrics
     immediate: FindFastPath  # answers hits in the event loop, without the app
 
@@ -70,12 +70,9 @@ def create_app(
     )
 
     def find(event_ids: list[str]) -> dict[str, Found]:
-        deadline = (
-            time.monotonic() + config.timeout
-        )  # of all loads together: a second one may follow the first
-        return components.cache.get_or_load(
-            event_ids, lambda keys: components.load(keys, deadline), deadline + GRACE
-        )
+        # Of all loads together: a second one may follow the first.
+        deadline = time.monotonic() + config.timeout
+        return components.cache.get_or_load(event_ids, components.load, deadline)
 
     @app.get(EVENT_PATH, strict_slashes=False)
     def event(event_id: str) -> Response:

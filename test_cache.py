@@ -32,6 +32,7 @@ except ModuleNotFoundError:
 
 from cache import (
     FAULT,
+    GRACE,
     KINDS,
     NEGATIVE,
     OK,
@@ -122,11 +123,11 @@ def waiting(cache: Cache, call: Callable[[], T]) -> Future[T]:
 
 
 def get_or_load(
-    cache: Cache, key: str, load: Callable[[str], Loaded], wait_until: float = math.inf
+    cache: Cache, key: str, load: Callable[[str], Loaded], deadline: float = math.inf
 ) -> Found:
     """Ask for one key."""
     return cache.get_or_load(
-        [key], lambda keys: ((key, load(key)) for key in keys), wait_until
+        [key], lambda keys, _: ((key, load(key)) for key in keys), deadline
     )[key]
 
 
@@ -144,11 +145,11 @@ def fill(cache: Cache, count: int, kind: str = OK, lifetime: float = 60.0) -> No
     """Load `count` keys together."""
     keys = [f"{kind}{number}" for number in range(count)]
     cache.get_or_load(
-        keys, lambda keys: ((key, Loaded(key, kind, lifetime)) for key in keys)
+        keys, lambda keys, _: ((key, Loaded(key, kind, lifetime)) for key in keys)
     )
 
 
-def unwanted(key: object) -> Any:
+def unwanted(key: object, _deadline: float = 0.0) -> Any:
     """Stand in for a load that must not run."""
     raise AssertionError(f"{key} was loaded")
 
@@ -450,7 +451,7 @@ def test_a_list_serves_nothing_that_expired_in_the_cache(
     keep(cache, "fresh", lifetime=4)
     asked = []
 
-    def load(keys: list[str]) -> Pairs:
+    def load(keys: list[str], _deadline: float) -> Pairs:
         asked.append(keys)
         clock.advance(4)
         return ((key, Loaded(f"new {key}", OK, 60)) for key in keys)
@@ -480,7 +481,7 @@ def test_a_list_serves_nothing_that_expired_since_it_came(
     """
     asked = []
 
-    def load(keys: list[str]) -> Pairs:
+    def load(keys: list[str], _deadline: float) -> Pairs:
         asked.append(keys)
         yield "first", Loaded(len(asked), kind, 4, age=2, source=result)
         if "second" in keys:
@@ -508,7 +509,7 @@ def test_a_list_serves_nothing_that_expired_since_others_loaded_it(
     many = waiting(
         cache,
         lambda: cache.get_or_load(
-            ["first", "second"], lambda keys: [(keys[0], Loaded("new", OK, 60))]
+            ["first", "second"], lambda keys, _: [(keys[0], Loaded("new", OK, 60))]
         ),
     )
     single = ask(cache, "first", unwanted)
@@ -529,7 +530,7 @@ def test_what_was_too_old_when_it_came_is_not_asked_for_again(
     loading it again wouldn't help.
     """
 
-    def load(keys: list[str]) -> Pairs:
+    def load(keys: list[str], _deadline: float) -> Pairs:
         for key in keys:
             yield key, Loaded(key, OK, 4, age=4)
             clock.advance(1)
@@ -965,7 +966,7 @@ def test_a_list_loads_what_is_left_in_one_call(make: Make) -> None:
     other = ask(cache, "other", load)
     calls: list[list[str]] = []
 
-    def load_many(keys: list[str]) -> Pairs:
+    def load_many(keys: list[str], _deadline: float) -> Pairs:
         calls.append(keys)
         return ((key, Loaded(key, OK, 60)) for key in sorted(keys))
 
@@ -995,7 +996,7 @@ def test_each_key_of_a_list_is_settled_as_it_comes(cache: Cache) -> None:
     many = waiting(
         cache,
         lambda: cache.get_or_load(
-            gates, lambda keys: ((key, gates[key](key)) for key in keys)
+            gates, lambda keys, _: ((key, gates[key](key)) for key in keys)
         ),
     )
     single = ask(cache, "first", unwanted)
@@ -1018,7 +1019,7 @@ def test_a_list_that_ends_wrongly(cache: Cache, end: str) -> None:
     """
     gate = Gated(Loaded("value", OK, 60))
 
-    def load(_keys: list[str]) -> Pairs:
+    def load(_keys: list[str], _deadline: float) -> Pairs:
         yield "there", Loaded("value", OK, 60)
         gate("missing")
         if end == "raised":
@@ -1052,7 +1053,7 @@ def test_a_list_whose_neighbour_fails(cache: Cache) -> None:
     ask(cache, "other", load)
     many = start(
         lambda: cache.get_or_load(
-            ["other", "mine"], lambda keys: [("mine", Loaded(1, OK, 60))]
+            ["other", "mine"], lambda keys, _: [("mine", Loaded(1, OK, 60))]
         )
     )
     until(lambda: cache.get("mine"))
@@ -1072,7 +1073,7 @@ def test_lists_that_load_what_the_other_waits_for(cache: Cache) -> None:
             inside.wait(BOUND)
             yield key
 
-    def load(keys: list[str]) -> Pairs:
+    def load(keys: list[str], _deadline: float) -> Pairs:
         time.sleep(0)  # let the other one run
         return ((key, Loaded(object(), OK, 60)) for key in keys)
 
@@ -1095,7 +1096,7 @@ def test_a_caller_that_may_not_wait(cache: Cache) -> None:
     first = ask(cache, "key", slow)
     second = ask(cache, "key", slow)
     overdue = waiting(
-        cache, lambda: get_or_load(cache, "key", late, wait_until=time.monotonic())
+        cache, lambda: get_or_load(cache, "key", late, time.monotonic() - GRACE)
     )
     until(late.begun.is_set)
     third = ask(cache, "key", unwanted)
@@ -1111,15 +1112,27 @@ def test_a_caller_that_may_not_wait(cache: Cache) -> None:
     assert (cache.get("key"), slow.calls) == (("slow", OK, 0, 60), 1)
 
 
+def test_the_load_is_told_the_deadline(cache: Cache) -> None:
+    """The load gets the deadline that the caller gave."""
+    deadlines = []
+
+    def load(keys: list[str], deadline: float) -> Pairs:
+        deadlines.append(deadline)
+        return ((key, Loaded(key, OK, 60)) for key in keys)
+
+    cache.get_or_load(["key"], load, 1234.5)
+    assert deadlines == [1234.5]
+
+
 def test_waiting_ends_in_time(cache: Cache) -> None:
-    """A caller waits for another's load as long as it may, then calls its own, even if
-    that raises.
+    """A caller waits for another's load until `GRACE` after its deadline, then calls
+    its own, even if that raises.
     """
     slow = Gated(Loaded("slow", OK, 60))
     first = ask(cache, "key", slow)
     caller = waiting(
         cache,
-        lambda: get_or_load(cache, "key", unwanted, wait_until=time.monotonic() + 0.1),
+        lambda: get_or_load(cache, "key", unwanted, time.monotonic() - GRACE + 0.1),
     )
     with pytest.raises(AssertionError, match="key was loaded"):
         caller.result(BOUND)
@@ -1221,7 +1234,7 @@ def random_traffic(cache: Cache, rng: random.Random) -> Counter[str]:
         seen[loaded.kind] += 1
         return loaded
 
-    def load_many(keys: list[str]) -> Pairs:
+    def load_many(keys: list[str], _deadline: float) -> Pairs:
         return ((key, load_one(key)) for key in keys)
 
     for _ in range(1500):

@@ -5,14 +5,13 @@ from collections.abc import Callable, Iterator, Mapping
 from typing import Any
 
 from answers.value import failure, success
-from cache import FAULT, NEGATIVE, OK, PAUSED, Loaded
+from cache import FAULT, NEGATIVE, OK, PAUSED, Loaded, Loader
 from calendar42.errors import C42Error, Paused
 
 Fetch = Callable[[list[str], float], Iterator[tuple[str, Mapping[str, Any] | C42Error]]]
-EventLoader = Callable[[list[str], float], Iterator[tuple[str, Loaded]]]
 
 
-def loader(fetch: Fetch, *, expiry: float, fault_expiry: float) -> EventLoader:
+def loader(fetch: Fetch, *, expiry: float, fault_expiry: float) -> Loader:
     """Return a function that loads events for the cache, by a deadline (of
     `time.monotonic`); times are in seconds.
     """

@@ -22,11 +22,11 @@ def main(count: int) -> None:
         max_entries=2 * count, max_waiting=1, clock=lambda: time.monotonic() + ahead
     )
     value = (200, "application/json", b"x" * 300, '"etag"', 200, 0.0)
-    cache.get_or_load(["hot"], lambda keys: [(keys[0], Loaded(value, OK, 1e9))])
+    cache.get_or_load(["hot"], lambda keys, _: [(keys[0], Loaded(value, OK, 1e9))])
     for number in range(count):
         cache.get_or_load(
             [f"{number:032x}_14602021609581"],
-            lambda keys: [(keys[0], Loaded(value, OK, 1e6))],
+            lambda keys, _: [(keys[0], Loaded(value, OK, 1e6))],
         )
 
     longest, stop = [0.0, 0.0], threading.Event()
@@ -43,7 +43,7 @@ def main(count: int) -> None:
     time.sleep(1)
     phase = 1
     cache.get_or_load(
-        ["first"], lambda keys: [(keys[0], Loaded(value, OK, 0.05))]
+        ["first"], lambda keys, _: [(keys[0], Loaded(value, OK, 0.05))]
     )  # wakes the reaper
     ahead = 1e7
     give_up = time.monotonic() + 60

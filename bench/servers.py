@@ -136,10 +136,7 @@ def filled(config: Settings, count: str) -> None:
     app = main.create_app(config, client=_Stub(), server=server)
     components: main.Components = app.extensions["c42c"]
     for number in range(int(count)):
-        components.cache.get_or_load(
-            [f"{number:032x}_14602021609581"],
-            lambda keys: components.load(keys, float("inf")),
-        )
+        components.cache.get_or_load([f"{number:032x}_14602021609581"], components.load)
     server.serve(
         app.wsgi_app,
         immediate=components.immediate,

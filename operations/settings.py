@@ -78,6 +78,12 @@ def _integer(low: int, high: int) -> Parse:
     )
 
 
+def _percent(high: int) -> Parse:
+    """Return a parser of whole percents, whose value is the share of one."""
+    parse = _integer(0, high)
+    return lambda text: parse(text) / 100
+
+
 def _url(text: str) -> str:
     requests.Request(
         "GET", text
@@ -178,8 +184,16 @@ class Settings:
         "minutes a fault is kept; at most C42_EXPIRY",
         "0.1",
     )
+    refresh_ahead: float = _setting(
+        _percent(50),
+        "last percent of a lifetime in which a hit refreshes the answer; 0: never",
+        "10",
+    )
     max_entries: int = _setting(
         _integer(2, 100_000_000), "maximum number of answers kept", "100000"
+    )
+    max_mib: int = _setting(
+        _integer(1, 1_000_000), "maximum MiB that the answers kept take", "128"
     )
     threads: int = _setting(
         _integer(RESERVED_THREADS + 1, 10_000),

@@ -24,14 +24,13 @@ import secrets
 import threading
 import time
 from collections import Counter
-from collections.abc import Callable, Generator, Iterator
+from collections.abc import Callable, Generator, Iterable
 from hashlib import blake2b
 from pathlib import Path
 from typing import Any
 
-from answers.loading import EventLoader
 from answers.value import pack, unpack
-from cache import Loaded, clock
+from cache import Loaded, Loader, clock
 from calendar42.calls import MAX_PAUSE, Pause
 from sharing.link import PATIENCE, PROBE_EVERY, Command, Link, Lost
 
@@ -46,7 +45,7 @@ LOOK_UP, _PUT, _RENEW, _PAUSE = (
     Path(__file__).with_name(f"{name}.lua").read_text()
     for name in ("look_up", "put", "renew", "pause")
 )
-_Pairs = Iterator[tuple[str, Loaded]]
+_Pairs = Iterable[tuple[str, Loaded]]
 
 
 class SharedTier:
@@ -96,7 +95,7 @@ class SharedTier:
         key = f"{self._prefix}{{{event_id}}}"
         return key, f"{key}:lock"
 
-    def load(self, load: EventLoader, event_ids: list[str], deadline: float) -> _Pairs:
+    def load(self, load: Loader, event_ids: list[str], deadline: float) -> _Pairs:
         """Load events for the cache: look in Redis first, and ask `load` for the rest."""
         began = self._clock()
 

@@ -179,10 +179,9 @@ class Machine:
         self, event_ids: list[str], timeout: float = PATIENCE
     ) -> dict[str, Found]:
         """Serialized a request for a list."""
-        deadline, load = time.monotonic() + timeout, partial(self.tier.load, self.load)
-        return self.cache.get_or_load(
-            event_ids, lambda wanted: load(wanted, deadline), deadline
-        )
+        deadline = time.monotonic() + timeout
+        load = partial(self.tier.load, self.load)
+        return self.cache.get_or_load(event_ids, load, deadline)
 
     def held(self, event_id: str) -> Found:
         """Return what the cache holds."""

@@ -231,7 +231,7 @@ class CacheMachine(RuleBasedStateMachine):
         assert (
             attempt(
                 lambda: self.cache.get_or_load(
-                    keys, lambda missing: self.load(missing, plan)
+                    keys, lambda missing, _: self.load(missing, plan)
                 )
             )
             == expected
@@ -263,7 +263,9 @@ class CacheMachine(RuleBasedStateMachine):
         rounds: list[list[str]] = []
         futures: list[Future[dict[str, Found]]] = []
 
-        def load_inner(missing: list[str]) -> Iterator[tuple[str, Loaded]]:
+        def load_inner(
+            missing: list[str], _deadline: float
+        ) -> Iterator[tuple[str, Loaded]]:
             rounds.append(missing)
             assert len(rounds) == 1 or ended.wait(
                 PATIENCE
@@ -272,7 +274,9 @@ class CacheMachine(RuleBasedStateMachine):
 
         with ThreadPoolExecutor(1) as pool:
 
-            def load_outer(missing: list[str]) -> Iterator[tuple[str, Loaded]]:
+            def load_outer(
+                missing: list[str], _deadline: float
+            ) -> Iterator[tuple[str, Loaded]]:
                 futures.append(pool.submit(self.cache.get_or_load, inner, load_inner))
                 until(
                     lambda: (
@@ -415,7 +419,13 @@ class Traffic:
         self.asked: list[Asked] = []
 
     def load_many(
-        self, keys: list[str], caller: int, asked_at: float, rng: random.Random
+        self,
+        keys: list[str],
+        _deadline: float,
+        *,
+        caller: int,
+        asked_at: float,
+        rng: random.Random,
     ) -> Iterator[tuple[str, Loaded]]:
         for key in keys:
             loaded = self.load(key, caller, asked_at, rng)

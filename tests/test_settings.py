@@ -28,6 +28,8 @@ WRONG = {
     "C42_PORT": ["99999", "0", "-1", "http", "", "80.5", "\u0663", "5000\n", "1" * 5000],
     "C42_TIMEOUT": ["0", "-1", "nan", "", "9999"],
     "C42_FAULT_EXPIRY": ["0", "-1", "nan", "", "5", "5\n"],
+    "C42_REFRESH_AHEAD": ["51", "-1", "many", "", "2.5", "10%"],
+    "C42_MAX_MIB": ["0", "-1", "many", "", "1.5", "128 MiB", "1000001"],
     "C42_MAX_ENTRIES": ["0", "1", "-1", "many", "", "1e5"],
     "C42_THREADS": ["0", "16", "-1", "", "99999"],
     "C42_DRAIN": ["-1", "nan", "", "3601", "soon"],
@@ -112,6 +114,7 @@ def test_right_settings() -> None:
         "text",
     )
     assert (config.max_entries, config.threads) == (100_000, 256)
+    assert (config.refresh_ahead, config.max_mib) == (0.1, 128)
     assert config.base_url == "https://demo.calendar42.com/api/v2/"
     assert settings.read({"C42_TOKEN": TOKEN, "C42_EXPIRY": "0.05"}).expiry == 3.0
     assert settings.read({"C42_TOKEN": TOKEN, "C42_EXPIRY": "0.05"}).fault_expiry == 3.0
@@ -137,6 +140,15 @@ def test_right_settings() -> None:
     )
     assert (config.base_url, config.drain) == ("HTTP://[::1]:80/a/", 3600)
     assert "8letters" not in repr(config)
+
+
+@pytest.mark.parametrize(
+    ("percent", "share"), [("0", 0.0), ("1", 0.01), ("25", 0.25), ("50", 0.5)]
+)
+def test_refresh_ahead_is_a_share(percent: str, share: float) -> None:
+    """C42_REFRESH_AHEAD is given in percent, and read as a share of the lifetime."""
+    config = settings.read({"C42_TOKEN": TOKEN, "C42_REFRESH_AHEAD": percent})
+    assert config.refresh_ahead == share
 
 
 @pytest.mark.parametrize(("threads", "waiting"), [("256", 240), ("17", 1)])
