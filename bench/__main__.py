@@ -3,19 +3,41 @@ page, plot and profile too.
 """
 
 import argparse
+import contextlib
 import signal
 import sys
+import tempfile
 import time
+from collections.abc import Iterator
 from pathlib import Path
 
-from bench import contenders, figures, machine, report
+from bench import contenders, figures, machine, refreshing, report
 from bench.contenders import Round
-from bench.figures import Row, Scale
+from bench.figures import Row, Scale, Upstreams
 from standin import Standin
 
 HERE = Path(__file__).parent
-FULL = Scale(contest=9, rounds=5, seconds=3, many=1_000_000, cold=500)
-QUICK = Scale(contest=1, rounds=1, seconds=1, many=50_000, cold=200)
+FULL = Scale(contest=9, rounds=5, seconds=3, many=1_000_000, cold=500, lifetimes=10)
+QUICK = Scale(contest=1, rounds=1, seconds=1, many=50_000, cold=200, lifetimes=2)
+
+
+def _start_upstreams(stack: contextlib.ExitStack) -> Upstreams:
+    place = Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="c42c-bench-")))
+    tls = machine.certificate(place)
+    return Upstreams(
+        plain=stack.enter_context(Standin(machine.TOKEN)),
+        tls=stack.enter_context(Standin(machine.TOKEN, tls=tls)),
+        certificate=place / "cert.pem",
+    )
+
+
+def _contest(upstream: Standin, scale: Scale) -> Iterator[Round]:
+    return contenders.contest(
+        upstream.base_url,
+        figures.new_event(upstream),
+        rounds=scale.contest,
+        seconds=scale.seconds,
+    )
 
 
 def main() -> int:
@@ -26,7 +48,7 @@ def main() -> int:
         action="store_true",
         help="measure everything once and briefly; write nothing",
     )
-    parts = ["contest", "profile", *(one.__name__ for one in figures.ALL)]
+    parts = ["contest", "refreshing", "profile", *(one.__name__ for one in figures.ALL)]
     parser.add_argument(
         "--only",
         metavar="PART",
@@ -42,44 +64,43 @@ def main() -> int:
         signal.signal(sign, lambda *_: sys.exit("stopped"))
     machine.require_two_cores_and_wrk()
     began = time.monotonic()
-    rounds, rows, profile = list[Round](), list[Row](), None
+    rounds, rows = list[Round](), list[Row]()
+    profile, table = None, ""
 
     def say(what: str) -> None:
         print(f"{time.monotonic() - began:4.0f} s  {what}", file=sys.stderr, flush=True)
 
-    with Standin(machine.TOKEN) as upstream:
+    with contextlib.ExitStack() as stack:
+        upstreams = _start_upstreams(stack)
         if options.only in (None, "contest"):
-            event_id = figures.new_event(upstream)
-            for one in contenders.contest(
-                upstream.base_url, event_id, rounds=scale.contest, seconds=scale.seconds
-            ):
-                say(
-                    f"{one.request}: "
-                    + ", ".join(
-                        f"{name} {load.cost:.1f} µs" for name, load in one.loads.items()
-                    )
-                )
+            for one in _contest(upstreams.plain, scale):
+                costs = [
+                    f"{name} {load.cost:.1f} µs" for name, load in one.loads.items()
+                ]
+                say(f"{one.request}: {', '.join(costs)}")
                 rounds.append(one)
             rows += report.compared(rounds)
         for measure in figures.ALL:
             if options.only in (None, measure.__name__):
-                for row in measure(upstream, scale):
+                for row in measure(upstreams, scale):
                     say(f"{row.what}: {row.measured}")
                     rows.append(row)
+        if options.only in (None, "refreshing"):
+            courses = refreshing.measure(scale.lifetimes)
+            table = report.refreshing_table(courses)
+            rows += report.refreshed(courses)
+            say("refreshing")
         if options.only in (None, "profile"):
-            profile = figures.profile(upstream, 4 * scale.seconds)
-            say(
-                "profile"
-                if profile
-                else "no profile: py-spy is missing or not allowed to look"
-            )
+            profile = figures.profile(upstreams, 4 * scale.seconds)
+            say("profile" if profile else "no profile: py-spy can't be used")
     if options.only:
-        print(profile or "", *rows, sep="\n")
+        print(profile or "", table, *rows, sep="\n")
         return 0
     minutes = (time.monotonic() - began) / 60
     page = report.page(
         rounds,
         rows,
+        table,
         took=f"{scale.contest} rounds of {scale.seconds} s; {minutes:.0f} minutes in all.",
     )
     print(page)

@@ -12,11 +12,9 @@ from bench import machine
 from bench.machine import Load, Server
 
 C42C, C42C_CORS, CONSTANT = "c42c", "c42c, CORS on", "a constant on the same server"
-GRANIAN, FLASK = "the old form, on Granian", "plain Flask"
+FLASK = "plain Flask"
 NGINX, NGINX_FILES = "nginx proxy_cache", "nginx with open_file_cache"
 HAPROXY, VARNISH = "HAProxy's RAM cache", "Varnish"
-
-OLD_FORM = ["-m", "bench.servers", "granian"]  # a command for `machine.service`
 
 ORIGIN = "https://app.example"
 # What Chrome sends with fetch() from a page of another origin, besides Host.
@@ -49,7 +47,7 @@ http {{
   {open_files}
   server {{
     listen 127.0.0.1:{port} backlog=1024;
-    location / {{ proxy_pass http://127.0.0.1:{origin}; proxy_cache events; proxy_cache_lock on; }}
+    location / {{ proxy_pass http://127.0.0.1:{origin}; proxy_cache events; {options} }}
   }}
 }}
 """
@@ -140,7 +138,6 @@ def _start(base_url: str, path: str, stack: contextlib.ExitStack) -> dict[str, S
     servers = {
         C42C: enter(machine.service(base_url)),
         C42C_CORS: enter(machine.service(base_url, C42_CORS_ORIGINS=ORIGIN)),
-        GRANIAN: enter(machine.service(base_url, OLD_FORM)),
         FLASK: enter(machine.service(base_url, ["-m", "bench.servers", "flask"])),
     }
     # What the caches get from their origin are the headers and the body of the
@@ -155,14 +152,17 @@ def _start(base_url: str, path: str, stack: contextlib.ExitStack) -> dict[str, S
     left_out = missing()
     for name in (NGINX, NGINX_FILES, HAPROXY, VARNISH):
         if name not in left_out:
-            servers[name] = enter(_cache(name, origin, place))
+            servers[name] = enter(cache(name, origin, place))
     return servers
 
 
-def _cache(
-    name: str, origin: int, place: Path
+def cache(
+    name: str, origin: int, place: Path, options: str = "proxy_cache_lock on;"
 ) -> contextlib.AbstractContextManager[Server]:
-    """Run one of the programs that cache in front of `origin`."""
+    """Run one of the programs that cache in front of `origin`.
+
+    `options` are directives of nginx.
+    """
     place, port = place / name, machine.free_port()
     place.mkdir()
     config = place / "config"
@@ -180,7 +180,13 @@ def _cache(
             "open_file_cache max=1000 inactive=1h;" if name == NGINX_FILES else ""
         )
         config.write_text(
-            _NGINX.format(port=port, origin=origin, user=user, open_files=open_files)
+            _NGINX.format(
+                port=port,
+                origin=origin,
+                user=user,
+                open_files=open_files,
+                options=options,
+            )
         )
         command = ["nginx", "-p", str(place), "-c", str(config), "-e", "error.log"]
     return machine.running([program(command[0]) or command[0], *command[1:]], port)

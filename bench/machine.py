@@ -13,6 +13,7 @@ import re
 import shutil
 import signal
 import socket
+import ssl
 import subprocess
 import sys
 import time
@@ -60,9 +61,10 @@ def require_two_cores_and_wrk() -> None:
     """
     if SERVER_CORE == LOAD_CORE:
         sys.exit("the bench needs two cores: one for the server, one for the load")
-    for program in ("wrk", "taskset"):
+    for program in ("wrk", "taskset", "openssl"):
         if not shutil.which(program):
-            sys.exit(f"the bench needs {program} (Debian packages wrk and util-linux)")
+            packages = "Debian packages wrk, util-linux and openssl"
+            sys.exit(f"the bench needs {program} ({packages})")
     os.sched_setaffinity(0, {LOAD_CORE})
 
 
@@ -132,6 +134,20 @@ def service(
         "C42_EXPIRY": "600",
     }
     return running([sys.executable, *command], port, inherited | own | settings)
+
+
+def certificate(folder: Path) -> ssl.SSLContext:
+    """Make a self-signed certificate for 127.0.0.1 in `folder`: `cert.pem`, `key.pem`.
+
+    Return the context of a server that has it.
+    """
+    command = "openssl req -x509 -newkey ec -pkeyopt ec_paramgen_curve:P-256 -nodes"
+    command += " -days 2 -subj /CN=localhost -addext subjectAltName=IP:127.0.0.1"
+    command += " -keyout key.pem -out cert.pem"
+    subprocess.run(command.split(), cwd=folder, check=True, capture_output=True)
+    tls = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
+    tls.load_cert_chain(folder / "cert.pem", folder / "key.pem")
+    return tls
 
 
 def _wait_until_ready(port: int, process: subprocess.Popen[bytes]) -> None:

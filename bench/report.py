@@ -5,7 +5,7 @@ from collections.abc import Callable, Iterator, Sequence
 from datetime import UTC, datetime
 from importlib import metadata
 
-from bench import contenders, machine
+from bench import contenders, machine, refreshing
 from bench.contenders import (
     C42C,
     C42C_CORS,
@@ -17,17 +17,18 @@ from bench.contenders import (
 )
 from bench.figures import Row, spread
 from bench.machine import Load
+from bench.refreshing import Course
 
 QUIET = (
     0.9  # share of its core that the service must have got, or the figures mean little
 )
-_PACKAGES = ("uvloop", "httptools", "flask", "werkzeug", "requests", "granian")
+_PACKAGES = ("uvloop", "httptools", "flask", "werkzeug", "requests", "urllib3")
 _PROGRAMS = {"wrk": "-v", "nginx": "-v", "haproxy": "-v", "varnishd": "-V"}
 # The least CPU per hit wanted of others, as a multiple of c42c's; the same for rates.
 _WANTED = {
     (NGINX_FILES, "bare"): 1.4,
-    (NGINX_FILES, "browser"): 1.5,
-    (HAPROXY, "bare"): 0.95,
+    (NGINX_FILES, "browser"): 1.4,
+    (HAPROXY, "bare"): 1.0,
     (HAPROXY, "browser"): 1.0,
 }
 
@@ -49,12 +50,23 @@ processes; it varies least.
 
 - *a constant on the same server*: c42c's server without a cache. It is the limit of what c42c can reach, and the origin
   of nginx, HAProxy and Varnish.
-- *the old form*: c42c behind Granian, with hits answered by a WSGI middleware, as it was before it had its own server.
 - *plain Flask*: a dict in front of two `requests.get`, on Flask's own server, which closes each connection.
 
 | server | bare: CPU per hit, µs | hits a second | p99, ms | browser: CPU, µs | hits a second | p99, ms |
 |---|---|---|---|---|---|---|
 """
+
+
+_REFRESHING = """\
+## Hot events
+
+All of them are asked for the same event, 50 times a second each, side by side in one
+run. An answer lives for {lifetime:g} s, and the origin takes 300 ms for a new one. The
+first request, which everybody waits for, isn't counted. c42c makes two calls for a
+load, the others one.
+
+| cache | requests | waited | longest wait, ms | past their lifetime | calls |
+|---|---|---|---|---|---|"""
 
 
 def compared(rounds: Sequence[Round]) -> Iterator[Row]:
@@ -114,7 +126,29 @@ def _row(
     return Row(what, f"≥ {least}", f"{spread(off)}; CORS on {spread(on)}", reached, why)
 
 
-def page(rounds: Sequence[Round], rows: Sequence[Row], *, took: str) -> str:
+def refreshed(courses: Sequence[Course]) -> Iterator[Row]:
+    """Make the rows of what c42c promises about hot events."""
+    ours = next(course for course in courses if course.name == refreshing.C42C)
+    what = "a hot event over its lifetimes"
+    yield Row(f"{what}: requests that waited", "0", str(ours.waited), not ours.waited)
+    late = "answers past their lifetime"
+    yield Row(f"{what}: {late}", "0", str(ours.late), not ours.late)
+    longest = f"{ours.longest:.1f}"
+    yield Row(f"{what}: the longest wait, ms", "≤ 20", longest, ours.longest <= 20)
+
+
+def refreshing_table(courses: Sequence[Course]) -> str:
+    """Write what the clients of a hot event saw, in Markdown."""
+    lines = [_REFRESHING.format(lifetime=refreshing.LIFETIME)]
+    for course in courses:
+        counts = f"{course.requests:,} | {course.waited} | {course.longest:.1f}"
+        lines.append(f"| {course.name} | {counts} | {course.late} | {course.calls} |")
+    return "\n".join(lines)
+
+
+def page(
+    rounds: Sequence[Round], rows: Sequence[Row], hot_events: str, *, took: str
+) -> str:
     """Write the page in Markdown."""
     share = statistics.median(one.loads[C42C].share for one in rounds)
     lines = [
@@ -139,6 +173,8 @@ def page(rounds: Sequence[Round], rows: Sequence[Row], *, took: str) -> str:
                 row.why for row in rows if row.why and not row.reached
             )
         ),
+        "",
+        hot_events,
         "",
         "Where the CPU of a cold answer goes: [cold-profile.txt](cold-profile.txt).",
         "",

@@ -1,15 +1,14 @@
 """The Python servers of the bench: `python -m bench.servers KIND [ARGUMENT]`, with
 settings as the service has them.
 
-constant FILE   the service's own server, which always sends the answer in FILE granian
-the old form: the service on Granian, with hits answered by a WSGI middleware flask
-the simplest implementation, on Flask's own server filled COUNT    the service with
-COUNT entries in its cache, and a stub for its upstream
+constant FILE   the service's own server, which always sends the answer in FILE
+flask           the simplest implementation, on Flask's own server
+filled COUNT    the service with COUNT entries, and a stub for its upstream
 """
 
 import os
 import sys
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from threading import Lock
 from typing import Any
@@ -19,10 +18,8 @@ from flask import Flask, jsonify
 from flask import Response as FlaskResponse
 
 import main
-from answers import response
 from bench.machine import NAMES, PREFIX, TITLE
 from c42client import Client
-from cache import Found
 from operations import settings
 from operations.settings import Settings
 from serving.server import Server
@@ -41,49 +38,6 @@ def constant(config: Settings, path: str) -> None:
         drain=0,
         patience=1,
     )
-
-
-def granian(config: Settings) -> None:
-    """Serve as c42c did before it had a server of its own."""
-    from granian.constants import Interfaces
-    from granian.server import Server as Granian
-
-    server = Granian(
-        "c42c",
-        config.host,
-        config.port,
-        interface=Interfaces.WSGI,
-        websockets=False,
-        blocking_threads=config.threads,
-        backlog=1024,
-        backpressure=65536,
-        workers_kill_timeout=1,
-    )
-    server.serve(
-        target_loader=lambda: _hits_first(main.create_app(config)), wrap_loader=False
-    )
-
-
-def _hits_first(app: Flask) -> Callable[..., Iterable[bytes]]:
-    components: main.Components = app.extensions["c42c"]
-    get = components.cache.get
-
-    def serve(
-        environ: dict[str, Any], start_response: Callable[..., Any]
-    ) -> Iterable[bytes]:
-        path, method = environ["PATH_INFO"], environ["REQUEST_METHOD"]
-        if path.startswith(PREFIX) and method in ("GET", "HEAD"):
-            hit = get(path[len(PREFIX) :].removesuffix("/"))
-            if hit is not None:
-                found = Found(*hit, "hit", True)
-                status, headers, body = response.render(
-                    found, environ.get("HTTP_IF_NONE_MATCH")
-                )
-                start_response(status, headers)
-                return [body] if method == "GET" else []
-        return app.wsgi_app(environ, start_response)
-
-    return serve
 
 
 def flask(config: Settings) -> None:
@@ -150,7 +104,6 @@ def filled(config: Settings, count: str) -> None:
 if __name__ == "__main__":
     kinds: dict[str, Callable[..., None]] = {
         "constant": constant,
-        "granian": granian,
         "flask": flask,
         "filled": filled,
     }
