@@ -1,0 +1,254 @@
+"""`python main.py --check`: it names what is wrong, and exits with 1 if anything is."""
+
+import re
+import socket
+import ssl
+import subprocess
+import sys
+import threading
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from datetime import UTC, datetime, timedelta
+from email.utils import format_datetime
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from pathlib import Path
+
+import pytest
+
+from operations import check
+from standin import Standin
+from tests.fixtures import ROOT, TOKEN, Start
+
+
+def checked(
+    capsys: pytest.CaptureFixture[str], upstream: Standin | None = None, **environ: str
+) -> tuple[int, str]:
+    """Run --check in this process; return its exit status and what it printed."""
+    base = {"C42_BASE_URL": upstream.base_url} if upstream else {}
+    status = check.run({"C42_TOKEN": TOKEN, "C42_TIMEOUT": "5", **base, **environ})
+    said = capsys.readouterr().out
+    assert TOKEN not in said
+    return status, said
+
+
+def test_check_is_a_program(start: Start, upstream: Standin) -> None:
+    """`python main.py --check` prints a line for each thing it checks, and exits with 0
+    if all is well.
+    """
+    upstream.rule(headers={"Date": _http_date(0)})
+    service = start("--check", ready=False)
+    assert service.process.wait(20) == 0
+    checked = ["settings", "answer", "token", "clock"]
+    assert [line.split(":")[0] for line in service.log.splitlines()] == [
+        f"ok    {one}" for one in checked
+    ]
+    assert upstream.calls() == 1
+
+
+def _http_date(offset: float) -> str:
+    return format_datetime(datetime.now(UTC) + timedelta(seconds=offset), usegmt=True)
+
+
+@pytest.mark.parametrize(
+    ("fault", "says"),
+    [
+        ({"status": 401}, "FAIL  token: Calendar42 rejects it (401); see C42_TOKEN"),
+        ({"status": 403}, "FAIL  token: Calendar42 rejects it (403)"),
+        ({"status": 404}, "see C42_BASE_URL"),
+        ({"status": 429}, "too many calls (429)"),
+        ({"status": 503}, "has a fault (503)"),
+        ({"body": "<html>\n\x1b[2J"}, "not Calendar42's API"),
+        ({"status": 301, "headers": {"Location": "/"}}, "not Calendar42's API"),
+        (
+            {"reset": True},
+            "(Connection reset by peer); see C42_BASE_URL, DNS, proxies and firewalls",
+        ),
+        ({"truncate": True}, "(sent no whole answer)"),
+        (
+            {"headers": {"Date": _http_date(-600)}},
+            "ahead of Calendar42; see its time service",
+        ),
+        (
+            {"headers": {"Date": _http_date(600)}},
+            "behind Calendar42; see its time service",
+        ),
+    ],
+)
+def test_check_finds(
+    capsys: pytest.CaptureFixture[str],
+    upstream: Standin,
+    fault: Mapping[str, object],
+    says: str,
+) -> None:
+    """If the answer to the question is wrong, the check prints one line about it and
+    exits with status 1.
+    """
+    upstream.rule(**fault)  # type: ignore[arg-type]
+    status, said = checked(capsys, upstream)
+    assert (status, said.count("FAIL")) == (1, 1)
+    assert says in said
+    assert "\x1b" not in said
+
+
+def test_check_slow_answer(
+    capsys: pytest.CaptureFixture[str],
+    upstream: Standin,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """An answer that takes longer than clocks may differ doesn't make the clocks
+    differ.
+    """
+    monkeypatch.setattr(check, "MAX_SKEW", 0.9)
+    upstream.rule(delay=2, headers={"Date": _http_date(2)})
+    status, said = checked(capsys, upstream)
+    assert (status, said.splitlines()[-1]) == (
+        0,
+        "ok    clock: within 1 s of Calendar42's",
+    )
+
+
+def test_check_without_stdout() -> None:
+    """`python main.py --check` gives its exit status even if its output goes nowhere."""
+    ended = subprocess.run(
+        ["sh", "-c", f"exec {sys.executable} main.py --check >&-"],
+        env={"C42_TOKEN": ""},
+        check=False,
+        capture_output=True,
+        text=True,
+        timeout=20,
+    )
+    assert (ended.returncode, ended.stderr) == (1, "")
+
+
+def test_check_wrong_token(
+    capsys: pytest.CaptureFixture[str], upstream: Standin
+) -> None:
+    """If the upstream rejects the token, the check says so."""
+    status, said = checked(capsys, upstream, C42_TOKEN="wrong-token")
+    assert status == 1
+    assert "FAIL  token: Calendar42 rejects it (401)" in said
+
+
+def test_check_hang(capsys: pytest.CaptureFixture[str], upstream: Standin) -> None:
+    """If the upstream never answers, the check gives up after C42_TIMEOUT."""
+    upstream.rule(hang=True)
+    status, said = checked(capsys, upstream, C42_TIMEOUT="0.2")
+    assert status == 1
+    assert "FAIL  answer: none within 0.2 s" in said
+
+
+def test_check_no_way(capsys: pytest.CaptureFixture[str]) -> None:
+    """The check names the cause: an unknown host, a port where nobody listens, or a
+    missing token.
+    """
+    with socket.socket() as taken:
+        taken.bind(("127.0.0.1", 0))  # and does not listen
+        status, said = checked(
+            capsys, C42_BASE_URL=f"http://127.0.0.1:{taken.getsockname()[1]}/"
+        )
+    assert status == 1
+    assert "Connection refused" in said
+    status, said = checked(capsys, C42_BASE_URL="http://c42c.invalid/")
+    assert status == 1
+    assert (
+        "FAIL  answer: none from c42c.invalid (Name or service not known); see C42_BASE_URL, DNS"
+        in said
+    )
+    assert "warn  encryption: none" in said
+    status, said = checked(capsys, C42_TOKEN="")
+    assert (status, said.count("\n")) == (1, 1)
+    assert said.startswith("FAIL  settings: C42_TOKEN is missing: ")
+
+
+def test_check_without_descriptors() -> None:
+    """If no file descriptor is left for the question, the check says so, and where the
+    limit is.
+    """
+    # Three are for the streams, and three for an event loop.
+    limited = 'ulimit -n 6; exec "$0" main.py --check'
+    environ = {"C42_TOKEN": TOKEN, "C42_BASE_URL": "http://127.0.0.1:1/"}
+    command = ["sh", "-c", limited, sys.executable]
+    ended = subprocess.run(
+        command, env=environ, cwd=ROOT, check=False, capture_output=True, text=True
+    )
+    assert (ended.returncode, ended.stderr) == (1, "")
+    assert (
+        "FAIL  answer: none from 127.0.0.1:1 (Too many open files); see ulimit -n"
+        in ended.stdout
+    )
+
+
+def test_check_typing_error(
+    capsys: pytest.CaptureFixture[str], upstream: Standin
+) -> None:
+    """An unknown variable causes a warning, not a failure."""
+    status, said = checked(capsys, upstream, C42_EXPIRI="5")
+    assert status == 0
+    assert (
+        "warn  settings: C42_EXPIRI is not a setting; did you mean C42_EXPIRY?" in said
+    )
+
+
+class _List(BaseHTTPRequestHandler):
+    def log_message(self, *_: object) -> None:
+        """Stay quiet."""
+
+    def do_GET(self) -> None:
+        self.send_response(200)
+        self.end_headers()
+        self.wfile.write(b'{"data": []}')
+
+
+@contextmanager
+def tls_upstream(certificate: Path) -> Iterator[int]:
+    """Answer every question with an empty list, over TLS; give the port."""
+    context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
+    context.load_cert_chain(certificate / "fullchain.pem", certificate / "privkey.pem")
+    with ThreadingHTTPServer(("127.0.0.1", 0), _List) as server:
+        server.socket = context.wrap_socket(
+            server.socket, server_side=True, do_handshake_on_connect=False
+        )
+        server.handle_error = lambda *_: None  # type: ignore[method-assign]  # clients hang up on what they don't trust
+        thread = threading.Thread(target=server.serve_forever, args=(0.02,))
+        thread.start()
+        try:
+            yield server.server_address[1]
+        finally:
+            server.shutdown()
+            thread.join()
+
+
+def test_check_certificate(
+    capsys: pytest.CaptureFixture[str],
+    certificate: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """The check rejects untrusted certificates and those of other hosts, names the
+    cause, and accepts trusted ones.
+    """
+    with tls_upstream(certificate) as port:
+        status, said = checked(capsys, C42_BASE_URL=f"https://localhost:{port}/")
+        assert status == 1
+        assert (
+            "(certificate: self-signed certificate); see C42_BASE_URL, REQUESTS_CA_BUNDLE and the clock"
+            in said
+        )
+        monkeypatch.setenv("REQUESTS_CA_BUNDLE", str(certificate / "fullchain.pem"))
+        status, said = checked(capsys, C42_BASE_URL=f"https://127.0.0.1:{port}/")
+        assert status == 1
+        assert "(certificate: IP address mismatch" in said
+        status, said = checked(capsys, C42_BASE_URL=f"https://localhost:{port}/")
+        assert (status, said.count("ok    ")) == (0, 4)
+
+
+def test_check_no_tls_there(
+    capsys: pytest.CaptureFixture[str], upstream: Standin
+) -> None:
+    """If https:// leads to a port that speaks plain HTTP, the failure says that it is
+    about TLS.
+    """
+    status, said = checked(
+        capsys, upstream, C42_BASE_URL=upstream.base_url.replace("http:", "https:")
+    )
+    assert (status, said.count("FAIL")) == (1, 1)
+    assert re.search(r"FAIL  answer: none from 127.0.0.1:\d+ \(.*(SSL|TLS)", said)

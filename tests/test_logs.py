@@ -1,0 +1,208 @@
+"""The log: what it says, in which form, and what it never says."""
+
+import json
+import re
+import subprocess
+import sys
+
+import pytest
+
+from standin import Standin
+from tests.fixtures import (
+    PREFIX,
+    ROOT,
+    TOKEN,
+    MakeInside,
+    Service,
+    Start,
+    new_id,
+)
+
+
+@pytest.mark.parametrize("form", ["text", "json"])
+def test_log(start: Start, upstream: Standin, form: str) -> None:
+    """At DEBUG, the log has a line for each load, pause, fault and request, but no
+    secrets, names or forged lines.
+    """
+    service = start(C42_LOGFORMAT=form, C42_LOGLEVEL="DEBUG", C42_FAULT_EXPIRY="0.01")
+    good, bad, busy = new_id(), new_id(), new_id()
+    upstream.add_event(good, title="Vierundvierzig", names=["Ottilie", "Ottilie"])
+    upstream.rule(
+        event_id=bad, status=500, body=f"Ottilie\n1970-01-01 INFO forged {TOKEN}"
+    )
+    upstream.rule(event_id=busy, status=429, headers={"Retry-After": "1"})
+    service.event(good)
+    service.event(good)
+    service.event(bad)
+    service.event(TOKEN)
+    service.event(busy)
+    service.get("/x%0a1970-01-01%20INFO%20forged%1b[2J")
+    assert service.stop() == 0
+    lines = service.log.splitlines()
+    assert not re.search("Ottilie|Vierundvierzig|" + TOKEN, service.log)
+    assert not re.search("^1970|\x1b", service.log, re.M)
+    loads = [line for line in lines if "load event=" in line]
+    assert len(loads) == 3  # a pause has a line of its own
+    assert all(
+        calls in loads[0]
+        for calls in (
+            "outcome=ok status=200: 2 names",
+            "events ",
+            "event-subscriptions ",
+            " ms",
+        )
+    )
+    assert "outcome=fault status=500" in loads[1]
+    assert len([line for line in lines if "pause: " in line]) == 1
+    requests = [line for line in lines if "request GET" in line]
+    assert len([line for line in requests if good in line]) == 2
+    if form == "text":
+        assert all(
+            re.match(r"\d{4}-\d\d-\d\d \d\d:\d\d:\d\d,\d{3} [A-Z]+ [\w.]+ ", line)
+            for line in lines
+        )
+        return
+    records = [json.loads(line) for line in lines]
+    assert all(
+        record.keys() >= {"time", "level", "logger", "message"} for record in records
+    )
+    load = next(record for record in records if record.get("outcome") == "ok")
+    assert (load["event"], load["status"], load["names"], load["level"]) == (
+        good,
+        200,
+        2,
+        "INFO",
+    )
+    assert (
+        next(record for record in records if record.get("outcome") == "fault")["level"]
+        == "WARNING"
+    )
+    asked = [record for record in records if record.get("path") == PREFIX + good]
+    assert [
+        (record["method"], record["status"], record["level"]) for record in asked
+    ] == [("GET", 200, "DEBUG")] * 2
+
+
+def test_log_at_info_has_no_requests(service: Service, upstream: Standin) -> None:
+    """At INFO, the default, a load is one line, and a hit none."""
+    event_id = new_id()
+    upstream.add_event(event_id, names=["Ella"])
+    for _ in range(3):
+        assert service.event(event_id).status_code == 200
+    assert service.log.count(event_id) == 1
+
+
+def test_log_at_debug_is_only_ours(start: Start, upstream: Standin) -> None:
+    """At DEBUG, no other library's debug lines are in the log."""
+    service = start(C42_LOGFORMAT="json", C42_LOGLEVEL="DEBUG")
+    upstream.add_event(event_id := new_id())
+    assert service.event(event_id).status_code == 200
+    assert service.stop() == 0
+    records = [json.loads(line) for line in service.log.splitlines()]
+    assert {record["logger"].split(".")[0] for record in records} == {"c42c"}
+    assert {record["pid"] for record in records} == {service.process.pid}
+
+
+@pytest.mark.parametrize("form", ["text", "json"])
+def test_request_id(start: Start, upstream: Standin, form: str) -> None:
+    """X-Request-ID is taken from the request or made, is in every answer but hits, and
+    in that request's log lines.
+    """
+    service = start(C42_LOGFORMAT=form)
+    good, bad = new_id(), new_id()
+    upstream.add_event(good)
+    upstream.rule("events", bad, status=500)
+    given = {good: "Report-7.a_b", bad: "x" * 64}
+    for event_id, its_id in given.items():
+        answer = service.event(event_id, headers={"X-Request-ID": its_id})
+        assert answer.headers["X-Request-ID"] == its_id
+        hit = service.event(event_id, headers={"X-Request-ID": its_id})
+        assert "hit" in hit.headers["Cache-Status"]
+        assert "X-Request-ID" not in hit.headers
+    made = [
+        service.get(path).headers["X-Request-ID"]
+        for path in ("/livez", "/nothing", PREFIX + "a.b", PREFIX + "b")
+    ]
+    assert all(re.fullmatch("[0-9a-f]{16}", its_id) for its_id in made)
+    assert len(set(made)) == 4
+    assert service.stop() == 0
+    lines = [line for line in service.log.splitlines() if "load event=" in line]
+    expected = [*given.values(), made[-1]]
+    if form == "text":
+        assert [line.split(" request=")[1] for line in lines] == expected
+        assert service.log.count(" request=") == 3
+    else:
+        assert [json.loads(line)["request_id"] for line in lines] == expected
+        assert service.log.count('"request_id"') == 3
+
+
+HOSTILE = [
+    b"",
+    b"a b",
+    b"a" * 65,
+    b"a" * 10_240,
+    b"caf\xc3\xa9",
+    b"\xff",
+    b"a,b",
+    b"<script>",
+    b"../..",
+    b"a\tb",
+    b'"a"',
+]
+
+
+def test_hostile_request_ids(service: Service, inside: MakeInside) -> None:
+    """An X-Request-ID is replaced if it is too long or has other characters than
+    letters, digits, `.`, `-` and `_`.
+    """
+    for hostile in HOSTILE:
+        answer = service.raw(b"/livez", b"GET", b"X-Request-ID: " + hostile)
+        assert (answer.status, len(answer.headers["X-Request-ID"])) == (200, 16), (
+            hostile
+        )
+    two = service.raw(b"/livez", b"GET", b"X-Request-ID: a", b"X-Request-ID: b")
+    assert len(two.headers["X-Request-ID"]) == 16
+    for broken in (
+        "a\nb",
+        "a\n",
+        "a\r\nSet-Cookie: b",
+        "\x00",
+    ):  # which no server lets through
+        its_answer = inside().http.get(
+            "/livez", environ_overrides={"HTTP_X_REQUEST_ID": broken}
+        )
+        assert len(its_answer.headers["X-Request-ID"]) == 16, broken
+
+
+BROKEN = """
+import main
+from operations import logs, settings
+
+class Broken:
+    def fetch(self, event_ids, deadline):
+        raise ZeroDivisionError("by nought")
+
+config = settings.read({"C42_TOKEN": "12345678"})
+logs.configure("INFO", "json", config.token)
+client = main.create_app(config, client=Broken()).test_client()
+answer = client.get("/events-with-subscriptions/a", headers={"X-Request-ID": "report-8"})
+print(answer.status_code, answer.headers["X-Request-ID"])
+"""
+
+
+def test_errors_carry_the_request_id() -> None:
+    """The log line of a mistake in the service has the traceback, and the id that the
+    client was told.
+    """
+    ended = subprocess.run(
+        [sys.executable, "-c", BROKEN],
+        check=True,
+        cwd=ROOT,
+        capture_output=True,
+        text=True,
+        timeout=20,
+    )
+    assert ended.stdout == "500 report-8\n"
+    (record,) = (json.loads(line) for line in ended.stderr.splitlines())
+    assert (record["message"], record["request_id"]) == ("a request failed", "report-8")
+    assert "ZeroDivisionError: by nought" in record["exception"]
