@@ -9,7 +9,7 @@ BENCH_ENV := $(VENV)/.bench
 VERSIONS := 3.11 3.12 3.13 3.14 3.15
 PIP_INSTALL = $(BIN)/pip install -qq --disable-pip-version-check
 
-.PHONY: help demo run check-service test test-deploy test-all check soak lock bench clean
+.PHONY: help demo run check-service test test-deploy test-all check soak mutants lock bench clean
 
 help:  ## show this list
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/^([a-z-]+):.*## /  make \1\t/' | expand -t 24
@@ -46,6 +46,9 @@ check: $(DEV_ENV)  ## lint, check the format and the types
 
 soak: $(DEV_ENV)  ## check every answer under traffic, faults and outages for ten minutes; SOAK=60: for 60 seconds
 	@$(BIN)/python -m tests.soak --seconds $(or $(SOAK),600)
+
+mutants: $(DEV_ENV)  ## change the code in small ways and list the changes that no test notices; COUNT=20: only 20
+	@$(BIN)/python -m tests.mutants --count $(or $(COUNT),150)
 
 lock: $(DEPLOY_ENV)  ## pin the newest versions of what deployment installs, in requirements.lock
 	@grep -hvE '^(#|pytest)' requirements.txt requirements-redis.txt | $(BIN)/uv pip compile --quiet --upgrade \
