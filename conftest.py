@@ -22,6 +22,9 @@ from bench.machine import tree
 # The fixtures that start the service need Flask; test_cache.py needs neither.
 pytest_plugins = ["tests.fixtures"] if find_spec("flask") else []
 
+# Debian installs servers such as nginx there, and not everybody's PATH has it.
+os.environ["PATH"] += os.pathsep + "/usr/sbin"
+
 
 def pytest_sessionstart() -> None:
     """Have SIGTERM end the tests as Ctrl-C does, so that they end the services that

@@ -12,9 +12,9 @@ import yaml
 
 from operations.settings import Settings
 from operations.settings import read as read_settings
-from standin import Standin
+from standin import DEMO_EVENTS, Standin
 from tests.deploy.tools import free_ports, needs, nginx, ran
-from tests.fixtures import ROOT, TOKEN, Service
+from tests.fixtures import PREFIX, ROOT, TOKEN, Service
 
 DEPLOY = ROOT / "deploy"
 COMPOSE = yaml.safe_load((DEPLOY / "compose.yml").read_text())
@@ -84,19 +84,17 @@ def check_patience(environ: dict[str, str], seconds: int) -> None:
 
 @needs("nginx")
 def test_site_of_compose(service: Service, upstream: Standin, tmp_path: Path) -> None:
-    """The nginx of the compose file passes requests on to both instances."""
+    """The nginx of the compose file passes events on to both instances, and the status
+    page to one.
+    """
     (port,) = free_ports(1)
-    site = (
-        (DEPLOY / "compose.nginx.conf")
-        .read_text()
-        .replace("listen 8080", f"listen 127.0.0.1:{port}")
-    )
-    assert re.findall(r"server ([\w-]+):5000 ", site) == list(INSTANCES)
+    site = (DEPLOY / "compose.nginx.conf").read_text()
+    assert set(re.findall(r"server ([\w-]+):5000 ", site)) == set(INSTANCES)
+    site = site.replace("listen 8080", f"listen 127.0.0.1:{port}")
     site = re.sub(r"server [\w-]+:5000 ", f"server 127.0.0.1:{service.port} ", site)
     with nginx(tmp_path, site, port):
-        assert '"status": "ok"' in ran(
-            "curl", "-sSf", f"http://127.0.0.1:{port}/readyz"
-        )
+        for path in ("/readyz", "/status.json", f"{PREFIX}{DEMO_EVENTS['plain']}"):
+            ran("curl", "-sSf", f"http://127.0.0.1:{port}{path}")
 
 
 def test_kubernetes_is_valid() -> None:

@@ -1,22 +1,30 @@
 """deploy/c42c.nginx.conf in a real nginx, with TLS."""
 
-import itertools
+import gzip
 import json
 import re
-import threading
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
-from http.client import HTTPConnection, HTTPException, HTTPMessage, HTTPSConnection
+from http.client import HTTPConnection, HTTPMessage, HTTPSConnection
 from pathlib import Path
-from typing import NamedTuple, Self
+from typing import Any, NamedTuple
 from urllib.parse import urlsplit
 
 from standin import Standin
+from tests.deploy.load import Load
 from tests.deploy.tools import free_ports, needs, nginx, trust
-from tests.fixtures import PREFIX, ROOT, Service, new_events, new_id, started
+from tests.fixtures import (
+    PREFIX,
+    ROOT,
+    Service,
+    listed,
+    new_events,
+    new_id,
+    started,
+    until,
+)
 
 APP = "https://app.example.com"
-CLIENTS = 8
 REQUESTS = 10_000
 
 
@@ -31,8 +39,11 @@ class Answer(NamedTuple):
 class Site:
     """The site, as clients see it."""
 
-    def __init__(self, plain: int, tls: int, certificate: Path) -> None:
-        self.plain, self._tls, self._context = plain, tls, trust(certificate)
+    def __init__(self, plain: int, tls: int, certificate: Path, log: Path) -> None:
+        self.plain = plain
+        self._tls = tls
+        self._context = trust(certificate)
+        self._log = log
 
     def connect(self, source: str = "127.0.0.1") -> HTTPSConnection:
         """Return a connection over TLS, from an address of this machine."""
@@ -45,30 +56,45 @@ class Site:
         )
 
     def get(self, path: str, source: str = "127.0.0.1", **headers: str) -> Answer:
-        """GET a path over TLS, from an address of this machine."""
+        """GET a path over TLS, from an address of this machine.
+
+        `X_Request_ID="a"` is the header `X-Request-ID: a`.
+        """
         connection = self.connect(source)
-        connection.request("GET", path, headers=headers)
+        named = {name.replace("_", "-"): value for name, value in headers.items()}
+        connection.request("GET", path, headers=named)
         with connection.getresponse() as answer:
             found = Answer(answer.status, answer.headers, answer.read())
         connection.close()
         return found
 
+    def lines(self) -> list[dict[str, Any]]:
+        """Return the lines of the access log."""
+        return [json.loads(line) for line in self._log.read_text().splitlines()]
+
 
 @contextmanager
-def site(folder: Path, certificate: Path, *instances: int) -> Iterator[Site]:
-    """Run nginx with the site, in front of instances on those ports."""
+def site(
+    folder: Path,
+    certificate: Path,
+    *instances: int,
+    edit: Callable[[str], str] = lambda text: text,
+) -> Iterator[Site]:
+    """Run nginx with the site, in front of instances on those ports; `edit` changes the
+    site first, as its comments say.
+    """
     plain, tls = free_ports(2)
-    text = (ROOT / "deploy/c42c.nginx.conf").read_text()
-    text = re.sub(r"listen \[::\].*", "", text).replace(
-        "/etc/nginx/c42c", str(certificate)
-    )
-    text = text.replace("listen 80", f"listen 127.0.0.1:{plain}").replace(
-        "listen 443", f"listen {tls}"
-    )
+    log = folder / "access.log"
+    text = edit((ROOT / "deploy/c42c.nginx.conf").read_text())
+    text = re.sub(r"listen \[::\].*", "", text)
+    text = text.replace("listen 80", f"listen 127.0.0.1:{plain}")
+    text = text.replace("listen 443", f"listen {tls}")
+    text = text.replace("/etc/nginx/c42c", str(certificate))
+    text = text.replace("/var/log/nginx/c42c.log", str(log))
     for shipped, port in zip(("5001", "5002"), instances, strict=True):
         text = text.replace(f"127.0.0.1:{shipped} ", f"127.0.0.1:{port} ")
     with nginx(folder, text, plain, tls):
-        yield Site(plain, tls, certificate)
+        yield Site(plain, tls, certificate, log)
 
 
 @needs("nginx", "openssl")
@@ -138,9 +164,13 @@ def test_envelope_when_all_are_down(
             "X-Content-Type-Options": "nosniff",
             "Access-Control-Allow-Origin": APP,
             "Vary": "Origin",
+            "Retry-After": "1",
             "Strict-Transport-Security": "max-age=31536000",
         }
         assert {name: said.headers[name] for name in wanted} == wanted
+        until(front.lines, "nginx to write its log")
+        (line,) = front.lines()
+        assert said.headers["X-Request-ID"] == line["request_id"]
         for origin in ({}, {"Origin": "https://elsewhere.example.com"}):
             assert (
                 front.get(PREFIX + new_id(), **origin).headers[
@@ -150,50 +180,103 @@ def test_envelope_when_all_are_down(
             )
 
 
-class Load:
-    """Clients that ask for one event after the other through the site, and remember
-    what went wrong.
+@needs("nginx", "openssl")
+def test_log_leads_to_the_request(
+    service: Service, upstream: Standin, certificate: Path, tmp_path: Path
+) -> None:
+    """A line of nginx's log has the client, the instance, where the answer came from,
+    and the request id that c42c logs; a client's own id is kept if c42c would keep it.
+    """
+    event_id, broken = new_events(upstream, 1)[0], new_id()
+    upstream.rule(event_id=broken, status=500)
+    with site(tmp_path, certificate, service.port, service.port) as front:
+        first = front.get(PREFIX + event_id)
+        front.get(PREFIX + event_id, "127.0.0.2")
+        front.get(PREFIX + broken, X_Request_ID="button-7")
+        front.get(PREFIX + broken, X_Request_ID="two words")
+        until(lambda: len(front.lines()) == 4, "nginx to write its log")
+        miss, hit, own, replaced = front.lines()
+    assert first.headers["X-Request-ID"] == miss["request_id"] == miss["answer_id"]
+    assert f"request={miss['request_id']}" in service.log
+    assert [miss["client"], hit["client"]] == ["127.0.0.1", "127.0.0.2"]
+    assert miss["instance"] == f"127.0.0.1:{service.port}"
+    assert miss["cache_status"].startswith("c42c; fwd=miss")
+    assert hit["cache_status"].startswith("c42c; hit")
+    assert hit["request"] == f"GET {PREFIX}{event_id} HTTP/1.1"
+    assert [own["status"], own["request_id"]] == [500, "button-7"]
+    assert "request=button-7" in service.log
+    assert re.fullmatch("[0-9a-f]{32}", replaced["request_id"])
+
+
+@needs("nginx", "openssl")
+def test_lists_are_compressed(
+    service: Service, upstream: Standin, certificate: Path, tmp_path: Path
+) -> None:
+    """A list is sent compressed to a client that can unpack it; its ETag still says
+    when nothing has changed.
+    """
+    path = listed(new_events(upstream, 30))
+    with site(tmp_path, certificate, service.port, service.port) as front:
+        plain = front.get(path)
+        packed = front.get(path, Accept_Encoding="gzip")
+        assert gzip.decompress(packed.body) == plain.body
+        assert len(packed.body) < len(plain.body) / 3
+        etag = packed.headers["ETag"]
+        assert front.get(path, If_None_Match=etag).status == 304
+
+
+@needs("nginx", "openssl")
+def test_operators_stay_on_one_instance(
+    upstream: Standin, certificate: Path, tmp_path: Path
+) -> None:
+    """Behind the site, an operator sees the status page of one of two instances,
+    steadily, while events are spread over both; if that one is down, the other.
+    """
+    event_ids = new_events(upstream, 20)
+    with ExitStack() as stack:
+        services = [Service(upstream), Service(upstream)]
+        for service in services:
+            stack.enter_context(started(service))
+        ports = [service.port for service in services]
+        front = stack.enter_context(site(tmp_path, certificate, *ports))
+        for event_id in event_ids:
+            front.get(PREFIX + event_id)
+            front.get("/status.json")
+        until(lambda: len(front.lines()) == 40, "nginx to write its log")
+        lines = front.lines()
+        of_events = {line["instance"] for line in lines[::2]}
+        of_pages = {line["instance"] for line in lines[1::2]}
+        assert len(of_events) == 2
+        assert len(of_pages) == 1
+        for service in services:
+            if of_pages == {f"127.0.0.1:{service.port}"}:
+                service.stop()
+        assert front.get("/status.json").status == 200
+
+
+@needs("nginx", "openssl")
+def test_limit_per_client(
+    service: Service, upstream: Standin, certificate: Path, tmp_path: Path
+) -> None:
+    """With limit_req switched on as the comment says, a client that asks too often gets
+    429 in the envelope, and others are answered.
     """
 
-    def __init__(self, front: Site, hits: list[str], misses: Iterable[str]) -> None:
-        self._front, self._hits, self._misses = front, hits, iter(misses)
-        self._over = threading.Event()
-        self._lock = (
-            threading.Lock()
-        )  # guards `_misses`, of which a client takes the next
-        self._clients = [threading.Thread(target=self._ask) for _ in range(CLIENTS)]
-        self.counts = [0] * CLIENTS
-        self.failures: list[str] = []
+    def edit(text: str) -> str:
+        text, count = re.subn(r"# (?=limit_req\S* )", "", text)
+        assert count == 3
+        return text.replace("burst=100", "burst=1")
 
-    def __enter__(self) -> Self:
-        for client in self._clients:
-            client.start()
-        return self
-
-    def __exit__(self, *error: object) -> None:
-        self._over.set()
-        for client in self._clients:
-            client.join()
-
-    def _ask(self) -> None:
-        me = self._clients.index(threading.current_thread())
-        connection = self._front.connect()
-        while not self._over.is_set():
-            with self._lock:
-                event_id = (
-                    next(self._misses) if self.counts[me] % 10 == 0 else self._hits[me]
-                )
-            try:
-                connection.request("GET", PREFIX + event_id)
-                answer = connection.getresponse()
-                body = answer.read()
-                if answer.status != 200 or json.loads(body)["id"] != event_id:
-                    self.failures.append(f"{answer.status} {body!r}")
-            except (OSError, HTTPException, ValueError) as error:
-                self.failures.append(repr(error))
-                connection.close()
-            self.counts[me] += 1
-        connection.close()
+    (event_id,) = new_events(upstream, 1)
+    with site(tmp_path, certificate, service.port, service.port, edit=edit) as front:
+        answers = [front.get(PREFIX + event_id) for _ in range(50)]
+        refused = [answer for answer in answers if answer.status == 429]
+        assert refused
+        error = json.loads(refused[0].body)["error"]
+        assert [error["status_code"], error["code"]] == [429, "TOO_MANY_REQUESTS"]
+        assert refused[0].headers["Retry-After"] == "1"
+        assert refused[0].headers["X-Request-ID"]
+        assert front.get(PREFIX + event_id, "127.0.0.2").status == 200
 
 
 @needs("nginx", "openssl")
@@ -203,27 +286,23 @@ def test_rolling_restart_loses_nothing(
     """While two instances are restarted in turn, with and without a drain time, none of
     10,000 requests fails.
     """
-    hits, misses = new_events(upstream, CLIENTS), new_events(upstream, REQUESTS // 10)
     with ExitStack() as stack:
         instances = [
             stack.enter_context(started(Service(upstream, (), C42_DRAIN="1")))
             for _ in range(2)
         ]
-        front = stack.enter_context(
-            site(tmp_path, certificate, *(one.port for one in instances))
-        )
+        ports = [instance.port for instance in instances]
+        front = stack.enter_context(site(tmp_path, certificate, *ports))
         restarts = 0
-        with Load(front, hits, itertools.cycle(misses)) as load:
-            while sum(load.counts) < REQUESTS or restarts < 4:
+        with Load(front.connect, upstream) as load:
+            while load.requests < REQUESTS or restarts < 4:
                 old = instances[restarts % 2]
                 assert old.stop() == 0
+                drain = restarts // 2 % 2
                 new = Service(
-                    upstream,
-                    (),
-                    C42_PORT=str(old.port),
-                    C42_DRAIN=str(restarts // 2 % 2),
+                    upstream, (), C42_PORT=str(old.port), C42_DRAIN=str(drain)
                 )
                 instances[restarts % 2] = stack.enter_context(started(new))
                 restarts += 1
         assert load.failures == []
-        assert sum(load.counts) >= REQUESTS
+        assert load.requests >= REQUESTS
