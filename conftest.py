@@ -2,8 +2,10 @@
 
 - `test_cache.py`: the cache by itself; needs nothing but pytest.
 - `test_api.py`: the service over HTTP, as a client sees it.
-- `tests/test_SUBJECT.py`: everything else, by subject; `tests/fixtures.py` has what several of them share.
-- `tests/deploy/`: slow tests: deployment (image, nginx, systemd, Prometheus) and Schemathesis.
+- `tests/test_SUBJECT.py`: everything else, by subject; `tests/fixtures.py` has what
+  several of them share.
+- `tests/deploy/`: slow tests: deployment (image, nginx, systemd, Prometheus) and
+  Schemathesis.
 - `tests/soak/`, `tests/mutants.py`: tools that take minutes: `make soak`,
   `make mutants`.
 """

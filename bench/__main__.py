@@ -101,7 +101,7 @@ def main() -> int:
         rounds,
         rows,
         table,
-        took=f"{scale.contest} rounds of {scale.seconds} s; {minutes:.0f} minutes in all.",
+        took=f"{scale.contest} rounds of {scale.seconds} s; {minutes:.0f} minutes.",
     )
     print(page)
     if not options.quick:

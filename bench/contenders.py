@@ -1,4 +1,4 @@
-"""The servers compared: each serves the same cached answer on the same core, in turns."""
+"""The servers compared: each serves the same answer on the same core, in turns."""
 
 import contextlib
 import getpass
@@ -20,8 +20,8 @@ ORIGIN = "https://app.example"
 # What Chrome sends with fetch() from a page of another origin, besides Host.
 BROWSER = {
     "sec-ch-ua-platform": '"Windows"',
-    "User-Agent": "Mozilla/5.0 (Windows NT 10.0; Win64; x64) AppleWebKit/537.36 (KHTML, like Gecko) "
-    "Chrome/142.0.0.0 Safari/537.36",
+    "User-Agent": "Mozilla/5.0 (Windows NT 10.0; Win64; x64) AppleWebKit/537.36 "
+    "(KHTML, like Gecko) Chrome/142.0.0.0 Safari/537.36",
     "sec-ch-ua": '"Chromium";v="142", "Google Chrome";v="142", "Not_A Brand";v="99"',
     "sec-ch-ua-mobile": "?0",
     "Accept": "*/*",
@@ -40,9 +40,10 @@ _NGINX = """
 worker_processes 1; {user} daemon off; pid nginx.pid; error_log error.log crit;
 events {{ worker_connections 1024; }}
 http {{
-  access_log off; keepalive_requests 1000000000; keepalive_timeout 600s; tcp_nopush on; sendfile on;
-  client_body_temp_path body; proxy_temp_path proxy; fastcgi_temp_path fastcgi; uwsgi_temp_path uwsgi;
-  scgi_temp_path scgi;
+  access_log off; keepalive_requests 1000000000; keepalive_timeout 600s;
+  tcp_nopush on; sendfile on;
+  client_body_temp_path body; proxy_temp_path proxy; fastcgi_temp_path fastcgi;
+  uwsgi_temp_path uwsgi; scgi_temp_path scgi;
   proxy_cache_path cache levels=1:2 keys_zone=events:10m inactive=1h;
   {open_files}
   server {{

@@ -162,9 +162,8 @@ def _waiting(service: Server, upstream: Standin) -> Iterator[list[socket.socket]
             sock = stack.enter_context(
                 socket.create_connection(("127.0.0.1", service.port))
             )
-            sock.sendall(
-                f"GET {PREFIX}{new_event(upstream)} HTTP/1.1\r\nHost: bench\r\n\r\n".encode()
-            )
+            path = PREFIX + new_event(upstream)
+            sock.sendall(f"GET {path} HTTP/1.1\r\nHost: bench\r\n\r\n".encode())
             sockets.append(sock)
             time.sleep(0.005)
         time.sleep(1)  # until all that are refused have been
@@ -366,8 +365,9 @@ def _summary(stacks: str, answers: int) -> str:
     total = own.total()
     return "\n".join(
         [
-            f"Where the CPU of {answers} cold answers went: {total} samples, taken by py-spy, of threads that held",
-            "Python's interpreter lock. What the kernel did for them is not included.",
+            f"Where the CPU of {answers} cold answers went: {total} samples, taken by",
+            "py-spy, of threads that held Python's interpreter lock. What the kernel",
+            "did for them is not included.",
             "",
             "with everything it calls",
             *(

@@ -72,7 +72,8 @@ def describe() -> str:
     """Name the kind of machine, and the Python."""
     model = re.search(r"^model name\s*: (.*)$", Path("/proc/cpuinfo").read_text(), re.M)
     name = model[1] if model else platform.machine()
-    return f"{name}, {len(_cores)} cores, {platform.python_implementation()} {platform.python_version()}"
+    python = f"{platform.python_implementation()} {platform.python_version()}"
+    return f"{name}, {len(_cores)} cores, {python}"
 
 
 def free_port() -> int:
@@ -95,7 +96,8 @@ def running(
     children.
     """
     process = subprocess.Popen(
-        ["taskset", "-c", str(SERVER_CORE), *command],  # noqa: S607 - from the PATH, as users have it
+        # From the PATH, as users have it.
+        ["taskset", "-c", str(SERVER_CORE), *command],  # noqa: S607
         cwd=ROOT,
         env=dict(environ),
         stdin=subprocess.DEVNULL,

@@ -36,25 +36,35 @@ _WANTED = {
 _HEAD = """\
 # How fast c42c is
 
-Written by `make bench`. Every server answers the same request from its cache, with the same 300 bytes and the same
-headers, on one core. wrk sends the requests from the other core, on 32 keep-alive connections, to one server after the
-other, in turns. *Bare* requests have a Host header; *browser* requests have twelve more, as Chrome sends them.
+Written by `make bench`. Every server answers the same request from its cache, with the
+same 300 bytes and the same headers, on one core. wrk sends the requests from the other
+core, on 32 keep-alive connections, to one server after the other, in turns. *Bare*
+requests have a Host header; *browser* requests have twelve more, as Chrome sends them.
 
-Figures are medians, with the least and the greatest in parentheses. Compare figures within one run only: another
-machine gives others, and so does the same one when it is busy. CPU per hit is the user and system time of the server's
-processes; it varies least.
+Figures are medians, with the least and the greatest in parentheses. Compare figures
+within one run only: another machine gives others, and so does the same one when it is
+busy. CPU per hit is the user and system time of the server's processes; it varies
+least.
 
 {date:%Y-%m-%d}, {machine}, {versions}. {took}
 
 ![Hits per second](plot.svg)
 
-- *a constant on the same server*: c42c's server without a cache. It is the limit of what c42c can reach, and the origin
-  of nginx, HAProxy and Varnish.
-- *plain Flask*: a dict in front of two `requests.get`, on Flask's own server, which closes each connection.
+- *a constant on the same server*: c42c's server without a cache. It is the limit of
+  what c42c can reach, and the origin of nginx, HAProxy and Varnish.
+- *plain Flask*: a dict in front of two `requests.get`, on Flask's own server, which
+  closes each connection.
 
-| server | bare: CPU per hit, µs | hits a second | p99, ms | browser: CPU, µs | hits a second | p99, ms |
-|---|---|---|---|---|---|---|
 """
+_COLUMNS = (
+    "server",
+    "bare: CPU per hit, µs",
+    "hits a second",
+    "p99, ms",
+    "browser: CPU, µs",
+    "hits a second",
+    "p99, ms",
+)
 
 
 _REFRESHING = """\
@@ -122,7 +132,8 @@ def _row(
         )
         for name in (C42C, CONSTANT)
     )
-    why = f"{request.capitalize()} hits: of their {ours:.1f} µs, the server takes {floor:.1f} (the constant)"
+    why = f"{request.capitalize()} hits: of their {ours:.1f} µs, "
+    why += f"the server takes {floor:.1f} (the constant)"
     return Row(what, f"≥ {least}", f"{spread(off)}; CORS on {spread(on)}", reached, why)
 
 
@@ -152,6 +163,8 @@ def page(
     """Write the page in Markdown."""
     share = statistics.median(one.loads[C42C].share for one in rounds)
     lines = [
+        f"| {' | '.join(_COLUMNS)} |",
+        "|---" * len(_COLUMNS) + "|",
         *(_line(rounds, name) for name in by_rate(rounds)),
         "",
         f"c42c had {share:.0%} of its core."
@@ -224,51 +237,62 @@ def _versions() -> str:
     )
 
 
+_LEFT, _BAR, _TOP, _STEP = 250, 400, 74, 46  # of the plot, in pixels
 _STYLE = """
-  text { font: 13px system-ui, sans-serif; fill: #1f2328 } .head { font-size: 15px; font-weight: 600 }
-  .small { font-size: 12px; fill: #59636e } .card { fill: #ffffff; stroke: #d1d9e0 } .range { stroke: #1f2328 }
-  .own { fill: #1a7f37 } .other { fill: #8c959f } .light { opacity: .55 } .bold { font-weight: 600 }
+  text { font: 13px system-ui, sans-serif; fill: #1f2328 }
+  .head { font-size: 15px; font-weight: 600 } .bold { font-weight: 600 }
+  .small { font-size: 12px; fill: #59636e } .range { stroke: #1f2328 }
+  .card { fill: #ffffff; stroke: #d1d9e0 }
+  .own { fill: #1a7f37 } .other { fill: #8c959f } .light { opacity: .55 }
   @media (prefers-color-scheme: dark) {
-    text { fill: #f0f6fc } .small { fill: #9198a1 } .card { fill: #0d1117; stroke: #3d444d } .range { stroke: #f0f6fc }
+    text { fill: #f0f6fc } .small { fill: #9198a1 } .range { stroke: #f0f6fc }
+    .card { fill: #0d1117; stroke: #3d444d }
     .own { fill: #3fb950 } .other { fill: #6e7681 }
   }
 """
 
 
 def plot(rounds: Sequence[Round]) -> str:
-    """Draw the hits per second of all contenders as SVG, readable in light and in dark."""
-    left, bar, top, step = 250, 400, 74, 46
+    """Draw the hits per second of all contenders as SVG, in light and in dark."""
     names = by_rate(rounds)
     longest = max(
         max(_rates(rounds, name, request)) for name in names for request in REQUESTS
     )
-    height = top + step * len(names) + 10
+    height = _TOP + _STEP * len(names) + 10
+    size = f'width="760" height="{height}" viewBox="0 0 760 {height}"'
+    card = f'x="0.5" y="0.5" width="759" height="{height - 1}" rx="8"'
+    note = "thousands, 32 connections, median; line: least to greatest. "
+    note += "Upper bar: bare requests, lower bar: a browser's"
     parts = [
-        f'<svg xmlns="http://www.w3.org/2000/svg" width="760" height="{height}" viewBox="0 0 760 {height}" role="img">',
+        f'<svg xmlns="http://www.w3.org/2000/svg" {size} role="img">',
         "<title>Hits per second on one core</title>",
         f"<style>{_STYLE}</style>",
-        f'<rect class="card" x="0.5" y="0.5" width="759" height="{height - 1}" rx="8"/>',
+        f'<rect class="card" {card}/>',
         '<text class="head" x="20" y="30">Hits per second on one core</text>',
-        '<text class="small" x="20" y="50">thousands, 32 connections, median; line: least to greatest. '
-        "Upper bar: bare requests, lower bar: a browser's</text>",
+        f'<text class="small" x="20" y="50">{note}</text>',
     ]
     for number, name in enumerate(names):
-        y = top + step * number
-        kind, weight = (
-            ("own", ' class="bold"') if name in (C42C, C42C_CORS) else ("other", "")
-        )
-        parts.append(
-            f'<text{weight} x="{left - 12}" y="{y + 20}" text-anchor="end">{name}</text>'
-        )
-        for below, request, light in ((0, "bare", ""), (17, "browser", " light")):
-            rates = _rates(rounds, name, request)
-            median, middle = statistics.median(rates), y + below + 7
-            low, high, width = (
-                value / longest * bar for value in (min(rates), max(rates), median)
-            )
-            parts += [
-                f'<rect class="{kind}{light}" x="{left}" y="{y + below}" width="{width:.1f}" height="14" rx="2"/>',
-                f'<path d="M{left + low:.1f} {middle}H{left + high:.1f}" class="range"/>',
-                f'<text class="small" x="{left + max(width, high) + 7:.1f}" y="{middle + 4}">{median:.1f}</text>',
-            ]
+        y = _TOP + _STEP * number
+        own = name in (C42C, C42C_CORS)
+        weight = ' class="bold"' if own else ""
+        place = f'x="{_LEFT - 12}" y="{y + 20}" text-anchor="end"'
+        parts.append(f"<text{weight} {place}>{name}</text>")
+        kind = "own" if own else "other"
+        bare = _rates(rounds, name, "bare")
+        parts += _bar(kind, y, bare, longest)
+        browser = _rates(rounds, name, "browser")
+        parts += _bar(f"{kind} light", y + 17, browser, longest)
     return "\n".join([*parts, "</svg>"]) + "\n"
+
+
+def _bar(kind: str, y: int, rates: Sequence[float], longest: float) -> Iterator[str]:
+    """Draw the median of `rates` as a bar, and their range as a line."""
+    median = statistics.median(rates)
+    width = median / longest * _BAR
+    low = min(rates) / longest * _BAR
+    high = max(rates) / longest * _BAR
+    box = f'x="{_LEFT}" y="{y}" width="{width:.1f}" height="14" rx="2"'
+    yield f'<rect class="{kind}" {box}/>'
+    yield f'<path d="M{_LEFT + low:.1f} {y + 7}H{_LEFT + high:.1f}" class="range"/>'
+    place = f'x="{_LEFT + max(width, high) + 7:.1f}" y="{y + 11}"'
+    yield f'<text class="small" {place}>{median:.1f}</text>'

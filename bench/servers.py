@@ -65,7 +65,8 @@ def flask(config: Settings) -> None:
                 answers[event_id] = {"id": event_id, "title": title, "names": names}
             return jsonify(answers[event_id])
 
-    app.json.sort_keys = False  # type: ignore[attr-defined]  # Flask's own provider has it
+    # Flask's own provider has it.
+    app.json.sort_keys = False  # type: ignore[attr-defined]
     app.run(config.host, config.port)
 
 

@@ -19,7 +19,7 @@ _WELL_FORMED_ID = re.compile(r"[0-9a-f]{32}_[0-9]{14}")
 
 @dataclass(eq=False)
 class Call:
-    """One request as it arrived, and what it names, whether or not it can be answered."""
+    """One request as it arrived, and what it names, known or not."""
 
     method: str
     target: str  # path and query, as they were sent

@@ -18,8 +18,9 @@ _FIRST_CREATED = datetime(2016, 4, 8, 11, 42, 40, 958117, tzinfo=UTC)
 _FIRST_SYNC_TOKEN = 8_965_001
 _ZONE = "Europe/Amsterdam"
 _FIRST_NAMES = [
-    "Arthur", "Ella", "Noor", "Jasper", "Sofie", "Daan", "Emma", "Lucas", "Julia", "Sem", "Tess", "Finn",
-    "Eva", "Milan", "Sara", "Bram", "Anna", "Thijs", "Lotte", "Ruben", "Fleur", "Stijn", "Maud", "Gijs",
+    "Arthur", "Ella", "Noor", "Jasper", "Sofie", "Daan", "Emma", "Lucas", "Julia",
+    "Sem", "Tess", "Finn", "Eva", "Milan", "Sara", "Bram", "Anna", "Thijs", "Lotte",
+    "Ruben", "Fleur", "Stijn", "Maud", "Gijs",
 ]  # fmt: skip
 _SECOND_NAMES = [
     "Jan",
@@ -50,19 +51,23 @@ _TELLING: list[tuple[str, str | None, Names]] = [
     ("untitled", None, ["API", "Noor"]),
     ("deleted", None, []),
     ("scripts", "Fête d'été 🎉 夏祭り «Праздник»", [
-        "API", "محمد", "李小龙", "Ελένη", "Дмитрий", "👩🏽‍🚀 Zoë", "Zoe\u0308", 'Pat "The Hat"',
-        "Back\\slash", "</script><script>alert(42)</script>", "Line\u2028separator",
+        "API", "محمد", "李小龙", "Ελένη", "Дмитрий", "👩🏽‍🚀 Zoë", "Zoe\u0308",
+        'Pat "The Hat"', "Back\\slash", "</script><script>alert(42)</script>",
+        "Line\u2028separator",
     ]),
-    ("blanks", "Guests to be announced", ["API", "", "Ella", None, "   ", "\t\n", "\u00a0", "Arthur"]),
+    ("blanks", "Guests to be announced", [
+        "API", "", "Ella", None, "   ", "\t\n", "\u00a0", "Arthur",
+    ]),
     ("mixed", "Shared car to the office", ["API", "Tess", "Bram"]),
     ("nodata", None, ["API", "Eva"]),
     ("duplicates", "Three times Anna", ["Anna", "Arthur", "Anna", "anna", "Anna"]),
 ]  # fmt: skip
 _ORDINARY_TITLES = [
-    "Weekly stand-up", "Airport pickup", "Swimming lesson", "Board meeting", "Choir practice", "Dentist",
-    "Moving house", "Yoga in the park", "Delivery round north", "Delivery round south", "Parents' evening",
-    "Football training", "Quarterly review", "Book club", "Piano tuning", "Night shift", "Canal tour",
-    "Job interview", "Bicycle repair", "Summer barbecue",
+    "Weekly stand-up", "Airport pickup", "Swimming lesson", "Board meeting",
+    "Choir practice", "Dentist", "Moving house", "Yoga in the park",
+    "Delivery round north", "Delivery round south", "Parents' evening",
+    "Football training", "Quarterly review", "Book club", "Piano tuning", "Night shift",
+    "Canal tour", "Job interview", "Bicycle repair", "Summer barbecue",
 ]  # fmt: skip
 
 
@@ -94,20 +99,47 @@ _API_ACCOUNT = {"id": _key("0 API"), "first_name": "API", "last_name": ""}
 def _event(event_id: str, title: str | None, number: int) -> Json:
     start = _created(number + 7).replace(minute=0, second=0, microsecond=0)
     return {
-        "id": event_id, "event_type": "normal", "calendar_ids": [_key("calendar")],
-        "start": _stamp(start), "end": _stamp(start + timedelta(hours=2)),
-        "start_timezone": _ZONE, "end_timezone": _ZONE, "all_day": False, "title": title, "description": "",
+        "id": event_id,
+        "event_type": "normal",
+        "calendar_ids": [_key("calendar")],
+        "start": _stamp(start),
+        "end": _stamp(start + timedelta(hours=2)),
+        "start_timezone": _ZONE,
+        "end_timezone": _ZONE,
+        "all_day": False,
+        "title": title,
+        "description": "",
         "start_location": {
-            "id": _key("location"), "text": "Dam 1, Amsterdam", "address": "Dam 1", "postcode": "1012 JS",
-            "city": "Amsterdam", "geo": {"latitude": 52.3731, "longitude": 4.8926}, "labels": [],
+            "id": _key("location"),
+            "text": "Dam 1, Amsterdam",
+            "address": "Dam 1",
+            "postcode": "1012 JS",
+            "city": "Amsterdam",
+            "geo": {"latitude": 52.3731, "longitude": 4.8926},
+            "labels": [],
         },
-        "end_location": None, "creator": _API_ACCOUNT, "created": _stamp(_created(number)),
-        "modified": _stamp(_created(number)), "invitation": {}, "color": "#4a90d9", "icon": "", "logo": "",
-        "source_url": "", "time_buffer": None, "recurrence": False, "recurrence_parent": None,
-        "sync_token": _FIRST_SYNC_TOKEN + 1000 * number, "length": 7200, "is_suggestion": False, "due": None,
-        "state": None, "is_invitation": False, "rsvp_status": None, "permission": "subscribed_write",
+        "end_location": None,
+        "creator": _API_ACCOUNT,
+        "created": _stamp(_created(number)),
+        "modified": _stamp(_created(number)),
+        "invitation": {},
+        "color": "#4a90d9",
+        "icon": "",
+        "logo": "",
+        "source_url": "",
+        "time_buffer": None,
+        "recurrence": False,
+        "recurrence_parent": None,
+        "sync_token": _FIRST_SYNC_TOKEN + 1000 * number,
+        "length": 7200,
+        "is_suggestion": False,
+        "due": None,
+        "state": None,
+        "is_invitation": False,
+        "rsvp_status": None,
+        "permission": "subscribed_write",
         "previous_permission": None,
-    }  # fmt: skip
+    }
 
 
 @lru_cache(4096)
@@ -115,17 +147,28 @@ def _row(event_id: str, first_name: str | None, number: int, position: int) -> J
     user_id = _key(f"{position} {first_name}")
     created = _created(number) + timedelta(seconds=position)
     return {
-        "id": f"{event_id}__{user_id}", "event_id": event_id,
+        "id": f"{event_id}__{user_id}",
+        "event_id": event_id,
         "subscriber": {
-            "id": user_id, "first_name": first_name, "last_name": "Jansen" if position % 4 else "",
-            "photo": "", "tags": [] if position % 3 else None,
-            "email": f"guest{position}@example.com" if position % 2 else None, "phone_number": "",
+            "id": user_id,
+            "first_name": first_name,
+            "last_name": "Jansen" if position % 4 else "",
+            "photo": "",
+            "tags": [] if position % 3 else None,
+            "email": f"guest{position}@example.com" if position % 2 else None,
+            "phone_number": "",
         },
-        "is_invitation": position > 0, "permission": "subscribed_write", "actor": _API_ACCOUNT,
-        "message": "", "created": _stamp(created), "calendar_ids": [],
-        "rsvp_status": (None, "attending", "not_replied", "not_attending")[position % 4],
+        "is_invitation": position > 0,
+        "permission": "subscribed_write",
+        "actor": _API_ACCOUNT,
+        "message": "",
+        "created": _stamp(created),
+        "calendar_ids": [],
+        "rsvp_status": (None, "attending", "not_replied", "not_attending")[
+            position % 4
+        ],
         "sync_token": _FIRST_SYNC_TOKEN + 1000 * number + 1 + position,
-    }  # fmt: skip
+    }
 
 
 class Catalogue:

@@ -23,9 +23,10 @@ SHOWN = {  # to somebody who tries the service for the first time
     DEMO_EVENTS["unknown"]: "an event that Calendar42 doesn't know",
     _IDS["slow"]: f"a slow event: Calendar42 takes {SLOW:g} s",
     _IDS["fault"]: "a fault in Calendar42",
-    _IDS[
-        "pause"
-    ]: f"Calendar42 asks for a pause: for {PAUSE} s, everything that isn't cached gets a 429",
+    _IDS["pause"]: (
+        f"Calendar42 asks for a pause: for {PAUSE} s, everything that isn't cached "
+        "gets a 429"
+    ),
 }
 
 

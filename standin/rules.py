@@ -21,7 +21,7 @@ class Gate:
         self.arrived = 0  # all that have come so far
 
     def wait_for(self, count: int, timeout: float = 10) -> None:
-        """Return once so many requests have come; TimeoutError after `timeout` seconds."""
+        """Return once so many requests have come, or raise TimeoutError."""
         with self._changed:
             if not self._changed.wait_for(lambda: self.arrived >= count, timeout):
                 raise TimeoutError(
@@ -90,7 +90,7 @@ class Rule:
         )
 
     def change(self, answer: Answer, call: Call) -> Answer:
-        """Return the right answer with the status and the body that the rule replaces."""
+        """Return the right answer with the rule's status and body."""
         if self.status is not None:
             is_missing = self.status == HTTPStatus.NOT_FOUND and call.named_ids
             answer = error(

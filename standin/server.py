@@ -297,7 +297,8 @@ class _Handler(BaseHTTPRequestHandler):
             **(rule.headers or {}),
         }
         if rule.informational:
-            yield f"HTTP/1.1 {rule.informational} {responses.get(rule.informational, 'Unknown')}\r\n\r\n".encode()
+            phrase = responses.get(rule.informational, "Unknown")
+            yield f"HTTP/1.1 {rule.informational} {phrase}\r\n\r\n".encode()
         head = f"HTTP/1.1 {answer.status} {responses.get(answer.status, 'Unknown')}\r\n"
         head += "".join(
             f"{name}: {value}\r\n"

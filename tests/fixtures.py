@@ -380,7 +380,7 @@ def start(upstream: Standin) -> Iterator[Callable[..., Service]]:
 
 @pytest.fixture
 def inside(upstream: Standin) -> Iterator[Callable[..., Inside]]:
-    """Give a test a way to make services in this process: `inside(C42_EXPIRY="0.05")`."""
+    """Give a test a way to make services in this process: `inside(C42_EXPIRY="1")`."""
     made: list[Inside] = []
 
     def make(**environ: str) -> Inside:

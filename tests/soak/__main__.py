@@ -21,7 +21,7 @@ from typing import Any
 from tests.soak.checker import Checker, Rules
 from tests.soak.outages import TOKEN, Instance, Outages, Redis, Resources, start
 from tests.soak.traffic import Client
-from tests.soak.upstream import Upstream
+from tests.soak.upstream import Call, Upstream
 
 RULES = Rules(expiry=3.0, fault_expiry=0.6, timeout=2.0)
 CLIENTS = 30
@@ -69,7 +69,7 @@ class Soak:
             Instance() for _ in range(3 if shared else 1)
         ]
         self._pulse = Pulse()
-        self._upstream = Upstream(seed, lambda call: self._checker.called(call))  # noqa: PLW0108 - made below
+        self._upstream = Upstream(seed, self._on_call)
         self._checker = Checker(
             RULES, self._upstream.calls, self._upstream.by_event, self._pulse.lag
         )
@@ -77,6 +77,9 @@ class Soak:
         self._held: dict[
             int, Resources
         ] = {}  # by process id, once it has been at work for a while
+
+    def _on_call(self, call: Call) -> None:
+        self._checker.called(call)
 
     async def run(self) -> bool:
         """Return whether the service kept its promises."""
@@ -124,21 +127,18 @@ class Soak:
                     self._held.setdefault(instance.pid, instance.resources())
             if now > due:
                 due += every
-                counts, held = (
-                    self._checker.counts,
-                    [tuple(instance.resources()) for instance in self._instances],
-                )
-                shown = " ".join(
-                    f"{status}:{many}" for status, many in sorted(counts.items())
-                )
-                print(
-                    f"{now - began:4.0f} s  {(counts.total() - answers) / every:.0f}/s  {shown}"
-                    f"  calls:{self._upstream.played.total()} faults:{self._upstream.faults}"
-                    f"  outages:{len(self._outages.happened) if self._outages else 0}"
-                    f"  lag:{self._pulse.lag(now - every) * 1000:.0f} ms  threads/files/KB:{held}"
-                    f"  violations:{self._checker.found.total()}",
-                    flush=True,
-                )
+                counts = self._checker.counts
+                held = [tuple(instance.resources()) for instance in self._instances]
+                shown = [f"{now - began:4.0f} s"]
+                shown += [f"{(counts.total() - answers) / every:.0f}/s"]
+                shown += [f"{status}:{many}" for status, many in sorted(counts.items())]
+                shown += [f" calls:{self._upstream.played.total()}"]
+                shown += [f"faults:{self._upstream.faults}"]
+                shown += [f"outages:{self._outages_happened}"]
+                shown += [f" lag:{self._pulse.lag(now - every) * 1000:.0f} ms"]
+                shown += [f" threads/files/KB:{held}"]
+                shown += [f" violations:{self._checker.found.total()}"]
+                print(*shown, flush=True)
                 answers = counts.total()
 
     def _compare(self) -> None:
@@ -180,13 +180,18 @@ class Soak:
             print(f"violation: {text}")
         kinds = "".join(f"; {kind}: {many}" for kind, many in found.most_common())
         print(
-            f"{'FAILED' if found else 'ok'}: {len(self._instances)} instance(s), {self._seconds:.0f} s,"
-            f" --seed {self._seed}: {self._checker.counts.total()} answers,"
+            f"{'FAILED' if found else 'ok'}: {len(self._instances)} instance(s),"
+            f" {self._seconds:.0f} s, --seed {self._seed}:"
+            f" {self._checker.counts.total()} answers,"
             f" {self._upstream.faults} upstream faults,"
-            f" {len(self._outages.happened) if self._outages else 0} outages, {found.total()} violations{kinds}",
+            f" {self._outages_happened} outages, {found.total()} violations{kinds}",
             flush=True,
         )
         return not found
+
+    @property
+    def _outages_happened(self) -> int:
+        return len(self._outages.happened) if self._outages else 0
 
 
 def _difference(now: Resources, before: Resources) -> list[int]:

@@ -164,10 +164,8 @@ class Checker:
         away.
         """
         if not self._was_away(instance, sent, now):
-            self.violation(
-                "no answer",
-                f"instance {instance}, sent at {sent:.3f}, {now - sent:.3f} s ago: {what}",
-            )
+            when = f"sent at {sent:.3f}, {now - sent:.3f} s ago"
+            self.violation("no answer", f"instance {instance}, {when}: {what}")
 
     def _was_away(self, instance: int, begin: float, end: float) -> bool:
         return any(
@@ -441,9 +439,11 @@ class Checker:
 
     def _complain(self, kind: str, answer: Answer, text: str) -> None:
         asked = ",".join(answer.event_ids)
-        times = f"sent {answer.sent:.3f}, received {answer.received:.3f}, instance {answer.instance}"
-        self.violation(
-            kind,
-            f"{text}\n    [{asked}] {answer.status} {times}\n    {dict(answer.headers)}\n    "
-            f"{answer.body[:300].decode(errors='replace')}",
-        )
+        times = f"sent {answer.sent:.3f}, received {answer.received:.3f}"
+        lines = [
+            text,
+            f"[{asked}] {answer.status} {times}, instance {answer.instance}",
+            str(dict(answer.headers)),
+            answer.body[:300].decode(errors="replace"),
+        ]
+        self.violation(kind, "\n    ".join(lines))

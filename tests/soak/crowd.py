@@ -27,9 +27,10 @@ DELAY = 1.0
 async def get(port: int, event_id: str) -> bytes:
     """Return the body of an answer; nothing if it is not a 200."""
     reader, writer = await asyncio.open_connection("127.0.0.1", port)
-    writer.write(
-        f"GET {PATH}{event_id} HTTP/1.1\r\nHost: soak\r\nConnection: close\r\n\r\n".encode()
+    request = (
+        f"GET {PATH}{event_id} HTTP/1.1\r\nHost: soak\r\nConnection: close\r\n\r\n"
     )
+    writer.write(request.encode())
     head, _, body = (await reader.read(-1)).partition(b"\r\n\r\n")
     writer.close()
     return body if head.startswith(b"HTTP/1.1 200 ") else b""
@@ -88,9 +89,9 @@ async def main() -> int:
     finally:
         for process in (*busy, *instances, redis):
             process.kill()
-    print(
-        f"{'FAILED' if wrong else 'ok'}: {options.rounds} rounds of {CALLERS} callers, {wrong} wrong; load {load:.1f}"
-    )
+    verdict = "FAILED" if wrong else "ok"
+    rounds = f"{options.rounds} rounds of {CALLERS} callers"
+    print(f"{verdict}: {rounds}, {wrong} wrong; load {load:.1f}")
     return 1 if wrong else 0
 
 

@@ -50,7 +50,8 @@ FAULTS: dict[str, tuple[int, frozenset[int]]] = {
 }
 _PLAIN = frozenset({200})
 _REQUEST = re.compile(
-    rb"GET (?:http://[^/ ]+)?/api/v2/(events|event-subscriptions)/(?:([^/? ]+)/)?(?:\?(\S*))? HTTP/1.1\r"
+    rb"GET (?:http://[^/ ]+)?/api/v2/(events|event-subscriptions)/"
+    rb"(?:([^/? ]+)/)?(?:\?(\S*))? HTTP/1.1\r"
 )
 
 
@@ -86,7 +87,8 @@ class Stamp:
     total: int = 0
 
     def __str__(self) -> str:
-        return f"{self.event_id}|{self.serial}|{self.asked:.4f}|{self.version}|{self.position}/{self.total}"
+        place = f"{self.position}/{self.total}"
+        return f"{self.event_id}|{self.serial}|{self.asked:.4f}|{self.version}|{place}"
 
     @classmethod
     def parse(cls, text: str) -> "Stamp":
@@ -186,11 +188,8 @@ class Upstream:
                 del self.by_event[event_id]
 
     async def _arrive(self, instance: int, head: bytes) -> Call:
-        for _ in range(
-            10
-            # Turns of the loop, in which calls whose connections were closed before this
-            # one came end.
-        ):
+        # Calls whose connections were closed before this one came end meanwhile.
+        for _ in range(10):
             await asyncio.sleep(0)
         asked = time.monotonic()
         request = _REQUEST.match(head)
@@ -419,5 +418,6 @@ def _error(call: Call, status: int) -> dict[str, Any]:
 
 
 def _response(status: int, body: bytes, more: str = "") -> bytes:
-    head = f"HTTP/1.1 {status} Soak\r\nContent-Type: application/json\r\nContent-Length: {len(body)}\r\n{more}\r\n"
+    head = f"HTTP/1.1 {status} Soak\r\nContent-Type: application/json\r\n"
+    head += f"Content-Length: {len(body)}\r\n{more}\r\n"
     return head.encode() + body
