@@ -11,6 +11,7 @@ import signal
 import subprocess
 import sys
 import tempfile
+import threading
 import time
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -23,6 +24,9 @@ from tests.soak.upstream import Upstream
 ROOT = Path(__file__).parents[2]
 TOKEN = "soak-0123456789abcdef"
 PATIENCE = 20.0  # seconds until something that should happen counts as failed
+# So a log is read at 8 KB a second; an instance writes more under this traffic.
+READ_AT_ONCE = 4096  # bytes
+READ_PAUSE = 0.5  # seconds
 _DIE_WITH_PARENT = 1  # PR_SET_PDEATHSIG of prctl(2)
 
 _libc = ctypes.CDLL(None)
@@ -41,30 +45,59 @@ class Resources(NamedTuple):
 
 
 class Process:
-    """A program that can be started again. It never outlives this one."""
+    """A program that can be started again. It never outlives this one.
+
+    What it prints goes to a file, or, if `reads_slowly`, to a pipe that is read more
+    slowly than a busy service logs.
+    """
 
     def __init__(
-        self, command: Sequence[str], environ: Mapping[str, str] = os.environ
+        self,
+        command: Sequence[str],
+        environ: Mapping[str, str] = os.environ,
+        *,
+        reads_slowly: bool = False,
     ) -> None:
         self._command = command
         self.environ = dict(environ)
-        self._log = tempfile.TemporaryFile()  # noqa: SIM115 - lives as long as this object
+        self._reads_slowly = reads_slowly
+        # It lives as long as this object.
+        self._log = tempfile.TemporaryFile()  # noqa: SIM115
         self._process: subprocess.Popen[bytes] | None = None
+        self._reader: threading.Thread | None = None
         self.started = 0.0
 
     def start(self) -> None:
         """Start it; its output goes to the log."""
         self.started = time.monotonic()
+        output = self._log.fileno()
+        if self._reads_slowly:
+            source, output = os.pipe()
+            self._reader = threading.Thread(target=self._read_slowly, args=(source,))
+            self._reader.start()
         self._process = subprocess.Popen(
             self._command,
             cwd=ROOT,
             env=self.environ,
             stdin=subprocess.DEVNULL,
-            stdout=self._log,
-            stderr=self._log,
+            stdout=output,
+            stderr=output,
             start_new_session=True,  # Ctrl-C is ours
-            preexec_fn=_die_with_parent,  # noqa: PLW1509 - it takes no lock and allocates nothing
+            # It takes no lock and allocates nothing.
+            preexec_fn=_die_with_parent,  # noqa: PLW1509
         )
+
+        if self._reads_slowly:
+            os.close(output)
+
+    def _read_slowly(self, source: int) -> None:
+        """Move what is printed to the log, until the program ends."""
+        with open(source, "rb", buffering=0) as pipe:
+            while data := pipe.read(READ_AT_ONCE):
+                self._log.write(data)
+                self._log.flush()
+                if self._process and self._process.poll() is None:
+                    time.sleep(READ_PAUSE)
 
     @property
     def pid(self) -> int:
@@ -86,9 +119,12 @@ class Process:
         """Wait for its end, and return its exit status; None if it does not come."""
         assert self._process
         try:
-            return self._process.wait(PATIENCE)
+            status = self._process.wait(PATIENCE)
         except subprocess.TimeoutExpired:
             return None
+        if self._reader:
+            self._reader.join()
+        return status
 
     def kill(self) -> None:
         """End it at once, even if it is suspended or was never started."""
@@ -119,6 +155,7 @@ class Instance(Process):
         super().__init__(
             [sys.executable, "main.py"],
             environ | {"C42_PORT": str(self.port), "C42_TOKEN": TOKEN},
+            reads_slowly=True,
         )
 
     async def ready(self) -> None:
@@ -142,9 +179,8 @@ class Instance(Process):
         try:
             async with asyncio.timeout(5):
                 reader, writer = await asyncio.open_connection("127.0.0.1", self.port)
-                writer.write(
-                    f"GET {path} HTTP/1.1\r\nHost: soak\r\nConnection: close\r\n\r\n".encode()
-                )
+                head = f"GET {path} HTTP/1.1\r\nHost: soak\r\nConnection: close\r\n\r\n"
+                writer.write(head.encode())
                 text = (await reader.read(-1)).decode()
                 writer.close()
         except (OSError, TimeoutError):

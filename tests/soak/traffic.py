@@ -20,6 +20,8 @@ PATH = "/events-with-subscriptions/"
 PATIENCE = (
     15.0  # seconds until a client gives up, long after the service should have answered
 )
+# So hot that they are asked for several times in the last tenth of each lifetime.
+HOT = ["small-hot-0", "small-hot-1", "large-hot-0"]
 KINDS = {"small": 40, "large": 8, "deleted": 3, "unknown": 3}
 EVENTS = [f"{kind}-{number}" for kind, many in KINDS.items() for number in range(many)]
 
@@ -126,7 +128,10 @@ class Client:
             self.checker.violation("wrong refusal", f"{method} {target}: {answer}")
 
     def _event(self) -> str:
-        if self.rng.random() > 0.03:
+        luck = self.rng.random()
+        if luck > 0.7:
+            return self.rng.choice(HOT)
+        if luck > 0.03:
             return self.rng.choice(EVENTS)
         self._new += 1
         return f"small-new-{self.number}-{self._new}"
