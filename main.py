@@ -12,10 +12,10 @@ from collections.abc import Callable, Mapping
 from functools import partial
 from typing import Any, NamedTuple
 
-from flask import Flask, Response, request
+import flask
+from flask import Flask, g, request
 
-from answers import EVENT_PATH, LIST_PATH, app_hooks, hits
-from answers import response as answers
+from answers import EVENT_PATH, LIST_PATH, app_hooks, hits, response
 from answers.loading import loader
 from c42client import Client
 from cache import Cache, Found, Loader
@@ -44,7 +44,7 @@ class Components(NamedTuple):
     def reject(self, status: int, message: str) -> Serialized:
         """Count and answer a request that the server rejects before the app sees it."""
         self.metrics.on_response(NO_ROUTE, status)
-        return serialize(*answers.error(status, message))
+        return serialize(*response.error(status, message))
 
 
 def create_app(
@@ -72,21 +72,21 @@ def create_app(
     def find(event_ids: list[str]) -> dict[str, Found]:
         # Of all loads together: a second one may follow the first.
         deadline = time.monotonic() + config.timeout
-        return components.cache.get_or_load(event_ids, components.load, deadline)
+        found = components.cache.get_or_load(event_ids, components.load, deadline)
+        g.is_hit = all(part.source == "hit" for part in found.values())
+        return found
 
     @app.get(EVENT_PATH, strict_slashes=False)
-    def event(event_id: str) -> Response:
+    def event(event_id: str) -> flask.Response:
         found = find([ids.validate_id(event_id)])[event_id]
-        return app_hooks.respond(
-            answers.render(found, request.headers.get("If-None-Match"))
-        )
+        condition = request.headers.get("If-None-Match")
+        return app_hooks.respond(response.render(found, condition))
 
     @app.get(f"{LIST_PATH}/", strict_slashes=False)
-    def events() -> Response:
+    def events() -> flask.Response:
         wanted = ids.parse_list(request.args.getlist("event_ids"))
-        return app_hooks.respond(
-            answers.render_many(find(wanted), request.headers.get("If-None-Match"))
-        )
+        condition = request.headers.get("If-None-Match")
+        return app_hooks.respond(response.render_many(find(wanted), condition))
 
     return app
 
@@ -135,7 +135,12 @@ def _wire(
             observe=metrics.on_call,
         )
         client = Client(upstream, observe_fault=metrics.on_fault)
-    load = loader(client.fetch, expiry=config.expiry, fault_expiry=config.fault_expiry)
+    load = loader(
+        client.fetch,
+        expiry=config.expiry,
+        fault_expiry=config.fault_expiry,
+        request_id=logs.request_id.get,
+    )
     load = partial(tier.load, load) if tier else load
     immediate = hits.immediate(cache, config.cors_origins, metrics.hits_by_status)
     app_only = log.isEnabledFor(

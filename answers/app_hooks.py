@@ -3,13 +3,15 @@
 import logging
 from collections.abc import Callable
 
-from flask import Flask, Response, request
-from werkzeug.exceptions import HTTPException, NotFound
+import flask
+from flask import Flask, request
+from werkzeug.exceptions import HTTPException, MethodNotAllowed, NotFound
 from werkzeug.routing import RequestRedirect
 
-from answers import response as answers
+from answers import response
+from answers.response import Response
 from cache import WaitingRoomFull
-from calendar42 import ids
+from calendar42.ids import BadIds
 
 log = logging.getLogger("c42c")
 
@@ -20,60 +22,76 @@ def register(
     """Add the error handlers to `app`, and let pages of `origins` read its responses."""
     app.before_request(_ignore_headers)
     app.before_request(_refuse_odd_path)
-    app.register_error_handler(
-        ids.BadIds, lambda error: respond(answers.error(400, str(error)))
-    )
-    app.register_error_handler(HTTPException, _failed)
-    app.register_error_handler(Exception, _broken)
+    app.register_error_handler(BadIds, _on_bad_ids)
+    app.register_error_handler(HTTPException, _on_http_error)
+    app.register_error_handler(Exception, _on_bug)
 
     @app.errorhandler(WaitingRoomFull)
-    def refuse(_: WaitingRoomFull) -> Response:
+    def on_waiting_room_full(_: WaitingRoomFull) -> flask.Response:
         on_full()
-        headers = ("Retry-After", "1"), ("Cache-Status", "c42c; detail=refused")
-        return respond(
-            answers.error(503, "too many requests wait for Calendar42", *headers)
+        refusal = response.error(
+            503,
+            "too many requests wait for Calendar42",
+            ("Retry-After", "1"),
+            ("Cache-Status", "c42c; detail=refused"),
         )
+        return respond(refusal)
 
     @app.after_request
-    def allow(response: Response) -> Response:
-        if request.method == "OPTIONS" and response.status_code == 200:
-            response.status_code = 204
-            del response.headers["Content-Type"]
-        response.headers.extend(
-            answers.cors(origins, request.headers.get("Origin", ""), request.method)
-        )
-        return response
+    def finish(answer: flask.Response) -> flask.Response:
+        if request.method == "OPTIONS" and answer.status_code == 200:
+            answer.status_code = 204
+            del answer.headers["Content-Type"]
+        # Flask writes reason phrases in capitals.
+        answer.status = response.status_line(answer.status_code)
+        origin = request.headers.get("Origin", "")
+        answer.headers.extend(response.cors(origins, origin, request.method))
+        return answer
 
 
-def respond(answer: answers.Response) -> Response:
-    """Turn an answer into Flask's response."""
-    status, headers, body = answer
-    return Response(body, status, headers)
+def respond(answer: Response) -> flask.Response:
+    """Turn a response into Flask's."""
+    return flask.Response(answer.body, answer.status, answer.headers)
 
 
 def _ignore_headers() -> None:
     """Ignore ranges, which no client needs (RFC 9110, 14.2), and dates: ETags do
     better, and Werkzeug fails on some.
     """
-    for name in "HTTP_RANGE", "HTTP_IF_MODIFIED_SINCE":
-        request.environ.pop(name, None)
+    request.environ.pop("HTTP_RANGE", None)
+    request.environ.pop("HTTP_IF_MODIFIED_SINCE", None)
 
 
 def _refuse_odd_path() -> None:
-    doubled = request.environ["PATH_INFO"].startswith(
-        "//"
-    )  # Flask would ignore that, but a proxy's rules may not
-    if doubled or isinstance(
-        request.routing_exception, RequestRedirect
-    ):  # for two slashes, or no path at all
-        raise NotFound  # a redirect would lead to whatever host the client named
+    """Answer 404 to a path with two slashes in a row, or none at all.
+
+    Flask would redirect some to whatever host the client named, and ignore doubled
+    slashes at the beginning, where a proxy's rules may not.
+    """
+    is_redirect = isinstance(request.routing_exception, RequestRedirect)
+    if is_redirect or request.environ["PATH_INFO"].startswith("//"):
+        raise NotFound
 
 
-def _failed(error: HTTPException) -> Response:
-    kept = (header for header in error.get_headers() if header[0] == "Allow")
-    return respond(answers.error(error.code or 500, error.description or "", *kept))
+def _on_bad_ids(error: BadIds) -> flask.Response:
+    return respond(response.error(400, str(error)))
 
 
-def _broken(error: Exception) -> Response:
-    log.error("a request failed", exc_info=error)
-    return respond(answers.error(500, "the service failed; its log says why"))
+def _on_http_error(error: HTTPException) -> flask.Response:
+    status = error.code or 500
+    message = error.description or ""
+    headers = []
+    if isinstance(error, NotFound):
+        message = "there is no such path; /openapi.json lists all"
+    elif isinstance(error, MethodNotAllowed):
+        allowed = ", ".join(sorted(error.valid_methods or ()))
+        message = f"{request.method} isn't allowed here, only {allowed}"
+        headers.append(("Allow", allowed))
+    return respond(response.error(status, message, *headers))
+
+
+def _on_bug(error: Exception) -> flask.Response:
+    log.error(
+        "unhandled exception in %s %s", request.method, request.path, exc_info=error
+    )
+    return respond(response.error(500, "the service failed; its log says why"))

@@ -1,5 +1,8 @@
 """Answers hits in the event loop, byte for byte as the route would, at a tenth of the
 cost.
+
+This is the hot path: `_Hits.answer` runs for every hit. So it reads what the cache and
+`StoredAnswer` hold by position, and renders the headers only once a second.
 """
 
 import math
@@ -7,52 +10,97 @@ from collections.abc import MutableMapping
 
 from answers import LIST_PATH, response
 from answers.value import StoredAnswer
-from cache import Cache, Found
+from cache import Cache, Found, Hit
 from serving.connection import FastPath, FindFastPath, Serialized, serialize
 from serving.request import Request
 
 PREFIX = LIST_PATH + "/"
-_BODY, _ETAG = (StoredAnswer._fields.index(name) for name in ("body", "etag"))
+_BODY = StoredAnswer._fields.index("body")
+_ETAG = StoredAnswer._fields.index("etag")
 
 
 def immediate(
     cache: Cache, origins: frozenset[str], hits_by_status: MutableMapping[bytes, int]
 ) -> FindFastPath:
-    """Return a function that finds a request's shortcut, which answers hits and counts
-    them by status in `hits_by_status`.
+    """Return a function that finds the fast path of a request for one event: it answers
+    hits, and counts them by status in `hits_by_status`.
     """
 
-    def find_shortcut(request: Request) -> FastPath | None:
-        if request.method not in ("GET", "HEAD") or not request.path.startswith(PREFIX):
+    def find(request: Request) -> FastPath | None:
+        if request.method not in ("GET", "HEAD"):
+            return None
+        if not request.path.startswith(PREFIX):
             return None
         key = request.path.removeprefix(PREFIX).removesuffix("/")
         condition = request.headers.get("if-none-match")
-        cors = response.cors(origins, request.headers.get("origin", ""), request.method)
-        etag, seconds, head, has_body, status = (
-            "",
-            math.inf,
-            b"",
-            True,
-            b"",
-        )  # of the last hit
+        origin = request.headers.get("origin", "")
+        cors = response.cors(origins, origin, request.method)
+        return _Hits(cache, key, condition, cors, hits_by_status).answer
 
-        def shortcut() -> Serialized | None:
-            nonlocal etag, seconds, head, has_body, status
-            if not (hit := cache.get(key)):
-                return None
-            value, _, _, ttl = hit
-            if (
-                value[_ETAG] is not etag or not seconds <= ttl < seconds + 1
-            ):  # each load makes an ETag of its own
-                line, headers, body = response.render(
-                    Found(*hit, "hit", True), condition
-                )
-                head, _ = serialize(line, headers + cors, body)
-                etag, has_body, status = value[_ETAG], bool(body), line[:3].encode()
-                seconds = math.inf if StoredAnswer(*value).retry_after else int(ttl)
-            hits_by_status[status] += 1
-            return head, value[_BODY] if has_body else b""
+    return find
 
-        return shortcut
 
-    return find_shortcut
+class _Hits:
+    """The hits of one particular request, which clients repeat.
+
+    An answer's headers are the same for as long as `int(ttl)` is: they are kept until
+    the second is over, or another answer is in the cache.
+    """
+
+    __slots__ = (
+        "_cache",
+        "_condition",
+        "_cors",
+        "_etag",
+        "_has_body",
+        "_head",
+        "_hits_by_status",
+        "_key",
+        "_seconds",
+        "_status",
+    )
+
+    def __init__(
+        self,
+        cache: Cache,
+        key: str,
+        condition: str | None,
+        cors: response.Headers,
+        hits_by_status: MutableMapping[bytes, int],
+    ) -> None:
+        self._cache = cache
+        self._key = key
+        self._condition = condition
+        self._cors = cors
+        self._hits_by_status = hits_by_status
+        # Of the last hit. Each load makes an ETag of its own, so the identity of the
+        # ETag tells whether it was another answer, without keeping a body in memory.
+        self._etag = ""
+        self._seconds = math.inf
+        self._head = b""
+        self._has_body = True
+        self._status = b""
+
+    def answer(self) -> Serialized | None:
+        """Answer the request if the cache has a fresh answer."""
+        hit = self._cache.get(self._key)
+        if hit is None:
+            return None
+        stored, _, _, ttl = hit
+        seconds = self._seconds
+        if stored[_ETAG] is not self._etag or not seconds <= ttl < seconds + 1:
+            self._render(hit)
+        self._hits_by_status[self._status] += 1
+        if self._has_body:
+            return self._head, stored[_BODY]
+        return self._head, b""
+
+    def _render(self, hit: Hit) -> None:
+        stored, kind, age, ttl = hit
+        found = Found(stored, kind, age, ttl, source="hit", stored=True)
+        status, headers, body = response.render(found, self._condition)
+        self._head, _ = serialize(status, headers + self._cors, body)
+        self._etag = stored[_ETAG]
+        self._seconds = int(ttl)
+        self._has_body = bool(body)
+        self._status = status[:3].encode()

@@ -6,14 +6,13 @@ Sources: RFC 9110 (conditional requests, Retry-After), RFC 9111 (Cache-Control),
 """
 
 import json
-import math
 from collections.abc import Collection, Mapping
-from typing import Any
+from typing import Any, NamedTuple
 
 from werkzeug.http import parse_etags
 
 from answers.value import JSON, StoredAnswer, encode, envelope, make_etag, phrase
-from cache import NEGATIVE, OK, PAUSED, Found
+from cache import FAULT, NEGATIVE, OK, PAUSED, Found
 
 NOSNIFF = ("X-Content-Type-Options", "nosniff")
 NO_STORE = ("Cache-Control", "no-store")
@@ -28,19 +27,28 @@ _PREFLIGHT = [
 ]
 
 Headers = list[tuple[str, str]]
-Response = tuple[
-    str, Headers, bytes
-]  # status and reason, headers, and the body, even for HEAD
+
+
+class Response(NamedTuple):
+    """An answer as HTTP has it."""
+
+    status: str  # code and reason phrase
+    headers: Headers
+    body: bytes  # even for HEAD
 
 
 def render(found: Found, condition: str | None) -> Response:
-    """Make the response for one event; `condition` is the request's If-None-Match."""
-    value = StoredAnswer(*found.value)
-    headers = _describe([found], value.upstream_status)
-    if value.retry_after:
-        seconds = max(value.retry_after - found.age, found.ttl, 1)
-        headers.append(("Retry-After", str(math.ceil(seconds))))
-    return _complete(value, headers, condition)
+    """Make the response for one event; `condition` is the request's If-None-Match.
+
+    Of what changes with time, it depends on `int(found.ttl)` alone: see `answers.hits`.
+    """
+    stored = StoredAnswer(*found.value)
+    headers = _describe([found], stored.upstream_status)
+    if _is_fault(found):
+        headers.append(("Retry-After", str(_retry_after(found, stored))))
+    if stored.request_id:
+        headers.append(("X-Request-ID", stored.request_id))
+    return _complete(stored, headers, condition)
 
 
 def render_many(found: Mapping[str, Found], condition: str | None) -> Response:
@@ -48,131 +56,162 @@ def render_many(found: Mapping[str, Found], condition: str | None) -> Response:
 
     It expires with its first part, and has the bytes of each event's own route.
     """
-    values = {event_id: StoredAnswer(*part.value) for event_id, part in found.items()}
-    data = [value.body for value in values.values() if value.status == 200]
-    errors = {
-        event_id: _error(value)
-        for event_id, value in values.items()
-        if value.status != 200
-    }
+    data = []
+    errors = {}
+    for event_id, part in found.items():
+        stored = StoredAnswer(*part.value)
+        if stored.status == 200:
+            data.append(stored.body)
+        else:
+            errors[event_id] = _list_error(part, stored)
     body = b'{"meta_data":{"count":%d},"data":[%b],"errors":%b}' % (
         len(data),
         b",".join(data),
         encode(errors),
     )
-    return _complete(
-        StoredAnswer(body, 200, JSON, make_etag(body)),
-        _describe(found.values()),
-        condition,
-    )
+    answer = StoredAnswer(body, 200, JSON, make_etag(body))
+    return _complete(answer, _describe(found.values()), condition)
 
 
 def error(status: int, message: str, *headers: tuple[str, str]) -> Response:
     """Make the response for an error that isn't an event's; `headers` are added."""
-    return _complete(
-        StoredAnswer(envelope(status, message), status, JSON),
-        [NOSNIFF, NO_STORE, *headers],
-        None,
-    )
+    answer = StoredAnswer(envelope(status, message), status, JSON, etag="")
+    return _complete(answer, [NOSNIFF, NO_STORE, *headers], None)
 
 
 def cors(origins: frozenset[str], origin: str, method: str) -> Headers:
-    """Return the headers that let pages of `origins` read an answer (Fetch standard);
-    `*` stands for all origins.
+    """Return the headers that let pages of `origins` read an answer and its timing
+    (Fetch and Resource Timing standards); `*` stands for all origins.
     """
-    if not origins:
-        return []
-    anybody = "*" in origins
-    origin = "*" if anybody else origin
-    headers = [] if anybody else [("Vary", "Origin")]
-    if origin in origins:
-        headers += [("Access-Control-Allow-Origin", origin), _EXPOSED]
+    headers: Headers = []
+    allowed = origin
+    if "*" in origins:
+        allowed = "*"
+    elif origins:
+        headers.append(("Vary", "Origin"))
+    if allowed in origins:
+        headers.append(("Access-Control-Allow-Origin", allowed))
+        headers.append(_EXPOSED)
+        headers.append(("Timing-Allow-Origin", allowed))
         if method == "OPTIONS":
-            headers += _PREFLIGHT
+            headers.extend(_PREFLIGHT)
     return headers
 
 
-def _complete(value: StoredAnswer, headers: Headers, condition: str | None) -> Response:
+def _complete(
+    answer: StoredAnswer, headers: Headers, condition: str | None
+) -> Response:
     """Add the headers of the body, or make it a 304 if the client has the body (RFC
     9110, 13.1.2 and 15.4.5).
     """
-    if value.status == 200:
-        headers.append(("ETag", value.etag))
-        if condition and parse_etags(condition).contains_weak(value.etag[1:-1]):
-            return "304 Not Modified", headers, b""
+    if answer.status == 200:
+        headers.append(("ETag", answer.etag))
+        if condition and parse_etags(condition).contains_weak(answer.etag[1:-1]):
+            return Response(status_line(304), headers, b"")
     content = [
-        ("Content-Type", value.content_type),
-        ("Content-Length", str(len(value.body))),
+        ("Content-Type", answer.content_type),
+        ("Content-Length", str(len(answer.body))),
     ]
-    return f"{value.status} {phrase(value.status)}", content + headers, value.body
+    return Response(status_line(answer.status), content + headers, answer.body)
+
+
+def status_line(status: int) -> str:
+    """Return a status with its reason phrase."""
+    return f"{status} {phrase(status)}"
 
 
 def _describe(parts: Collection[Found], upstream_status: int = 0) -> Headers:
     """Return the headers that say how an answer came about, and for how many seconds
     clients may keep it.
     """
+    sources = set()
+    stored = True
+    lasting = True
     ttl = min(part.ttl for part in parts)
-    lasting = ttl > 0 and all(part.kind in (OK, NEGATIVE) for part in parts)
+    for part in parts:
+        sources.add(_source(part))
+        if not part.stored:
+            stored = False
+        if part.kind not in (OK, NEGATIVE):
+            lasting = False
     left = max(0, int(ttl))
-    cache_status = _cache_status(
-        set(map(_came, parts)),
-        upstream_status,
-        all(part.stored for part in parts),
-        left,
-    )
-    return [
-        NOSNIFF,
-        ("Cache-Control", f"max-age={left}") if lasting else NO_STORE,
-        ("Cache-Status", cache_status),
-    ]
+    cache_control = NO_STORE
+    if lasting and ttl > 0:
+        cache_control = ("Cache-Control", f"max-age={left}")
+    cache_status = _cache_status(sources, upstream_status, stored, left)
+    return [NOSNIFF, cache_control, ("Cache-Status", cache_status)]
 
 
-def _came(found: Found) -> str:
-    """Return the cache's result, or "paused" if a pause kept the upstream from being
-    called.
+def _source(found: Found) -> str:
+    """Return where an answer came from: the cache's word for it, or "paused" if a pause
+    kept Calendar42 from being asked.
     """
-    asked = (
-        found.kind != PAUSED
-        or found.source == "hit"
-        or StoredAnswer(*found.value).upstream_status
-    )
-    return found.source if asked else "paused"
+    if found.kind != PAUSED or found.source == "hit":
+        return found.source
+    if StoredAnswer(*found.value).upstream_status:
+        return found.source  # it was asked, and asked for the pause
+    return "paused"
 
 
 def _cache_status(
-    results: set[str], upstream_status: int, kept: bool, left: int
+    sources: set[str], upstream_status: int, stored: bool, left: int
 ) -> str:
-    """Return Cache-Status (RFC 9211, 2); `fwd` is only for requests that went on to the
-    upstream.
+    """Return Cache-Status (RFC 9211, 2); `fwd` is only for requests that went on to
+    Calendar42.
     """
-    if results == {"hit"}:
+    if sources == {"hit"}:
         return f"c42c; hit; ttl={left}"
-    if results <= {"hit", "paused"}:
+    if sources <= {"hit", "paused"}:
         return f"c42c; detail=paused; ttl={left}"
-    said = ["c42c", "fwd=partial" if "hit" in results else "fwd=miss"]
-    shared = results & {"shared", "awaited"}
-    if results & {"collapsed", "awaited"} and "miss" not in results:
+    loaded_here = "miss" in sources
+    waited = "collapsed" in sources or "awaited" in sources
+    from_redis = "shared" in sources or "awaited" in sources
+    said = ["c42c"]
+    if "hit" in sources:
+        said.append("fwd=partial")
+    else:
+        said.append("fwd=miss")
+    if waited and not loaded_here:
         said.append("collapsed")
-    if upstream_status and not shared:
+    if upstream_status and not from_redis:
         said.append(f"fwd-status={upstream_status}")
-    if shared and "miss" not in results:
+    if from_redis and not loaded_here:
         said.append("detail=shared")
-    if kept:
-        said += ["stored", f"ttl={left}"]
+    if stored:
+        said.append("stored")
+        said.append(f"ttl={left}")
     return "; ".join(said)
 
 
-def _error(value: StoredAnswer) -> dict[str, Any]:
-    """Return the content of an error's envelope, the upstream's or our own."""
-    is_envelope = value.content_type == JSON
-    body = (
-        value.body
-        if is_envelope
-        else envelope(value.status, f"Calendar42 answered {value.status}")
-    )
-    said = json.loads(body)["error"]
-    return {
-        "status_code": value.status,
-        "message": said["message"],
-        "code": said["code"],
+def _is_fault(found: Found) -> bool:
+    """Whether it is worth asking again soon."""
+    return found.kind in (FAULT, PAUSED)
+
+
+def _retry_after(found: Found, stored: StoredAnswer) -> int:
+    """Return the seconds until c42c would ask again, or until Calendar42 wants to be
+    asked if that is later.
+
+    Part of a second counts as a whole one.
+    """
+    return max(0, int(found.ttl)) + 1 + stored.extra_wait
+
+
+def _list_error(found: Found, stored: StoredAnswer) -> dict[str, Any]:
+    """Return what a list says of an event's error: the content of its envelope, and if
+    it is a fault, what the headers of its own route say.
+    """
+    envelope_of_it = stored.body
+    if stored.content_type != JSON:
+        envelope_of_it = envelope(stored.status, f"Calendar42 answered {stored.status}")
+    content = json.loads(envelope_of_it)["error"]
+    said: dict[str, Any] = {
+        "status_code": stored.status,
+        "message": content["message"],
+        "code": content["code"],
     }
+    if _is_fault(found):
+        said["retry_after"] = _retry_after(found, stored)
+        if stored.request_id:
+            said["request_id"] = stored.request_id
+    return said

@@ -2,11 +2,11 @@
 headers are made from.
 """
 
+import http.client
 import json
 import re
 from collections.abc import Mapping
 from hashlib import blake2b
-from http.client import responses
 from typing import Any, NamedTuple, cast
 
 from cache import Loaded
@@ -14,44 +14,63 @@ from calendar42.errors import C42Error
 
 JSON = "application/json"
 _DIGEST = 16  # bytes
-StoredTuple = tuple[
-    Any, ...
-]  # a value as the cache keeps it, a plain tuple: `StoredAnswer(*kept)` reads it
+# As RFC 9110 has them; older versions of Python have other names for the last four.
+_PHRASES = http.client.responses | {
+    413: "Content Too Large",
+    414: "URI Too Long",
+    416: "Range Not Satisfiable",
+    422: "Unprocessable Content",
+}
+# What the cache keeps is a plain tuple; `StoredAnswer(*stored)` reads it.
+StoredTuple = tuple[Any, ...]
 
 
 class StoredAnswer(NamedTuple):
-    """What is kept of an answer."""
+    """What is kept of an answer.
+
+    Whoever changes these fields must raise `sharing.tier.FORMAT`.
+    """
 
     body: bytes
     status: int
     content_type: str
-    etag: str = ""
-    upstream_status: int = 0  # 0: none
-    retry_after: float = 0.0  # seconds from its birth; 0: none
+    etag: str
+    upstream_status: int = 0  # 0: Calendar42 sent no whole answer
+    # Whole seconds that Calendar42 asked to wait, beyond this answer's lifetime.
+    extra_wait: int = 0
+    request_id: str = ""  # the log tells under it how an error came about
 
 
 def success(answer: Mapping[str, Any]) -> StoredTuple:
-    """Make the value of a merged answer."""
+    """Return what is kept of a merged answer."""
     body = encode(answer)
-    return tuple(StoredAnswer(body, 200, JSON, make_etag(body), 200))
+    stored = StoredAnswer(
+        body=body,
+        status=200,
+        content_type=JSON,
+        etag=make_etag(body),
+        upstream_status=200,
+    )
+    return tuple(stored)
 
 
-def failure(error: C42Error) -> StoredTuple:
-    """Make the value of an error: the upstream's body, or the envelope if there is
+def failure(
+    error: C42Error, *, extra_wait: int = 0, request_id: str = ""
+) -> StoredTuple:
+    """Return what is kept of an error: Calendar42's body, or the envelope if there is
     none.
     """
     body = error.body or envelope(error.status, str(error))
-    content_type, etag = _content_type(body), make_etag(body)
-    return tuple(
-        StoredAnswer(
-            body,
-            error.status,
-            content_type,
-            etag,
-            error.upstream_status,
-            error.retry_after,
-        )
+    stored = StoredAnswer(
+        body=body,
+        status=error.status,
+        content_type=_content_type(body),
+        etag=make_etag(body),
+        upstream_status=error.upstream_status,
+        extra_wait=extra_wait,
+        request_id=request_id,
     )
+    return tuple(stored)
 
 
 def pack(loaded: Loaded) -> bytes:
@@ -59,10 +78,8 @@ def pack(loaded: Loaded) -> bytes:
     JSON, and the body.
     """
     body, *parts = cast(StoredTuple, loaded.value)
-    rest = b"%b\n%b" % (
-        json.dumps([loaded.kind, loaded.lifetime, *parts]).encode(),
-        body,
-    )
+    head = json.dumps([loaded.kind, loaded.lifetime, *parts])
+    rest = b"%b\n%b" % (head.encode(), body)
     return _digest(rest) + rest
 
 
@@ -79,9 +96,7 @@ def unpack(packed: bytes) -> Loaded:
 
 
 def envelope(status: int, message: str) -> bytes:
-    """Return an error in the upstream's form, which this service uses for its own
-    errors too.
-    """
+    """Return an error in Calendar42's form, which c42c uses for its own errors too."""
     code = re.sub("[^A-Z]", "_", phrase(status).upper().replace("'", ""))
     return encode({"error": {"status_code": status, "message": message, "code": code}})
 
@@ -101,7 +116,7 @@ def make_etag(body: bytes) -> str:
 
 def phrase(status: int) -> str:
     """Return the reason phrase of a status."""
-    return responses.get(status, "Unknown")
+    return _PHRASES.get(status, "Unknown")
 
 
 def _digest(data: bytes) -> bytes:

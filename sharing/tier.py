@@ -34,7 +34,7 @@ from cache import Loaded, Loader, clock
 from calendar42.calls import MAX_PAUSE, Pause
 from sharing.link import PATIENCE, PROBE_EVERY, Command, Link, Lost
 
-FORMAT = 3
+FORMAT = 4
 # Seconds that a lock lasts unless it's renewed, or the time-out if that is shorter.
 LEASE = 2.0
 SHORTEST_WAIT = 0.01  # seconds between two looks

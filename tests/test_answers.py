@@ -12,7 +12,7 @@ import pytest
 from flask import Flask
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
-from werkzeug.exceptions import ImATeapot, MethodNotAllowed
+from werkzeug.exceptions import ImATeapot, MethodNotAllowed, NotFound
 
 from answers import app_hooks, hits, response, value
 from answers.loading import loader
@@ -48,10 +48,13 @@ good = st.builds(
     seconds,
 )
 bad = st.builds(
-    lambda error, kind, lifetime: Loaded(value.failure(error), kind, lifetime),
+    lambda error, kind, lifetime, wait: Loaded(
+        value.failure(error, extra_wait=wait, request_id=f"load-{wait}"), kind, lifetime
+    ),
     errors,
     st.sampled_from([kind for kind in KINDS if kind != OK]),
     seconds,
+    st.integers(0, 3600),
 )
 
 
@@ -63,7 +66,7 @@ def test_what_redis_keeps_is_read_as_it_was(loaded: Loaded) -> None:
     assert unpacked == loaded
     assert (
         list(map(type, as_kept(unpacked)))
-        == [bytes, int, str, str, int, float]
+        == [bytes, int, str, str, int, int, str]
         == list(map(type, as_kept(loaded)))
     )
     assert type(unpacked.value) is type(loaded.value) is tuple, (
@@ -77,8 +80,9 @@ def test_what_redis_keeps_stays_the_same() -> None:
     """
     kept = Loaded(value.success({"id": "1", "title": "\u00dc", "names": []}), OK, 252.0)
     assert value.pack(kept) == (
-        b'S\x0e\xf8\xcf\xe6n\xef\x14;"L7\xd4\xb9\xe3#'
-        b'["ok", 252.0, 200, "application/json", "\\"8ae40f06660b8fbcf41ecf8f\\"", 200, 0.0]\n'
+        b"\xb5{\x9b8\x1a\xf2\x81\xa0o\xba\x99\x1f*.s\xfe"
+        b'["ok", 252.0, 200, "application/json", "\\"8ae40f06660b8fbcf41ecf8f\\"", '
+        b'200, 0, ""]\n'
         b'{"id":"1","title":"\xc3\x9c","names":[]}'
     )
 
@@ -183,31 +187,38 @@ def error(kind: type[C42Error] = C42Error, **said: Any) -> C42Error:
 
 
 @pytest.mark.parametrize(
-    ("outcome", "kind", "lifetime", "private"),
+    ("outcome", "kind", "lifetime", "private", "extra_wait"),
     [
-        ({"id": "1", "title": None, "names": []}, OK, 252.0, False),
-        (error(status=404), NEGATIVE, 252.0, False),
-        (error(status=404, private=True), FAULT, 6.0, True),
-        (error(status=401), FAULT, 6.0, False),
-        (error(status=502), FAULT, 6.0, False),
-        (error(TimedOut, status=504), FAULT, 6.0, False),
-        (error(TimedOut, status=504, private=True), FAULT, 6.0, True),
-        (error(Paused, status=429, retry_after=1.0), PAUSED, 6.0, False),
-        (error(Paused, status=429, retry_after=30.0), PAUSED, 30.0, False),
-        (error(Paused, status=429, retry_after=1000.0), PAUSED, 252.0, False),
+        ({"id": "1", "title": None, "names": []}, OK, 252.0, False, 0),
+        (error(status=404), NEGATIVE, 252.0, False, 0),
+        (error(status=404, retry_after=1000.0), NEGATIVE, 252.0, False, 0),
+        (error(status=404, private=True), FAULT, 6.0, True, 0),
+        (error(status=401), FAULT, 6.0, False, 0),
+        (error(status=502), FAULT, 6.0, False, 0),
+        (error(status=503, retry_after=5.5), FAULT, 6.0, False, 0),
+        (error(status=503, retry_after=6.5), FAULT, 6.0, False, 1),
+        (error(TimedOut, status=504), FAULT, 6.0, False, 0),
+        (error(TimedOut, status=504, private=True), FAULT, 6.0, True, 0),
+        (error(Paused, status=429, retry_after=1.0), PAUSED, 6.0, False, 0),
+        (error(Paused, status=429, retry_after=30.0), PAUSED, 30.0, False, 0),
+        (error(Paused, status=429, retry_after=1000.0), PAUSED, 252.0, False, 748),
     ],
 )
 def test_what_is_kept_of_an_outcome(
-    outcome: Any, kind: str, lifetime: float, private: bool
+    outcome: Any, kind: str, lifetime: float, private: bool, extra_wait: int
 ) -> None:
     """Good answers and refusals are kept for C42_EXPIRY from the load's start, faults
-    for C42_FAULT_EXPIRY from when they were found, and private faults aren't kept."""
+    for C42_FAULT_EXPIRY from when they were found, and private faults aren't kept.
+
+    Errors keep the id of their load's request, and how much longer than that
+    Calendar42 asked to wait.
+    """
 
     def fetch(event_ids: list[str], deadline: float) -> Iterator[tuple[str, Any]]:
         for event_id in event_ids:
             yield event_id, outcome
 
-    load = loader(fetch, expiry=252.0, fault_expiry=6.0)
+    load = loader(fetch, expiry=252.0, fault_expiry=6.0, request_id=lambda: "load-1")
     (one, first), (two, second) = load(["1", "2"], 0.0)
     assert (one, two) == ("1", "2")
     for loaded in (first, second):
@@ -219,12 +230,13 @@ def test_what_is_kept_of_an_outcome(
         )
     ages = first.age, second.age
     assert ages == (0, 0) if kind in (OK, NEGATIVE) else -1 < ages[1] <= ages[0] < 0
-    expected = (
-        value.failure(outcome)
-        if isinstance(outcome, C42Error)
-        else value.success(outcome)
-    )
-    assert first.value == second.value == expected
+    assert first.value == second.value
+    stored = value.StoredAnswer(*as_kept(first))
+    if isinstance(outcome, C42Error):
+        assert (stored.status, stored.extra_wait) == (outcome.status, extra_wait)
+        assert stored.request_id == "load-1"
+    else:
+        assert as_kept(first) == value.success(outcome)
 
 
 def found(result: str, failed: C42Error | None = None, **more: Any) -> Found:
@@ -365,32 +377,40 @@ def test_what_an_answer_says_of_its_origin(
     assert said["X-Content-Type-Options"] == "nosniff"
 
 
+@pytest.mark.parametrize("kind", KINDS)
 @pytest.mark.parametrize(
-    ("retry_after", "age", "ttl", "seconds"),
-    [
-        (0.0, 0.0, 30.0, None),
-        (30.0, 0.0, 30.0, "30"),
-        (30.0, 0.5, 29.5, "30"),
-        (30.0, 10.0, 20.0, "20"),
-        (1.0, 0.0, 6.0, "6"),  # kept for longer
-        (1000.0, 10.0, 242.0, "990"),  # kept for less
-        (0.5, 0.0, 0.25, "1"),
-    ],
+    ("extra_wait", "ttl", "seconds"),
+    [(0, 5.9, 6), (0, 0.25, 1), (0, -1.0, 1), (748, 241.5, 990)],
 )
-def test_retry_after(
-    retry_after: float, age: float, ttl: float, seconds: str | None
-) -> None:
-    """Retry-After covers both what the upstream asked for and the time for which the
-    answer is kept.
+def test_retry_after(kind: str, extra_wait: int, ttl: float, seconds: int) -> None:
+    """Every fault says in how many seconds c42c would ask again, or Calendar42 wants to
+    be asked if that is later; no other answer does.
     """
-    paused = found(
-        "hit",
-        error(Paused, status=429, retry_after=retry_after),
-        kind=PAUSED,
-        age=age,
-        ttl=ttl,
-    )
-    assert dict(response.render(paused, None)[1]).get("Retry-After") == seconds
+    stored = value.failure(error(status=503), extra_wait=extra_wait)
+    one = found("hit", kind=kind, ttl=ttl)._replace(value=stored)
+    is_fault = kind in (FAULT, PAUSED)
+    headers = dict(response.render(one, None).headers)
+    assert headers.get("Retry-After") == (str(seconds) if is_fault else None)
+    many = response.render_many({"a": one}, None)
+    said = json.loads(many.body)["errors"]["a"]
+    assert said.get("retry_after") == (seconds if is_fault else None)
+    assert "Retry-After" not in dict(many.headers)
+    if is_fault:
+        assert headers["Cache-Control"] == "no-store"
+
+
+@pytest.mark.parametrize("source", ["hit", "miss", "collapsed", "shared", "awaited"])
+def test_errors_carry_the_id_of_their_load(source: str) -> None:
+    """However an error came about, it has the id under which the log tells of its load;
+    in a list, each fault has.
+    """
+    stored = value.failure(error(status=502), request_id="load-1")
+    one = found(source, kind=FAULT)._replace(value=stored)
+    assert dict(response.render(one, None).headers)["X-Request-ID"] == "load-1"
+    body = response.render_many({"a": one, "b": found("hit")}, None).body
+    assert json.loads(body)["errors"]["a"]["request_id"] == "load-1"
+    good = response.render(found(source), None)
+    assert "X-Request-ID" not in dict(good.headers)
 
 
 def test_errors_in_a_list() -> None:
@@ -405,7 +425,7 @@ def test_errors_in_a_list() -> None:
         "unknown": error(status=599, body=b"{}"),
     }
     parts = {
-        event_id: found("hit", each, kind=FAULT) for event_id, each in errors.items()
+        event_id: found("hit", each, kind=NEGATIVE) for event_id, each in errors.items()
     } | {
         "a": found("hit"),
         "b": found("hit"),
@@ -473,11 +493,27 @@ def test_hits_are_what_the_route_answers(
         assert shortcut() == serialize(*response.render(each, asked))
 
 
-def test_a_hit_is_rendered_once_a_second() -> None:
+@pytest.mark.parametrize(
+    ("kind", "stored", "last_says"),
+    [
+        (OK, value.success({"id": "1"}), b"max-age=8\r\n"),
+        (
+            PAUSED,
+            value.failure(error(Paused, status=429), extra_wait=1),
+            b"Retry-After: 10\r\n",
+        ),
+    ],
+)
+def test_a_hit_is_rendered_once_a_second(
+    kind: str, stored: value.StoredTuple, last_says: bytes
+) -> None:
     """Within one second, a repeated request gets the very same head, which is costly to
     render, and is counted.
     """
-    held = [found("hit", ttl=ttl) for ttl in (9.9, 9.1, 9.0, 8.9)]
+    held = [
+        found("hit", kind=kind, ttl=ttl)._replace(value=stored)
+        for ttl in (9.9, 9.1, 9.0, 8.9)
+    ]
     waiting = iter(held)
     cache: Any = SimpleNamespace(get=lambda key: (held[0].value, *next(waiting)[1:4]))
     served = Counter[bytes]()
@@ -487,25 +523,8 @@ def test_a_hit_is_rendered_once_a_second() -> None:
     assert shortcut
     first, second, third, last = (answer[0] for _ in held if (answer := shortcut()))
     assert first is second is third
-    assert b"max-age=8\r\n" in last
-    assert served == {b"200": 4}
-
-
-def test_retry_after_is_rendered_for_each_hit() -> None:
-    """Retry-After counts down within a second of the lifetime, too: it has a fraction
-    of its own.
-    """
-    kept = value.failure(Paused("events", "later", 429, 429, b"", 10.5))
-    held = iter([(kept, PAUSED, 0.4, 9.6), (kept, PAUSED, 0.6, 9.4)])
-    cache: Any = SimpleNamespace(get=lambda key: next(held))
-    request = Request("GET", f"{hits.PREFIX}1", "", "HTTP/1.1", {}, 0, True)
-    shortcut = hits.immediate(cache, frozenset(), Counter())(request)
-    assert shortcut
-    heads = [answer[0] for _ in range(2) if (answer := shortcut())]
-    assert [b"Retry-After: 11\r\n" in heads[0], b"Retry-After: 10\r\n" in heads[1]] == [
-        True,
-        True,
-    ]
+    assert last_says in last
+    assert served == {b"%d" % value.StoredAnswer(*stored).status: 4}
 
 
 class Silent(ImATeapot):
@@ -528,7 +547,13 @@ def test_what_applies_to_all_responses(caplog: pytest.LogCaptureFixture) -> None
         (BadIds("not an id"), 400, "not an id", {}),
         (ImATeapot("short"), 418, "short", {}),
         (Silent(), 418, "", {}),
-        (MethodNotAllowed(["GET"], "not so"), 405, "not so", {"Allow": "GET"}),
+        (
+            MethodNotAllowed(["HEAD", "GET"], "not so"),
+            405,
+            "GET isn't allowed here, only GET, HEAD",
+            {"Allow": "GET, HEAD"},
+        ),
+        (NotFound(), 404, "there is no such path; /openapi.json lists all", {}),
         (
             ZeroDivisionError("by nought"),
             500,
@@ -558,11 +583,17 @@ def test_what_applies_to_all_responses(caplog: pytest.LogCaptureFixture) -> None
             if name in answer.headers
         } == headers
     (record,) = caplog.records
-    assert (record.name, record.message) == ("c42c", "a request failed")
+    assert (record.name, record.message) == (
+        "c42c",
+        "unhandled exception in GET /",
+    )
     assert "ZeroDivisionError: by nought" in caplog.text
     options = client.options("/")
-    assert (options.status_code, "Content-Type" in options.headers) == (204, False)
-    assert client.options("/nothing").status_code == 404
+    assert (options.status, "Content-Type" in options.headers) == (
+        "204 No Content",
+        False,
+    )
+    assert client.options("/nothing").status == "404 Not Found"
     assert client.get("//").status_code == 404
     assert (
         client.get("/", environ_overrides={"PATH_INFO": "//"}).status_code == 404

@@ -80,6 +80,7 @@ def allowing(origin: str, options: bool) -> dict[str, str]:
     preflight = {"Methods": "GET, HEAD", "Headers": "*"}
     return {
         "Access-Control-Allow-Origin": origin,
+        "Timing-Allow-Origin": origin,
         **(
             {f"Access-Control-Allow-{name}": value for name, value in preflight.items()}
             if options

@@ -118,13 +118,15 @@ def test_a_fault_among_many(inside: MakeInside, upstream: Standin) -> None:
     """A list with a fault in it is `no-store`, and its good parts are good."""
     service, (good, bad) = inside(), new_events(upstream, 2)
     upstream.rule("events", bad, status=500)
-    service.event(bad)
+    alone = service.event(bad)
     answer = answers_of(service, [good, bad])
     assert answer.json["errors"] == {
         bad: {
             "status_code": 500,
             "message": "Internal Server Error",
             "code": "GENERAL_SYSTEM_ERROR",
+            "retry_after": int(alone.headers["Retry-After"]),
+            "request_id": alone.headers["X-Request-ID"],
         }
     }
     assert (lifetime(answer), [one["id"] for one in answer.json["data"]]) == (
