@@ -23,7 +23,7 @@ from cache import clock as default_clock
 from calendar42 import ids
 from calendar42.calls import Pause, Upstream
 from operations import VERSION, check, health, logs, settings
-from operations.metrics import NO_ROUTE, Metrics
+from operations.metrics import Metrics
 from operations.settings import RESERVED_THREADS, Settings, SettingsError
 from serving.connection import FindFastPath, Serialized, serialize
 from serving.server import Server
@@ -43,7 +43,7 @@ class Components(NamedTuple):
 
     def reject(self, status: int, message: str) -> Serialized:
         """Count and answer a request that the server rejects before the app sees it."""
-        self.metrics.on_response(NO_ROUTE, status)
+        self.metrics.on_rejection(status)
         return serialize(*response.error(status, message))
 
 
@@ -141,6 +141,7 @@ def _wire(
         fault_expiry=config.fault_expiry,
         request_id=logs.request_id.get,
     )
+    load = metrics.watch(load)
     load = partial(tier.load, load) if tier else load
     immediate = hits.immediate(cache, config.cors_origins, metrics.hits_by_status)
     app_only = log.isEnabledFor(

@@ -2,7 +2,6 @@
 and event ids.
 """
 
-EVENTS_ENDPOINT, SUBSCRIPTIONS_ENDPOINT = (
-    "events",
-    "event-subscriptions",
-)  # its endpoints
+EVENTS_ENDPOINT = "events"
+SUBSCRIPTIONS_ENDPOINT = "event-subscriptions"
+ENDPOINTS = (EVENTS_ENDPOINT, SUBSCRIPTIONS_ENDPOINT)  # all that are called

@@ -11,23 +11,37 @@ import logging
 import re
 import secrets
 import time
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+import werkzeug
 from flask import Blueprint, Flask, Response, g, render_template, request, send_file
-from prometheus_client.exposition import CONTENT_TYPE_LATEST, generate_latest
+from prometheus_client import make_wsgi_app
 
 from answers.response import NO_STORE, NOSNIFF
 from answers.value import JSON
+from calendar42 import ENDPOINTS
 from operations import logs
 from operations.metrics import NO_ROUTE, Metrics
+from operations.status import read_status
 
+_POLICY = (
+    "default-src 'none'",
+    "script-src 'self'",
+    "style-src 'self'",
+    "img-src 'self'",
+    "connect-src 'self'",
+    "base-uri 'none'",
+    "form-action 'none'",
+    "frame-ancestors 'none'",
+)
 _PAGE_HEADERS = {
-    "Content-Security-Policy": "default-src 'none'; script-src 'self'; style-src 'self'; img-src 'self'; "
-    "connect-src 'self'; base-uri 'none'; form-action 'none'; frame-ancestors 'none'",
+    "Content-Security-Policy": "; ".join(_POLICY),
     "Referrer-Policy": "no-referrer",
     "X-Content-Type-Options": "nosniff",
 }
+_REQUEST_ID = re.compile("[A-Za-z0-9._-]{1,64}")
 
 log = logging.getLogger("c42c.requests")
 
@@ -35,50 +49,53 @@ log = logging.getLogger("c42c.requests")
 def register(app: Flask, metrics: Metrics) -> None:
     """Add the routes to `app`, give each of its requests an id, and count them.
 
-    Must come before all other handlers.
+    Must come before all other handlers. A route that answers a hit says so by setting
+    `flask.g.is_hit`.
     """
-    _add_routes(app, metrics)
+    _add_health(app, metrics)
+    _add_numbers(app, metrics)
     _add_page(app)
 
     @app.before_request
     def begin() -> None:
         g.began = time.monotonic()
+        g.is_hit = False
         given = request.headers.get("X-Request-ID", "")
-        logs.request_id.set(
-            given
-            if re.fullmatch("[A-Za-z0-9._-]{1,64}", given)
-            else secrets.token_hex(8)
-        )
+        if not _REQUEST_ID.fullmatch(given):
+            given = secrets.token_hex(8)
+        logs.request_id.set(given)
+        metrics.history.start()
 
     @app.after_request
     def end(response: Response) -> Response:
-        seconds, status = time.monotonic() - g.began, response.status_code
-        route = request.url_rule.rule if request.url_rule else NO_ROUTE
-        metrics.on_response(route.rstrip("/") or "/", status, seconds)
-        fields = {
-            "method": request.method,
-            "path": request.path,
-            "status": status,
-            "seconds": round(seconds, 4),
-        }
-        log.debug("request %s %r %d %.4f s", *fields.values(), extra={"fields": fields})
+        seconds = time.monotonic() - g.began
+        metrics.on_response(_route(), response.status_code, seconds)
+        _log(response.status_code, seconds)
         # The id of an error's load is there already. A hit on a good answer has none, so
         # that all hits are the same.
-        if "X-Request-ID" not in response.headers and not g.get("is_hit"):
-            response.headers["X-Request-ID"] = logs.request_id.get()
+        if not g.is_hit:
+            response.headers.setdefault("X-Request-ID", logs.request_id.get())
         return response
 
 
-def _add_routes(app: Flask, metrics: Metrics) -> None:
-    @app.get("/metrics")
-    def prometheus() -> Response:
-        headers = [
-            ("Content-Type", CONTENT_TYPE_LATEST),
-            NO_STORE,
-            NOSNIFF,
-        ]
-        return Response(generate_latest(metrics.registry), headers=headers)
+def _route() -> str:
+    """Return the rule that the request matches, for counting."""
+    if request.url_rule is None:
+        return NO_ROUTE
+    return request.url_rule.rule.rstrip("/") or "/"
 
+
+def _log(status: int, seconds: float) -> None:
+    fields = {
+        "method": request.method,
+        "path": request.path,
+        "status": status,
+        "seconds": round(seconds, 4),
+    }
+    log.debug("request %s %r %d %.4f s", *fields.values(), extra={"fields": fields})
+
+
+def _add_health(app: Flask, metrics: Metrics) -> None:
     @app.get("/livez")
     @app.get("/healthz")
     def livez() -> Response:
@@ -86,28 +103,66 @@ def _add_routes(app: Flask, metrics: Metrics) -> None:
 
     @app.get("/readyz")
     def readyz() -> Response:
-        now = metrics.status()
-        ready = now["reaper_alive"] and not now["stopping"]
-        tier, calls = now["shared_tier"], now["upstream"]
+        stopping = metrics.stopping()
+        reaper_alive = metrics.cache.reaper.is_alive()
         answer = {
-            "status": "ok" if ready else "not ready",
-            "stopping": now["stopping"],
-            "reaper_alive": now["reaper_alive"],
-            "shared_tier": tier and ("up" if tier["up"] else "down"),
+            "status": "ok",
+            "stopping": stopping,
+            "reaper_alive": reaper_alive,
+            "shared_tier": _tier(metrics),
             "upstream": {
-                "pause_seconds": calls["pause_seconds"],
-                "last_fault": next(iter(calls["faults"]), None),
+                "pause_seconds": round(metrics.pause.left, 1),
+                "last_fault": _last_fault(metrics),
             },
         }
-        return _respond(answer, 200 if ready else 503)
+        if reaper_alive and not stopping:
+            return _respond(answer)
+        answer["status"] = "not ready"
+        return _respond(answer, 503)
+
+
+def _tier(metrics: Metrics) -> str | None:
+    if metrics.tier is None:
+        return None
+    if metrics.tier.snapshot()["up"]:
+        return "up"
+    return "down"
+
+
+def _last_fault(metrics: Metrics) -> dict[str, Any] | None:
+    faults = metrics.recent.faults()
+    if not faults:
+        return None
+    return faults[0]._asdict()
+
+
+def _add_numbers(app: Flask, metrics: Metrics) -> None:
+    prometheus_app = make_wsgi_app(metrics.registry)
+
+    @app.get("/metrics")
+    def prometheus() -> werkzeug.Response:
+        # It chooses the format and the compression that the client asks for. It knows
+        # GET alone; of a response to HEAD, Flask leaves out the body.
+        environ = {**request.environ, "REQUEST_METHOD": "GET"}
+        response = Response.from_app(prometheus_app, environ)
+        response.headers.extend([NO_STORE, NOSNIFF])
+        return response
 
     @app.get("/openapi.json")
     def contract() -> Response:
         return send_file(Path(__file__).with_name("openapi.json"))
 
     @app.get("/status.json")
-    def status() -> Response:
-        return _respond(metrics.status())
+    def numbers() -> Response:
+        return _respond(read_status(metrics, port=_port()))
+
+
+def _port() -> int | None:
+    """Return the port that the server listens on; None if it listens on none."""
+    port = request.environ["SERVER_PORT"]
+    if not port:
+        return None
+    return int(port)
 
 
 def _add_page(app: Flask) -> None:
@@ -116,12 +171,9 @@ def _add_page(app: Flask) -> None:
     )
 
     @page.get("/")
-    def status() -> Response:
-        return Response(
-            render_template("status.html"),
-            headers=[NO_STORE],
-            mimetype="text/html",
-        )
+    def show() -> Response:
+        text = render_template("status.html", endpoints=ENDPOINTS)
+        return Response(text, headers=[NO_STORE], mimetype="text/html")
 
     @page.after_request
     def protect(response: Response) -> Response:
@@ -131,9 +183,6 @@ def _add_page(app: Flask) -> None:
     app.register_blueprint(page)
 
 
-def _respond(data: dict[str, Any], status: int = 200) -> Response:
-    return Response(
-        json.dumps(data),
-        status,
-        [("Content-Type", JSON), NO_STORE, NOSNIFF],
-    )
+def _respond(data: Mapping[str, Any], status: int = 200) -> Response:
+    headers = [("Content-Type", JSON), NO_STORE, NOSNIFF]
+    return Response(json.dumps(data), status, headers)

@@ -1,6 +1,6 @@
-"""The numbers of the service, for Prometheus and for the status page.
+"""The numbers of the service, as Prometheus reads them.
 
-The cache has counters of its own; responses and calls to the upstream are counted here.
+The cache has counters of its own; responses and calls to Calendar42 are counted here.
 No label is an id, or anything else that a client could make up. `Metrics._lock` guards
 everything in it that changes.
 """
@@ -8,334 +8,330 @@ everything in it that changes.
 import math
 import os
 import platform
+import secrets
 import threading
-from collections import Counter, defaultdict, deque
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
-from datetime import UTC, datetime
-from functools import partial
-from typing import Any
+from bisect import bisect_left
+from collections import Counter, defaultdict
+from collections.abc import Callable, Iterator, Mapping
+from typing import NamedTuple, Protocol
 
-from prometheus_client import (
-    CollectorRegistry,
-    Histogram,
-    ProcessCollector,
-    disable_created_metrics,
+from prometheus_client import CollectorRegistry, ProcessCollector
+from prometheus_client.core import (
+    CounterMetricFamily,
+    GaugeMetricFamily,
+    HistogramMetricFamily,
 )
-from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily
 from prometheus_client.metrics_core import Metric
 from prometheus_client.registry import Collector
 
 from answers import EVENT_PATH
-from cache import NEGATIVE, OK, Cache, Stats
-from calendar42 import EVENTS_ENDPOINT, SUBSCRIPTIONS_ENDPOINT
+from cache import NEGATIVE, OK, Cache, Loaded, Loader, Stats
+from calendar42 import ENDPOINTS
 from calendar42.calls import CallRecord, Pause
 from calendar42.errors import C42Error
 from operations import VERSION
+from operations.recent import History, Recent, Sample
 
-CALLS_KEPT = 500  # of each endpoint, for the median and the 99th percentile
-FAULTS_KEPT = 20
-RECENT = 60.0  # seconds for which a fault or a refusal counts as trouble
-BUCKETS = (
-    0.005,
-    0.01,
-    0.025,
-    0.05,
-    0.1,
-    0.2,
-    0.3,
-    0.5,
-    0.75,
-    1,
-    1.5,
-    2,
-    3,
-    5,
-    10,
-    30,
-)  # seconds
+# Seconds. 10.5 is just above the default of C42_TIMEOUT: calls that ran into it are
+# between the two.
+_FAST = (0.005, 0.01, 0.025, 0.05, 0.1, 0.2, 0.3, 0.5, 0.75)
+_SLOW = (1.0, 1.5, 2.0, 3.0, 5.0, 10.0, 10.5, 30.0, math.inf)
+BUCKETS = _FAST + _SLOW
 NO_ROUTE = "other"
-_VERSIONS = (VERSION, platform.python_version())
-TIME = "%Y-%m-%dT%H:%M:%SZ"
-
-disable_created_metrics()  # type: ignore[no-untyped-call]  # they are half of all series, and no query uses them
 
 
-@dataclass(eq=False)
+class SharedTier(Protocol):
+    """What the metrics need of `sharing.tier.SharedTier`."""
+
+    def snapshot(self) -> Mapping[str, int]:
+        """Return `up`, which is 1 or 0, and how many events were loaded, by result."""
+
+
+class _Call(NamedTuple):
+    endpoint: str
+    status: str
+
+
+class _Response(NamedTuple):
+    route: str
+    status: str
+
+
+class Histogram:
+    """How often durations fell into each of the `BUCKETS`. Not thread-safe."""
+
+    def __init__(self) -> None:
+        self._counts = [0] * len(BUCKETS)
+        self._sum = 0.0
+
+    def observe(self, seconds: float) -> None:
+        """Count one duration."""
+        self._counts[bisect_left(BUCKETS, seconds)] += 1
+        self._sum += seconds
+
+    def add_to(self, family: HistogramMetricFamily, label: str) -> None:
+        """Add it to a family of metrics that has one label."""
+        buckets = []
+        so_far = 0
+        for bound, count in zip(BUCKETS, self._counts, strict=True):
+            so_far += count
+            buckets.append((_as_prometheus_writes(bound), so_far))
+        family.add_metric([label], buckets, self._sum)
+
+
 class Metrics(Collector):
     """All numbers of the process. Any thread may use it."""
 
-    cache: Cache
-    pause: Pause
-    expiry: float
-    stopping: Callable[[], bool] = lambda: (
-        False
-    )  # says whether the service was told to stop
-    tier: Any = None  # a `SharedTier`, or None
-
-    def __post_init__(self) -> None:
-        self._began = self.cache.clock()
-        self._lock = threading.Lock()
+    def __init__(
+        self,
+        cache: Cache,
+        pause: Pause,
+        expiry: float,
+        *,
+        stopping: Callable[[], bool] = lambda: False,
+        tier: SharedTier | None = None,
+    ) -> None:
+        """`stopping` says whether the service was told to stop."""
+        self.cache = cache
+        self.pause = pause
+        self.expiry = expiry
+        self.stopping = stopping
+        self.tier = tier
+        self.began = cache.clock()
         # Hits answered in the event loop, by status; only its thread writes. A Counter
         # would take three times as long.
         self.hits_by_status = defaultdict[bytes, int](int)
-        self._responses = Counter[tuple[str, str]]()  # all others, by route and status
-        self._calls = Counter[tuple[str, str]]()  # by endpoint and status
-        self._seconds = {
-            endpoint: deque[float](maxlen=CALLS_KEPT)
-            for endpoint in (EVENTS_ENDPOINT, SUBSCRIPTIONS_ENDPOINT)
-        }
-        self._faults = deque[dict[str, Any]](maxlen=FAULTS_KEPT)
-        self._fault_at = self._refused_at = -math.inf  # times of the latest ones
+        self._lock = threading.Lock()
+        self._responses = Counter[_Response]()  # all others
+        self._response_seconds = defaultdict[str, Histogram](Histogram)  # by route
+        self._calls = Counter[_Call]()
+        # prometheus_client's own histograms write files if the environment has
+        # PROMETHEUS_MULTIPROC_DIR, which may be meant for another program.
+        self._call_seconds = defaultdict[str, Histogram](Histogram)  # by endpoint
+        for endpoint in ENDPOINTS:
+            self._call_seconds[endpoint] = Histogram()
+        self.recent = Recent(cache.clock)
+        self.history = History(self._sample)
+        self._random = secrets.token_hex(4)
         self.registry = CollectorRegistry()
-        histogram = partial(Histogram, registry=self.registry, buckets=BUCKETS)
-        self._call_seconds = histogram(
-            "c42_upstream_request_duration_seconds",
-            "Calls to Calendar42.",
-            ["endpoint"],
-        )
-        self._response_seconds = histogram(
-            "c42_http_request_duration_seconds", "Requests to the app.", ["route"]
-        )
         self.registry.register(self)
         ProcessCollector(registry=self.registry)
 
-    def on_response(
-        self, route: str, status: int, seconds: float | None = None
-    ) -> None:
-        """Count a response of the app; or, without `seconds`, of the server, which
-        rejected the request.
+    @property
+    def instance(self) -> str:
+        """An id of this process that no other has.
+
+        A process id alone doesn't tell instances apart: in a container it is always 1.
         """
+        return f"{self._random}-{os.getpid()}"
+
+    def on_response(self, route: str, status: int, seconds: float) -> None:
+        """Count a response of the app, which took so many seconds."""
         with self._lock:
-            self._responses[route, str(status)] += 1
-        if seconds is not None:
-            self._response_seconds.labels(route).observe(seconds)
+            self._responses[_Response(route, str(status))] += 1
+            self._response_seconds[route].observe(seconds)
+
+    def on_rejection(self, status: int) -> None:
+        """Count a request that the server rejected before the app saw it."""
+        with self._lock:
+            self._responses[_Response(NO_ROUTE, str(status))] += 1
 
     def on_full(self) -> None:
         """Remember that a request was refused because too many were waiting."""
-        with self._lock:
-            self._refused_at = self.cache.clock()
+        self.recent.on_full()
 
     def on_call(self, call: CallRecord) -> None:
-        """Count a call to the upstream."""
-        self._call_seconds.labels(call.endpoint).observe(call.seconds)
+        """Count a call to Calendar42."""
         with self._lock:
-            self._calls[call.endpoint, str(call.status)] += 1
-            self._seconds[call.endpoint].append(call.seconds)
+            self._calls[_Call(call.endpoint, str(call.status))] += 1
+            self._call_seconds[call.endpoint].observe(call.seconds)
+        self.recent.on_call(call)
 
     def on_fault(self, error: C42Error) -> None:
-        """Remember a fault. Equal ones within one second count once."""
-        fault = {
-            "time": datetime.now(UTC).strftime(TIME),
-            "endpoint": error.endpoint,
-            "status": error.upstream_status,
-        }
+        """Remember a fault of Calendar42."""
+        self.recent.on_fault(error)
+
+    def watch(self, load: Loader) -> Loader:
+        """Return `load`, with each of its outcomes remembered."""
+
+        def watched(
+            event_ids: list[str], deadline: float
+        ) -> Iterator[tuple[str, Loaded]]:
+            began = self.cache.clock()
+            for event_id, loaded in load(event_ids, deadline):
+                self.recent.on_load(loaded.kind, self.cache.clock() - began)
+                yield event_id, loaded
+
+        return watched
+
+    def calls_by_endpoint(self) -> dict[str, int]:
+        """Return how many calls to each endpoint have ended."""
+        made = dict.fromkeys(ENDPOINTS, 0)
         with self._lock:
-            self._fault_at = self.cache.clock()
-            if fault not in self._faults:
-                self._faults.appendleft(fault)
+            calls = self._calls.copy()
+        for call, count in calls.items():
+            made[call.endpoint] = made.get(call.endpoint, 0) + count
+        return made
 
-    def status(self) -> dict[str, Any]:
-        """Return the content of `/status.json`."""
-        stats = self.cache.snapshot()
-        tier = self.tier.snapshot() if self.tier else None
-        hits = sum(stats.hits.values())
-        asked = hits + stats.misses + stats.collapsed + stats.refused
-        useful = stats.hits[OK] + stats.hits[NEGATIVE]
-        totals = {"hits": hits, "entries": sum(stats.entries.values())}
-        kinds = {"hits_by_kind": stats.hits, "entries_by_kind": stats.entries}
-        limits = {
-            "max_entries": self.cache.max_entries,
-            "max_waiting": self.cache.max_waiting,
-        }
-        return {
-            "version": VERSION,
-            "pid": os.getpid(),
-            "uptime_seconds": round(self.cache.clock() - self._began, 1),
-            "now": datetime.now(UTC).strftime(TIME),
-            "troubles": self._troubles(stats, tier),
-            "stopping": self.stopping(),
-            "reaper_alive": self.cache.reaper.is_alive(),
-            "expiry_seconds": self.expiry,
-            "requests": asked,
-            "hit_ratio": useful / asked if asked else None,
-            "saved_calls": 2
-            # If each had been asked for alone; an event with many pages takes more.
-            * useful,
-            "cache": stats._asdict() | totals | kinds | limits,
-            "upstream": self._upstream(),
-            "shared_tier": tier,
-        }
-
-    def _troubles(self, stats: Stats, tier: Mapping[str, Any] | None) -> list[str]:
-        """Return the names of what is wrong now."""
-        recent = self.cache.clock() - RECENT
-        troubles = {
-            "stopping": self.stopping(),
-            "reaper": not self.cache.reaper.is_alive(),
-            "full": stats.waiting >= self.cache.max_waiting,
-            "refusing": self._refused_at > recent,
-            "pause": self.pause.left > 0,
-            "faults": self._fault_at > recent,
-            "redis": tier and not tier["up"],
-        }
-        return [name for name, is_so in troubles.items() if is_so]
-
-    def _upstream(self) -> dict[str, Any]:
-        with self._lock:
-            calls, faults = self._calls.copy(), list(self._faults)
-            seconds = {
-                endpoint: sorted(latest) for endpoint, latest in self._seconds.items()
-            }
-        endpoints = {}
-        for endpoint, ordered in seconds.items():
-            made = sum(count for (its, _), count in calls.items() if its == endpoint)
-            median, p99 = _quantile(ordered, 0.5), _quantile(ordered, 0.99)
-            endpoints[endpoint] = {
-                "requests": made,
-                "median_seconds": median,
-                "p99_seconds": p99,
-            }
-        pause = round(self.pause.left, 1)
-        return {
-            "pause_seconds": pause,
-            "requests": calls.total(),
-            "endpoints": endpoints,
-            "faults": faults,
-        }
+    def _sample(self) -> Sample:
+        """Read what the history keeps."""
+        return Sample(
+            at=self.cache.clock(),
+            requests=requests_by_outcome(self.cache.snapshot()),
+            refreshes=0,
+            latency=self.recent.latency(),
+            slowest_load=self.recent.forget_slowest_load(),
+        )
 
     def collect(self) -> Iterator[Metric]:
-        """Yield all metrics but the histograms."""
+        """Yield all metrics."""
+        yield from self._of_the_cache()
+        yield from self._of_the_upstream()
+        yield from self._of_the_service()
+        if self.tier is not None:
+            yield from self._of_the_tier(self.tier)
+
+    def _of_the_cache(self) -> Iterator[Metric]:
         stats = self.cache.snapshot()
+        asked = {
+            "hit": sum(stats.hits.values()),
+            "miss": stats.misses,
+            "collapsed": stats.collapsed,
+            "refused": stats.refused,
+        }
+        yield counter(
+            "cache_requests",
+            "Events asked for, by what the cache made of them.",
+            "result",
+            asked,
+        )
+        yield counter("cache_hits", "Hits, by kind of answer.", "kind", stats.hits)
+        yield counter(
+            "cache_loads", "Loads that have ended, by outcome.", "outcome", stats.loads
+        )
+        yield counter(
+            "cache_evictions", "Answers deleted, by reason.", "reason", stats.evicted
+        )
+        entries = GaugeMetricFamily(
+            "c42_cache_entries", "Answers held.", labels=["kind"]
+        )
+        for kind, held in stats.entries.items():
+            entries.add_metric([kind], held)
+        yield entries
+        yield gauge(
+            "cache_entries_limit", "Answers that may be held.", self.cache.max_entries
+        )
+        yield gauge("cache_loading", "Loads under way.", stats.loading)
+        yield gauge(
+            "waiting_requests", "Requests that wait for Calendar42.", stats.waiting
+        )
+        yield gauge(
+            "waiting_requests_limit", "Requests that may wait.", self.cache.max_waiting
+        )
+        yield gauge(
+            "reaper_alive",
+            "1 while expired answers are deleted.",
+            self.cache.reaper.is_alive(),
+        )
+
+    def _of_the_upstream(self) -> Iterator[Metric]:
+        requests = CounterMetricFamily(
+            "c42_upstream_requests",
+            "Calls to Calendar42; status 0: no answer.",
+            labels=["endpoint", "status"],
+        )
+        durations = HistogramMetricFamily(
+            "c42_upstream_request_duration_seconds",
+            "Calls to Calendar42.",
+            labels=["endpoint"],
+        )
         with self._lock:
-            calls, responses = self._calls.copy(), self._responses.copy()
-        responses.update(
-            {
-                (EVENT_PATH, status.decode()): served
-                for status, served in self.hits_by_status.copy().items()
-            }
-        )  # adds
-        asked = {"hit": sum(stats.hits.values()), "miss": stats.misses}
-        asked |= {"collapsed": stats.collapsed, "refused": stats.refused}
-        counter, gauge = CounterMetricFamily, GaugeMetricFamily
-        families: list[tuple[type[Any], str, str, list[str], Mapping[Any, float]]] = [
-            (
-                gauge,
-                "build_info",
-                "The versions of c42c and of Python.",
-                ["version", "python"],
-                {_VERSIONS: 1},
-            ),
-            (
-                counter,
-                "cache_requests",
-                "Events asked for, by what the cache made of them.",
-                ["result"],
-                asked,
-            ),
-            (counter, "cache_hits", "Hits, by kind of answer.", ["kind"], stats.hits),
-            (
-                counter,
-                "cache_loads",
-                "Loads that have ended, by outcome.",
-                ["outcome"],
-                stats.loads,
-            ),
-            (
-                counter,
-                "cache_evictions",
-                "Answers deleted, by reason.",
-                ["reason"],
-                stats.evicted,
-            ),
-            (
-                counter,
-                "upstream_requests",
-                "Calls to Calendar42; status 0: no answer.",
-                ["endpoint", "status"],
-                calls,
-            ),
-            (
-                counter,
-                "http_requests",
-                "Responses of the service.",
-                ["route", "status"],
-                responses,
-            ),
-            (gauge, "cache_entries", "Answers held.", ["kind"], stats.entries),
-            (
-                gauge,
-                "cache_entries_limit",
-                "Answers that may be held.",
-                [],
-                {(): self.cache.max_entries},
-            ),
-            (gauge, "cache_loading", "Loads under way.", [], {(): stats.loading}),
-            (
-                gauge,
-                "waiting_requests",
-                "Requests that wait for Calendar42.",
-                [],
-                {(): stats.waiting},
-            ),
-            (
-                gauge,
-                "waiting_requests_limit",
-                "Requests that may wait.",
-                [],
-                {(): self.cache.max_waiting},
-            ),
-            (
-                gauge,
-                "upstream_pause_seconds",
-                "Time left of a pause (429).",
-                [],
-                {(): self.pause.left},
-            ),
-            (
-                gauge,
-                "reaper_alive",
-                "1 while expired answers are deleted.",
-                [],
-                {(): self.cache.reaper.is_alive()},
-            ),
-            (
-                gauge,
-                "stopping",
-                "1 once the service was told to stop.",
-                [],
-                {(): self.stopping()},
-            ),
-        ]
-        if self.tier:
-            loads = self.tier.snapshot()
-            families.append(
-                (
-                    gauge,
-                    "shared_tier_up",
-                    "1 while Redis answers.",
-                    [],
-                    {(): loads.pop("up")},
-                )
-            )
-            families.append(
-                (
-                    counter,
-                    "shared_tier_loads",
-                    "Events to be loaded, by result.",
-                    ["result"],
-                    loads,
-                )
-            )
-        for kind, name, text, labels, values in families:
-            family = kind(f"c42_{name}", text, labels=labels)
-            for key, value in sorted(values.items()):
-                family.add_metric([key] if isinstance(key, str) else key, value)
-            yield family
+            for call, count in self._calls.items():
+                requests.add_metric(call, count)
+            for endpoint, histogram in self._call_seconds.items():
+                histogram.add_to(durations, endpoint)
+        yield requests
+        yield durations
+        yield gauge(
+            "upstream_requests_last_hour",
+            "Calls to Calendar42 in the last 3,600 seconds.",
+            self.recent.calls_in_the_last_hour(),
+        )
+        yield gauge(
+            "upstream_pause_seconds", "Time left of a pause (429).", self.pause.left
+        )
+
+    def _of_the_service(self) -> Iterator[Metric]:
+        versions = GaugeMetricFamily(
+            "c42_build_info",
+            "The versions of c42c and of Python.",
+            labels=["version", "python"],
+        )
+        versions.add_metric([VERSION, platform.python_version()], 1)
+        yield versions
+        responses = CounterMetricFamily(
+            "c42_http_requests",
+            "Responses of the service.",
+            labels=["route", "status"],
+        )
+        durations = HistogramMetricFamily(
+            "c42_http_request_duration_seconds",
+            "Requests to the app.",
+            labels=["route"],
+        )
+        with self._lock:
+            served = self._responses.copy()
+            for route, histogram in self._response_seconds.items():
+                histogram.add_to(durations, route)
+        for status, count in self.hits_by_status.copy().items():
+            served[_Response(EVENT_PATH, status.decode())] += count
+        for response, count in served.items():
+            responses.add_metric(response, count)
+        yield responses
+        yield durations
+        yield gauge("stopping", "1 once the service was told to stop.", self.stopping())
+
+    def _of_the_tier(self, tier: SharedTier) -> Iterator[Metric]:
+        loads = dict(tier.snapshot())
+        yield gauge("shared_tier_up", "1 while Redis answers.", loads.pop("up"))
+        yield counter(
+            "shared_tier_loads", "Events to be loaded, by result.", "result", loads
+        )
 
 
-def _quantile(ordered: Sequence[float], share: float) -> float | None:
-    """Return the smallest value that is at least as large as `share` of all values;
-    None if there are none.
+def requests_by_outcome(stats: Stats) -> dict[str, int]:
+    """Return how many events were asked for, by outcome; each has exactly one.
+
+    Hits on kept errors are no hits here: whoever asked didn't get the event.
     """
-    return round(ordered[math.ceil(share * len(ordered)) - 1], 4) if ordered else None
+    hits = stats.hits[OK] + stats.hits[NEGATIVE]
+    return {
+        "hit": hits,
+        "kept_error": sum(stats.hits.values()) - hits,
+        "miss": stats.misses,
+        "collapsed": stats.collapsed,
+        "refused": stats.refused,
+    }
+
+
+def counter(
+    name: str, text: str, label: str, counts: Mapping[str, int]
+) -> CounterMetricFamily:
+    """Make the counter `c42_NAME_total` with one label, whose values are the keys of
+    `counts`.
+    """
+    family = CounterMetricFamily(f"c42_{name}", text, labels=[label])
+    for value, count in counts.items():
+        family.add_metric([value], count)
+    return family
+
+
+def gauge(name: str, text: str, value: float) -> GaugeMetricFamily:
+    """Make the gauge `c42_NAME`, without labels."""
+    return GaugeMetricFamily(f"c42_{name}", text, value=value)
+
+
+def _as_prometheus_writes(bound: float) -> str:
+    if bound == math.inf:
+        return "+Inf"
+    return str(bound)

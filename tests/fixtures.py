@@ -229,6 +229,7 @@ class Inside:
         next test.
         """
         self.cache.close()
+        self.components.metrics.history.close()
         self.components.client.close()
         for thread in self._threads:
             thread.join(PATIENCE)

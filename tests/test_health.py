@@ -1,29 +1,28 @@
-"""Health checks, and what `/status.json` says is wrong."""
+"""The health checks, and that no endpoint for operators waits or tells secrets."""
 
 import threading
-from functools import partial
-from typing import NamedTuple
+from collections.abc import Iterator
 
 import pytest
 from flask import Flask
 
 from cache import Cache
-from calendar42.calls import Pause
+from calendar42.calls import CallRecord, Pause
+from calendar42.errors import C42Error
 from operations import health
 from operations.metrics import Metrics
 from standin import Gate, Standin
 from tests.fixtures import TOKEN, Service, Start, new_id
-from tests.test_metrics import SMALL, samples, value
+from tests.test_metrics import samples, value
 
 ENDPOINTS = ("/metrics", "/livez", "/readyz", "/healthz", "/status.json")
-small_metrics = partial(Metrics, expiry=252.0)
 
 
 def test_everything_answers_in_a_jam(start: Start, upstream: Standin) -> None:
     """While the waiting room is full and the upstream hangs, hits and endpoints are
     answered, /readyz with 200.
     """
-    service, gate = start(**SMALL), Gate()
+    service, gate = start(C42_THREADS="20", C42_TIMEOUT="5"), Gate()  # four may wait
     known = new_id()
     upstream.add_event(known, names=["Arthur"])
     assert service.event(known).status_code == 200
@@ -37,17 +36,12 @@ def test_everything_answers_in_a_jam(start: Start, upstream: Standin) -> None:
     assert service.event(new_id()).status_code == 503
     for path in ENDPOINTS:
         answer = service.get(path)
-        assert (path, answer.status_code, answer.headers["Cache-Control"]) == (
-            path,
-            200,
-            "no-store",
-        )
+        told = (path, answer.status_code, answer.headers["Cache-Control"])
+        assert told == (path, 200, "no-store")
     assert service.event(known).status_code == 200
-    assert (
-        value(samples(service), "c42_waiting_requests")
-        == value(samples(service), "c42_waiting_requests_limit")
-        == 4
-    )
+    found = samples(service)
+    assert value(found, "c42_waiting_requests") == 4
+    assert value(found, "c42_waiting_requests_limit") == 4
     gate.open()
     for thread in waiting:
         thread.join()
@@ -62,37 +56,102 @@ def test_upstream_trouble_does_not_make_it_unready(
     known = new_id()
     upstream.add_event(known)
     assert service.event(known).status_code == 200
-    assert (
-        service.get("/livez").json()
-        == service.get("/healthz").json()
-        == {"status": "ok"}
-    )
+    for path in ("/livez", "/healthz"):
+        assert service.get(path).json() == {"status": "ok"}
     assert service.get("/readyz").status_code == 200
     assert upstream.calls() == 2
     upstream.rule(status=500)
-    assert service.event(new_id()).status_code == 500
+    failed = service.event(new_id())
+    assert failed.status_code == 500
     ready = service.get("/readyz")
     assert ready.status_code == 200
-    assert ready.json()["upstream"]["last_fault"]["status"] == 500
+    fault = ready.json()["upstream"]["last_fault"]
+    assert (fault["endpoint"], fault["status"]) == ("events", 500)
+    assert fault["cause"] == "Calendar42 answered 500"
+    assert fault["request_id"] == failed.headers["X-Request-ID"]
 
 
-@pytest.mark.parametrize("what", ["stopping", "reaper_alive"])
-def test_not_ready(what: str) -> None:
-    """/readyz is 503 while the service stops or if the reaper is dead; /livez is 200
-    even then.
-    """
-    cache = Cache(max_entries=10, max_waiting=1)
+@pytest.fixture
+def cache() -> Iterator[Cache]:
+    """Give a test a small cache."""
+    made = Cache(max_entries=10, max_waiting=1)
+    yield made
+    made.close()
+
+
+def ready(metrics: Metrics) -> tuple[int, dict[str, object]]:
+    """Ask /readyz of an app with these metrics; return the status and the body."""
     app = Flask(__name__)
-    metrics = small_metrics(cache, Pause(1), stopping=lambda: what == "stopping")
     health.register(app, metrics)
-    if what == "reaper_alive":
-        cache.close()
-    answer = app.test_client().get("/readyz")
-    assert answer.status_code == 503
+    client = app.test_client()
+    assert client.get("/livez").status_code == 200
+    answer = client.get("/readyz")
+    metrics.history.close()
     assert answer.json is not None
-    assert answer.json[what] == (what == "stopping")
-    assert app.test_client().get("/livez").status_code == 200
+    return answer.status_code, answer.json
+
+
+def test_ready(cache: Cache) -> None:
+    """/readyz is 200 while requests are welcome."""
+    status, body = ready(Metrics(cache, Pause(1), 252.0))
+    assert status == 200
+    assert body == {
+        "status": "ok",
+        "stopping": False,
+        "reaper_alive": True,
+        "shared_tier": None,
+        "upstream": {"pause_seconds": 0.0, "last_fault": None},
+    }
+
+
+def test_not_ready_while_stopping(cache: Cache) -> None:
+    """/readyz is 503 once the service was told to stop; /livez is 200 even then."""
+    status, body = ready(Metrics(cache, Pause(1), 252.0, stopping=lambda: True))
+    assert status == 503
+    assert (body["status"], body["stopping"]) == ("not ready", True)
+
+
+def test_not_ready_without_the_reaper(cache: Cache) -> None:
+    """/readyz is 503 if the reaper is dead; /livez is 200 even then."""
     cache.close()
+    status, body = ready(Metrics(cache, Pause(1), 252.0))
+    assert status == 503
+    assert (body["status"], body["reaper_alive"]) == ("not ready", False)
+
+
+class Tier:
+    """A shared tier that is up or down."""
+
+    def __init__(self, up: bool) -> None:
+        self._up = up
+
+    def snapshot(self) -> dict[str, int]:
+        """Return its numbers."""
+        return {"found": 0, "up": self._up}
+
+
+@pytest.mark.parametrize(("up", "says"), [(True, "up"), (False, "down")])
+def test_redis_does_not_make_it_unready(cache: Cache, up: bool, says: str) -> None:
+    """/readyz says whether Redis is there, and is 200 without it."""
+    status, body = ready(Metrics(cache, Pause(1), 252.0, tier=Tier(up)))
+    assert (status, body["shared_tier"]) == (200, says)
+
+
+def test_unknown_endpoint_is_counted(cache: Cache) -> None:
+    """A call to an endpoint that no list names is counted like any other."""
+    metrics = Metrics(cache, Pause(1), 252.0)
+    metrics.on_call(CallRecord("new", 200, 0.1))
+    metrics.on_fault(C42Error("new", "broken"))
+    app = Flask(__name__)
+    health.register(app, metrics)
+    client = app.test_client()
+    numbers = client.get("/status.json").json
+    text = client.get("/metrics").text
+    metrics.history.close()
+    assert numbers is not None
+    assert numbers["upstream"]["requests"] == 1
+    assert numbers["upstream"]["requests_last_hour"] == 1
+    assert 'c42_upstream_requests_total{endpoint="new",status="200"} 1.0' in text
 
 
 def test_endpoints_keep_secrets(service: Service, upstream: Standin) -> None:
@@ -105,28 +164,6 @@ def test_endpoints_keep_secrets(service: Service, upstream: Standin) -> None:
     service.get(f"/{secrets[1]}?{TOKEN}", headers={"X-Name": secrets[3]})
     for path in ENDPOINTS:
         answer = service.get(path)
-        told = [
-            secret for secret in secrets if secret in answer.text + str(answer.headers)
-        ]
+        shown = answer.text + str(answer.headers)
+        told = [secret for secret in secrets if secret in shown]
         assert (path, told) == (path, [])
-
-
-class Tier(NamedTuple):
-    """A shared tier, and its numbers."""
-
-    found: int = 0
-    up: bool = False
-
-    def snapshot(self) -> dict[str, int]:
-        """Return the numbers."""
-        return self._asdict()
-
-
-def test_troubles() -> None:
-    """A service that stops, a dead reaper and a lost Redis are troubles."""
-    cache, tier = Cache(max_entries=10, max_waiting=1), Tier()
-    assert small_metrics(cache, Pause(1)).status()["troubles"] == []
-    assert small_metrics(cache, Pause(1), tier=Tier(up=True)).status()["troubles"] == []
-    cache.close()
-    metrics = small_metrics(cache, Pause(1), stopping=lambda: True, tier=tier)
-    assert metrics.status()["troubles"] == ["stopping", "reaper", "redis"]

@@ -2,7 +2,6 @@
 
 import json
 import re
-import threading
 from collections.abc import Callable
 from functools import partial
 from typing import Any
@@ -13,7 +12,7 @@ from selenium.webdriver.common.by import By
 from selenium.webdriver.common.keys import Keys
 
 from standin import DEMO_EVENTS, Gate, Standin
-from tests.fixtures import Inside, Service, new_id, until
+from tests.fixtures import Service, new_id, until
 
 soon = partial(until, every=0.02)  # each look takes the browser some milliseconds
 
@@ -236,60 +235,16 @@ def test_says_so_when_the_service_is_silent(
     assert complaints(browser) == []
 
 
-def test_troubles_are_named_by_the_server(
-    inside: Callable[..., Inside], upstream: Standin
-) -> None:
-    """/status.json names what is wrong: a pause while it lasts, a fault and a refusal
-    for a minute.
-    """
-    service, event_id = inside(C42_THREADS="17", C42_TIMEOUT="5"), new_id()
-    assert service.status()["troubles"] == []
-    upstream.rule("events", event_id, status=500)
-    service.event(event_id)
-    assert service.status()["troubles"] == ["faults"]
-    service.clock.now += 59.9
-    assert service.status()["troubles"] == ["faults"]
-    service.clock.now += 0.1
-    assert service.status()["troubles"] == []
-    upstream.rule(times=2, status=429, headers={"Retry-After": "100"})
-    service.event(new_id())
-    assert service.status()["troubles"] == ["pause"]
-
-
-def test_refusals_are_a_trouble_for_a_minute(
-    inside: Callable[..., Inside], upstream: Standin
-) -> None:
-    """The waiting room is a trouble while it is full, and a refusal for a minute after
-    it.
-    """
-    service, event_id, gate = (
-        inside(C42_THREADS="17", C42_TIMEOUT="5"),
-        new_id(),
-        Gate(),
-    )  # one may wait
-    upstream.add_event(event_id)
-    upstream.rule(event_id=event_id, gate=gate)
-    waiting = threading.Thread(target=service.event, args=(event_id,))
-    waiting.start()
-    gate.wait_for(2)
-    assert service.status()["troubles"] == ["full"]
-    assert service.event(new_id()).status_code == 503
-    assert service.status()["troubles"] == ["full", "refusing"]
-    gate.open()
-    waiting.join()
-    service.clock.now += 59.9
-    assert service.status()["troubles"] == ["refusing"]
-    service.clock.now += 0.1
-    assert service.status()["troubles"] == []
-
-
 TROUBLES = {
     "stopping": "The service is stopping.",
     "reaper": "The reaper has died",
     "full": "The waiting room is full",
     "refusing": "Requests were refused",
     "pause": "asked for a pause (429)",
+    "token": "Calendar42 refuses the token",
+    "outage": "Calendar42 is out of order",
     "faults": "had faults within the last minute",
+    "limit": "of the calls that Calendar42 allows in an hour",
     "redis": "Redis is lost",
 }
 

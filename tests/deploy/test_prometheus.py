@@ -53,8 +53,8 @@ ALERT = {
 }
 TROUBLES = {
     "healthy": [],
-    "faults": ["faults"],
-    "token": ["faults"],
+    "faults": ["outage"],
+    "token": ["token"],
     "pause": ["pause"],
     "redis": ["redis"],
     "full": ["full"],

@@ -1,0 +1,172 @@
+"""What `/status.json` says: what is wrong now, and the numbers of the status page.
+
+Nothing here names an event, a person or the token.
+"""
+
+import os
+import socket
+from collections.abc import Mapping, Sequence
+from datetime import UTC, datetime
+from itertools import pairwise
+from typing import Any
+
+from calendar42 import ENDPOINTS
+from operations import VERSION
+from operations.metrics import Metrics, requests_by_outcome
+from operations.recent import TIME, LastMinute, Latency, Sample
+
+HOURLY_LIMIT = 10_000  # calls an hour and token (docs/calendar42.md)
+NEARLY = 0.8  # of the limit
+# In an outage, most loads of the last minute have failed. A single fault is none.
+OUTAGE_FAULTS = 3
+OUTAGE_SHARE = 0.5
+
+
+def read_status(metrics: Metrics, port: int | None = None) -> dict[str, Any]:
+    """Return the content of `/status.json`, of a service that listens on `port`."""
+    cache = metrics.cache
+    tier = None
+    if metrics.tier is not None:
+        tier = metrics.tier.snapshot()
+    stats = cache.snapshot()
+    outcomes = requests_by_outcome(stats)
+    asked = sum(outcomes.values())
+    useful = outcomes["hit"]
+    held = {
+        "hits": sum(stats.hits.values()),
+        "hits_by_kind": stats.hits,
+        "entries": sum(stats.entries.values()),
+        "entries_by_kind": stats.entries,
+        "max_entries": cache.max_entries,
+        "max_waiting": cache.max_waiting,
+    }
+    return {
+        "instance": metrics.instance,
+        "host": socket.gethostname(),
+        "port": port,
+        "pid": os.getpid(),
+        "version": VERSION,
+        "uptime_seconds": round(cache.clock() - metrics.began, 1),
+        "now": datetime.now(UTC).strftime(TIME),
+        "troubles": troubles(metrics, tier),
+        "stopping": metrics.stopping(),
+        "reaper_alive": cache.reaper.is_alive(),
+        "expiry_seconds": metrics.expiry,
+        "requests": asked,
+        "hit_ratio": _ratio(useful, asked),
+        # If each had been asked for alone; an event with many pages takes more.
+        "saved_calls": 2 * useful,
+        "outcomes": outcomes,
+        "last_minute": metrics.recent.last_minute()._asdict(),
+        "history": _history(metrics, outcomes),
+        "cache": stats._asdict() | held,
+        "upstream": _upstream(metrics),
+        "shared_tier": tier,
+    }
+
+
+def troubles(metrics: Metrics, tier: Mapping[str, Any] | None) -> list[str]:
+    """Return the names of what is wrong now."""
+    stats = metrics.cache.snapshot()
+    minute = metrics.recent.last_minute()
+    found = []
+    if metrics.stopping():
+        found.append("stopping")
+    if not metrics.cache.reaper.is_alive():
+        found.append("reaper")
+    if stats.waiting >= metrics.cache.max_waiting:
+        found.append("full")
+    if minute.refused > 0:
+        found.append("refusing")
+    if metrics.pause.left > 0:
+        found.append("pause")
+    if minute.token_refused > 0:
+        found.append("token")
+    found += _faults(minute)
+    if metrics.recent.calls_in_the_last_hour() > NEARLY * HOURLY_LIMIT:
+        found.append("limit")
+    if tier is not None and not tier["up"]:
+        found.append("redis")
+    return found
+
+
+def _faults(minute: LastMinute) -> list[str]:
+    """Tell an outage from single faults. A refused token is a trouble of its own."""
+    faults = minute.failed - minute.token_refused
+    if faults <= 0:
+        return []
+    if faults >= OUTAGE_FAULTS and faults > OUTAGE_SHARE * minute.loads:
+        return ["outage"]
+    return ["faults"]
+
+
+def _upstream(metrics: Metrics) -> dict[str, Any]:
+    made = metrics.calls_by_endpoint()
+    latencies = metrics.recent.latency()
+    endpoints = {}
+    for endpoint in ENDPOINTS:
+        endpoints[endpoint] = {
+            "requests": made[endpoint],
+            "median_seconds": latencies[endpoint].median,
+            "p99_seconds": latencies[endpoint].p99,
+        }
+    return {
+        "pause_seconds": round(metrics.pause.left, 1),
+        "requests": sum(made.values()),
+        "requests_last_hour": metrics.recent.calls_in_the_last_hour(),
+        "hourly_limit": HOURLY_LIMIT,
+        "endpoints": endpoints,
+        "faults": [fault._asdict() for fault in metrics.recent.faults()],
+    }
+
+
+def _history(metrics: Metrics, outcomes: Mapping[str, int]) -> dict[str, Any]:
+    """Return the last ten minutes: a point for each sample, and sums of them all."""
+    samples = metrics.history.samples()
+    now = metrics.cache.clock()
+    oldest = samples[0]
+    since = {}
+    for outcome, count in outcomes.items():
+        since[outcome] = count - oldest.requests[outcome]
+    slowest = metrics.recent.slowest_load()
+    for sample in samples[1:]:
+        slowest = max(slowest, sample.slowest_load)
+    return {
+        "seconds": round(now - oldest.at, 1),
+        "outcomes": since,
+        "hit_ratio": _ratio(since["hit"], sum(since.values())),
+        "slowest_load_seconds": round(slowest, 4) or None,
+        "seconds_ago": [round(now - sample.at, 1) for sample in samples],
+        "requests_per_second": _rates(samples),
+        "latency_seconds": _latencies(samples),
+    }
+
+
+def _rates(samples: Sequence[Sample]) -> dict[str, list[float | None]]:
+    """Return the rate of each outcome between each sample and the one before."""
+    rates: dict[str, list[float | None]] = {}
+    for outcome in samples[0].requests:
+        rates[outcome] = [None]
+    for before, after in pairwise(samples):
+        passed = after.at - before.at
+        for outcome, points in rates.items():
+            happened = after.requests[outcome] - before.requests[outcome]
+            points.append(_ratio(happened, passed))
+    return rates
+
+
+def _latencies(samples: Sequence[Sample]) -> dict[str, dict[str, list[float | None]]]:
+    series: dict[str, dict[str, list[float | None]]] = {}
+    for endpoint in ENDPOINTS:
+        latencies: list[Latency] = [sample.latency[endpoint] for sample in samples]
+        series[endpoint] = {
+            "median": [latency.median for latency in latencies],
+            "p99": [latency.p99 for latency in latencies],
+        }
+    return series
+
+
+def _ratio(part: float, whole: float) -> float | None:
+    if whole <= 0:
+        return None
+    return part / whole

@@ -1,0 +1,385 @@
+"""/status.json: what it says is wrong, and how bad it is, and what happened lately."""
+
+import threading
+from collections.abc import Iterator
+
+import pytest
+
+from cache import FAULT, NEGATIVE, OK, PAUSED, Cache
+from calendar42.calls import CallRecord, Pause
+from calendar42.errors import C42Error
+from operations import logs
+from operations.metrics import Metrics
+from operations.recent import SPAN, STEP, SlidingCount
+from operations.status import read_status
+from standin import Gate, Standin
+from tests.fixtures import Clock, MakeInside, Service, Start, new_id, until
+
+
+@pytest.fixture
+def clock() -> Clock:
+    """Give a test a clock that stands still."""
+    return Clock()
+
+
+@pytest.fixture
+def cache(clock: Clock) -> Iterator[Cache]:
+    """Give a test a small cache under its clock."""
+    made = Cache(max_entries=10, max_waiting=1, clock=clock)
+    yield made
+    made.close()
+
+
+@pytest.fixture
+def metrics(cache: Cache) -> Metrics:
+    """Give a test metrics of that cache."""
+    return Metrics(cache, Pause(1), 252.0)
+
+
+def fault(status: int = 500, message: str = "broken") -> C42Error:
+    """Make a fault of Calendar42."""
+    return C42Error("events", message, status, status)
+
+
+# Counting what happened lately
+
+
+def test_sliding_count_forgets(clock: Clock) -> None:
+    """What is older than the span no longer counts."""
+    count = SlidingCount(60.0, 1.0, clock)
+    assert count.total() == 0
+    count.add()
+    count.add()
+    clock.now += 30
+    count.add()
+    assert count.total() == 3
+    clock.now += 29.9
+    assert count.total() == 3
+    clock.now += 0.1
+    assert count.total() == 1
+    clock.now += 30
+    assert count.total() == 0
+    count.add()
+    assert count.total() == 1
+
+
+def test_sliding_count_takes_bounded_memory(clock: Clock) -> None:
+    """However often something happens, only one number per step is kept."""
+    count = SlidingCount(60.0, 1.0, clock)
+    for _ in range(10_000):
+        count.add()
+        clock.now += 0.01
+    assert len(count) <= 61
+    assert 5_900 <= count.total() <= 6_000
+
+
+def test_calls_of_the_last_hour(metrics: Metrics, clock: Clock) -> None:
+    """Calls count for an hour, as Calendar42's limit does."""
+    for _ in range(3):
+        metrics.on_call(CallRecord("events", 200, 0.1))
+        clock.now += 1000
+    upstream = read_status(metrics)["upstream"]
+    assert (upstream["requests_last_hour"], upstream["hourly_limit"]) == (3, 10_000)
+    clock.now += 599.9
+    assert read_status(metrics)["upstream"]["requests_last_hour"] == 3
+    clock.now += 0.1
+    upstream = read_status(metrics)["upstream"]
+    assert (upstream["requests_last_hour"], upstream["requests"]) == (2, 3)
+
+
+def test_durations_of_the_last_calls(metrics: Metrics) -> None:
+    """The median and the 99th percentile are of the last 500 calls, and null before the
+    first.
+    """
+    numbers = read_status(metrics)["upstream"]["endpoints"]["events"]
+    assert numbers == {"requests": 0, "median_seconds": None, "p99_seconds": None}
+    for milliseconds in [9000] * 3 + list(range(1, 501)):
+        metrics.on_call(CallRecord("events", 200, milliseconds / 1000))
+    numbers = read_status(metrics)["upstream"]["endpoints"]["events"]
+    assert numbers == {"requests": 503, "median_seconds": 0.25, "p99_seconds": 0.495}
+
+
+# Faults
+
+
+def test_faults_are_listed(metrics: Metrics) -> None:
+    """A fault is listed with its cause and the request that it was found for, once in a
+    second, and the latest twenty are kept, newest first.
+    """
+    token = logs.request_id.set("report-1")
+    metrics.on_fault(fault(503, "Calendar42 answered 503"))
+    logs.request_id.set("report-2")
+    metrics.on_fault(fault(503, "Calendar42 answered 503"))
+    logs.request_id.reset(token)
+    for number in range(25):
+        metrics.on_fault(fault(0, f"cause {number}"))
+    faults = read_status(metrics)["upstream"]["faults"]
+    assert len(faults) == 20
+    assert [one["cause"] for one in faults[:2]] == ["cause 24", "cause 23"]
+
+
+def test_equal_faults_of_a_second_are_one(metrics: Metrics) -> None:
+    """Of equal faults within a second, the first is listed, with its request's id."""
+    token = logs.request_id.set("report-1")
+    metrics.on_fault(fault(503))
+    logs.request_id.set("report-2")
+    for _ in range(3):
+        metrics.on_fault(fault(503))
+    logs.request_id.reset(token)
+    faults = read_status(metrics)["upstream"]["faults"]
+    assert len(faults) <= 2, "the second may have ended meanwhile"
+    first = faults[-1]
+    assert first.pop("time").endswith("Z")
+    assert first == {
+        "endpoint": "events",
+        "status": 503,
+        "cause": "broken",
+        "request_id": "report-1",
+    }
+
+
+# Troubles
+
+
+def loads(metrics: Metrics, failed: int, good: int) -> None:
+    """Let so many loads fail and succeed."""
+    for _ in range(failed):
+        metrics.recent.on_load(FAULT, 0.1)
+        metrics.on_fault(fault())
+    for _ in range(good):
+        metrics.recent.on_load(OK, 0.1)
+
+
+@pytest.mark.parametrize(
+    ("failed", "good", "expected"),
+    [
+        (0, 5, []),
+        (1, 0, ["faults"]),
+        (2, 0, ["faults"]),
+        (3, 0, ["outage"]),
+        (3, 2, ["outage"]),
+        (3, 3, ["faults"]),
+        (12, 68, ["faults"]),
+    ],
+)
+def test_outage_is_more_than_a_fault(
+    metrics: Metrics, failed: int, good: int, expected: list[str]
+) -> None:
+    """It is an outage if most loads of the last minute have failed, three at least."""
+    loads(metrics, failed, good)
+    numbers = read_status(metrics)
+    assert numbers["troubles"] == expected
+    minute = numbers["last_minute"]
+    assert (minute["failed"], minute["loads"]) == (failed, failed + good)
+
+
+def test_a_fault_is_a_trouble_for_a_minute(metrics: Metrics, clock: Clock) -> None:
+    """What failed a minute ago is no trouble any more."""
+    loads(metrics, failed=1, good=0)
+    clock.now += 59.9
+    assert read_status(metrics)["troubles"] == ["faults"]
+    clock.now += 0.1
+    assert read_status(metrics)["troubles"] == []
+
+
+@pytest.mark.parametrize("status", [401, 403])
+def test_refused_token_is_a_trouble_of_its_own(
+    metrics: Metrics, clock: Clock, status: int
+) -> None:
+    """If Calendar42 refuses the token, that is the trouble, not faults in general,
+    unless there are others.
+    """
+    for _ in range(5):
+        metrics.recent.on_load(FAULT, 0.1)
+        metrics.on_fault(fault(status))
+    assert read_status(metrics)["troubles"] == ["token"]
+    loads(metrics, failed=1, good=0)
+    assert read_status(metrics)["troubles"] == ["token", "faults"]
+    clock.now += 60
+    assert read_status(metrics)["troubles"] == []
+
+
+def test_definite_refusals_and_pauses_are_no_faults(metrics: Metrics) -> None:
+    """An unknown event is a good load, and in a pause nothing is loaded."""
+    metrics.recent.on_load(NEGATIVE, 0.1)
+    metrics.recent.on_load(PAUSED, 0.0)
+    numbers = read_status(metrics)
+    assert numbers["troubles"] == []
+    assert (numbers["last_minute"]["loads"], numbers["last_minute"]["failed"]) == (1, 0)
+
+
+def test_nearly_all_calls_of_the_hour(metrics: Metrics) -> None:
+    """More than four fifths of the calls that Calendar42 allows in an hour are a
+    trouble before its pause comes.
+    """
+    for _ in range(8000):
+        metrics.on_call(CallRecord("events", 200, 0.1))
+    assert read_status(metrics)["troubles"] == []
+    metrics.on_call(CallRecord("events", 200, 0.1))
+    assert read_status(metrics)["troubles"] == ["limit"]
+
+
+class Tier:
+    """A shared tier, and its numbers."""
+
+    def __init__(self, up: bool) -> None:
+        self._up = up
+
+    def snapshot(self) -> dict[str, int]:
+        """Return the numbers."""
+        return {"found": 3, "up": self._up}
+
+
+def test_troubles_of_the_service_itself(cache: Cache) -> None:
+    """A service that stops, a dead reaper and a lost Redis are troubles."""
+    healthy = Metrics(cache, Pause(1), 252.0, tier=Tier(up=True))
+    assert read_status(healthy)["troubles"] == []
+    cache.close()
+    sick = Metrics(cache, Pause(1), 252.0, stopping=lambda: True, tier=Tier(up=False))
+    assert read_status(sick)["troubles"] == ["stopping", "reaper", "redis"]
+
+
+def test_troubles_of_calendar42(inside: MakeInside, upstream: Standin) -> None:
+    """A fault that a request meets is a trouble for a minute, a pause while it lasts."""
+    service, event_id = inside(), new_id()
+    assert service.status()["troubles"] == []
+    upstream.rule("events", event_id, status=500)
+    service.event(event_id)
+    assert service.status()["troubles"] == ["faults"]
+    minute = service.status()["last_minute"]
+    assert minute == {"loads": 1, "failed": 1, "token_refused": 0, "refused": 0}
+    service.clock.now += 60
+    assert service.status()["troubles"] == []
+    upstream.rule(times=2, status=429, headers={"Retry-After": "100"})
+    service.event(new_id())
+    assert service.status()["troubles"] == ["pause"]
+
+
+def test_refusals_are_a_trouble_for_a_minute(
+    inside: MakeInside, upstream: Standin
+) -> None:
+    """The waiting room is a trouble while it is full, and a refusal for a minute after
+    it.
+    """
+    service = inside(C42_THREADS="17", C42_TIMEOUT="5")  # one may wait
+    event_id, gate = new_id(), Gate()
+    upstream.add_event(event_id)
+    upstream.rule(event_id=event_id, gate=gate)
+    waiting = threading.Thread(target=service.event, args=(event_id,))
+    waiting.start()
+    gate.wait_for(2)
+    assert service.status()["troubles"] == ["full"]
+    assert service.event(new_id()).status_code == 503
+    assert service.status()["troubles"] == ["full", "refusing"]
+    assert service.status()["last_minute"]["refused"] == 1
+    gate.open()
+    waiting.join()
+    service.clock.now += 59.9
+    assert service.status()["troubles"] == ["refusing"]
+    service.clock.now += 0.1
+    assert service.status()["troubles"] == []
+
+
+# History
+
+
+def test_history_has_rates_and_latencies(inside: MakeInside, upstream: Standin) -> None:
+    """The history has the rate of each outcome between two samples, and the latencies
+    at each; kept errors are no hits.
+    """
+    service, good, bad = inside(), new_id(), new_id()
+    history = service.components.metrics.history
+    upstream.add_event(good)
+    upstream.rule("events", bad, status=500)
+    for event_id in (good, good, good, bad, bad):
+        service.event(event_id)
+    service.clock.now += 4
+    history.sample()
+    service.clock.now += 1
+    told = service.status()["history"]
+    assert told["seconds"] == 5
+    assert told["seconds_ago"] == [5.0, 1.0]
+    assert told["requests_per_second"] == {
+        "hit": [None, 0.5],
+        "kept_error": [None, 0.25],
+        "miss": [None, 0.5],
+        "collapsed": [None, 0.0],
+        "refused": [None, 0.0],
+    }
+    before, after = told["latency_seconds"]["events"]["median"]
+    assert before is None
+    assert after > 0
+    assert told["outcomes"]["hit"] == 2
+    assert told["hit_ratio"] == 2 / 5
+
+
+def test_hit_ratio_is_of_the_last_minutes(
+    inside: MakeInside, upstream: Standin
+) -> None:
+    """What was before the history doesn't count in its hit ratio."""
+    service, event_id = inside(C42_EXPIRY="60"), new_id()
+    history = service.components.metrics.history
+    upstream.add_event(event_id)
+    service.event(event_id)
+    assert service.status()["history"]["hit_ratio"] == 0
+    for _ in range(int(SPAN / STEP) + 1):
+        service.clock.now += STEP
+        history.sample()
+    assert service.status()["history"]["hit_ratio"] is None
+    service.event(event_id)
+    told = service.status()
+    assert (told["history"]["hit_ratio"], told["hit_ratio"]) == (1, 0.5)
+    assert (told["history"]["seconds"], len(told["history"]["seconds_ago"])) == (
+        SPAN,
+        SPAN / STEP + 1,
+    )
+
+
+def test_slowest_load_of_the_last_minutes(metrics: Metrics, clock: Clock) -> None:
+    """The slowest load is told at once, and until it is ten minutes old."""
+
+    def told() -> object:
+        return read_status(metrics)["history"]["slowest_load_seconds"]
+
+    assert told() is None
+    metrics.recent.on_load(OK, 3.5)
+    metrics.recent.on_load(OK, 0.5)
+    assert told() == 3.5
+    for _ in range(int(SPAN / STEP)):
+        clock.now += STEP
+        metrics.history.sample()
+        assert told() == 3.5
+        metrics.recent.on_load(OK, 0.25)
+    clock.now += STEP
+    metrics.history.sample()
+    assert told() == 0.25
+
+
+def test_history_is_kept_before_anyone_looks(start: Start, upstream: Standin) -> None:
+    """The history begins with the first request, and needs nobody to look at it."""
+    service, event_id = start(), new_id()
+    upstream.add_event(event_id)
+    service.event(event_id)
+    until(
+        lambda: len(service.get("/status.json").json()["history"]["seconds_ago"]) > 1,
+        "a sample",
+    )
+
+
+# Instances
+
+
+def test_instances_can_be_told_apart(start: Start) -> None:
+    """Each start has another instance id, and each instance tells its port."""
+    first, second = start(), start()
+    told = [service.get("/status.json").json() for service in (first, second)]
+    assert told[0]["instance"] != told[1]["instance"]
+    assert [one["port"] for one in told] == [first.port, second.port]
+    assert told[0]["host"] == told[1]["host"] != ""
+    again = first.get("/status.json").json()
+    assert again["instance"] == told[0]["instance"]
+
+
+def test_numbers_are_few(service: Service) -> None:
+    """/status.json, which the page reads each second, stays small."""
+    assert len(service.get("/status.json").content) < 20_000
