@@ -236,6 +236,6 @@ def _serve(
 
 
 if __name__ == "__main__":
-    os._exit(
-        main(sys.argv[1:], os.environ)
-    )  # rather than wait for threads that wait for Calendar42
+    status = main(sys.argv[1:], os.environ)
+    logging.shutdown()  # writes the last lines of the log, in a second at most
+    os._exit(status)  # doesn't wait for threads that wait for Calendar42

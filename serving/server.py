@@ -79,6 +79,7 @@ class Server:
 
     def _stop(self, *_: object) -> None:
         if self.stopping:
+            logging.shutdown()  # writes the last lines of the log
             os._exit(1)
         self.stopping = True
         self.loop.call_soon_threadsafe(self._told.set)

@@ -91,6 +91,7 @@ class Service:
     """A service in a process of its own, and a client of it."""
 
     program: tuple[str, ...] = ("main.py",)
+    stderr: int | None = None  # None: to the file that `log` reads
 
     def __init__(
         self, upstream: Standin | None, arguments: tuple[str, ...] = (), **environ: str
@@ -112,7 +113,7 @@ class Service:
             env=inherited | own | environ,
             stdin=subprocess.DEVNULL,
             stdout=self._log,
-            stderr=self._log,
+            stderr=self._log if self.stderr is None else self.stderr,
             start_new_session=True,
         )
         self._session = requests.Session()
@@ -237,12 +238,13 @@ class Inside:
             self.components.tier.close()
 
 
+S = TypeVar("S", bound=Service)
 Start = Callable[..., Service]  # what the fixture `start` gives
 MakeInside = Callable[..., Inside]  # what the fixture `inside` gives
 
 
 @contextlib.contextmanager
-def started(service: Service, ready: bool = True) -> Iterator[Service]:
+def started(service: S, ready: bool = True) -> Iterator[S]:
     """Wait until `service` is ready, and end it with the block."""
     try:
         if ready:

@@ -73,6 +73,7 @@ def test_snippets_handle_errors(
         "<h1>Sorry</h1>",
         500,
     )
+    until(lambda: event_id in open_service.log, "the line of the load")
     (line,) = (line for line in open_service.log.splitlines() if event_id in line)
     assert line.endswith(f" request={error['requestId']}")
     first = run("await getEvent(arguments[0])", DEMO_EVENTS["unknown"])

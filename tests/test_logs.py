@@ -1,13 +1,19 @@
 """The log: what it says, in which form, and what it never says."""
 
+import contextlib
 import json
+import os
 import re
+import signal
 import subprocess
 import sys
+import threading
+from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 
 import pytest
 
-from standin import Standin
+from standin import Gate, Standin
 from tests.fixtures import (
     PREFIX,
     ROOT,
@@ -15,7 +21,10 @@ from tests.fixtures import (
     MakeInside,
     Service,
     Start,
+    new_events,
     new_id,
+    started,
+    until,
 )
 
 
@@ -58,7 +67,10 @@ def test_log(start: Start, upstream: Standin, form: str) -> None:
     assert len([line for line in requests if good in line]) == 2
     if form == "text":
         assert all(
-            re.match(r"\d{4}-\d\d-\d\d \d\d:\d\d:\d\d,\d{3} [A-Z]+ [\w.]+ ", line)
+            re.match(
+                r"\d{4}-\d\d-\d\d \d\d:\d\d:\d\d\.\d{3}[+-]\d\d:\d\d [A-Z]+ [\w.]+ ",
+                line,
+            )
             for line in lines
         )
         return
@@ -89,6 +101,7 @@ def test_log_at_info_has_no_requests(service: Service, upstream: Standin) -> Non
     upstream.add_event(event_id, names=["Ella"])
     for _ in range(3):
         assert service.event(event_id).status_code == 200
+    until(lambda: event_id in service.log, "the line of the load")
     assert service.log.count(event_id) == 1
 
 
@@ -208,3 +221,204 @@ def test_errors_carry_the_request_id() -> None:
     message = "unhandled exception in GET /events-with-subscriptions/a"
     assert (record["message"], record["request_id"]) == (message, "report-8")
     assert "ZeroDivisionError: by nought" in record["exception"]
+
+
+# A log that nobody reads
+
+
+class FullPipe(Service):
+    """A service whose stderr is a pipe that is full and that nobody reads yet."""
+
+    def __init__(self, upstream: Standin, **environ: str) -> None:
+        self.lines: list[str] = []
+        self.reader, self.stderr = os.pipe()
+        os.set_blocking(self.stderr, False)
+        with contextlib.suppress(BlockingIOError):
+            while True:
+                os.write(self.stderr, b"-" * 4096)
+        os.set_blocking(self.stderr, True)
+        super().__init__(upstream, (), **environ)
+        os.close(self.stderr)
+
+    def read_log(self) -> None:
+        """Add all lines to `lines`, up to the end of the process."""
+        with os.fdopen(self.reader, closefd=False) as reader:
+            for line in reader:
+                self.lines.append(line.strip("-\n"))
+
+    def end(self) -> None:
+        super().end()
+        os.close(self.reader)
+
+
+def fill_queue(service: Service) -> None:
+    """Have the service log more than its queue and the pipe hold together; its level
+    is DEBUG.
+    """
+    for _ in range(50):
+        assert service.get(f"/{'x' * 30_000}").status_code == 404
+
+
+def test_a_stuck_log_holds_nobody_up(upstream: Standin) -> None:
+    """While stderr takes nothing, cold answers come, SIGTERM stops the service with
+    status 0, and lines that find the queue full are lost.
+    """
+    with started(FullPipe(upstream, C42_LOGLEVEL="DEBUG")) as service:
+        fill_queue(service)
+        for event_id in new_events(upstream, 3):
+            assert service.event(event_id).status_code == 200
+        assert service.stop() == 0
+
+
+@contextlib.contextmanager
+def told_to_stop(upstream: Standin, **environ: str) -> Iterator[FullPipe]:
+    """Give a service that has got SIGTERM and has an hour left to finish a request."""
+    gate, event_id = Gate(), new_id()
+    upstream.rule(event_id=event_id, gate=gate)
+    environ |= {"C42_TIMEOUT": "3600", "C42_DRAIN": "3600"}
+    stuck = FullPipe(upstream, **environ)
+    with started(stuck) as service, ThreadPoolExecutor(1) as pool:
+        pool.submit(service.event, event_id)
+        gate.wait_for(1)
+        service.process.send_signal(signal.SIGTERM)
+        until(lambda: service.get("/readyz").status_code == 503, "the service to stop")
+        try:
+            yield service
+        finally:
+            gate.open()
+
+
+def test_a_second_signal_while_the_log_is_stuck(upstream: Standin) -> None:
+    """While stderr takes nothing, a second signal ends the service although a request
+    is active.
+    """
+    with told_to_stop(upstream, C42_LOGLEVEL="DEBUG") as service:
+        fill_queue(service)
+        assert service.stop() == 1
+
+
+def test_a_second_signal_waits_for_the_log(upstream: Standin) -> None:
+    """The lines that were logged before a second signal are written, if somebody reads
+    them within a second.
+    """
+    with told_to_stop(upstream) as service:
+        service.process.send_signal(signal.SIGTERM)
+        service.read_log()
+        assert service.stop() == 1
+    assert " INFO c42c stopping" in service.lines[-1]
+
+
+def test_a_slow_log_has_its_lines_in_order(upstream: Standin) -> None:
+    """Once somebody reads the log again, it goes on: lines keep their order, and one
+    says how many are missing.
+    """
+    with started(FullPipe(upstream, C42_LOGLEVEL="DEBUG")) as service:
+        for number in range(50):
+            service.get(f"/{number}/{'x' * 30_000}")
+        reader = threading.Thread(target=service.read_log, daemon=True)
+        reader.start()
+
+        def is_going_on() -> bool:
+            service.get("/again")
+            return any("GET '/again'" in line for line in service.lines)
+
+        until(is_going_on, "the log to go on", every=0.05)
+        assert service.stop() == 0
+        reader.join()
+    log = "\n".join(service.lines)
+    numbers = [int(number) for number in re.findall(r"GET '/(\d+)/x", log)]
+    assert numbers == list(range(len(numbers)))
+    assert len(numbers) > 20
+    (report,) = re.findall(r"WARNING c42c dropped \d+ log lines: .*", log)
+    assert "request=" not in report
+    assert service.lines[-1].endswith(" INFO c42c stopped")
+
+
+DROPPING = """
+import logging, sys, threading
+from operations import logs
+
+logs.configure("INFO", "text", "12345678")
+log = logging.getLogger("c42c")
+
+def write(thread):
+    for number in range(200):
+        logs.request_id.set(f"{thread}-{number}")
+        log.info("x" * 1000)
+
+log.info("first")
+threads = [threading.Thread(target=write, args=(thread,)) for thread in range(10)]
+for thread in threads:
+    thread.start()
+for thread in threads:
+    thread.join()
+print(logs.dropped(), flush=True)
+sys.stdin.readline()
+log.info("later")
+log.info("last")
+print(logs.dropped(), flush=True)
+"""
+
+
+def test_what_was_dropped_is_counted() -> None:
+    """Each line is written, or else counted, and that once; the lines of each thread
+    keep their order.
+    """
+    command = [sys.executable, "-c", DROPPING]
+    pipe = subprocess.PIPE
+    with subprocess.Popen(
+        command, cwd=ROOT, stdin=pipe, stdout=pipe, stderr=pipe, text=True
+    ) as process:
+        assert process.stdin
+        assert process.stdout
+        assert process.stderr
+        dropped = int(process.stdout.readline())
+        assert dropped > 0
+        process.stdin.write("\n")
+        process.stdin.flush()
+        lines = process.stderr.read().splitlines()
+        assert int(process.stdout.readline()) >= dropped
+    written = [line.rpartition("request=")[2] for line in lines if "xxx" in line]
+    for thread in range(10):
+        numbers = [int(one[2:]) for one in written if one.startswith(f"{thread}-")]
+        assert numbers == sorted(numbers)
+    reported = re.findall(r"dropped (\d+) log lines", "\n".join(lines))
+    kept = len([line for line in lines if line.endswith(("first", "later", "last"))])
+    assert len(written) + kept + sum(map(int, reported)) == 2003
+
+
+FORKING = """
+import logging, os
+from operations import logs
+
+logs.configure("INFO", "text", "12345678")
+log = logging.getLogger("c42c")
+log.info("parent")
+pid = os.fork()
+if not pid:
+    log.info("child")
+    logging.shutdown()
+    os._exit(0)
+os.waitpid(pid, 0)
+log.info("parent again")
+"""
+
+
+def test_a_forked_process_logs() -> None:
+    """A process that a server forks after the app was made, as gunicorn does with
+    `--preload`, has its lines in the log as well.
+    """
+    ended = subprocess.run(
+        [sys.executable, "-c", FORKING],
+        check=True,
+        cwd=ROOT,
+        capture_output=True,
+        text=True,
+        timeout=20,
+    )
+    lines = ended.stderr.splitlines()
+    assert [line.partition(" c42c ")[2] for line in lines] == [
+        "parent",
+        "child",
+        "parent again",
+    ]

@@ -13,7 +13,7 @@ import pytest
 import main
 from operations import VERSION, settings
 from standin import DEMO_EVENTS
-from tests.fixtures import ROOT, TOKEN, MakeInside, Service, Start
+from tests.fixtures import ROOT, TOKEN, MakeInside, Service, Start, until
 
 WRONG = {
     "C42_TOKEN": ["a b c d e", "abcdefg", "abcdefg\nh", "caf\u00e9caf\u00e9", "12345678\x00", "\udcff"],
@@ -206,6 +206,7 @@ def test_warnings(start: Start) -> None:
     else.
     """
     service = start(C42_EXPIRE="1", C42_="2", C42_WORKERS="4")
+    until(lambda: "serving on" in service.log, "the lines of the start")
     assert (
         "WARNING c42c C42_EXPIRE is not a setting; did you mean C42_EXPIRY?\n"
         in service.log
