@@ -23,6 +23,7 @@ from cache import clock as default_clock
 from calendar42 import ids
 from calendar42.calls import Pause, Upstream
 from operations import VERSION, check, health, logs, settings
+from operations.error_log import ErrorLog
 from operations.metrics import Metrics
 from operations.settings import RESERVED_THREADS, Settings, SettingsError
 from serving.connection import FindFastPath, Serialized, serialize
@@ -39,12 +40,21 @@ class Components(NamedTuple):
     tier: Any  # a `SharedTier`, or None
     load: Loader
     metrics: Metrics
+    error_log: ErrorLog
+    origins: frozenset[str]  # whose pages may read answers
     immediate: FindFastPath  # answers hits in the event loop, without the app
 
-    def reject(self, status: int, message: str) -> Serialized:
-        """Count and answer a request that the server rejects before the app sees it."""
+    def reject(self, status: int, message: str, origin: str = "") -> Serialized:
+        """Count, log and answer a request that the server rejects before the app sees
+        it.
+
+        `origin` is its Origin header, as far as it can be read.
+        """
         self.metrics.on_rejection(status)
-        return serialize(*response.error(status, message))
+        its_id = self.error_log.on_rejection(status, message)
+        answer = response.error(status, message, ("X-Request-ID", its_id))
+        answer.headers.extend(response.cors(self.origins, origin, "GET"))
+        return serialize(*answer)
 
 
 def create_app(
@@ -64,9 +74,12 @@ def create_app(
     components = _wire(config, client, clock, server)
     app = Flask(__name__, static_folder=None)  # the status page brings its own
     app.extensions["c42c"] = components
-    health.register(app, components.metrics)
+    health.register(app, components.metrics, components.error_log)
     app_hooks.register(
-        app, origins=config.cors_origins, on_full=components.metrics.on_full
+        app,
+        origins=config.cors_origins,
+        on_full=components.metrics.on_full,
+        on_error=components.error_log.on_error,
     )
 
     def find(event_ids: list[str]) -> dict[str, Found]:
@@ -135,11 +148,12 @@ def _wire(
             observe=metrics.on_call,
         )
         client = Client(upstream, observe_fault=metrics.on_fault)
+    error_log = ErrorLog()
     load = loader(
         client.fetch,
         expiry=config.expiry,
         fault_expiry=config.fault_expiry,
-        request_id=logs.request_id.get,
+        on_error=error_log.on_failed_load,
     )
     load = metrics.watch(load)
     load = partial(tier.load, load) if tier else load
@@ -153,6 +167,8 @@ def _wire(
         tier,
         load,
         metrics,
+        error_log,
+        config.cors_origins,
         (lambda request: None) if app_only else immediate,
     )
 

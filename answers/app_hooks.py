@@ -1,6 +1,7 @@
-"""What applies to all responses of the app: errors in the envelope, no redirects, CORS."""
+"""What applies to all responses of the app: errors in the envelope, no redirects,
+CORS.
+"""
 
-import logging
 from collections.abc import Callable
 
 import flask
@@ -13,29 +14,26 @@ from answers.response import Response
 from cache import WaitingRoomFull
 from calendar42.ids import BadIds
 
-log = logging.getLogger("c42c")
+# Logs an error (status, message and the exception, if it is a bug of ours), and returns
+# the id under which the log has it.
+OnError = Callable[[int, str, Exception | None], str]
 
 
 def register(
-    app: Flask, *, origins: frozenset[str], on_full: Callable[[], None]
+    app: Flask,
+    *,
+    origins: frozenset[str],
+    on_full: Callable[[], None],
+    on_error: OnError,
 ) -> None:
     """Add the error handlers to `app`, and let pages of `origins` read its responses."""
     app.before_request(_ignore_headers)
     app.before_request(_refuse_odd_path)
-    app.register_error_handler(BadIds, _on_bad_ids)
-    app.register_error_handler(HTTPException, _on_http_error)
-    app.register_error_handler(Exception, _on_bug)
-
-    @app.errorhandler(WaitingRoomFull)
-    def on_waiting_room_full(_: WaitingRoomFull) -> flask.Response:
-        on_full()
-        refusal = response.error(
-            503,
-            "too many requests wait for Calendar42",
-            ("Retry-After", "1"),
-            ("Cache-Status", "c42c; detail=refused"),
-        )
-        return respond(refusal)
+    handlers = _ErrorHandlers(on_full, on_error)
+    app.register_error_handler(BadIds, handlers.on_bad_ids)
+    app.register_error_handler(WaitingRoomFull, handlers.on_waiting_room_full)
+    app.register_error_handler(HTTPException, handlers.on_http_error)
+    app.register_error_handler(Exception, handlers.on_bug)
 
     @app.after_request
     def finish(answer: flask.Response) -> flask.Response:
@@ -73,25 +71,44 @@ def _refuse_odd_path() -> None:
         raise NotFound
 
 
-def _on_bad_ids(error: BadIds) -> flask.Response:
-    return respond(response.error(400, str(error)))
+class _ErrorHandlers:
+    """Answer the errors that routes raise, in the envelope."""
 
+    def __init__(self, on_full: Callable[[], None], on_error: OnError) -> None:
+        self._on_full = on_full
+        self._on_error = on_error
 
-def _on_http_error(error: HTTPException) -> flask.Response:
-    status = error.code or 500
-    message = error.description or ""
-    headers = []
-    if isinstance(error, NotFound):
-        message = "there is no such path; /openapi.json lists all"
-    elif isinstance(error, MethodNotAllowed):
-        allowed = ", ".join(sorted(error.valid_methods or ()))
-        message = f"{request.method} isn't allowed here, only {allowed}"
-        headers.append(("Allow", allowed))
-    return respond(response.error(status, message, *headers))
+    def on_bad_ids(self, error: BadIds) -> flask.Response:
+        return self._answer(400, str(error))
 
+    def on_waiting_room_full(self, _: WaitingRoomFull) -> flask.Response:
+        self._on_full()
+        return self._answer(
+            503,
+            "too many requests wait for Calendar42",
+            ("Retry-After", "1"),
+            ("Cache-Status", "c42c; detail=refused"),
+        )
 
-def _on_bug(error: Exception) -> flask.Response:
-    log.error(
-        "unhandled exception in %s %s", request.method, request.path, exc_info=error
-    )
-    return respond(response.error(500, "the service failed; its log says why"))
+    def on_http_error(self, error: HTTPException) -> flask.Response:
+        if isinstance(error, NotFound):
+            return self._answer(404, "there is no such path; /openapi.json lists all")
+        if isinstance(error, MethodNotAllowed):
+            allowed = ", ".join(sorted(error.valid_methods or ()))
+            message = f"{request.method} isn't allowed here, only {allowed}"
+            return self._answer(405, message, ("Allow", allowed))
+        return self._answer(error.code or 500, error.description or "")
+
+    def on_bug(self, error: Exception) -> flask.Response:
+        return self._answer(500, "the service failed; its log says why", bug=error)
+
+    def _answer(
+        self,
+        status: int,
+        message: str,
+        *headers: tuple[str, str],
+        bug: Exception | None = None,
+    ) -> flask.Response:
+        its_id = self._on_error(status, message, bug)
+        answer = response.error(status, message, *headers, ("X-Request-ID", its_id))
+        return respond(answer)

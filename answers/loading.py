@@ -17,29 +17,31 @@ def loader(
     *,
     expiry: float,
     fault_expiry: float,
-    request_id: Callable[[], str],
+    on_error: Callable[[str, C42Error], str],
 ) -> Loader:
     """Return a function that loads events for the cache, by a deadline (of
     `time.monotonic`).
 
-    Times are in seconds. `request_id` returns the id of the request that loads: errors
-    keep it, because that is where the log tells of them.
+    Times are in seconds. `on_error` gets an event's id and error, and returns the id
+    under which the log tells how it came about; that is kept with the error.
     """
 
     def load(event_ids: list[str], deadline: float) -> Iterator[tuple[str, Loaded]]:
         began = time.monotonic()
         for event_id, outcome in fetch(event_ids, deadline):
             if isinstance(outcome, C42Error):
-                yield event_id, load_error(outcome, time.monotonic() - began)
+                request_id = on_error(event_id, outcome)
+                seconds = time.monotonic() - began
+                yield event_id, keep(outcome, request_id, seconds)
             else:
                 yield event_id, Loaded(success(outcome), OK, expiry)
 
-    def load_error(error: C42Error, seconds: float) -> Loaded:
+    def keep(error: C42Error, request_id: str, seconds: float) -> Loaded:
         """Return what is kept of an error that was found so many seconds after the
-        beginning of the load.
+        beginning of its load.
         """
         if error.definite:
-            stored = failure(error, request_id=request_id())
+            stored = failure(error, request_id=request_id)
             return Loaded(stored, NEGATIVE, expiry)
         kind = FAULT
         lifetime = fault_expiry
@@ -49,7 +51,7 @@ def loader(
         stored = failure(
             error,
             extra_wait=max(0, math.ceil(error.retry_after - lifetime)),
-            request_id=request_id(),
+            request_id=request_id,
         )
         return Loaded(
             stored,

@@ -23,6 +23,7 @@ from answers.response import NO_STORE, NOSNIFF
 from answers.value import JSON
 from calendar42 import ENDPOINTS
 from operations import logs
+from operations.error_log import ErrorLog
 from operations.metrics import NO_ROUTE, Metrics
 from operations.status import read_status
 
@@ -46,13 +47,13 @@ _REQUEST_ID = re.compile("[A-Za-z0-9._-]{1,64}")
 log = logging.getLogger("c42c.requests")
 
 
-def register(app: Flask, metrics: Metrics) -> None:
+def register(app: Flask, metrics: Metrics, error_log: ErrorLog) -> None:
     """Add the routes to `app`, give each of its requests an id, and count them.
 
     Must come before all other handlers. A route that answers a hit says so by setting
     `flask.g.is_hit`.
     """
-    _add_health(app, metrics)
+    _add_health(app, metrics, error_log)
     _add_numbers(app, metrics)
     _add_page(app)
 
@@ -71,8 +72,8 @@ def register(app: Flask, metrics: Metrics) -> None:
         seconds = time.monotonic() - g.began
         metrics.on_response(_route(), response.status_code, seconds)
         _log(response.status_code, seconds)
-        # The id of an error's load is there already. A hit on a good answer has none, so
-        # that all hits are the same.
+        # Errors have the id under which the log tells of them. A hit on a good answer has
+        # none, so that all hits are the same.
         if not g.is_hit:
             response.headers.setdefault("X-Request-ID", logs.request_id.get())
         return response
@@ -95,7 +96,7 @@ def _log(status: int, seconds: float) -> None:
     log.debug("request %s %r %d %.4f s", *fields.values(), extra={"fields": fields})
 
 
-def _add_health(app: Flask, metrics: Metrics) -> None:
+def _add_health(app: Flask, metrics: Metrics, error_log: ErrorLog) -> None:
     @app.get("/livez")
     @app.get("/healthz")
     def livez() -> Response:
@@ -118,7 +119,9 @@ def _add_health(app: Flask, metrics: Metrics) -> None:
         if reaper_alive and not stopping:
             return _respond(answer)
         answer["status"] = "not ready"
-        return _respond(answer, 503)
+        response = _respond(answer, 503)
+        response.headers["X-Request-ID"] = error_log.on_error(503, "not ready")
+        return response
 
 
 def _tier(metrics: Metrics) -> str | None:

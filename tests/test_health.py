@@ -10,6 +10,7 @@ from cache import Cache
 from calendar42.calls import CallRecord, Pause
 from calendar42.errors import C42Error
 from operations import health
+from operations.error_log import ErrorLog
 from operations.metrics import Metrics
 from standin import Gate, Standin
 from tests.fixtures import TOKEN, Service, Start, new_id
@@ -82,7 +83,7 @@ def cache() -> Iterator[Cache]:
 def ready(metrics: Metrics) -> tuple[int, dict[str, object]]:
     """Ask /readyz of an app with these metrics; return the status and the body."""
     app = Flask(__name__)
-    health.register(app, metrics)
+    health.register(app, metrics, ErrorLog())
     client = app.test_client()
     assert client.get("/livez").status_code == 200
     answer = client.get("/readyz")
@@ -143,7 +144,7 @@ def test_unknown_endpoint_is_counted(cache: Cache) -> None:
     metrics.on_call(CallRecord("new", 200, 0.1))
     metrics.on_fault(C42Error("new", "broken"))
     app = Flask(__name__)
-    health.register(app, metrics)
+    health.register(app, metrics, ErrorLog())
     client = app.test_client()
     numbers = client.get("/status.json").json
     text = client.get("/metrics").text
