@@ -3,10 +3,14 @@
 `python main.py --help` shows how to run it.
 """
 
+import sys
+
+if sys.version_info < (3, 11):  # noqa: UP036 - before an import fails for that reason
+    sys.exit(f"c42c needs Python 3.11 or newer, and this is {sys.version.split()[0]}")
+
 import argparse
 import logging
 import os
-import sys
 import time
 from collections.abc import Callable, Mapping
 from functools import partial
@@ -174,9 +178,12 @@ def _wire(
 
 
 def _configure(environ: Mapping[str, str]) -> Settings:
-    """Read the settings and set up the log."""
+    """Read the settings, set up the log, and tell it what was set."""
     config = settings.read(environ)
     logs.configure(config.loglevel, config.logformat, config.token)
+    facts = {"version": VERSION} | settings.facts(config)
+    text = " ".join(f"{name}={fact}" for name, fact in facts.items())
+    log.info("start %s", text, extra={"fields": facts})
     for text in settings.warnings(environ):
         log.warning("%s", text)
     return config
@@ -184,31 +191,39 @@ def _configure(environ: Mapping[str, str]) -> Settings:
 
 def main(arguments: list[str], environ: Mapping[str, str]) -> int:
     """Run the service until it is told to stop; return the exit status."""
+    options = _make_parser().parse_args(arguments)
+    if options.check:
+        return check.run(environ)
+    if options.demo:
+        return _demo(environ)
+    return _serve(environ)
+
+
+def _make_parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(
         prog="python main.py",
-        description="Returns a Calendar42 event's title and the first names of its attendees in one GET.",
+        description="Returns a Calendar42 event's title and the first names of its "
+        "attendees in one GET.",
         epilog=f"environment variables:\n{settings.usage()}",
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
-    parser.add_argument(
+    modes = parser.add_mutually_exclusive_group()
+    modes.add_argument(
         "--demo",
         action="store_true",
         help="serve made-up events from a stand-in; needs no token",
     )
-    parser.add_argument(
+    modes.add_argument(
         "--check",
         action="store_true",
-        help="check the settings and the connection to Calendar42",
+        help="check the settings, and the connection to Calendar42 and to Redis",
     )
     parser.add_argument("--version", action="version", version=f"c42c {VERSION}")
-    options = parser.parse_args(arguments)
-    if options.check:
-        return check.run(environ)
-    return _demo(environ) if options.demo else _serve(environ)
+    return parser
 
 
 def _demo(environ: Mapping[str, str]) -> int:
-    import standin  # here, since nothing else needs its 1.5 MB
+    import standin  # imported here to save 1.5 MB in all other runs
 
     with standin.Demo() as upstream:
         own = {
@@ -220,26 +235,25 @@ def _demo(environ: Mapping[str, str]) -> int:
 
 
 def _serve(
-    environ: Mapping[str, str], greeting: Callable[[str], str] = lambda url: ""
+    environ: Mapping[str, str], make_greeting: Callable[[str], str] | None = None
 ) -> int:
-    form = environ.get("C42_LOGFORMAT", "")
     try:
         config = _configure(environ)
     except SettingsError as error:
-        logs.complain(str(error), form)
+        logs.complain(str(error), error.logformat)
         return 2
-    url = f"http://{f'[{config.host}]' if ':' in config.host else config.host}:{config.port}"
+    url = _make_url(config.host, config.port)
     try:
         server = Server(config.host, config.port)
     except OSError as error:
-        logs.complain(
-            f"cannot listen on {url}: {error.strerror}; see C42_HOST and C42_PORT", form
-        )
+        text = f"cannot listen on {url}: {error.strerror}; see C42_HOST and C42_PORT"
+        logs.complain(text, config.logformat)
         return 1
     app = create_app(config, server=server)
     components: Components = app.extensions["c42c"]
     log.info("serving on %s", url)
-    print(greeting(url), end="", flush=True)
+    if make_greeting:
+        print(make_greeting(url), end="", flush=True)
     server.serve(
         app.wsgi_app,
         components.immediate,
@@ -249,6 +263,12 @@ def _serve(
         patience=config.timeout + 1,
     )
     return 0
+
+
+def _make_url(host: str, port: int) -> str:
+    if ":" in host:
+        host = f"[{host}]"
+    return f"http://{host}:{port}"
 
 
 if __name__ == "__main__":

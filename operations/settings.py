@@ -1,9 +1,8 @@
 """Every `C42_…` variable, read and checked once, into one frozen object.
 
-`main.py` reads `C42_LOGFORMAT` again.
+A setting is declared in one place: its field in `Settings`.
 """
 
-import contextlib
 import difflib
 import math
 import re
@@ -11,84 +10,126 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, fields
 from importlib.util import find_spec
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 from urllib.parse import parse_qsl, urlsplit
 
 import requests
+from click import ClickException
 
 RESERVED_THREADS = 16  # worker threads that never wait for the upstream
 _YEAR = 525600  # minutes
 _LEVELS = ("DEBUG", "INFO", "WARNING", "ERROR", "CRITICAL")
-_SAFE = "[!-~]{8,}"
 # The log redacts the token: it can't be a common word.
+_SAFE = "[!-~]{8,}"
 _EIGHT = "at least 8 printable ASCII characters without spaces"
-_ORIGIN = r" *https?://([a-z0-9.-]+|\[[0-9a-f:]+\])(:[1-9][0-9]*)? *"
+_LABEL = "[A-Za-z0-9:_-]{1,63}"
+_ORIGIN = r"https?://([a-z0-9.-]+|\[[0-9a-f:]+\])(:[1-9][0-9]*)?"
+_IMPLIED_PORTS = {"http": 80, "https": 443}
 # redis-py's other options, such as time-outs, would interfere with ours.
 _REDIS_OPTIONS = {"db": "[0-9]+", "username": ".*", "password": ".*"}
 _TLS_OPTIONS = dict.fromkeys(["ssl_ca_certs", "ssl_certfile", "ssl_keyfile"], ".+")
 _TLS_OPTIONS["ssl_cert_reqs"] = "none|optional|required"
-_GONE = {
-    "C42_WORKERS": "run several instances, which share answers through C42_CACHE_URL (see docs/scaling.md)"
-}
-Parse = Callable[[str], Any]
+
+T = TypeVar("T")
+# Parsers raise ValueError with what they expect, to follow "… is invalid: ".
+Parse = Callable[[str], T]
 
 
-class SettingsError(Exception):
+class SettingsError(ClickException):
     """Settings are missing or invalid.
 
-    The text has a line for each, which names it and says what is expected.
+    The text has a line for each, which names it and says what is expected. `logformat`
+    is the format to say it in. The `flask` command prints a `ClickException` as it is,
+    without a traceback.
     """
 
+    exit_code = 2
 
-def _kind(
-    expected: str,
-    pattern: str,
-    convert: Parse = str,
-    accept: Callable[[Any], bool] = lambda _: True,
-) -> Parse:
-    """Return a parser for text that matches `pattern` and whose value passes `accept`;
-    else it raises ValueError.
-    """
+    def __init__(self, mistakes: list[str], logformat: str) -> None:
+        super().__init__("\n".join(mistakes))
+        self.logformat = logformat
 
-    def parse(text: str) -> Any:
-        with contextlib.suppress(ValueError):
-            if re.fullmatch(pattern, text) and accept(value := convert(text)):
-                return value
-        raise ValueError(f"expected {expected}")
+
+def _matching(pattern: str, expected: str) -> Parse[str]:
+    def parse(text: str) -> str:
+        if not re.fullmatch(pattern, text):
+            raise ValueError(f"expected {expected}")
+        return text
 
     return parse
 
 
-def _number(unit: str, high: float, factor: float = 1) -> Parse:
-    expected = f"a number of {unit} greater than 0, at most {high:g}"
-    return _kind(
-        expected,
-        r"[0-9]*\.?[0-9]+",
-        lambda text: float(text) * factor,
-        lambda it: 0 < it <= high * factor,
-    )
+def _number(unit: str, high: float, factor: float = 1) -> Parse[float]:
+    """Parse a number of `unit`, and multiply it by `factor`."""
+
+    def parse(text: str) -> float:
+        if re.fullmatch(r"[0-9]*\.?[0-9]+", text):
+            value = float(text)
+            if 0 < value <= high:
+                return value * factor
+        raise ValueError(
+            f"expected a number of {unit} greater than 0, at most {high:g}"
+        )
+
+    return parse
 
 
-def _integer(low: int, high: int) -> Parse:
-    return _kind(
-        f"a whole number from {low} to {high}",
-        "[0-9]{1,9}",
-        int,
-        lambda it: low <= it <= high,
-    )
+def _integer(low: int, high: int) -> Parse[int]:
+    def parse(text: str) -> int:
+        if re.fullmatch("[0-9]{1,9}", text):
+            value = int(text)
+            if low <= value <= high:
+                return value
+        raise ValueError(f"expected a whole number from {low} to {high}")
+
+    return parse
 
 
-def _percent(high: int) -> Parse:
-    """Return a parser of whole percents, whose value is the share of one."""
-    parse = _integer(0, high)
-    return lambda text: parse(text) / 100
+def _parse_level(text: str) -> str:
+    if text.upper() not in _LEVELS:
+        raise ValueError(f"expected one of {', '.join(_LEVELS)}")
+    return text.upper()
 
 
-def _url(text: str) -> str:
-    requests.Request(
-        "GET", text
-    ).prepare()  # it has its own rules for hosts, and a ValueError for each
+def _parse_base_url(text: str) -> str:
+    expected = "expected an http:// or https:// URL without user, query or fragment"
+    if not re.fullmatch(r"(?i)https?://(?=[!-~]+\Z)[^/?#@]+(/[^?#]*)?", text):
+        raise ValueError(expected)
+    try:
+        requests.Request("GET", text).prepare()  # has its own rules for hosts
+    except ValueError:
+        raise ValueError(expected) from None
     return text.rstrip("/") + "/"
+
+
+def _percent(high: int) -> Parse[float]:
+    """Parse a whole percentage up to `high`; return it as a share."""
+    parse_integer = _integer(0, high)
+    return lambda text: parse_integer(text) / 100
+
+
+def _parse_origins(text: str) -> frozenset[str]:
+    if not text or text == "*":
+        return frozenset(text)
+    return frozenset(_parse_origin(origin.strip(" ")) for origin in text.split(","))
+
+
+def _parse_origin(origin: str) -> str:
+    expected = (
+        "expected * or origins such as https://app.example.com, in lower case, "
+        "separated by commas"
+    )
+    if not re.fullmatch(_ORIGIN, origin):
+        raise ValueError(expected)
+    url = urlsplit(origin)
+    try:
+        port = url.port
+    except ValueError:  # it's greater than 65535
+        raise ValueError(expected) from None
+    if port == _IMPLIED_PORTS[url.scheme]:
+        shorter = origin.removesuffix(f":{port}")
+        raise ValueError(f"expected {shorter}, because browsers leave out port {port}")
+    return origin
 
 
 def _is_redis(text: str) -> bool:
@@ -109,44 +150,31 @@ def _is_redis(text: str) -> bool:
     return bool(not text or ((is_socket or is_address) and known))
 
 
-_token = _kind(_EIGHT, f"({_SAFE})?")
-_level = _kind(f"one of {', '.join(_LEVELS)}", f"(?i){'|'.join(_LEVELS)}", str.upper)
-_host = _kind(
-    "an address or a name of this machine",
-    r"[A-Za-z0-9:_-]{1,63}(\.[A-Za-z0-9:_-]{1,63})*\.?",
-)
-_base_url = _kind(
-    "an http:// or https:// URL without user, query or fragment",
-    r"(?i)https?://(?=[!-~]+\Z)[^/?#@]+(/[^?#]*)?",
-    _url,
-)
-_origins = _kind(
-    "* or origins such as https://app.example.com, in lower case, separated by commas",
-    rf"(\*|{_ORIGIN}(,{_ORIGIN})*)?",
-    lambda text: frozenset(re.findall("[^, ]+", text)),
-    # Browsers leave out a port that the scheme implies.
-    lambda origins: (
-        not {(url.scheme, url.port) for url in map(urlsplit, origins)}
-        & {("http", 80), ("https", 443)}
-    ),
-)
-_cache_url = _kind(
-    "redis://, rediss:// or unix:// with an address",
-    r"((rediss?|unix)://[^\s#]+)?",
-    accept=_is_redis,
-)
+def _parse_cache_url(text: str) -> str:
+    expected = "expected redis://, rediss:// or unix:// with an address"
+    if not re.fullmatch(r"((rediss?|unix)://[^\s#]+)?", text):
+        raise ValueError(expected)
+    try:
+        is_redis = _is_redis(text)
+    except ValueError:
+        is_redis = False
+    if not is_redis:
+        raise ValueError(expected)
+    return text
 
 
 def _setting(
-    parse: Parse, meaning: str, default: str = "", *, secret: bool = False
-) -> Any:
+    parse: Parse[T], meaning: str, default: str = "", *, secret: bool = False
+) -> T:
     """Declare a setting; `default` is written as in the environment, and empty if there
     is none.
     """
-    usage = f"{meaning} ({default})" if default else meaning
-    return field(
-        repr=not secret, metadata={"parse": parse, "usage": usage, "default": default}
-    )
+    usage = meaning
+    if default:
+        usage = f"{meaning} ({default})"
+    metadata = {"parse": parse, "usage": usage, "default": default}
+    declared: T = field(repr=not secret, metadata=metadata)
+    return declared
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -157,7 +185,7 @@ class Settings:
     """
 
     token: str = _setting(
-        _token,
+        _matching(f"({_SAFE})?", _EIGHT),
         "token for Calendar42; required unless C42_TOKEN_FILE is set",
         secret=True,
     )
@@ -166,15 +194,23 @@ class Settings:
         _number("minutes", _YEAR, 60), "minutes an answer is kept", "4.2"
     )
     loglevel: str = _setting(
-        _level, "lowest level of log lines: DEBUG, INFO, WARNING...", "INFO"
+        _parse_level, "lowest level of log lines: DEBUG, INFO, WARNING...", "INFO"
     )
     logformat: str = _setting(
-        _kind("text or json", "text|json"), "format of log lines: text or json", "text"
+        _matching("text|json", "text or json"),
+        "format of log lines: text or json",
+        "text",
     )
     base_url: str = _setting(
-        _base_url, "address of Calendar42's API", "https://demo.calendar42.com/api/v2/"
+        _parse_base_url,
+        "address of Calendar42's API",
+        "https://demo.calendar42.com/api/v2/",
     )
-    host: str = _setting(_host, "address to listen on", "127.0.0.1")
+    host: str = _setting(
+        _matching(rf"({_LABEL}\.)*{_LABEL}\.?", "an address or a name of this machine"),
+        "address to listen on",
+        "127.0.0.1",
+    )
     port: int = _setting(_integer(1, 65535), "port to listen on", "5000")
     timeout: float = _setting(
         _number("seconds", 3600), "seconds within which Calendar42 must answer", "10"
@@ -204,10 +240,13 @@ class Settings:
         _integer(0, 3600), "seconds to keep taking requests after SIGTERM", "0"
     )
     cors_origins: frozenset[str] = _setting(
-        _origins, "origins whose pages may read answers, separated by commas; or *"
+        _parse_origins,
+        "origins whose pages may read answers, separated by commas; or *",
     )
     cache_url: str = _setting(
-        _cache_url, "redis://... to share answers with other instances", secret=True
+        _parse_cache_url,
+        "redis://... to share answers with other instances",
+        secret=True,
     )
 
 
@@ -216,68 +255,110 @@ _VARIABLES = {f"C42_{one.name.upper()}": one for one in fields(Settings)}
 
 def usage() -> str:
     """Return a line about each variable, for `--help`."""
-    return "\n".join(
-        f"  {name:<17} {one.metadata['usage']}" for name, one in _VARIABLES.items()
-    )
+    lines = []
+    for name, one in _VARIABLES.items():
+        lines.append(f"  {name:<17} {one.metadata['usage']}")
+    return "\n".join(lines)
 
 
 def read(environ: Mapping[str, str]) -> Settings:
     """Read all settings from `environ`; raise `SettingsError` if any is missing or
     invalid.
     """
-    values, mistakes = dict[str, Any](), list[str]()
+    values: dict[str, Any] = {}  # each has the type of its field
+    mistakes: list[str] = []
     for name, one in _VARIABLES.items():
         text = environ.get(name, one.metadata["default"])
         try:
             values[one.name] = one.metadata["parse"](text)
         except ValueError as error:
-            shown = (
-                f"{name}={_one_line(text)}" if one.repr and "@" not in text else name
-            )
+            shown = name
+            if one.repr and "@" not in text:
+                shown = f"{name}={_one_line(text)}"
             mistakes.append(f"{shown} is invalid: {error}")
-    try:
-        if "token" in values:
-            values["token"] = _find_token(values["token"], values["token_file"])
-    except ValueError as error:
-        mistakes.append(str(error))
-    if values.get("fault_expiry", 0) > values.get("expiry", math.inf):
-        values["fault_expiry"] = values["expiry"]  # the default may exceed it
-        if text := environ.get("C42_FAULT_EXPIRY"):
-            mistakes.append(
-                f"C42_FAULT_EXPIRY={text} is invalid: expected at most C42_EXPIRY"
-            )
-    if values.get("cache_url") and not find_spec("redis"):
-        mistakes.append(
-            "C42_CACHE_URL needs the redis package: pip install -r requirements-redis.txt"
-        )
+    for complete in _complete_token, _limit_fault_expiry, _check_redis:
+        try:
+            complete(values, environ)
+        except ValueError as error:
+            mistakes.append(str(error))
     if mistakes:
-        raise SettingsError("\n".join(mistakes))
+        raise SettingsError(mistakes, values.get("logformat", "text"))
     return Settings(**values)
 
 
-def _find_token(token: str, path: str) -> str:
-    """Return the token, from the file at `path` if there is one; raise ValueError with
-    a whole sentence.
-    """
+def facts(config: Settings) -> dict[str, object]:
+    """Return what the log says about the settings: nothing secret, times in seconds."""
+    variable = "C42_TOKEN"
+    if config.token_file:
+        variable = "C42_TOKEN_FILE"
+    redis = urlsplit(config.cache_url)
+    netloc = redis.netloc.rpartition("@")[2]
+    redis = redis._replace(netloc=netloc, query="")
+    return {
+        "upstream": config.base_url,
+        "timeout": config.timeout,
+        "expiry": config.expiry,
+        "fault_expiry": config.fault_expiry,
+        "refresh_ahead": config.refresh_ahead,
+        "token_from": variable,
+        "redis": redis.geturl() or None,
+    }
+
+
+# What depends on several settings: each raises ValueError with a whole sentence.
+
+
+def _complete_token(values: dict[str, Any], _: Mapping[str, str]) -> None:
+    """Have `token` be the one to use, from whichever variable."""
+    if "token" not in values:
+        return  # it's invalid
+    token = values["token"]
+    path = values["token_file"]
     if token and path:
         raise ValueError(
             "C42_TOKEN and C42_TOKEN_FILE are both set: expected only one of them"
         )
-    if not token and not path:
-        raise ValueError(
-            "C42_TOKEN is missing: expected Calendar42's token, or C42_TOKEN_FILE with the path of a file"
-        )
     if path:
-        try:  # the path isn't shown, since it may be the token, by mistake
-            token = Path(path).read_text("ascii", "replace").rstrip("\n")
-        except OSError as error:
-            raise ValueError(
-                f"C42_TOKEN_FILE can't be read: {error.strerror}"
-            ) from None
-        if not re.fullmatch(_SAFE, token):
-            raise ValueError(
-                f"C42_TOKEN_FILE is invalid: expected a file that holds {_EIGHT}"
-            )
+        values["token"] = _read_token(path)
+    elif not token:
+        raise ValueError(
+            "C42_TOKEN is missing: expected Calendar42's token, "
+            "or C42_TOKEN_FILE with the path of a file"
+        )
+
+
+def _limit_fault_expiry(values: dict[str, Any], environ: Mapping[str, str]) -> None:
+    """Have faults be kept no longer than good answers."""
+    if values.get("fault_expiry", 0) <= values.get("expiry", math.inf):
+        return
+    values["fault_expiry"] = values["expiry"]
+    given = environ.get("C42_FAULT_EXPIRY")
+    if given:  # the default may be longer
+        raise ValueError(
+            f"C42_FAULT_EXPIRY={given} is invalid: expected at most C42_EXPIRY"
+        )
+
+
+def _check_redis(values: dict[str, Any], _: Mapping[str, str]) -> None:
+    if values.get("cache_url") and not find_spec("redis"):
+        raise ValueError(
+            "C42_CACHE_URL needs the redis package: "
+            "pip install -r requirements-redis.txt"
+        )
+
+
+def _read_token(path: str) -> str:
+    """Read the token from a file. No error shows the path: it may be the token, by
+    mistake.
+    """
+    try:
+        token = Path(path).read_text("ascii", "replace").rstrip("\n")
+    except OSError as error:
+        raise ValueError(f"C42_TOKEN_FILE can't be read: {error.strerror}") from None
+    if not re.fullmatch(_SAFE, token):
+        raise ValueError(
+            f"C42_TOKEN_FILE is invalid: expected a file that holds {_EIGHT}"
+        )
     return token
 
 
@@ -288,16 +369,16 @@ def warnings(environ: Mapping[str, str]) -> list[str]:
     lines = []
     for name in sorted(environ):
         if name.startswith("C42_") and name not in _VARIABLES:
-            hint = "".join(
-                f"; did you mean {other}?"
-                for other in difflib.get_close_matches(name, _VARIABLES, 1, 0.8)
-            )
-            hint = f" any more: {_GONE[name]}" if name in _GONE else hint
-            lines.append(f"{_one_line(name)} is not a setting{hint}")
+            line = f"{_one_line(name)} is not a setting"
+            for similar in difflib.get_close_matches(name, _VARIABLES, 1, 0.8):
+                line += f"; did you mean {similar}?"
+            lines.append(line)
     return lines
 
 
 def _one_line(text: str) -> str:
     """Make `text` safe to print: no control characters, at most 80 characters."""
     shown = text.encode("unicode_escape").decode()
-    return shown if len(shown) <= 80 else shown[:80] + "…"
+    if len(shown) > 80:
+        shown = shown[:80] + "…"
+    return shown

@@ -2,6 +2,7 @@
 that says what is expected.
 """
 
+import ast
 import json
 import os
 import subprocess
@@ -98,6 +99,27 @@ def test_words_as_json(capsys: pytest.CaptureFixture[str]) -> None:
     assert {(record["level"], record["logger"]) for record in records} == {
         ("ERROR", "c42c")
     }
+
+
+@pytest.mark.parametrize(
+    ("origin", "shorter"),
+    [
+        ("http://a.b:80", "http://a.b"),
+        ("https://[::1]:443", "https://[::1]"),
+    ],
+)
+def test_an_origin_with_an_implied_port(
+    capsys: pytest.CaptureFixture[str], origin: str, shorter: str
+) -> None:
+    """An origin with the port that its scheme implies, which no browser sends, is
+    rejected with the one that it should be.
+    """
+    port = origin.rpartition(":")[2]
+    origins = f"https://c.d,{origin}"
+    assert complaints(capsys, C42_TOKEN=TOKEN, C42_CORS_ORIGINS=origins) == [
+        f"C42_CORS_ORIGINS={origins} is invalid: expected {shorter}, because browsers "
+        f"leave out port {port}"
+    ]
 
 
 def test_right_settings() -> None:
@@ -202,21 +224,69 @@ def test_wrong_token_file(tmp_path: Path, capsys: pytest.CaptureFixture[str]) ->
 
 
 def test_warnings(start: Start) -> None:
-    """A variable that isn't a setting, or no longer one, causes a warning and nothing
-    else.
-    """
-    service = start(C42_EXPIRE="1", C42_="2", C42_WORKERS="4")
+    """A variable that isn't a setting causes a warning and nothing else."""
+    service = start(C42_EXPIRE="1", C42_="2")
     until(lambda: "serving on" in service.log, "the lines of the start")
     assert (
         "WARNING c42c C42_EXPIRE is not a setting; did you mean C42_EXPIRY?\n"
         in service.log
     )
     assert "WARNING c42c C42_ is not a setting\n" in service.log
-    assert (
-        "WARNING c42c C42_WORKERS is not a setting any more: run several instances"
-        in service.log
-    )
     assert service.event(DEMO_EVENTS["plain"]).status_code == 200
+
+
+def test_the_log_begins_with_the_settings(tmp_path: Path, start: Start) -> None:
+    """The log's first line has the version, the upstream, the lifetimes, where the
+    token comes from and where Redis is, without its password.
+    """
+    path = tmp_path / "token"
+    path.write_text(TOKEN)
+    redis = "redis://somebody:hush-hush@127.0.0.1:1/2"
+    service = start(C42_TOKEN="", C42_TOKEN_FILE=str(path), C42_CACHE_URL=redis)
+    assert service.stop() == 0
+    assert "hush-hush" not in service.log
+    first = service.log.splitlines()[0]
+    assert f" INFO c42c start version={VERSION} upstream=http://127.0.0.1:" in first
+    for fact in (
+        "timeout=10.0 expiry=252.0 fault_expiry=6.0 refresh_ahead=0.1",
+        "token_from=C42_TOKEN_FILE",
+        "redis=redis://127.0.0.1:1/2",
+    ):
+        assert fact in first
+    service = start(C42_LOGFORMAT="json")
+    assert service.stop() == 0
+    facts = json.loads(service.log.splitlines()[0])
+    assert (facts["expiry"], facts["token_from"], facts["redis"]) == (
+        252,
+        "C42_TOKEN",
+        None,
+    )
+
+
+def test_an_old_python() -> None:
+    """Python 3.10 can read main.py, and prints one line that says what is needed."""
+    source = (ROOT / "main.py").read_text()
+    ast.parse(source, feature_version=(3, 10))
+    pretend = "import sys; sys.version_info = (3, 10, 0); sys.version = '3.10.0 (main)'"
+    no_imports = "sys.path = []; sys.modules['argparse'] = sys.modules['flask'] = None"
+    code = f"{pretend}; {no_imports}; exec({source!r}, {{'__name__': '__main__'}})"
+    command = [sys.executable, "-c", code]
+    ended = subprocess.run(command, check=False, capture_output=True, text=True)
+    assert (ended.returncode, ended.stdout, ended.stderr) == (
+        1,
+        "",
+        "c42c needs Python 3.11 or newer, and this is 3.10.0\n",
+    )
+
+
+def test_one_mode(capsys: pytest.CaptureFixture[str]) -> None:
+    """`--demo` and `--check` together are a mistake: there is nothing to check."""
+    with pytest.raises(SystemExit) as exited:
+        main.main(["--demo", "--check"], {})
+    assert exited.value.code == 2
+    assert "argument --check: not allowed with argument --demo" in (
+        capsys.readouterr().err
+    )
 
 
 def test_help_and_version(capsys: pytest.CaptureFixture[str]) -> None:
@@ -247,6 +317,22 @@ def test_flask_finds_the_app(app: str) -> None:
         check=True,
     )
     assert "/events-with-subscriptions/<event_id>" in ran.stdout
+
+
+def test_flask_without_a_token() -> None:
+    """`flask --app main run` says in one line what is missing."""
+    ended = subprocess.run(
+        [sys.executable, "-m", "flask", "--app", "main", "run"],
+        cwd=ROOT,
+        env=os.environ | {"C42_TOKEN": ""},
+        capture_output=True,
+        text=True,
+        timeout=20,
+        check=False,
+    )
+    assert (ended.returncode, ended.stdout) == (2, "")
+    (line,) = ended.stderr.splitlines()
+    assert line.startswith("Error: C42_TOKEN is missing: expected ")
 
 
 def test_one_version(service: Service) -> None:
