@@ -32,6 +32,7 @@ from operations.metrics import Metrics
 from operations.settings import RESERVED_THREADS, Settings, SettingsError
 from serving.connection import FindFastPath, Serialized, serialize
 from serving.server import Server
+from serving.system import open_standard_streams
 
 log = logging.getLogger("c42c")
 
@@ -249,6 +250,8 @@ def _serve(
         text = f"cannot listen on {url}: {error.strerror}; see C42_HOST and C42_PORT"
         logs.complain(text, config.logformat)
         return 1
+    if server.is_inherited:
+        url = _make_url(*server.address)
     app = create_app(config, server=server)
     components: Components = app.extensions["c42c"]
     log.info("serving on %s", url)
@@ -256,10 +259,10 @@ def _serve(
         print(make_greeting(url), end="", flush=True)
     server.serve(
         app.wsgi_app,
-        components.immediate,
-        components.reject,
-        config.threads,
-        config.drain,
+        find_fast_path=components.immediate,
+        reject=components.reject,
+        threads=config.threads,
+        drain=config.drain,
         patience=config.timeout + 1,
     )
     return 0
@@ -272,6 +275,7 @@ def _make_url(host: str, port: int) -> str:
 
 
 if __name__ == "__main__":
+    open_standard_streams()
     status = main(sys.argv[1:], os.environ)
     logging.shutdown()  # writes the last lines of the log, in a second at most
     os._exit(status)  # doesn't wait for threads that wait for Calendar42

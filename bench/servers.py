@@ -32,7 +32,7 @@ def constant(config: Settings, path: str) -> None:
     server = Server(config.host, config.port)
     server.serve(
         lambda *_: [],
-        immediate=lambda _: lambda: answer,
+        find_fast_path=lambda _: lambda: answer,
         reject=lambda *_: answer,
         threads=1,
         drain=0,
@@ -94,7 +94,7 @@ def filled(config: Settings, count: str) -> None:
         components.cache.get_or_load([f"{number:032x}_14602021609581"], components.load)
     server.serve(
         app.wsgi_app,
-        immediate=components.immediate,
+        find_fast_path=components.immediate,
         reject=lambda *_: (b"HTTP/1.1 400 Bad Request\r\n", b""),
         threads=config.threads,
         drain=0,

@@ -1,10 +1,16 @@
 """One client's connection: HTTP/1.1 as an asyncio protocol.
 
-Requests are answered in order, one at a time. All of this runs in the event loop's
-thread. An immediate answer is sent in the turn that read its request. Any other request
-goes to a worker thread, and nothing more is parsed from this client until its answer is
-there. A turn reads at most 16 KiB from one client, so that none delays the others for
-long.
+All of this runs in the event loop's thread, and none of it waits. Requests are answered
+in order, one at a time. A request with a fast path is answered in the turn of the loop
+that read it. Any other goes to a worker thread, and nothing more of this client is
+parsed until its answer is there.
+
+A turn reads a bounded number of bytes of one client and answers a bounded number of its
+requests. If it has sent more, it waits for a turn of its own, behind those who have
+just connected. `serving.limits` has all the bounds.
+
+`Connection.buffer_updated` is on the path of every hit. So it has its own short way for
+the usual case, one known request in one read, and looks nothing up twice.
 """
 
 import asyncio
@@ -12,172 +18,251 @@ import logging
 import socket
 import struct
 import time
+from collections import deque
 from collections.abc import Callable, Iterable
 from contextlib import suppress
-from dataclasses import dataclass, field
 from email.utils import formatdate
+from enum import Enum, auto
 from functools import partial
 from operator import attrgetter
 from typing import cast
 
-from serving.request import MalformedRequest, Request, find_end, parse
+from serving.known import Arrival, FastPath, FindFastPath, KnownRequests, Serialized
+from serving.limits import Limits
+from serving.request import MalformedRequest, find_end, find_origin
+from serving.unsent import UnsentAnswers
 
-log = logging.getLogger("c42c")
-Serialized = tuple[
-    bytes, bytes
-]  # status line and header lines, each with its CRLF; and the body
-OnDone = Callable[
-    [Serialized | None], None
-]  # takes an answer, or None if the work failed
-MakeRejection = Callable[
-    [int, str], Serialized
-]  # makes an error from a status and a message
-FastPath = Callable[
-    [], Serialized | None
-]  # answers one particular request if it can do so without waiting
-FindFastPath = Callable[[Request], FastPath | None]  # finds the shortcut of a request
-Dispatch = Callable[
-    [Request, bytes, OnDone], object
-]  # has a request, with its body, answered by a worker
-Parsed = tuple[Request, FastPath | None]
+__all__ = [
+    "FAILED",
+    "Connection",
+    "Dispatch",
+    "FastPath",
+    "FindFastPath",
+    "MakeRejection",
+    "OnDone",
+    "Serialized",
+    "ServerState",
+    "serialize",
+]
 
-_READING, _WORKING, _ENDED = range(3)
-_KNOWN_REQUESTS = 4096
-_KNOWN_SIZE = 2048  # bytes
+# Takes an answer, or None if the app raised.
+OnDone = Callable[[Serialized | None], None]
+# Makes an error from a status, a message, and the Origin header or "".
+MakeRejection = Callable[[int, str, str], Serialized]
+# Has a request, given as its head, answered by a worker.
+Dispatch = Callable[[bytes, OnDone], object]
+
+FAILED = "the service failed; its log says why"
+
+_EMPTY_LINE = b"\r\n"
+_CONTINUE = b"HTTP/1.1 100 Continue\r\n\r\n"
+# Larger bodies are sent in pieces, without a copy for each client.
+_LARGE = 16 * 1024
+_PIECE = 64 * 1024
 _RESET = struct.pack("ii", 1, 0)  # for SO_LINGER
+log = logging.getLogger("c42c")
 
 
 def serialize(
     status: str, headers: Iterable[tuple[str, str]], body: bytes
 ) -> Serialized:
     """Return an answer as bytes; `status` is the code and the reason."""
-    lines = [f"HTTP/1.1 {status}", *(f"{name}: {text}" for name, text in headers), ""]
+    lines = [f"HTTP/1.1 {status}"]
+    lines += [f"{name}: {text}" for name, text in headers]
+    lines.append("")
     return "\r\n".join(lines).encode("latin-1"), body
 
 
-@dataclass
+class _State(Enum):
+    """What a connection does. A worker has its request, or else it may read."""
+
+    READING = auto()
+    WORKING = auto()
+    FULL = auto()  # it is one too many, and will be told so
+    ENDED = auto()  # its last answer is made
+
+
+# As plain names: looking up a member of an Enum costs the hit path 2%.
+_READING = _State.READING
+_WORKING = _State.WORKING
+_FULL = _State.FULL
+_ENDED = _State.ENDED
+
+
 class ServerState:
-    """What the connections of one server share, and what one client may take."""
+    """What the connections of one server share."""
 
-    loop: asyncio.AbstractEventLoop
-    # Called once for each distinct request; its shortcut is tried whenever that comes
-    # again.
-    immediate: FindFastPath
-    reject: MakeRejection
-    work: Dispatch  # gets the requests without an immediate answer
-    room: int  # for connections
-    head: int = 32 * 1024  # bytes
-    body: int = 64 * 1024
-    turn: int = 16 * 1024
-    request_seconds: float = 10.0  # for a request, from its first byte
-    idle_seconds: float = 75.0
-    stuck_seconds: float = 30.0  # without taking a byte of its answer
-    linger_seconds: float = 2.0  # to close its side after the last answer
-    tick_seconds: float = 1.0  # between two checks of all these
-    closing: bool = False  # each answer is the last one of its connection
-    connections: "set[Connection]" = field(default_factory=set)
-    known: dict[bytes, Parsed] = field(default_factory=dict)
-
-    def __post_init__(self) -> None:
-        self.buffer = memoryview(
-            bytearray(self.turn)
-        )  # shared: each read is copied out of it at once
+    def __init__(
+        self,
+        loop: asyncio.AbstractEventLoop,
+        find_fast_path: FindFastPath,
+        reject: MakeRejection,
+        dispatch: Dispatch,
+        limits: Limits,
+    ) -> None:
+        self.loop = loop
+        self.reject = reject
+        self.dispatch = dispatch
+        self.limits = limits
+        self.closing = False  # each answer is the last one of its connection
+        self.connections: set[Connection] = set()
+        self.requests = KnownRequests(find_fast_path, limits)
+        self.known = self.requests.arrivals
+        self.unsent = UnsentAnswers(limits.max_unsent)
+        self.pending = 0  # bytes of requests without an answer
+        # Each read is copied out of it at once.
+        self.buffer = memoryview(bytearray(limits.max_read))
+        self._delayed: deque[Connection] = deque()  # those that wait for their turn
+        self._delayed_since = 0.0
+        self._has_newcomers = False
         self.tick()
 
     def tick(self) -> None:
-        """Once a second, set the Date of the answers, and let go of clients that take
+        """Once a second, set the Date of the answers, and disconnect clients that take
         too long.
         """
-        self.loop.call_later(
-            self.tick_seconds - time.time() % self.tick_seconds, self.tick
-        )
-        date = f"Date: {formatdate(usegmt=True)}\r\nConnection: "
-        self.tails = [
-            f"{date}{connection}\r\n\r\n".encode()
-            for connection in ("close", "keep-alive")
-        ]
+        tick_seconds = self.limits.tick_seconds
+        self.loop.call_later(tick_seconds - time.time() % tick_seconds, self.tick)
+        date = f"Date: {formatdate(usegmt=True)}"
+        self.tail_keep_alive = f"{date}\r\nConnection: keep-alive\r\n\r\n".encode()
+        self.tail_close = f"{date}\r\nConnection: close\r\n\r\n".encode()
         now = self.loop.time()
-        for one in list(self.connections):
-            one.check(now)
-
-    def parse(self, head: bytes) -> Parsed:
-        """Parse a request, or look it up: clients send the same bytes again and again."""
-        parsed = self.known.get(head)
-        if parsed is None:
-            request = parse(head)
-            parsed = request, self.immediate(request)
-            if request.length == 0 and len(head) <= _KNOWN_SIZE:
-                if len(self.known) >= _KNOWN_REQUESTS:
-                    self.known.clear()
-                self.known[head] = parsed
-        return parsed
+        for connection in list(self.connections):
+            connection.enforce_timeouts(now)
 
     def admit(self, connection: "Connection") -> bool:
         """Add a connection, and return whether there is room for it once those idle
         longest are closed.
         """
-        if (
-            len(self.connections) >= self.room
-        ):  # close a sixteenth, so that not every new connection causes a search
-            idle = sorted(
-                (one for one in self.connections if one.idle), key=attrgetter("since")
-            )
-            for one in idle[: self.room // 16 + 1]:
-                one.transport.close()
-                self.connections.discard(one)
+        self._has_newcomers = True
+        most = self.limits.max_connections
+        if len(self.connections) >= most:
+            # A sixteenth at once, so that not every new connection causes a search.
+            idle = [each for each in self.connections if each.idle]
+            idle.sort(key=attrgetter("since"))
+            for each in idle[: most // 16 + 1]:
+                each.transport.close()
+                self.connections.discard(each)
         self.connections.add(connection)
-        return len(self.connections) <= self.room
+        return len(self.connections) <= most
+
+    def count_pending(self, difference: int) -> None:
+        """Count bytes of requests that have no answer yet. If they are too many, reject
+        the requests that have been incomplete longest.
+        """
+        self.pending += difference
+        if difference <= 0 or self.pending <= self.limits.max_pending:
+            return
+        enough = self.limits.max_pending - self.limits.max_pending // 16
+        unfinished = [each for each in self.connections if each.has_unread]
+        unfinished.sort(key=attrgetter("since"))
+        for each in unfinished:
+            each.give_up_reading()
+            if self.pending <= enough:
+                break
+
+    def delay(self, connection: "Connection") -> None:
+        """Let a connection go on in a later turn."""
+        if not self._delayed:
+            self._delayed_since = self.loop.time()
+            self.loop.call_soon(self._run_delayed)
+        self._delayed.append(connection)
+
+    def _run_delayed(self) -> None:
+        # uvloop accepts one connection a turn, so newcomers get in as fast as turns are
+        # short.
+        waited = self.loop.time() - self._delayed_since
+        if self._has_newcomers and waited < self.limits.yield_seconds:
+            self._has_newcomers = False
+            self.loop.call_soon(self._run_delayed)
+            return
+        self._has_newcomers = False
+        connections = self._delayed
+        self._delayed = deque()
+        for connection in connections:
+            connection.advance()
 
 
 class Connection(asyncio.BufferedProtocol):
     """One client."""
 
-    def __init__(self, hub: ServerState) -> None:
+    __slots__ = (
+        "_blocked",
+        "_counted",
+        "_half_closed",
+        "_is_delayed",
+        "_missing",
+        "_request",
+        "_rest",
+        "_server",
+        "_state",
+        "_unread",
+        "_unsent_size",
+        "since",
+        "transport",
+    )
+
+    def __init__(self, server: ServerState) -> None:
         self.transport: asyncio.Transport
-        self.since = (
-            hub.loop.time()
-        )  # when the client connected, began a request, took data, or was answered
-        self._hub = hub
+        # When the client connected, began a request, took data, or was answered.
+        self.since = server.loop.time()
+        self._server = server
         self._state = _READING
         self._unread = bytearray()
-        self._needed = 0  # bytes of an incomplete request, once its head is there
+        self._request: Arrival | None = None  # whose body arrives, or that a worker has
+        self._missing = 0  # bytes of that body
+        self._counted = 0  # bytes, as pending
+        self._rest: memoryview | None = None  # of a large answer that is being sent
         self._blocked = False  # the client takes no data at the moment
         self._half_closed = False  # the client sends nothing more
-        self._unsent = 0  # bytes, at the last check
+        self._is_delayed = False
+        self._unsent_size = 0  # at the last check
+
+    # What the event loop calls
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
         self.transport = cast(asyncio.Transport, transport)
-        if not self._hub.admit(self):
-            self._reject(503, "all connections are busy")
+        # So that `pause_writing` tells of each byte that the client doesn't take.
+        self.transport.set_write_buffer_limits(high=0)
+        if not self._server.admit(self):
+            self._state = _FULL
 
     def connection_lost(self, _: Exception | None) -> None:
         self._state = _ENDED
-        self._hub.connections.discard(self)
+        self._release()
+        self._server.connections.discard(self)
 
     def get_buffer(self, _: int) -> memoryview:
-        return self._hub.buffer
+        return self._server.buffer
 
     def buffer_updated(self, size: int) -> None:
-        data = self._hub.buffer[:size].tobytes()
-        if self._state == _ENDED:
+        server = self._server
+        data = server.buffer[:size].tobytes()
+        if self._state is _READING and not self._unread:
+            arrival = server.known.get(data)
+            if arrival is not None and self._request is None:
+                self._write(self._answer(arrival))
+                return
+        if self.idle:
+            self.since = server.loop.time()
+        elif self._state is _ENDED:
             # Unread data would make the system reset the connection, and the last
             # answer could get lost.
             return
-        if self._state == _READING and not self._unread:
-            if parsed := self._hub.known.get(data):
-                self._answer(parsed, b"")
-                return
-            self.since = self._hub.loop.time()
         self._unread += data
-        if self._state == _READING and size < self._hub.turn:
-            self._advance()
-        else:  # it waits for its answer, or for its next turn
+        if self._state is _FULL:
+            self._reject(503, "all connections are busy")
+        elif self._state is _WORKING:
             self.transport.pause_reading()
-            self._hub.loop.call_soon(self._advance)
+            self._count()
+        elif size == server.limits.max_read:  # there may be more
+            self._delay()
+        else:
+            self.advance()
 
     def eof_received(self) -> bool:
         self._half_closed = True
-        return self._state == _WORKING
+        return self._state is _WORKING or self._rest is not None
 
     def pause_writing(self) -> None:
         self._blocked = True
@@ -185,124 +270,280 @@ class Connection(asyncio.BufferedProtocol):
 
     def resume_writing(self) -> None:
         self._blocked = False
-        self._hub.loop.call_soon(self._advance)  # rather than in the middle of a write
+        if self._state is _ENDED and self._rest is None:
+            self._server.unsent.remove(self)
+            self.transport.resume_reading()
+        else:
+            self._delay()
+
+    # What `ServerState` asks
+
+    @property
+    def has_unread(self) -> bool:
+        """Whether anything that the client has sent is held."""
+        return bool(self._unread) and self._state is not _ENDED
 
     @property
     def idle(self) -> bool:
         """Whether the client has nothing to wait for."""
-        return (
-            self._state == _READING
-            and not self._unread
-            and not self.transport.get_write_buffer_size()
-        )
+        if self._state is not _READING or self._blocked or self._rest is not None:
+            return False
+        # An empty line may come after the body of a request (RFC 9112, 2.2).
+        return self._request is None and self._unread in (b"", _EMPTY_LINE)
 
-    def check(self, now: float) -> None:
-        """Let go of the client if it takes too long."""
-        hub, unsent = self._hub, self.transport.get_write_buffer_size()
-        if unsent != self._unsent:
-            self._unsent, self.since = unsent, now
-        if self._state == _WORKING:
+    def is_new(self, seconds: float) -> bool:
+        """Whether the client has connected less than `seconds` ago, or was answered."""
+        return self._server.loop.time() - self.since < seconds
+
+    def enforce_timeouts(self, now: float) -> None:
+        """Disconnect the client if it takes too long."""
+        limits = self._server.limits
+        if self._blocked or self._rest is not None:
+            size = self.transport.get_write_buffer_size()
+            if self._rest is not None:
+                size += len(self._rest)
+            if size != self._unsent_size:
+                self._unsent_size = size
+                self.since = now
+            elif now - self.since >= limits.stuck_seconds:
+                self.drop()
             return
         waited = now - self.since
-        if unsent:
-            if (
-                waited >= hub.stuck_seconds
-            ):  # without a reset, the system would go on trying to send it
-                self.transport.get_extra_info("socket").setsockopt(
-                    socket.SOL_SOCKET, socket.SO_LINGER, _RESET
-                )
+        if self._state is _READING:
+            if not self.idle:
+                if waited >= limits.request_seconds:
+                    self._reject(408, "the request did not arrive in time")
+            elif waited >= limits.idle_seconds:
                 self.transport.abort()
-        elif self._state == _READING and self._unread:
-            if waited >= hub.request_seconds:
-                self._reject(408, "the request did not arrive in time")
-        elif waited >= (
-            hub.linger_seconds if self._state == _ENDED else hub.idle_seconds
-        ):
+        elif self._state is not _WORKING and waited >= limits.linger_seconds:
             self.transport.abort()
 
-    def _advance(self) -> None:
-        """Serialized what has arrived, until there is something to wait for."""
-        try:
-            while (
-                self._state == _READING
-                and not self._blocked
-                and (complete := self._take())
-            ):
-                self._answer(*complete)
-        except MalformedRequest as error:
-            self._reject(*error.args)
-        if self._state != _READING or self._blocked:
+    def give_up_reading(self) -> None:
+        """Hold nothing more of what the client has sent."""
+        if self._state is _READING and not self._blocked and self._rest is None:
+            self._reject(503, "too many requests are incomplete")
+        else:
+            self.drop()
+
+    def drop(self) -> None:
+        """Disconnect the client at once, and release what is held for it."""
+        self._state = _ENDED
+        self._release()
+        # Without a reset, the system would go on trying to send what it has.
+        sock = self.transport.get_extra_info("socket")
+        sock.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, _RESET)
+        self.transport.abort()
+
+    def advance(self) -> None:
+        """Go on with the last answer; then answer what has arrived, until there is
+        something to wait for, or it is the turn of others.
+        """
+        self._is_delayed = False
+        if self._rest is not None:
+            self._send_rest()
+        if not self._may_answer:
             return
-        if self._half_closed:
+        self._server.unsent.remove(self)
+        is_done = self._answer_requests()
+        self._count()
+        if not self._may_answer:
+            return
+        if not is_done:
+            self._delay()
+        elif self._half_closed:
             self.transport.close()
         else:
             self.transport.resume_reading()
 
-    def _take(self) -> tuple[Parsed, bytes] | None:
-        """Return the next request and its body if all of it has arrived."""
-        unread = self._unread
-        if len(unread) < self._needed or not (end := find_end(unread, self._hub.head)):
-            return None
-        parsed = self._hub.parse(bytes(unread[:end]))
-        request = parsed[0]
-        if request.length > self._hub.body:
-            raise MalformedRequest(413, "the body is too large")
-        self._needed = end + request.length
-        if len(unread) < self._needed:
-            if (
-                request.protocol == "HTTP/1.1"
-                and request.headers.get("expect", "").lower() == "100-continue"
-            ):
-                self.transport.write(b"HTTP/1.1 100 Continue\r\n\r\n")
-            return None
-        body = bytes(unread[end : self._needed])
-        del unread[: self._needed]
-        self._needed = 0
-        return parsed, body
+    # Reading
 
-    def _answer(self, parsed: Parsed, body: bytes) -> None:
-        request, shortcut = parsed
+    @property
+    def _may_answer(self) -> bool:
+        return self._state is _READING and not self._blocked and self._rest is None
+
+    def _delay(self) -> None:
+        if not self._is_delayed:
+            self._is_delayed = True
+            self.transport.pause_reading()
+            self._server.delay(self)
+
+    def _answer_requests(self) -> bool:
+        """Answer as many requests as a turn allows; return whether these were all."""
+        limits = self._server.limits
+        answers: list[bytes] = []
+        size = 0
+        is_done = False
         try:
-            answer = shortcut() if shortcut else None
-        except Exception:
-            log.exception("an immediate answer failed")
-            answer = None
-        if answer:
-            self._send(answer, request.keep_alive, request.method)
-        else:
-            self._state = _WORKING
-            self._hub.work(request, body, partial(self._finish, request))
+            for _ in range(limits.max_requests):
+                if not self._may_answer or size >= limits.max_answers:
+                    break
+                arrival = self._take()
+                if arrival is None:
+                    is_done = True
+                    answers.append(self._interim_answer())
+                    break
+                answer = self._answer(arrival)
+                answers.append(answer)
+                size += len(answer)
+        except MalformedRequest as error:
+            answers.append(self._make_rejection(error.status, error.message))
+        self._write(b"".join(answers))
+        return is_done
 
-    def _finish(self, request: Request, answer: Serialized | None) -> None:
-        if self._state == _WORKING:  # the client is still there
-            self._state = _READING
-            answer = answer or self._hub.reject(
-                500, "the service failed; its log says why"
-            )
-            self._send(answer, request.keep_alive, request.method)
-            self._advance()
+    def _take(self) -> Arrival | None:
+        """Return the next request if all of it has arrived. Its body is discarded: no
+        app needs one.
+        """
+        unread = self._unread
+        if self._request is None:
+            start = len(_EMPTY_LINE) if unread.startswith(_EMPTY_LINE) else 0
+            end = find_end(unread, start, self._server.limits.max_head)
+            if end is None:
+                return None
+            arrival = self._server.requests.recognize(bytes(unread[start:end]))
+            if arrival.length > self._server.limits.max_body:
+                raise MalformedRequest(413, "the body is too large")
+            del unread[:end]
+            if arrival.length == 0:
+                return arrival
+            self._request = arrival
+            self._missing = arrival.length
+        arrival = self._request
+        arrived = min(self._missing, len(unread))
+        del unread[:arrived]
+        self._missing -= arrived
+        if self._missing > 0:
+            return None
+        self._request = None
+        return arrival
+
+    def _interim_answer(self) -> bytes:
+        """Return what the client wants to hear before it sends the body, if it does."""
+        arrival = self._request
+        if arrival is None or not arrival.expects_continue:
+            return b""
+        self._request = arrival._replace(expects_continue=False)
+        return _CONTINUE
+
+    def _count(self) -> None:
+        """Count what is held of the client's requests."""
+        size = len(self._unread)
+        if self._request is not None:
+            size += len(self._request.head)
+        difference = size - self._counted
+        if difference:
+            self._counted = size
+            self._server.count_pending(difference)
+
+    # Answering
+
+    def _answer(self, arrival: Arrival) -> bytes:
+        """Return the answer to a request if that needs no worker, or b""."""
+        if arrival.fast_path is not None:
+            try:
+                answer = arrival.fast_path()
+            except Exception:
+                log.exception("an immediate answer failed")
+                answer = None
+            if answer is not None:
+                return self._complete(answer, arrival.keep_alive, arrival.method)
+        size = len(arrival.head)
+        if self._server.pending + size > self._server.limits.max_pending:
+            return self._make_rejection(503, "too many requests are waiting")
+        self._state = _WORKING
+        self._request = arrival
+        self._counted += size
+        self._server.pending += size
+        self._server.dispatch(arrival.head, partial(self._finish, arrival))
+        return b""
+
+    def _finish(self, arrival: Arrival, answer: Serialized | None) -> None:
+        """Send the answer of a worker."""
+        if self._state is not _WORKING:  # the client is gone
+            return
+        self._state = _READING
+        self._request = None
+        if answer is None:
+            answer = self._server.reject(500, FAILED, find_origin(arrival.head))
+        self._write(self._complete(answer, arrival.keep_alive, arrival.method))
+        self.advance()
 
     def _reject(self, status: int, message: str) -> None:
-        self._send(
-            self._hub.reject(status, message),
-            False,
-            self._unread.split(b" ", 1)[0].decode("latin-1"),
-        )
+        self._write(self._make_rejection(status, message))
 
-    def _send(self, answer: Serialized, keep_alive: bool, method: str) -> None:
+    def _make_rejection(self, status: int, message: str) -> bytes:
+        """Return the last answer of this connection."""
+        if self._request is not None:
+            head: bytes | bytearray = self._request.head
+        else:
+            head = self._unread[: self._server.limits.max_head].lstrip(_EMPTY_LINE)
+        method = head.split(b" ", 1)[0].decode("latin-1")
+        answer = self._server.reject(status, message, find_origin(head))
+        return self._complete(answer, False, method)
+
+    def _complete(self, answer: Serialized, keep_alive: bool, method: str) -> bytes:
+        """Return an answer as it is sent, without its body if that is large."""
+        server = self._server
         head, body = answer
-        keep_alive = keep_alive and not self._hub.closing
-        self.transport.write(
-            head + self._hub.tails[keep_alive] + (b"" if method == "HEAD" else body)
-        )
-        self.since = self._hub.loop.time()
-        if not keep_alive:
+        if keep_alive and not server.closing:
+            tail = server.tail_keep_alive
+        else:
+            tail = server.tail_close
             self._state = _ENDED
-            if self._half_closed:
-                self.transport.close()
-            # Wait for the client to close its side: if the server closed first, the
-            # answer could get lost.
-            else:
-                with suppress(OSError):  # the client is gone already
-                    self.transport.write_eof()
-                self.transport.resume_reading()
+        if method == "HEAD":
+            return head + tail
+        if len(body) > _LARGE:
+            self._rest = memoryview(body)
+            return head + tail
+        return head + tail + body
+
+    def _write(self, data: bytes) -> None:
+        """Send answers; then the body of the last one if it is large, and the end if it
+        was the last one of the connection.
+        """
+        if data:
+            self.transport.write(data)
+            self.since = self._server.loop.time()
+            if self._blocked:
+                self._server.unsent.add(self, data)
+        if self._rest is not None:
+            self._server.unsent.add(self, cast(bytes, self._rest.obj))
+            self._send_rest()
+        elif self._state is _ENDED:
+            self._end()
+
+    def _send_rest(self) -> None:
+        """Send as much of a large body as the client takes."""
+        while self._rest is not None and not self._blocked:
+            self.transport.write(self._rest[:_PIECE])
+            self.since = self._server.loop.time()
+            self._rest = self._rest[_PIECE:] if len(self._rest) > _PIECE else None
+        if self._rest is not None:
+            return
+        if not self._blocked:
+            self._server.unsent.remove(self)
+        if self._state is _ENDED:
+            self._end()
+
+    def _end(self) -> None:
+        """Send nothing more."""
+        self._unread.clear()
+        self._request = None
+        self._count()
+        if self._half_closed:
+            self.transport.close()
+            return
+        # Wait for the client to close its side: if the server closed first, the answer
+        # could get lost.
+        with suppress(OSError):  # the client is gone already
+            self.transport.write_eof()
+        if not self._blocked:
+            self.transport.resume_reading()
+
+    def _release(self) -> None:
+        """Let go of all that is held for the client."""
+        self._rest = None
+        self._request = None
+        self._unread.clear()
+        self._count()
+        self._server.unsent.remove(self)

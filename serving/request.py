@@ -6,13 +6,13 @@ llhttp would accept HTTP/2.0 and repeated spaces, and reject methods that it doe
 know. Both agree that a head ends at the first empty line, because neither accepts a
 line that ends in a bare LF. A chunked body is rejected with 411, as RFC 9112, 6.3
 allows: with only one way to find the end of a body, a proxy can't disagree about where
-that is.
+that is. Methods with small letters are rejected too: `get` isn't GET (RFC 9110, 9.1),
+but some programs take it for that.
 """
 
 import re
 from collections.abc import Mapping
 from contextlib import suppress
-from functools import lru_cache
 from typing import NamedTuple
 from urllib.parse import unquote_to_bytes
 
@@ -25,10 +25,16 @@ _TARGET = re.compile(r"(?!\?)(?:https?://([^/?]+))?(/[^?]*)?(?:\?(.*))?", re.I)
 _HOST = re.compile(
     r"(?=.{0,255}$)(([\w-]{1,63}(\.|(?=:|$)))*|\[[0-9a-f:.]+\])(:\d{0,5})?", re.A | re.I
 )
+_ORIGIN = re.compile(rb"\r\nOrigin:[ \t]*([!-~]*)[ \t]*(?=\r\n)", re.I)
 
 
 class MalformedRequest(Exception):
-    """Rejects a request, with a status and a message. Its connection is closed."""
+    """Rejects a request. Its connection is closed."""
+
+    def __init__(self, status: int, message: str) -> None:
+        super().__init__(status, message)
+        self.status = status
+        self.message = message
 
 
 class Request(NamedTuple):
@@ -38,27 +44,60 @@ class Request(NamedTuple):
     path: str  # decoded, one character for each byte, as in WSGI
     query: str
     protocol: str  # HTTP/1.0 or HTTP/1.1
-    headers: Mapping[
-        str, str
-    ]  # by lower-case name; the values of a repeated name are joined by commas
+    # By lower-case name. The values of a repeated name are joined by commas.
+    headers: Mapping[str, str]
     length: int  # of the body, in bytes
     keep_alive: bool
 
 
-def find_end(data: bytearray, limit: int) -> int | None:
-    """Return the head's length, None if it is incomplete; raise `MalformedRequest` if
-    it exceeds `limit` or can't be a head.
+class _Target(NamedTuple):
+    host: str  # "" unless the target is a whole address
+    path: str
+    query: str
+
+
+class _Fields(dict[str, list[str]]):
+    """Collects the header fields that llhttp finds."""
+
+    def on_header(self, name: bytes, value: bytes) -> None:
+        text = value.strip(b" \t").decode("latin-1")
+        self.setdefault(name.decode().lower(), []).append(text)
+
+
+def find_end(data: bytearray, start: int, limit: int) -> int | None:
+    """Return where the head ends that begins at `start`, or None if it is incomplete.
+
+    Raise `MalformedRequest` if it is longer than `limit` or can't become a head.
     """
-    start, end, _ = data[:limit].partition(b"\r\n\r\n")
-    if end:
-        return len(start) + len(end)
-    if b"\n" in start or start[:1] == b"\x16":  # the first byte of TLS
-        _match_line(start)
-    if len(start) == limit:
-        raise MalformedRequest(
-            431 if b"\n" in start else 414, "request line and headers are too large"
-        )
+    stop = start + limit
+    at = data.find(b"\r\n\r\n", start, stop)
+    if at >= 0:
+        return at + 4
+    has_line = data.find(b"\n", start, stop) >= 0
+    is_tls = data.startswith(b"\x16", start)
+    if has_line or is_tls:
+        _match_line(data[start:stop])
+    if len(data) >= stop:
+        status = 431 if has_line else 414
+        raise MalformedRequest(status, "request line and headers are too large")
     return None
+
+
+def check_head(head: bytes, max_fields: int) -> None:
+    """Raise `MalformedRequest` if a complete head has too many header fields."""
+    if head.count(b"\r\n") > max_fields + 2:  # the request line and the empty line
+        raise MalformedRequest(431, "there are too many header fields")
+
+
+def find_origin(data: bytes | bytearray) -> str:
+    """Return the Origin header as far as it can be read in a head that may be
+    malformed or incomplete, or "".
+    """
+    found = _ORIGIN.findall(data)
+    if len(found) != 1:
+        return ""
+    origin: bytes = found[0]
+    return origin.decode()
 
 
 def parse(head: bytes) -> Request:
@@ -67,16 +106,30 @@ def parse(head: bytes) -> Request:
     Raise `MalformedRequest` if it is malformed or ambiguous.
     """
     line = _match_line(head)
-    method, target, version = (part.decode() for part in line.groups())
-    located = _TARGET.fullmatch("/" if (method, target) == ("OPTIONS", "*") else target)
-    if not located:
-        raise MalformedRequest(400, "the target is neither a path nor an http address")
-    host, path, query = located.groups("")
-    headers, length, keep_alive = _parse_fields(head[line.end() :], version)
-    if host:  # it replaces the Host header (RFC 9112, 3.2.2)
-        headers = {**headers, "host": _check_host(host)}
-    path = unquote_to_bytes(path or "/").decode("latin-1")
-    return Request(method, path, query, f"HTTP/{version}", headers, length, keep_alive)
+    method = line[1].decode()
+    if method != method.upper():
+        raise MalformedRequest(400, "methods are case-sensitive: expected capitals")
+    target = _parse_target(method, line[2].decode())
+    protocol = f"HTTP/{line[3].decode()}"
+    headers = _parse_fields(head[line.end() :])
+    if "transfer-encoding" in headers:
+        message = "a body needs a Content-Length, and no Transfer-Encoding"
+        raise MalformedRequest(411, message)
+    # RFC 9112, 3.2. Two Hosts, joined by a comma and a space, are invalid.
+    if "host" in headers or protocol == "HTTP/1.1":
+        _check_host(headers.get("host"))
+    if target.host:  # it replaces the Host header (RFC 9112, 3.2.2)
+        _check_host(target.host)
+        headers["host"] = target.host
+    return Request(
+        method=method,
+        path=target.path,
+        query=target.query,
+        protocol=protocol,
+        headers=headers,
+        length=int(headers.get("content-length", 0)),
+        keep_alive=_keeps_alive(protocol, headers.get("connection", "")),
+    )
 
 
 def _match_line(head: bytes | bytearray) -> re.Match[bytes]:
@@ -90,44 +143,36 @@ def _match_line(head: bytes | bytearray) -> re.Match[bytes]:
     return line
 
 
-class _Fields(dict[str, list[str]]):
-    """Collects the header fields that llhttp finds."""
+def _parse_target(method: str, target: str) -> _Target:
+    if method == "OPTIONS" and target == "*":
+        target = "/"
+    located = _TARGET.fullmatch(target)
+    if not located:
+        raise MalformedRequest(400, "the target is neither a path nor an http address")
+    host, path, query = located.groups("")
+    decoded = unquote_to_bytes(path or "/").decode("latin-1")
+    return _Target(host, decoded, query)
 
-    def on_header(self, name: bytes, value: bytes) -> None:
-        self.setdefault(name.decode().lower(), []).append(
-            value.strip(b" \t").decode("latin-1")
-        )
 
-
-@lru_cache(256)  # a browser sends the same fields with all of its requests
-def _parse_fields(fields: bytes, version: str) -> tuple[Mapping[str, str], int, bool]:
-    """Return the headers, length and keep_alive of a `Request`."""
+def _parse_fields(lines: bytes) -> dict[str, str]:
+    """Return the header fields by their names in lower case."""
     found = _Fields()
     try:
         with suppress(HttpParserUpgrade):  # an Upgrade may be ignored (RFC 9110, 7.8)
-            HttpRequestParser(found).feed_data(b"GET / HTTP/1.1\r\n" + fields)
+            HttpRequestParser(found).feed_data(b"GET / HTTP/1.1\r\n" + lines)
     except HttpParserError as error:
         raise MalformedRequest(400, f"a header field is malformed: {error}") from None
-    headers = {name: ", ".join(values) for name, values in found.items()}
-    if "transfer-encoding" in headers:
-        raise MalformedRequest(
-            411, "a body needs a Content-Length, and no Transfer-Encoding"
-        )
-    if (
-        "host" in headers or version == "1.1"
-    ):  # RFC 9112, 3.2; two Hosts, joined by a comma and a space, are invalid
-        _check_host(headers.get("host"))
-    options = {
-        option.strip(" \t").lower()
-        for option in headers.get("connection", "").split(",")
-    }
-    keep_alive = "close" not in options and (
-        version == "1.1" or "keep-alive" in options
-    )
-    return headers, int(headers.get("content-length", 0)), keep_alive
+    return {name: ", ".join(values) for name, values in found.items()}
 
 
-def _check_host(host: str | None) -> str:
+def _keeps_alive(protocol: str, connection: str) -> bool:
+    """Say whether the connection goes on after the answer (RFC 9112, 9.3)."""
+    options = {option.strip(" \t").lower() for option in connection.split(",")}
+    if "close" in options:
+        return False
+    return protocol == "HTTP/1.1" or "keep-alive" in options
+
+
+def _check_host(host: str | None) -> None:
     if host is None or not _HOST.fullmatch(host):
         raise MalformedRequest(400, "the request needs one valid Host header")
-    return host

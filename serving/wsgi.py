@@ -9,13 +9,32 @@ import sys
 from collections.abc import Callable, Iterable
 from concurrent.futures import Executor
 from contextlib import suppress
+from contextvars import Context
 from typing import Any
 
 from serving.connection import Dispatch, OnDone, Serialized, serialize
-from serving.request import Request
+from serving.request import Request, parse
 
-log = logging.getLogger("c42c")
+# Werkzeug would take the request for a WebSocket's, and reject it, because of Upgrade.
+# The others are as meaningless to an app: they are about one connection (RFC 9110,
+# 7.6.1), and this server has dealt with them.
+_HOP_BY_HOP = frozenset(
+    {
+        "connection",
+        "http2-settings",
+        "keep-alive",
+        "proxy-connection",
+        "te",
+        "trailer",
+        "transfer-encoding",
+        "upgrade",
+    }
+)
+# The body is discarded before the app is called, so these would tell of nothing.
+_ABOUT_THE_BODY = frozenset({"content-type", "content-length", "content-encoding"})
+
 App = Callable[[dict[str, Any], Callable[..., Any]], Iterable[bytes]]
+log = logging.getLogger("c42c")
 
 
 def bridge(
@@ -26,36 +45,27 @@ def bridge(
     `address` is the server's.
     """
 
-    def run(request: Request, body: bytes, done: OnDone) -> None:
-        answer = None
+    def answer(head: bytes, on_done: OnDone) -> None:
+        answered = None
+        request = parse(head)
         try:
-            answer = call(app, make_environ(request, body, address))
+            answered = run_app(app, make_environ(request, address))
         except BaseException:
-            log.exception("a request failed")
-        loop.call_soon_threadsafe(done, answer)
+            log.exception("unhandled exception in %s %s", request.method, request.path)
+        loop.call_soon_threadsafe(on_done, answered)
 
-    def work(request: Request, body: bytes, done: OnDone) -> None:
-        with suppress(
-            RuntimeError
-            # No further thread can be started, but the request waits for one that is there.
-        ):
-            pool.submit(run, request, body, done)
+    def dispatch(head: bytes, on_done: OnDone) -> None:
+        # Each request has context variables of its own.
+        with suppress(RuntimeError):  # thread limit reached: a running worker takes it
+            pool.submit(Context().run, answer, head, on_done)
 
     pool.submit(int)  # starts the first thread
-    return work
+    return dispatch
 
 
-def make_environ(
-    request: Request, body: bytes, address: tuple[str, int]
-) -> dict[str, Any]:
+def make_environ(request: Request, address: tuple[str, int]) -> dict[str, Any]:
     """Return the WSGI environment of a request. `address` is the server's."""
     environ: dict[str, Any] = {
-        f"HTTP_{name.upper().replace('-', '_')}": text
-        for name, text in request.headers.items()
-        if "_" not in name
-        and name not in ("content-type", "content-length")  # X_A must not pass for X-A
-    }
-    return environ | {
         "REQUEST_METHOD": request.method,
         "SCRIPT_NAME": "",
         "PATH_INFO": request.path,
@@ -63,43 +73,62 @@ def make_environ(
         "SERVER_NAME": address[0],
         "SERVER_PORT": str(address[1]),
         "SERVER_PROTOCOL": request.protocol,
-        "CONTENT_TYPE": request.headers.get("content-type", ""),
-        "CONTENT_LENGTH": str(request.length),
+        "CONTENT_TYPE": "",
+        "CONTENT_LENGTH": "0",
         "wsgi.version": (1, 0),
         "wsgi.url_scheme": "http",
-        "wsgi.input": io.BytesIO(body),
+        "wsgi.input": io.BytesIO(),
         "wsgi.errors": sys.stderr,
         "wsgi.multithread": True,
         "wsgi.multiprocess": False,
         "wsgi.run_once": False,
     }
+    for name, text in request.headers.items():
+        if name in _HOP_BY_HOP or name in _ABOUT_THE_BODY:
+            continue
+        if "_" not in name:  # X_A must not pass for X-A
+            environ[f"HTTP_{name.upper().replace('-', '_')}"] = text
+    return environ
 
 
-def call(app: App, environ: dict[str, Any]) -> Serialized:
+class _Response:
+    """What an app says of its answer, and writes before it returns."""
+
+    def __init__(self) -> None:
+        self.status = ""
+        self.headers: list[tuple[str, str]] = []
+        self.chunks: list[bytes] = []
+
+    def start(
+        self, status: str, headers: list[tuple[str, str]], _: object = None
+    ) -> Callable[[bytes], None]:
+        """Take status and headers. Nothing was sent yet, so `exc_info`, with which an
+        app may replace them, needs no special treatment.
+        """
+        self.status = status
+        self.headers = headers
+        return self.chunks.append
+
+
+def run_app(app: App, environ: dict[str, Any]) -> Serialized:
     """Return the whole answer of `app`, with a Content-Length where HTTP requires one."""
-    began, chunks = list[Any](), list[bytes]()
-
-    def start_response(*status_and_headers: Any) -> Callable[[bytes], None]:
-        began[:] = status_and_headers[
-            :2
-        ]  # nothing was sent yet, so exc_info needs no special treatment
-        return chunks.append
-
-    result = app(environ, start_response)
+    response = _Response()
+    result = app(environ, response.start)
     try:
-        chunks.extend(result)
+        response.chunks.extend(result)
     finally:
-        if close := getattr(result, "close", None):
+        close = getattr(result, "close", None)
+        if close is not None:
             close()
-    status, headers = began
-    headers = [
-        field for field in headers if field[0].lower() != "date"
-    ]  # the server adds one
-    body = b"".join(chunks)
-    if status[:3] in ("204", "304"):
+    if not response.status:
+        raise RuntimeError("the app did not call start_response")
+    body = b"".join(response.chunks)
+    # The server adds a Date of its own.
+    headers = [field for field in response.headers if field[0].lower() != "date"]
+    if response.status[:3] in ("204", "304"):
         body = b""
-    elif environ["REQUEST_METHOD"] != "HEAD" and not any(
-        name.lower() == "content-length" for name, _ in headers
-    ):
-        headers = [*headers, ("Content-Length", str(len(body)))]
-    return serialize(status, headers, body)
+    elif environ["REQUEST_METHOD"] != "HEAD":
+        names = {name.lower() for name, _ in headers}
+        if "content-length" not in names:
+            headers.append(("Content-Length", str(len(body))))
+    return serialize(response.status, headers, body)

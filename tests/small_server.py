@@ -1,11 +1,12 @@
 """The server with a small app behind it: `C42_PORT=... python -m tests.small_server
 '{"option": value}'`.
 
-Options are those of `Server.serve`; `"uvloop": false` for asyncio's own loop; `"files":
+Options are those of `Server.serve` and the names of `Limits`; `"uvloop": false` for asyncio's own loop; `"files":
 300` for a system that allows no more open files; `"rounds": 20` to serve 20 times,
 starting again on SIGHUP after each stop.
 """
 
+import dataclasses
 import json
 import logging
 import os
@@ -19,12 +20,13 @@ from typing import Any
 
 from answers.value import envelope
 from serving.connection import Serialized
+from serving.limits import Limits
 from serving.request import Request
 
 LARGE = b"x" * 2**20
 
 
-def reject(status: int, message: str) -> Serialized:
+def reject(status: int, message: str, origin: str) -> Serialized:
     """Return an error in the envelope."""
     body = envelope(status, message)
     return b"HTTP/1.1 %d Rejected\r\nContent-Length: %d\r\n" % (status, len(body)), body
@@ -80,6 +82,11 @@ def main(options: str) -> None:
         sys.modules["uvloop"] = None  # type: ignore[assignment]  # as if it were not installed
     from serving.server import Server
 
+    limits = {
+        each.name: given.pop(each.name)
+        for each in dataclasses.fields(Limits)
+        if each.name in given
+    }
     logging.basicConfig(level="INFO")
     signal.pthread_sigmask(signal.SIG_BLOCK, [signal.SIGHUP])
     rounds, app = given.pop("rounds", 1), App()
@@ -87,8 +94,9 @@ def main(options: str) -> None:
         "threads": 64,
         "drain": 0,
         "patience": 10,
-        "immediate": app.immediate,
+        "find_fast_path": app.immediate,
         "reject": reject,
+        "limits": Limits(**limits),
         **given,
     }
     for number in range(1, rounds + 1):

@@ -12,7 +12,7 @@ import pytest
 
 from serving.connection import Serialized
 from serving.request import parse
-from serving.wsgi import call, make_environ
+from serving.wsgi import make_environ, run_app
 from standin import DEMO_EVENTS, Gate, Standin
 from tests.fixtures import (
     PREFIX,
@@ -52,7 +52,7 @@ class Asked:
 
     def route(self) -> Serialized:
         """Return the route's answer."""
-        return call(self._app, make_environ(self._request, b"", ("127.0.0.1", 80)))
+        return run_app(self._app, make_environ(self._request, ("127.0.0.1", 80)))
 
 
 def requests_of(ids: dict[str, str], etag: str) -> Iterator[bytes]:

@@ -13,7 +13,8 @@ from typing import Any, NamedTuple, cast
 
 from answers import response
 from serving.connection import Connection, OnDone, Serialized, ServerState, serialize
-from serving.request import Request
+from serving.limits import Limits
+from serving.request import Request, parse
 
 
 class Received(NamedTuple):
@@ -24,9 +25,12 @@ class Received(NamedTuple):
     body: bytes
 
 
-def reject(status: int, message: str) -> Serialized:
-    """Return the answer that the service gives to a request that its server rejects."""
-    return serialize(*response.error(status, message))
+def reject(status: int, message: str, origin: str) -> Serialized:
+    """Return the answer that the service gives to a request that its server rejects,
+    with the Origin that it was told.
+    """
+    line, headers, body = response.error(status, message)
+    return serialize(line, [*headers, ("X-Origin", origin)], body)
 
 
 def responses(data: bytes, methods: Iterable[str] = ()) -> list[Received]:
@@ -100,29 +104,28 @@ class Desk:
         self.at_once = at_once
         self.loop = Loop()
         self.seen: list[Request] = []  # every request that was taken for one
-        self.bodies: list[bytes] = []
         self.waiting: deque[tuple[Request, OnDone]] = deque()
-        self.hub = ServerState(
+        self.server = ServerState(
             loop=cast(Any, self.loop),
-            immediate=immediate or (lambda request: partial(self._immediate, request)),
+            find_fast_path=immediate or self._find_fast_path,
             reject=reject,
-            work=self._work,
-            **{"room": 1000, **limits},
+            dispatch=self._dispatch,
+            limits=Limits(**limits),
         )
+
+    def _find_fast_path(self, request: Request) -> Callable[[], Serialized | None]:
+        return partial(self._immediate, request)
 
     def _immediate(self, request: Request) -> Serialized | None:
         self.seen.append(request)
         if request.path == "/hit/broken":
             raise ZeroDivisionError
-        return (
-            self.answer_to(request)
-            if self.at_once and request.path.startswith(self.at_once)
-            else None
-        )
+        if self.at_once and request.path.startswith(self.at_once):
+            return self.answer_to(request)
+        return None
 
-    def _work(self, request: Request, body: bytes, done: OnDone) -> None:
-        self.bodies.append(body)
-        self.waiting.append((request, done))
+    def _dispatch(self, head: bytes, on_done: OnDone) -> None:
+        self.waiting.append((parse(head), on_done))
 
     @staticmethod
     def answer_to(request: Request) -> Serialized:
@@ -131,10 +134,10 @@ class Desk:
         return b"HTTP/1.1 200 OK\r\nContent-Length: %d\r\n" % len(body), body
 
     def finish(self, count: int = 1) -> None:
-        """Serialized the requests that wait longest."""
+        """Answer the requests that wait longest."""
         for _ in range(count):
-            request, done = self.waiting.popleft()
-            done(self.answer_to(request))
+            request, on_done = self.waiting.popleft()
+            on_done(self.answer_to(request))
 
     def tick(self, seconds: float) -> None:
         """Let so much time pass, and have the server notice it."""
@@ -162,7 +165,7 @@ class Wire:
         self._paused_writing = False
         self._coming: deque[bytes] = deque()
         self._half_closed = False
-        self._protocol = Connection(desk.hub)
+        self._protocol = Connection(desk.server)
         self._protocol.connection_made(cast(Any, self))
 
     # The client's side
@@ -232,7 +235,7 @@ class Wire:
         """Have a client that was stuck take so many bytes."""
         self.received += self._unsent[:size]
         del self._unsent[:size]
-        if self._paused_writing and len(self._unsent) <= 16 * 1024:
+        if self._paused_writing and not self._unsent:
             self._paused_writing = False
             self._protocol.resume_writing()
         self._close_if_sent()
@@ -252,17 +255,20 @@ class Wire:
         assert name == "socket"
         return self
 
+    def set_write_buffer_limits(self, high: int) -> None:
+        assert high == 0
+
     def setsockopt(self, level: int, option: int, value: bytes) -> None:
         assert (level, option) == (socket.SOL_SOCKET, socket.SO_LINGER)
         self.reset = struct.unpack("ii", value) == (1, 0)
 
-    def write(self, data: bytes) -> None:
+    def write(self, data: bytes | memoryview) -> None:
         assert self.open
         if not self.stuck:
             self.received += data
             return
         self._unsent += data
-        if not self._paused_writing and len(self._unsent) > 64 * 1024:
+        if not self._paused_writing:
             self._paused_writing = True
             self._protocol.pause_writing()
 
