@@ -25,7 +25,8 @@ from calendar42 import ENDPOINTS
 from operations import logs
 from operations.error_log import ErrorLog
 from operations.metrics import NO_ROUTE, Metrics
-from operations.status import read_status
+from operations.recent import Outcomes
+from operations.status import faults, read_status
 
 _POLICY = (
     "default-src 'none'",
@@ -113,7 +114,7 @@ def _add_health(app: Flask, metrics: Metrics, error_log: ErrorLog) -> None:
             "shared_tier": _tier(metrics),
             "upstream": {
                 "pause_seconds": round(metrics.pause.left, 1),
-                "last_fault": _last_fault(metrics),
+                "last_fault": next(iter(faults(metrics)), None),
             },
         }
         if reaper_alive and not stopping:
@@ -130,13 +131,6 @@ def _tier(metrics: Metrics) -> str | None:
     if metrics.tier.snapshot()["up"]:
         return "up"
     return "down"
-
-
-def _last_fault(metrics: Metrics) -> dict[str, Any] | None:
-    faults = metrics.recent.faults()
-    if not faults:
-        return None
-    return faults[0]._asdict()
 
 
 def _add_numbers(app: Flask, metrics: Metrics) -> None:
@@ -175,7 +169,9 @@ def _add_page(app: Flask) -> None:
 
     @page.get("/")
     def show() -> Response:
-        text = render_template("status.html", endpoints=ENDPOINTS)
+        text = render_template(
+            "status.html", endpoints=ENDPOINTS, outcomes=Outcomes._fields
+        )
         return Response(text, headers=[NO_STORE], mimetype="text/html")
 
     @page.after_request

@@ -25,12 +25,12 @@ from prometheus_client.metrics_core import Metric
 from prometheus_client.registry import Collector
 
 from answers import EVENT_PATH
-from cache import NEGATIVE, OK, Cache, Loaded, Loader, Stats
+from cache import FAULT, NEGATIVE, OK, PAUSED, Cache, Loaded, Loader, Stats
 from calendar42 import ENDPOINTS
 from calendar42.calls import CallRecord, Pause
 from calendar42.errors import C42Error
 from operations import VERSION
-from operations.recent import History, Recent, Sample
+from operations.recent import History, Outcomes, Recent, Sample
 
 # Seconds. 10.5 is just above the default of C42_TIMEOUT: calls that ran into it are
 # between the two.
@@ -177,8 +177,7 @@ class Metrics(Collector):
         """Read what the history keeps."""
         return Sample(
             at=self.cache.clock(),
-            requests=requests_by_outcome(self.cache.snapshot()),
-            refreshes=0,
+            outcomes=outcomes(self.cache.snapshot()),
             latency=self.recent.latency(),
             slowest_load=self.recent.forget_slowest_load(),
         )
@@ -299,19 +298,15 @@ class Metrics(Collector):
         )
 
 
-def requests_by_outcome(stats: Stats) -> dict[str, int]:
-    """Return how many events were asked for, by outcome; each has exactly one.
-
-    Hits on kept errors are no hits here: whoever asked didn't get the event.
-    """
-    hits = stats.hits[OK] + stats.hits[NEGATIVE]
-    return {
-        "hit": hits,
-        "kept_error": sum(stats.hits.values()) - hits,
-        "miss": stats.misses,
-        "collapsed": stats.collapsed,
-        "refused": stats.refused,
-    }
+def outcomes(stats: Stats) -> Outcomes:
+    """Return how many events were asked for, by outcome."""
+    return Outcomes(
+        hit=stats.hits[OK] + stats.hits[NEGATIVE],
+        kept_error=stats.hits[FAULT] + stats.hits[PAUSED],
+        miss=stats.misses,
+        collapsed=stats.collapsed,
+        refused=stats.refused,
+    )
 
 
 def counter(

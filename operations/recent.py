@@ -9,6 +9,7 @@ import threading
 from collections import deque
 from collections.abc import Callable, Sequence
 from contextlib import suppress
+from dataclasses import dataclass, replace
 from datetime import UTC, datetime
 from typing import NamedTuple
 
@@ -66,14 +67,20 @@ class SlidingCount:
             self._total -= self._counts.popleft()
 
 
-class Fault(NamedTuple):
-    """A fault of Calendar42, without anything that names an event or a person."""
+@dataclass
+class Fault:
+    """Equal faults of Calendar42, each less than a minute after the one before.
 
-    time: str
+    It has nothing that names an event or a person.
+    """
+
+    time: str  # of the first
     endpoint: str
     status: int  # what Calendar42 answered with; 0: no whole answer came
     cause: str
-    request_id: str  # of the request whose load found it
+    request_id: str  # of the request whose load met the first
+    count: int
+    latest: float  # when the latest was found, by the clock
 
 
 class Latency(NamedTuple):
@@ -128,27 +135,33 @@ class Recent:
                 self._failed.add()
 
     def on_fault(self, error: C42Error) -> None:
-        """Remember a fault. Equal ones within one second are listed once."""
-        now = datetime.now(UTC).strftime(TIME)
-        fault = Fault(
-            time=now,
+        """Remember a fault; equal ones are counted together."""
+        with self._lock:
+            if error.upstream_status in (401, 403):
+                self._token_refused.add()
+            fault = self._fault_like(error)
+            fault.count += 1
+            fault.latest = self._clock()
+
+    def _fault_like(self, error: C42Error) -> Fault:
+        """Return the fault that `error` repeats, or a new one. The lock is held."""
+        now = self._clock()
+        for fault in self._faults:
+            kind = (fault.endpoint, fault.status, fault.cause)
+            same = kind == (error.endpoint, error.upstream_status, error.message)
+            if same and now < fault.latest + MINUTE:
+                return fault
+        new = Fault(
+            time=datetime.now(UTC).strftime(TIME),
             endpoint=error.endpoint,
             status=error.upstream_status,
             cause=error.message,
             request_id=logs.request_id.get(),
+            count=0,
+            latest=now,
         )
-        with self._lock:
-            if error.upstream_status in (401, 403):
-                self._token_refused.add()
-            if not self._has(fault):
-                self._faults.appendleft(fault)
-
-    def _has(self, fault: Fault) -> bool:
-        """Return whether such a fault of the same second is listed."""
-        for other in self._faults:
-            if other._replace(request_id=fault.request_id) == fault:
-                return True
-        return False
+        self._faults.appendleft(new)
+        return new
 
     def on_full(self) -> None:
         """Remember that a request was refused because too many were waiting."""
@@ -173,7 +186,7 @@ class Recent:
     def faults(self) -> list[Fault]:
         """Return the latest faults, newest first."""
         with self._lock:
-            return list(self._faults)
+            return [replace(fault) for fault in self._faults]
 
     def latency(self) -> dict[str, Latency]:
         """Return how long the latest calls took, by endpoint."""
@@ -199,12 +212,24 @@ class Recent:
         return slowest
 
 
+class Outcomes(NamedTuple):
+    """Events asked for, by what the cache made of them; each has exactly one outcome.
+
+    Hits on kept errors are no hits here: whoever asked didn't get the event.
+    """
+
+    hit: int
+    kept_error: int
+    miss: int
+    collapsed: int
+    refused: int
+
+
 class Sample(NamedTuple):
     """The counters of the cache at one moment, and what the calls took."""
 
     at: float  # by the cache's clock
-    requests: dict[str, int]  # events asked for, by outcome
-    refreshes: int
+    outcomes: Outcomes
     latency: dict[str, Latency]
     slowest_load: float  # seconds, of the loads since the sample before
 

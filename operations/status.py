@@ -8,12 +8,13 @@ import socket
 from collections.abc import Mapping, Sequence
 from datetime import UTC, datetime
 from itertools import pairwise
+from operator import sub
 from typing import Any
 
 from calendar42 import ENDPOINTS
 from operations import VERSION
-from operations.metrics import Metrics, requests_by_outcome
-from operations.recent import TIME, LastMinute, Latency, Sample
+from operations.metrics import Metrics, outcomes
+from operations.recent import TIME, Fault, LastMinute, Latency, Outcomes, Sample
 
 HOURLY_LIMIT = 10_000  # calls an hour and token (docs/calendar42.md)
 NEARLY = 0.8  # of the limit
@@ -29,9 +30,8 @@ def read_status(metrics: Metrics, port: int | None = None) -> dict[str, Any]:
     if metrics.tier is not None:
         tier = metrics.tier.snapshot()
     stats = cache.snapshot()
-    outcomes = requests_by_outcome(stats)
-    asked = sum(outcomes.values())
-    useful = outcomes["hit"]
+    asked = outcomes(stats)
+    requests = sum(asked)
     held = {
         "hits": sum(stats.hits.values()),
         "hits_by_kind": stats.hits,
@@ -52,13 +52,13 @@ def read_status(metrics: Metrics, port: int | None = None) -> dict[str, Any]:
         "stopping": metrics.stopping(),
         "reaper_alive": cache.reaper.is_alive(),
         "expiry_seconds": metrics.expiry,
-        "requests": asked,
-        "hit_ratio": _ratio(useful, asked),
+        "requests": requests,
+        "hit_ratio": _ratio(asked.hit, requests),
         # If each had been asked for alone; an event with many pages takes more.
-        "saved_calls": 2 * useful,
-        "outcomes": outcomes,
+        "saved_calls": 2 * asked.hit,
+        "outcomes": asked._asdict(),
         "last_minute": metrics.recent.last_minute()._asdict(),
-        "history": _history(metrics, outcomes),
+        "history": _history(metrics, asked),
         "cache": stats._asdict() | held,
         "upstream": _upstream(metrics),
         "shared_tier": tier,
@@ -116,25 +116,39 @@ def _upstream(metrics: Metrics) -> dict[str, Any]:
         "requests_last_hour": metrics.recent.calls_in_the_last_hour(),
         "hourly_limit": HOURLY_LIMIT,
         "endpoints": endpoints,
-        "faults": [fault._asdict() for fault in metrics.recent.faults()],
+        "faults": faults(metrics),
     }
 
 
-def _history(metrics: Metrics, outcomes: Mapping[str, int]) -> dict[str, Any]:
+def faults(metrics: Metrics) -> list[dict[str, Any]]:
+    """Return the latest faults, newest first."""
+    return [_describe(fault) for fault in metrics.recent.faults()]
+
+
+def _describe(fault: Fault) -> dict[str, Any]:
+    return {
+        "time": fault.time,
+        "endpoint": fault.endpoint,
+        "status": fault.status,
+        "cause": fault.cause,
+        "request_id": fault.request_id,
+        "count": fault.count,
+    }
+
+
+def _history(metrics: Metrics, asked: Outcomes) -> dict[str, Any]:
     """Return the last ten minutes: a point for each sample, and sums of them all."""
     samples = metrics.history.samples()
     now = metrics.cache.clock()
     oldest = samples[0]
-    since = {}
-    for outcome, count in outcomes.items():
-        since[outcome] = count - oldest.requests[outcome]
+    since = _since(oldest.outcomes, asked)
     slowest = metrics.recent.slowest_load()
     for sample in samples[1:]:
         slowest = max(slowest, sample.slowest_load)
     return {
         "seconds": round(now - oldest.at, 1),
-        "outcomes": since,
-        "hit_ratio": _ratio(since["hit"], sum(since.values())),
+        "outcomes": since._asdict(),
+        "hit_ratio": _ratio(since.hit, sum(since)),
         "slowest_load_seconds": round(slowest, 4) or None,
         "seconds_ago": [round(now - sample.at, 1) for sample in samples],
         "requests_per_second": _rates(samples),
@@ -142,16 +156,21 @@ def _history(metrics: Metrics, outcomes: Mapping[str, int]) -> dict[str, Any]:
     }
 
 
+def _since(before: Outcomes, after: Outcomes) -> Outcomes:
+    """Return how many there were of each outcome between two moments."""
+    return Outcomes(*map(sub, after, before))
+
+
 def _rates(samples: Sequence[Sample]) -> dict[str, list[float | None]]:
     """Return the rate of each outcome between each sample and the one before."""
     rates: dict[str, list[float | None]] = {}
-    for outcome in samples[0].requests:
+    for outcome in Outcomes._fields:
         rates[outcome] = [None]
     for before, after in pairwise(samples):
         passed = after.at - before.at
-        for outcome, points in rates.items():
-            happened = after.requests[outcome] - before.requests[outcome]
-            points.append(_ratio(happened, passed))
+        happened = _since(before.outcomes, after.outcomes)
+        for outcome, count in happened._asdict().items():
+            rates[outcome].append(_ratio(count, passed))
     return rates
 
 

@@ -61,14 +61,14 @@ def test_upstream_trouble_does_not_make_it_unready(
         assert service.get(path).json() == {"status": "ok"}
     assert service.get("/readyz").status_code == 200
     assert upstream.calls() == 2
-    upstream.rule(status=500)
+    upstream.rule(status=507)
     failed = service.event(new_id())
-    assert failed.status_code == 500
+    assert failed.status_code == 507
     ready = service.get("/readyz")
     assert ready.status_code == 200
     fault = ready.json()["upstream"]["last_fault"]
-    assert (fault["endpoint"], fault["status"]) == ("events", 500)
-    assert fault["cause"] == "Calendar42 answered 500"
+    assert (fault["endpoint"], fault["status"]) == ("events", 507)
+    assert fault["cause"] == "Calendar42 answered 507"
     assert fault["request_id"] == failed.headers["X-Request-ID"]
 
 

@@ -1,5 +1,6 @@
 """/status.json: what it says is wrong, and how bad it is, and what happened lately."""
 
+import re
 import threading
 from collections.abc import Iterator
 
@@ -103,14 +104,7 @@ def test_durations_of_the_last_calls(metrics: Metrics) -> None:
 
 
 def test_faults_are_listed(metrics: Metrics) -> None:
-    """A fault is listed with its cause and the request that it was found for, once in a
-    second, and the latest twenty are kept, newest first.
-    """
-    token = logs.request_id.set("report-1")
-    metrics.on_fault(fault(503, "Calendar42 answered 503"))
-    logs.request_id.set("report-2")
-    metrics.on_fault(fault(503, "Calendar42 answered 503"))
-    logs.request_id.reset(token)
+    """The latest twenty faults are kept, newest first."""
     for number in range(25):
         metrics.on_fault(fault(0, f"cause {number}"))
     faults = read_status(metrics)["upstream"]["faults"]
@@ -118,24 +112,47 @@ def test_faults_are_listed(metrics: Metrics) -> None:
     assert [one["cause"] for one in faults[:2]] == ["cause 24", "cause 23"]
 
 
-def test_equal_faults_of_a_second_are_one(metrics: Metrics) -> None:
-    """Of equal faults within a second, the first is listed, with its request's id."""
+def test_equal_faults_are_counted_together(metrics: Metrics, clock: Clock) -> None:
+    """Of equal faults, less than a minute after one another, the first is listed, with
+    its request's id and their number.
+    """
     token = logs.request_id.set("report-1")
     metrics.on_fault(fault(503))
     logs.request_id.set("report-2")
     for _ in range(3):
+        clock.now += 59.9
         metrics.on_fault(fault(503))
-    logs.request_id.reset(token)
-    faults = read_status(metrics)["upstream"]["faults"]
-    assert len(faults) <= 2, "the second may have ended meanwhile"
-    first = faults[-1]
-    assert first.pop("time").endswith("Z")
-    assert first == {
+    (only,) = read_status(metrics)["upstream"]["faults"]
+    assert re.fullmatch(r"\d{4}-\d\d-\d\dT\d\d:\d\d:\d\dZ", only.pop("time"))
+    assert only == {
         "endpoint": "events",
         "status": 503,
         "cause": "broken",
         "request_id": "report-1",
+        "count": 4,
     }
+    clock.now += 60
+    metrics.on_fault(fault(503))
+    logs.request_id.reset(token)
+    faults = read_status(metrics)["upstream"]["faults"]
+    told = [(one["request_id"], one["count"]) for one in faults]
+    assert told == [("report-2", 1), ("report-1", 4)]
+
+
+@pytest.mark.parametrize(
+    "other",
+    [
+        C42Error("event-subscriptions", "broken", 500, 503),
+        C42Error("events", "broken", 500, 0),
+        C42Error("events", "broken again", 500, 503),
+    ],
+)
+def test_different_faults_are_listed(metrics: Metrics, other: C42Error) -> None:
+    """Faults of another endpoint, status or cause are listed by themselves."""
+    metrics.on_fault(fault(503))
+    metrics.on_fault(other)
+    faults = read_status(metrics)["upstream"]["faults"]
+    assert [one["count"] for one in faults] == [1, 1]
 
 
 # Troubles
@@ -240,7 +257,7 @@ def test_troubles_of_the_service_itself(cache: Cache) -> None:
 
 
 def test_troubles_of_calendar42(inside: MakeInside, upstream: Standin) -> None:
-    """A fault that a request meets is a trouble for a minute, a pause while it lasts."""
+    """A fault that a request met is a trouble for a minute, a pause while it lasts."""
     service, event_id = inside(), new_id()
     assert service.status()["troubles"] == []
     upstream.rule("events", event_id, status=500)

@@ -16,7 +16,8 @@ from tests.fixtures import Service, new_id, until
 
 soon = partial(until, every=0.02)  # each look takes the browser some milliseconds
 
-HITS = '[data-number="cache.hits"]'
+HITS = '[data-number="outcomes.hit"]'
+RATE = '[data-number="rates.hit"]'
 
 
 def text(browser: Chrome, selector: str) -> str:
@@ -49,17 +50,18 @@ def test_numbers_move(browser: Chrome, service: Service, upstream: Standin) -> N
     stays empty.
     """
     browser.get(service.url)
-    shows(browser, "#rate-hits", ".")
-    before = service.get("/status.json").json()["cache"]
+    shows(browser, RATE, ".")
+    before = service.get("/status.json").json()["outcomes"]
     event_id = new_id()
     upstream.add_event(event_id, names=["Ella"])
     for _ in range(6):
         service.event(event_id)
-    soon(lambda: text(browser, HITS) == f"{before['hits'] + 5:,}", "five more hits")
-    assert text(browser, '[data-number="cache.misses"]') == f"{before['misses'] + 1:,}"
+    soon(lambda: text(browser, HITS) == f"{before['hit'] + 5:,}", "five more hits")
+    assert text(browser, '[data-number="outcomes.miss"]') == f"{before['miss'] + 1:,}"
     plot = browser.find_element(By.ID, "plot-requests")
     assert re.search(
-        r"hit: \S+ now, from \S+ to \S+; miss: ", plot.get_attribute("aria-label") or ""
+        r"hit: \S+ now, from \S+ to \S+; kept error: ",
+        plot.get_attribute("aria-label") or "",
     )
     soon(
         lambda: len(plot.find_elements(By.CSS_SELECTOR, 'path.line.hit[d*="L"]')) == 1,
@@ -84,6 +86,8 @@ def test_numbers_are_those_of_the_server(
         service.event(DEMO_EVENTS[name])
     browser.get(service.url)
     shows(browser, '[data-number="hit_ratio"]', "33.3 %")
+    shows(browser, '[data-number="history.hit_ratio"]', "33.3 %")
+    shows(browser, RATE, ".")
     assert text(browser, '[data-number="saved_calls"]') == "2"
     assert text(browser, '[data-number="expiry_seconds"]') == "4 min 12 s"
     assert (
@@ -115,6 +119,7 @@ def test_formats(browser: Chrome, service: Service) -> None:
                     0.9996: "1.00 s", 1.125: "1.13 s"},
         "percent": {0: "0.0 %", 0.33333: "33.3 %", 0.99999: "99.9 %", 1: "100.0 %"},
         "count": {0: "0", 999: "999", 1000: "1,000", 1_234_567: "1,234,567"},
+        "amount": {9_999_999: "9,999,999", 10_000_000: "10.0 M", 123_456_789: "123.5 M"},
         "rate": {0: "0.0", 9.94: "9.9", 12.5: "13", 12345.6: "12,346"},
     }  # fmt: skip
     browser.get(service.url)
@@ -178,7 +183,7 @@ def test_shows_errors(browser: Chrome, service: Service, upstream: Standin) -> N
     assert re.fullmatch(r"expires in \d s|expired: .*", text(browser, "#life-left"))
     soon(
         lambda: (
-            text(browser, "#fault-table tbody").split("\n")[0].endswith(" events 503")
+            "events: Calendar42 answered 503" in text(browser, "#fault-table tbody")
         ),
         "the fault",
     )
@@ -229,7 +234,7 @@ def test_says_so_when_the_service_is_silent(
     shows(browser, "#try-status", "The service gave no answer")
     successor = start(ready=False, C42_PORT=str(service.port))
     shows(browser, "#troubles", "All is well.")
-    shows(browser, "#rate-hits", ".")
+    shows(browser, RATE, ".")
     assert browser.title == "c42c status"
     assert successor.process.poll() is None
     assert complaints(browser) == []
@@ -239,49 +244,257 @@ TROUBLES = {
     "stopping": "The service is stopping.",
     "reaper": "The reaper has died",
     "full": "The waiting room is full",
-    "refusing": "Requests were refused",
+    "refusing": "Too many requests wait for Calendar42",
     "pause": "asked for a pause (429)",
     "token": "Calendar42 refuses the token",
     "outage": "Calendar42 is out of order",
-    "faults": "had faults within the last minute",
+    "faults": "Calendar42 had faults",
     "limit": "of the calls that Calendar42 allows in an hour",
     "redis": "Redis is lost",
 }
 
 
-def test_troubles_are_shown(browser: Chrome, service: Service) -> None:
+class Pretence:
+    """A page to which the service seems to say what a test wants."""
+
+    def __init__(self, browser: Chrome, service: Service) -> None:
+        """Open the page, and have it ask every 50 milliseconds."""
+        self._browser = browser
+        self.numbers: dict[str, Any] = service.get("/status.json").json()
+        self.numbers |= {"troubles": [], "shared_tier": None}
+        browser.get(service.url)
+        browser.execute_script(
+            """
+            const later = window.setTimeout;
+            window.setTimeout = (what) => later(what, 50);
+            """
+        )
+
+    def say(self, **changed: object) -> None:
+        """Have the service say something else in some of its numbers."""
+        said = json.dumps(self.numbers | changed)
+        self._browser.execute_script(
+            "const said = arguments[0]; window.fetch = async () => new Response(said)",
+            said,
+        )
+
+
+@pytest.fixture
+def pretence(browser: Chrome, service: Service) -> Pretence:
+    """Give a test a page to which the service seems to say what the test wants."""
+    return Pretence(browser, service)
+
+
+TIER = {"found": 1, "awaited": 22, "loaded": 333, "alone": 4444, "up": False}
+
+
+def test_troubles_are_shown(browser: Chrome, pretence: Pretence) -> None:
     """The page shows a sentence for each trouble that the server names, no others, and
     marks its title.
     """
-    numbers = service.get("/status.json").json()
-    tier = {"found": 1, "awaited": 22, "loaded": 333, "alone": 4444, "up": False}
-    numbers |= {"troubles": [], "shared_tier": tier}
-    numbers["upstream"]["faults"] = [
-        {"time": "2026-01-01T00:00:00Z", "endpoint": "events", "status": 0}
-    ]
-    answer = "const said = arguments[0]; window.fetch = async () => new Response(said)"
-    browser.get(service.url)
-    browser.execute_script(
-        "const later = window.setTimeout; window.setTimeout = (what) => later(what, 50)"
-    )
     for name, sentence in TROUBLES.items():
-        browser.execute_script(answer, json.dumps(numbers | {"troubles": [name]}))
+        pretence.say(troubles=[name])
         shows(browser, "#troubles", sentence)
-        assert text(browser, "#troubles").count("\n") == 0
+        shown = browser.find_elements(By.CSS_SELECTOR, "#troubles > :not([hidden])")
+        assert len(shown) == 1
         assert browser.title == "(!) c42c status"
-    browser.execute_script(answer, json.dumps(numbers | {"troubles": list(TROUBLES)}))
+    pretence.say(troubles=list(TROUBLES))
     soon(
-        lambda: len(text(browser, "#troubles").splitlines()) == len(TROUBLES),
+        lambda: (
+            len(browser.find_elements(By.CSS_SELECTOR, "#troubles > :not([hidden])"))
+            == len(TROUBLES)
+        ),
         "all of them",
     )
-    browser.execute_script(answer, json.dumps(numbers))
+    pretence.say()
     soon(lambda: text(browser, "#troubles") == "All is well.", "none of them")
     assert browser.title == "c42c status"
-    assert (
-        text(browser, "#fault-table tbody tr") == "2026-01-01 00:00:00 events no answer"
+
+
+def test_severity_is_seen(browser: Chrome, pretence: Pretence) -> None:
+    """An outage says how many loads failed, and looks worse than single faults do."""
+    looks = {}
+    for name, failed in {"faults": 1, "outage": 72}.items():
+        minute = {"loads": 80, "failed": failed, "token_refused": 0, "refused": 0}
+        pretence.say(troubles=[name], last_minute=minute)
+        shows(browser, "#troubles", f"{failed} of 80 loads failed in the last minute.")
+        banner = browser.find_element(By.CSS_SELECTOR, f"[data-trouble={name}]")
+        looks[name] = {
+            style: banner.value_of_css_property(style)
+            for style in ("background-color", "font-size")
+        }
+    assert looks["faults"]["background-color"] != looks["outage"]["background-color"]
+    assert looks["faults"]["font-size"] < looks["outage"]["font-size"]
+
+
+def test_changing_numbers_are_not_announced(
+    browser: Chrome, pretence: Pretence
+) -> None:
+    """In the sentences that screen readers announce, numbers that change all the time
+    are in parts that they don't.
+    """
+    pretence.say(troubles=list(TROUBLES))
+    shows(browser, "#troubles", "Redis is lost")
+    loud = """return [...document.querySelectorAll("[role=status] [data-number]")]
+        .filter((number) => number.closest("[aria-live]")?.ariaLive !== "off").length"""
+    assert browser.execute_script(loud) == 0
+
+
+def test_faults_are_listed(browser: Chrome, pretence: Pretence) -> None:
+    """Each fault is listed with its time, its cause, its number and the request to look
+    for in the log. A row isn't replaced while it stays the same, so it can be copied.
+    """
+    fault = {
+        "time": "2026-01-01T10:11:12Z",
+        "endpoint": "events",
+        "status": 0,
+        "cause": "no answer",
+        "request_id": "report-1",
+        "count": 1234,
+    }
+    upstream = pretence.numbers["upstream"] | {"faults": [fault]}
+    pretence.say(upstream=upstream, now="2026-01-01T23:59:59Z")
+    body = "#fault-table tbody"
+    shows(browser, body, "10:11:12 events: no answer 1,234 report-1")
+    assert "2026" not in text(browser, body)
+    browser.execute_script("document.querySelector('#fault-table td').same = true")
+    pretence.say(upstream=upstream, now="2026-01-02T00:00:00Z")
+    shows(browser, body, "2026-01-01 10:11:12 events: no answer 1,234 report-1")
+    assert browser.execute_script(
+        "return document.querySelector('#fault-table td').same"
     )
-    assert text(browser, "#shared-tier").split("\n")[1] == "lost"
+    pretence.say(upstream=upstream | {"faults": []})
+    shows(browser, "#no-faults", "None since the start.")
+    assert text(browser, body) == ""
+
+
+def test_redis_is_shown(browser: Chrome, pretence: Pretence) -> None:
+    """With C42_CACHE_URL, a tile says whether Redis is there, and what it was good for."""
+    assert not browser.find_element(By.ID, "shared-tier").is_displayed()
+    pretence.say(shared_tier=TIER)
+    shows(browser, "#shared-tier", "lost")
     assert "loaded for all: 333, alone: 4,444" in text(browser, "#shared-tier")
+
+
+def test_starts_afresh_with_another_instance(
+    browser: Chrome, pretence: Pretence
+) -> None:
+    """If another instance answers, everything shown is of that one, and the page says
+    so.
+    """
+    shows(browser, RATE, ".")
+    assert not browser.find_element(By.ID, "changed").is_displayed()
+    latency = browser.find_element(By.ID, "plot-latency")
+    requests = browser.find_element(By.ID, "plot-requests")
+    nothing = {name: [None] for name in pretence.numbers["outcomes"]}
+    no_latency = {
+        name: {"median": [None], "p99": [None]}
+        for name in pretence.numbers["upstream"]["endpoints"]
+    }
+    history = pretence.numbers["history"] | {
+        "seconds_ago": [0.0],
+        "requests_per_second": nothing,
+        "latency_seconds": no_latency,
+    }
+    pretence.say(instance="other-1", port=5002, history=history)
+    shows(browser, "header", "other-1")
+    assert ":5002" in text(browser, "header")
+    shows(browser, "#changed", "Another instance answers than before")
+    assert text(browser, RATE) == "–"
+    for plot in (latency, requests):
+        label = plot.get_attribute("aria-label") or ""
+        assert " now, " not in label
+
+
+def test_plots_have_history_when_the_page_is_opened(
+    browser: Chrome, pretence: Pretence
+) -> None:
+    """The first answer fills the plots: up to ten minutes, with gaps where nothing was
+    measured.
+    """
+    ago = [600.0, 595.0, 590.0, 100.0, 95.0, 0.0]
+    rates: dict[str, list[float | None]] = {
+        name: [0.0] * 6 for name in pretence.numbers["outcomes"]
+    }
+    rates["hit"] = [None, 10.0, 20.0, 30.0, 40.0, 50.0]
+    seconds = {"median": [None, 0.1, 0.1, 0.2, 0.2, 0.3], "p99": [None] * 6}
+    endpoints = pretence.numbers["upstream"]["endpoints"]
+    history = pretence.numbers["history"] | {
+        "seconds_ago": ago,
+        "requests_per_second": rates,
+        "latency_seconds": dict.fromkeys(endpoints, seconds),
+    }
+    pretence.say(history=history)
+    shows(browser, RATE, "50")
+    hits = browser.find_element(By.CSS_SELECTOR, "#plot-requests .line.hit")
+    path = hits.get_attribute("d") or ""
+    # Three lines: of 595 and 590, of 100 and 95, and of 0 seconds ago.
+    assert re.sub("[^A-Za-z]", "", path) == "MhLMhLMh"
+    label = browser.find_element(By.ID, "plot-requests").get_attribute("aria-label")
+    assert "last ten minutes. hit: 50 now, from 10 to 50; kept error: 0.0 now" in (
+        label or ""
+    )
+
+
+def test_meter_warns_near_the_limit(browser: Chrome, pretence: Pretence) -> None:
+    """The meter of the last hour's calls looks different from four fifths on."""
+    meter = 'meter[data-number="upstream.requests_last_hour"]'
+    upstream = pretence.numbers["upstream"]
+    pretence.say(upstream=upstream | {"requests_last_hour": 8001})
+    shows(browser, '[data-number="upstream.requests_last_hour"]:not(meter)', "8,001")
+    state = browser.execute_script(
+        """
+        const { value, low, high, max, optimum } = document.querySelector(arguments[0]);
+        return { value, low, high, max, optimum };
+        """,
+        meter,
+    )
+    # Above `high` while the best is below `low`: the standard's worst region.
+    assert state == {"value": 8001, "low": 0, "high": 8000, "max": 10000, "optimum": 0}
+
+
+LARGE = {
+    "instance": "0123abcd-4194304",
+    "host": "c42c-7d9f8b6c5d-x2x4z",
+    "uptime_seconds": 8_640_000,
+    "saved_calls": 123_456_789,
+    "requests": 123_456_789,
+}
+
+
+@pytest.mark.parametrize("width", [320, 375, 1280])
+def test_large_numbers_fit(browser: Chrome, pretence: Pretence, width: int) -> None:
+    """No tile and no banner is narrower than what it shows, with Redis and all."""
+    size = {"width": width, "height": 900, "deviceScaleFactor": 1, "mobile": False}
+    browser.execute_cdp_cmd("Emulation.setDeviceMetricsOverride", size)
+    numbers = pretence.numbers
+    cache = dict.fromkeys(numbers["cache"], 123_456) | {
+        "entries_by_kind": dict.fromkeys(numbers["cache"]["entries_by_kind"], 123_456)
+    }
+    upstream = numbers["upstream"] | {
+        "requests": 123_456_789,
+        "requests_last_hour": 9_999,
+        "pause_seconds": 588.0,
+    }
+    tier = dict.fromkeys(TIER, 123_456_789)
+    pretence.say(
+        **LARGE,
+        cache=cache,
+        upstream=upstream,
+        shared_tier=tier,
+        troubles=list(TROUBLES),
+    )
+    shows(browser, "main", "9 min 48 s")
+    wide = browser.execute_script(
+        """
+        const boxes = document.querySelectorAll(".tiles > div, .tiles dd, #troubles li");
+        return [...boxes].filter((box) => box.scrollWidth > box.clientWidth)
+          .map((box) => box.textContent.trim());
+        """
+    )
+    assert wide == []
+    root = "document.documentElement"
+    assert browser.execute_script(f"return {root}.scrollWidth") <= width
 
 
 def test_hidden_tabs_do_not_ask(browser: Chrome, service: Service) -> None:

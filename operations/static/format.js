@@ -2,6 +2,8 @@
 
 export const count = (number) => number.toLocaleString("en-US");
 
+export const amount = (number) => number < 1e7 ? count(number) : `${rounded(number / 1e6, 1)} M`;
+
 export const percent = (ratio) => `${(Math.floor(ratio * 1000) / 10).toFixed(1)} %`; // rounded down, so that 100 % means all
 
 export function duration(seconds) {
@@ -27,7 +29,10 @@ export const pause = (seconds) => seconds > 0 ? duration(Math.ceil(seconds)) : "
 
 export const rate = (perSecond) => perSecond >= 10 ? count(Math.round(perSecond)) : perSecond.toFixed(1);
 
-export const clock = (stamp) => stamp.slice(0, 19).replace("T", " ");
+export const clock = (stamp) => stamp.slice(11, 19);
+
+// A time of today without its date.
+export const since = (stamp, now) => stamp.slice(0, 10) === now.slice(0, 10) ? clock(stamp) : `${stamp.slice(0, 10)} ${clock(stamp)}`;
 
 export const connection = (up) => up ? "up" : "lost";
 

@@ -1,12 +1,13 @@
-// A moving plot of the last two minutes. The scale is logarithmic: a few refusals are visible next to thousands of hits.
+// A plot of the last ten minutes. The scale is logarithmic: a few refusals are visible next to thousands of hits.
 
-const SPAN = 120; // seconds
-const GAP = 5; // seconds without a sample after which a line breaks
+const SPAN = 600; // seconds
+const GAP = 15; // seconds without a value after which a line breaks
 const LEFT = 56, RIGHT = 8, TOP = 8, BOTTOM = 24; // pixels around the plot, for the labels
 const MOST_TICKS = 7;
+const MARKS = [[SPAN, "−10 min", "start"], [SPAN / 2, "−5 min", "middle"], [0, "now", "end"]];
 
 export class Plot {
-  #svg; #title; #lines; #floor; #label; #tick; #samples = [];
+  #svg; #title; #lines; #floor; #label; #tick; #ago = []; #series = [];
 
   // `lines` has what each line is called, by its CSS class. `label` writes a value, `tick` one of the scale.
   // What is at `floor` or below lies on the bottom, as zero; without a floor, the bottom follows the values.
@@ -20,38 +21,36 @@ export class Plot {
     new ResizeObserver(() => this.#draw()).observe(svg);
   }
 
-  // Add one value for each line, null where there is none, at `time` in seconds.
-  add(time, values) {
-    this.#samples.push({ time, values });
-    while (this.#samples[0].time < time - SPAN) this.#samples.shift();
+  // Show the values of each line, null where there is none, which are so many seconds old.
+  show(ago, series) {
+    this.#ago = ago;
+    this.#series = series;
     this.#draw();
   }
 
   #draw() {
     const right = this.#svg.clientWidth - RIGHT, bottom = this.#svg.clientHeight - BOTTOM;
-    const latest = this.#samples.at(-1)?.time;
     const ticks = this.#ticks();
     const height = (bottom - TOP) / Math.log(ticks.at(-1) / ticks[0]);
-    const x = (ago) => right - ago / SPAN * (right - LEFT);
+    const x = (ago) => right - Math.min(ago / SPAN, 1) * (right - LEFT);
     const y = (value) => bottom - Math.log(Math.max(value / ticks[0], 1)) * height;
     this.#svg.replaceChildren(
       ...ticks.flatMap((tick) => [
         make("path", { class: "grid", d: `M${LEFT} ${y(tick)}H${right}` }),
         make("text", { class: "end", x: LEFT - 8, y: y(tick) + 4 }, this.#tick(tick === this.#floor ? 0 : tick)),
       ]),
-      ...[[120, "−2 min", "start"], [60, "−1 min", "middle"], [0, "now", "end"]].flatMap(([ago, text, anchor]) => [
+      ...MARKS.flatMap(([ago, text, anchor]) => [
         make("path", { class: "grid", d: `M${x(ago)} ${TOP}V${bottom}` }),
         make("text", { class: anchor, x: x(ago), y: bottom + 17 }, text),
       ]),
-      ...this.#lines.map(([style], at) =>
-        make("path", { class: `line ${style}`, d: this.#path(at, (time) => x(latest - time), y) })),
+      ...this.#lines.map(([style], at) => make("path", { class: `line ${style}`, d: this.#path(this.#series[at] ?? [], x, y) })),
     );
     this.#svg.setAttribute("aria-label", this.#describe());
   }
 
   // Return the values for the grid lines: 1, 2, 5, 10 …, or only powers of ten if those are too many.
   #ticks() {
-    const values = this.#samples.flatMap((sample) => sample.values).filter((value) => value > 0);
+    const values = this.#series.flat().filter((value) => value > 0);
     const least = this.#floor ?? (values.length ? Math.min(...values) : 0.01), most = Math.max(...values, least * 10);
     for (const steps of [[1, 2, 5], [1]]) {
       const all = [];
@@ -63,13 +62,14 @@ export class Plot {
     }
   }
 
-  #path(line, x, y) {
-    let path = "", before = -Infinity;
-    for (const { time, values } of this.#samples) {
-      if (values[line] === null) continue;
-      const point = `${x(time).toFixed(1)} ${y(values[line]).toFixed(1)}`;
-      path += time - before > GAP ? `M${point}h0` : `L${point}`; // one alone is a dot
-      before = time;
+  #path(values, x, y) {
+    let path = "", before = Infinity;
+    for (const [at, value] of values.entries()) {
+      if (value === null) continue;
+      const ago = this.#ago[at];
+      const point = `${x(ago).toFixed(1)} ${y(value).toFixed(1)}`;
+      path += before - ago > GAP ? `M${point}h0` : `L${point}`; // one alone is a dot
+      before = ago;
     }
     return path;
   }
@@ -77,12 +77,12 @@ export class Plot {
   // The plot in words, for screen readers.
   #describe() {
     const lines = this.#lines.map(([, name], at) => {
-      const values = this.#samples.map((sample) => sample.values[at]).filter((value) => value !== null);
+      const values = (this.#series[at] ?? []).filter((value) => value !== null);
       if (!values.length) return `${name}: nothing yet`;
       const [now, least, most] = [values.at(-1), Math.min(...values), Math.max(...values)].map(this.#label);
       return `${name}: ${now} now, from ${least} to ${most}`;
     });
-    return `${this.#title}, last two minutes. ${lines.join("; ")}.`;
+    return `${this.#title}, last ten minutes. ${lines.join("; ")}.`;
   }
 }
 

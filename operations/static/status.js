@@ -6,18 +6,22 @@ import * as tryBox from "./try.js";
 
 const INTERVAL = 1000; // milliseconds from one question to the next
 const PATIENCE = 3000; // milliseconds after which the service counts as not answering
-const AVERAGED = 5; // seconds over which rates are averaged, so that single requests aren't spikes
+const NOTICED = 10000; // milliseconds for which the page says that another instance answers
+const HIGH = 0.8; // the share of a limit from which a meter warns
 
 const byId = (id) => document.getElementById(id);
-const outcomes = ["hits", "misses", "collapsed", "refused"];
-const endpoints = ["events", "event-subscriptions"];
-const recent = []; // the latest numbers, and when they came, the newest last
+const names = (table) => [...document.querySelectorAll(`[aria-labelledby=${table}] [data-name]`)]
+  .map((head) => head.dataset.name);
+const outcomes = names("requests");
+const endpoints = names("latency");
+let last; // the latest numbers
+let changed = -Infinity; // when another instance answered than before
 let asking = false;
 
 document.querySelectorAll("[data-live]").forEach((part) => (part.hidden = false));
 const requests = new Plot(byId("plot-requests"), {
-  title: "Requests per second",
-  lines: { hit: "hit", miss: "miss", collapsed: "collapsed", refused: "refused" },
+  title: "Events asked for, per second",
+  lines: Object.fromEntries(outcomes.map((name) => [name, name.replace("_", " ")])),
   floor: 0.1,
   label: formats.rate,
   tick: formats.count,
@@ -41,7 +45,7 @@ async function poll() {
   const began = performance.now();
   try {
     const numbers = await read();
-    if (numbers) show({ ...numbers, seconds: performance.now() / 1000 });
+    if (numbers) show(numbers);
     showTroubles(numbers?.troubles ?? ["silent"]);
   } finally {
     setTimeout(() => { asking = false; poll(); }, Math.max(0, INTERVAL - (performance.now() - began)));
@@ -58,21 +62,26 @@ async function read() {
   }
 }
 
+// Everything shown is of the instance that has just answered, its history included: nothing is kept of another.
 function show(numbers) {
+  const { seconds_ago, requests_per_second, latency_seconds } = numbers.history;
+  const rates = outcomes.map((name) => requests_per_second[name]);
+  requests.show(seconds_ago, rates);
+  latencies.show(seconds_ago, endpoints.flatMap((name) => [latency_seconds[name].median, latency_seconds[name].p99]));
+  numbers.rates = Object.fromEntries(outcomes.map((name, at) => [name, rates[at].at(-1)]));
   byId("shared-tier").hidden = !numbers.shared_tier;
   for (const place of document.querySelectorAll("[data-number]")) showNumber(place, numbers);
-  showFaults(numbers.upstream.faults);
-  showRates(numbers);
-  latencies.add(numbers.seconds, endpoints.flatMap((name) => {
-    const { median_seconds, p99_seconds } = numbers.upstream.endpoints[name];
-    return [median_seconds, p99_seconds];
-  }));
+  showFaults(numbers.upstream.faults, numbers.now);
+  if (last && last.instance !== numbers.instance) changed = performance.now();
+  byId("changed").hidden = performance.now() - changed > NOTICED;
+  last = numbers;
 }
 
 function showNumber(place, numbers) {
   const value = at(numbers, place.dataset.number) ?? null;
   if (place instanceof HTMLMeterElement) {
     place.max = at(numbers, place.dataset.most);
+    place.high = HIGH * place.max;
     place.value = value;
   } else {
     place.textContent = value === null ? "–" : formats[place.dataset.form](value);
@@ -81,34 +90,22 @@ function showNumber(place, numbers) {
 
 const at = (numbers, path) => path.split(".").reduce((inner, name) => inner?.[name], numbers);
 
-function showRates(numbers) {
-  const last = recent.at(-1);
-  // Another process has other counters, and a rate that includes the time the tab was hidden isn't current. The process
-  // id doesn't tell processes apart: in a container it is always 1.
-  const passed = numbers.seconds - last?.seconds, counted = numbers.uptime_seconds - last?.uptime_seconds;
-  if (!(passed <= AVERAGED && Math.abs(counted - passed) < 1)) recent.length = 0;
-  recent.push(numbers);
-  if (recent.length > 1 + AVERAGED) recent.shift();
-  const before = recent.length > 1 ? recent[0] : null;
-  const rates = outcomes.map((name) =>
-    before ? (numbers.cache[name] - before.cache[name]) / (numbers.seconds - before.seconds) : null);
-  outcomes.forEach((name, at) => (byId(`rate-${name}`).textContent = before ? formats.rate(rates[at]) : "–"));
-  requests.add(numbers.seconds, rates);
-}
-
-function showFaults(faults) {
-  // Unchanged rows are kept, because text in rows that are replaced can't be selected and copied.
-  if (JSON.stringify(faults) === JSON.stringify(recent.at(-1)?.upstream.faults)) return;
+function showFaults(faults, now) {
   byId("no-faults").hidden = faults.length > 0;
   byId("fault-table").hidden = faults.length === 0;
-  byId("fault-table").tBodies[0].replaceChildren(...faults.map(({ time, endpoint, status }) => {
-    const row = document.createElement("tr");
-    for (const text of [formats.clock(time), endpoint, status || "no answer"]) row.insertCell().textContent = text;
-    return row;
-  }));
+  const body = byId("fault-table").tBodies[0];
+  while (body.rows.length > faults.length) body.deleteRow(-1);
+  for (const [at, { time, endpoint, cause, count, request_id }] of faults.entries()) {
+    const row = body.rows[at] ?? body.insertRow();
+    [formats.since(time, now), `${endpoint}: ${cause}`, formats.count(count), request_id].forEach((text, column) => {
+      const cell = row.cells[column] ?? row.insertCell();
+      // Text that is replaced, even by the same, can't be selected and copied.
+      if (cell.textContent !== text) cell.textContent = text;
+    });
+  }
 }
 
-// Show what is wrong. The sentences contain no changing numbers, so that a screen reader reads each of them once.
+// Show what is wrong. What changes in the sentences isn't live, so that a screen reader reads each of them once.
 function showTroubles(troubles) {
   const shown = troubles.length ? troubles : ["none"];
   for (const item of byId("troubles").children) item.hidden = !shown.includes(item.dataset.trouble);

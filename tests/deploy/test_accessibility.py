@@ -96,7 +96,12 @@ def in_state(state: str, start: Start, upstream: Standin) -> Iterator[Service]:
         if state == "faults":
             upstream.rule("events", status=503)
             service.event(new_id())
-            upstream.rule("event-subscriptions", status=500)
+        if state == "outage":
+            upstream.rule(status=503)
+            for _ in range(10):
+                service.event(new_id())
+        if state == "token":
+            upstream.rule(status=401)
             service.event(new_id())
         if state == "pause":
             upstream.rule(status=429, headers={"Retry-After": "100"})
@@ -108,7 +113,18 @@ def in_state(state: str, start: Start, upstream: Standin) -> Iterator[Service]:
 
 @needs("npm")
 @pytest.mark.parametrize(
-    "state", ["none", "faults", "pause", "full", "refusing", "redis", "stopping"]
+    "state",
+    [
+        "none",
+        "faults",
+        "outage",
+        "token",
+        "pause",
+        "full",
+        "refusing",
+        "redis",
+        "stopping",
+    ],
 )
 def test_status_page_is_accessible(
     browser: Chrome,
