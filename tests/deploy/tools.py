@@ -2,6 +2,7 @@
 nginx.
 """
 
+import os
 import shutil
 import socket
 import ssl
@@ -16,11 +17,17 @@ from bench.machine import free_port
 from tests.fixtures import PATIENCE, ROOT, until
 
 
+def find(program: str) -> str | None:
+    """Return the path of a program, which may be one for administrators; None if it's
+    not installed.
+    """
+    path = os.pathsep.join((os.environ["PATH"], "/usr/sbin", "/sbin"))
+    return shutil.which(program, path=path)
+
+
 def missing(*programs: str) -> str:
     """Return the names of those `programs` that are not installed."""
-    return " and ".join(
-        program for program in programs if shutil.which(program) is None
-    )
+    return " and ".join(program for program in programs if find(program) is None)
 
 
 def needs(*programs: str) -> pytest.MarkDecorator:
@@ -95,7 +102,7 @@ def nginx(folder: Path, site: str, *ports: int) -> Iterator[None]:
         f"daemon off;\npid {folder}/pid;\nevents {{ worker_connections 1024; }}\nhttp {{\n{http}\n}}\n"
     )
     command = [
-        "nginx",
+        find("nginx") or "nginx",
         "-p",
         str(folder),
         "-c",
