@@ -82,10 +82,12 @@ def _find_token(token: str) -> re.Pattern[str]:
     the other, have escaped its quotes and backslashes.
     """
     pattern = ""
+    if token[0] in "\\\"'":
+        pattern = r"(?<!\\)"  # looks at each run of backslashes once
     for slashes, quote, rest in re.findall(r"""(\\*)(["']?)([^\\"']*)""", token):
         if slashes:
             pattern += rf"\\{{{len(slashes)},}}"
-        elif quote and pattern:
+        elif quote:
             pattern += r"\\*"
         pattern += quote + re.escape(rest)
     return re.compile(pattern)

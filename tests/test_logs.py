@@ -223,6 +223,124 @@ def test_errors_carry_the_request_id() -> None:
     assert "ZeroDivisionError: by nought" in record["exception"]
 
 
+ODD_TOKENS = [
+    TOKEN,
+    "quo\"te-to'ken",
+    "back\\slash\\\\es",
+    "\"first-and-last'",
+    "\\first-and-last\\",
+    "reg.ular(ex)*[pression]+$",
+]
+REDACTING = """
+import json, logging, sys
+from operations import logs
+
+form, *tokens = sys.argv[1:]
+log = logging.getLogger("c42c")
+for token in tokens:
+    logs.configure("INFO", form, token)
+    fields = {"text": f"<{token}>", "list": [f"<{token}>"], "odd": ValueError(token)}
+    log.info("as it is <%s>", token, extra={"fields": fields})
+    log.info("as Python and as JSON: <%r> <%s>", token, json.dumps(token))
+    log.info("in a list <%s>", [token, token])
+    try:
+        raise ValueError(f"<{token}>")
+    except ValueError:
+        log.exception("in an error <%s> <%r>", token, [token])
+    logging.shutdown()
+"""
+
+
+def run(code: str, *arguments: str) -> str:
+    """Run a program that logs, and return its log."""
+    command = [sys.executable, "-c", code, *arguments]
+    return subprocess.run(
+        command, check=True, cwd=ROOT, capture_output=True, text=True, timeout=20
+    ).stderr
+
+
+@pytest.mark.parametrize("form", ["text", "json"])
+def test_the_token_is_redacted(form: str) -> None:
+    """No line has the token, whatever characters it has, and however it was escaped."""
+    lines = run(REDACTING, form, *ODD_TOKENS).splitlines()
+    assert len(lines) == 4 * len(ODD_TOKENS)
+    for at, token in enumerate(ODD_TOKENS):
+        first = lines[4 * at]
+        its_log = "\n".join(lines[4 * at : 4 * at + 4])
+        assert its_log.count("***") >= 8
+        # Its longest part without characters that are escaped.
+        part = max(re.split(r"[\\'\"]", token), key=len)
+        assert len(part) >= 4
+        assert part not in its_log
+        if form == "json":
+            record = json.loads(first)
+            assert record["message"] == "as it is <***>"
+            assert record["text"] == "<***>"
+
+
+CONTROLLING = r"""
+import logging, sys
+from operations import logs
+
+logs.configure("INFO", sys.argv[1], "12345678")
+log = logging.getLogger("c42c")
+log.info("a\n\r\t\x00\x1b[2J\x7f\x85\u2028\u202e\ud800z")
+try:
+    raise ValueError("a\nb\x1b")
+except ValueError:
+    log.exception("caf\xe9 \N{SNOWMAN}")
+"""
+
+
+@pytest.mark.parametrize("form", ["text", "json"])
+def test_control_characters_are_escaped(form: str) -> None:
+    """A line has no control characters, no separators of lines and nothing that changes
+    the direction of text; tracebacks are one line too.
+    """
+    first, second = run(CONTROLLING, form).splitlines()
+    assert (first + second).isprintable()
+    if form == "text":
+        escaped = r"a\n\r\t\x00\x1b[2J\x7f\x85\u2028\u202e\ud800z"
+        assert first.endswith(f" INFO c42c {escaped}")
+        assert " ERROR c42c caf\xe9 \N{SNOWMAN}\\nTraceback " in second
+        assert second.endswith(r"ValueError: a\nb\x1b")
+    else:
+        message = json.loads(first)["message"]
+        assert message == "a\n\r\t\x00\x1b[2J\x7f\x85\u2028\u202e\ud800z"
+        assert json.loads(second)["exception"].endswith("ValueError: a\nb\x1b")
+
+
+LEVELS = """
+import logging, sys
+from operations import logs
+
+logs.configure(sys.argv[1], "text", "12345678")
+for name in "c42c", "c42c.redis", "urllib3":
+    for level in "DEBUG", "INFO", "WARNING", "ERROR":
+        logging.getLogger(name).log(getattr(logging, level), "said")
+"""
+
+
+@pytest.mark.parametrize(
+    ("level", "ours", "theirs"), [("DEBUG", 4, 2), ("INFO", 3, 2), ("ERROR", 1, 1)]
+)
+def test_levels(level: str, ours: int, theirs: int) -> None:
+    """The level is that of all our loggers; libraries are heard from WARNING on, or
+    from the level, if that is higher.
+    """
+    log = run(LEVELS, level)
+    for name, count in ("c42c", ours), ("c42c.redis", ours), ("urllib3", theirs):
+        assert log.count(f" {name} said\n") == count
+
+
+def test_zone(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Text has the local time with its offset, and JSON has UTC."""
+    monkeypatch.setenv("TZ", "Asia/Kolkata")
+    assert re.match(r"[-\d]+ [.:\d]+\+05:30 ", run(LEVELS, "ERROR"))
+    time = json.loads(run(REDACTING, "json", TOKEN).splitlines()[0])["time"]
+    assert re.fullmatch(r"[-\d]+T\d\d:\d\d:\d\d\.\d{3}\+00:00", time)
+
+
 # A log that nobody reads
 
 
@@ -305,7 +423,7 @@ def test_a_second_signal_waits_for_the_log(upstream: Standin) -> None:
         service.process.send_signal(signal.SIGTERM)
         service.read_log()
         assert service.stop() == 1
-    assert " INFO c42c stopping" in service.lines[-1]
+    assert any(" INFO c42c stopping" in line for line in service.lines)
 
 
 def test_a_slow_log_has_its_lines_in_order(upstream: Standin) -> None:
@@ -408,15 +526,7 @@ def test_a_forked_process_logs() -> None:
     """A process that a server forks after the app was made, as gunicorn does with
     `--preload`, has its lines in the log as well.
     """
-    ended = subprocess.run(
-        [sys.executable, "-c", FORKING],
-        check=True,
-        cwd=ROOT,
-        capture_output=True,
-        text=True,
-        timeout=20,
-    )
-    lines = ended.stderr.splitlines()
+    lines = run(FORKING).splitlines()
     assert [line.partition(" c42c ")[2] for line in lines] == [
         "parent",
         "child",
