@@ -13,8 +13,7 @@ import logging
 import os
 import time
 from collections.abc import Callable, Mapping
-from functools import partial
-from typing import Any, NamedTuple
+from typing import TYPE_CHECKING, NamedTuple
 
 import flask
 from flask import Flask, g, request
@@ -34,6 +33,9 @@ from serving.connection import FindFastPath, Serialized, serialize
 from serving.server import Server
 from serving.system import open_standard_streams
 
+if TYPE_CHECKING:
+    from sharing.tier import SharedTier  # needs redis, which few have installed
+
 log = logging.getLogger("c42c")
 
 
@@ -42,7 +44,7 @@ class Components(NamedTuple):
 
     cache: Cache
     client: Client
-    tier: Any  # a `SharedTier`, or None
+    tier: "SharedTier | None"
     load: Loader
     metrics: Metrics
     error_log: ErrorLog
@@ -123,19 +125,7 @@ def _wire(
     pause = Pause(config.fault_expiry)
     tier = None
     if config.cache_url:
-        from sharing.tier import (
-            SharedTier,
-        )  # it needs redis, which is not installed everywhere
-
-        scope = config.base_url, config.token, config.expiry, config.fault_expiry
-        loop = server.loop if server else None
-        tier = SharedTier(
-            config.cache_url,
-            scope=scope,
-            timeout=config.timeout,
-            pause=pause,
-            loop=loop,
-        )
+        tier = _share(config, pause)
     metrics = Metrics(
         cache,
         pause,
@@ -161,7 +151,8 @@ def _wire(
         on_error=error_log.on_failed_load,
     )
     load = metrics.watch(load)
-    load = partial(tier.load, load) if tier else load
+    if tier:
+        load = tier.wrap(load)
     immediate = hits.immediate(cache, config.cors_origins, metrics.hits_by_status)
     app_only = log.isEnabledFor(
         logging.DEBUG
@@ -178,9 +169,28 @@ def _wire(
     )
 
 
+def _share(config: Settings, pause: Pause) -> "SharedTier":
+    """Make what shares answers with instances that have the same settings."""
+    from sharing.tier import SharedTier
+
+    return SharedTier(
+        config.cache_url,
+        scope=(config.base_url, config.token, config.expiry, config.fault_expiry),
+        timeout=config.timeout,
+        pause=pause,
+    )
+
+
+def _check_cache_url(url: str) -> None:
+    """Raise ValueError for a URL that the client of Redis can't use."""
+    from sharing.client import make_client
+
+    make_client(url)
+
+
 def _configure(environ: Mapping[str, str]) -> Settings:
     """Read the settings, set up the log, and tell it what was set."""
-    config = settings.read(environ)
+    config = settings.read(environ, _check_cache_url)
     logs.configure(config.loglevel, config.logformat, config.token)
     facts = {"version": VERSION} | settings.facts(config)
     text = " ".join(f"{name}={fact}" for name, fact in facts.items())

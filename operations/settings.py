@@ -8,10 +8,11 @@ import math
 import re
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, fields
+from functools import partial
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Any, TypeVar
-from urllib.parse import parse_qsl, urlsplit
+from urllib.parse import urlsplit
 
 import requests
 from click import ClickException
@@ -25,10 +26,6 @@ _EIGHT = "at least 8 printable ASCII characters without spaces"
 _LABEL = "[A-Za-z0-9:_-]{1,63}"
 _ORIGIN = r"https?://([a-z0-9.-]+|\[[0-9a-f:]+\])(:[1-9][0-9]*)?"
 _IMPLIED_PORTS = {"http": 80, "https": 443}
-# redis-py's other options, such as time-outs, would interfere with ours.
-_REDIS_OPTIONS = {"db": "[0-9]+", "username": ".*", "password": ".*"}
-_TLS_OPTIONS = dict.fromkeys(["ssl_ca_certs", "ssl_certfile", "ssl_keyfile"], ".+")
-_TLS_OPTIONS["ssl_cert_reqs"] = "none|optional|required"
 
 T = TypeVar("T")
 # Parsers raise ValueError with what they expect, to follow "… is invalid: ".
@@ -132,37 +129,6 @@ def _parse_origin(origin: str) -> str:
     return origin
 
 
-def _is_redis(text: str) -> bool:
-    """Tell whether redis-py would understand all of it: it ignores what it doesn't
-    understand.
-    """
-    url = urlsplit(text)
-    options = _REDIS_OPTIONS | (_TLS_OPTIONS if url.scheme == "rediss" else {})
-    given = parse_qsl(url.query, strict_parsing=True)
-    is_socket = url.scheme == "unix" and url.path and not url.hostname
-    is_address = (
-        url.scheme != "unix"
-        and url.hostname
-        and url.port != 0
-        and re.fullmatch("(/[0-9]*)?", url.path)
-    )
-    known = all(re.fullmatch(options.get(name, "(?!)"), value) for name, value in given)
-    return bool(not text or ((is_socket or is_address) and known))
-
-
-def _parse_cache_url(text: str) -> str:
-    expected = "expected redis://, rediss:// or unix:// with an address"
-    if not re.fullmatch(r"((rediss?|unix)://[^\s#]+)?", text):
-        raise ValueError(expected)
-    try:
-        is_redis = _is_redis(text)
-    except ValueError:
-        is_redis = False
-    if not is_redis:
-        raise ValueError(expected)
-    return text
-
-
 def _setting(
     parse: Parse[T], meaning: str, default: str = "", *, secret: bool = False
 ) -> T:
@@ -244,7 +210,7 @@ class Settings:
         "origins whose pages may read answers, separated by commas; or *",
     )
     cache_url: str = _setting(
-        _parse_cache_url,
+        str,
         "redis://... to share answers with other instances",
         secret=True,
     )
@@ -261,9 +227,15 @@ def usage() -> str:
     return "\n".join(lines)
 
 
-def read(environ: Mapping[str, str]) -> Settings:
+def read(
+    environ: Mapping[str, str],
+    check_cache_url: Callable[[str], object] = lambda url: None,
+) -> Settings:
     """Read all settings from `environ`; raise `SettingsError` if any is missing or
     invalid.
+
+    `check_cache_url` raises ValueError, saying what it expects, for a URL that the
+    client of Redis can't use.
     """
     values: dict[str, Any] = {}  # each has the type of its field
     mistakes: list[str] = []
@@ -276,7 +248,8 @@ def read(environ: Mapping[str, str]) -> Settings:
             if one.repr and "@" not in text:
                 shown = f"{name}={_one_line(text)}"
             mistakes.append(f"{shown} is invalid: {error}")
-    for complete in _complete_token, _limit_fault_expiry, _check_redis:
+    check_redis = partial(_check_redis, check_cache_url)
+    for complete in _complete_token, _limit_fault_expiry, check_redis:
         try:
             complete(values, environ)
         except ValueError as error:
@@ -339,12 +312,21 @@ def _limit_fault_expiry(values: dict[str, Any], environ: Mapping[str, str]) -> N
         )
 
 
-def _check_redis(values: dict[str, Any], _: Mapping[str, str]) -> None:
-    if values.get("cache_url") and not find_spec("redis"):
+def _check_redis(
+    check_url: Callable[[str], object], values: dict[str, Any], _: Mapping[str, str]
+) -> None:
+    url = values["cache_url"]
+    if not url:
+        return
+    if not find_spec("redis"):
         raise ValueError(
             "C42_CACHE_URL needs the redis package: "
             "pip install -r requirements-redis.txt"
         )
+    try:
+        check_url(url)
+    except ValueError as error:
+        raise ValueError(f"C42_CACHE_URL is invalid: {error}") from None
 
 
 def _read_token(path: str) -> str:

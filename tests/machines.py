@@ -5,7 +5,6 @@ Most of these tests let several caches and tiers in this process stand for sever
 machines, with loads that are counted and wait at a gate.
 """
 
-import asyncio
 import contextlib
 import shutil
 import signal
@@ -15,7 +14,7 @@ import threading
 import time
 from collections import Counter
 from collections.abc import Callable, Iterator
-from functools import partial
+from concurrent.futures import Future, ThreadPoolExecutor
 from typing import Any
 
 import pytest
@@ -25,16 +24,18 @@ from answers import value as values
 from bench.machine import free_port
 from cache import OK, Cache, Found, Loaded, clock
 from calendar42.calls import Pause
+from calendar42.errors import C42Error
 from sharing.tier import SharedTier
-from tests.fixtures import PATIENCE, until
+from tests.fixtures import PATIENCE, new_id, until
 
+PASSWORD = "se%2Fcret"
 VALUE = values.success({"id": "1", "title": "Ein schöner Titel\n", "names": []})
-TIMEOUT = 0.8  # seconds; a lock lasts as long
-PROBE_EVERY = 0.1  # seconds
+TIMEOUT = 1.6  # seconds; a lock lasts half as long
+GOOD = values.pack(Loaded(VALUE, OK, 252.0))
+RETRY_AFTER = 0.1  # seconds
 
-Spoil = Callable[
-    [bytes, socket.socket], None
-]  # is handed what Redis sent, and what it should be sent on to
+# Is handed what Redis sent, and what it should be sent on to.
+Spoil = Callable[[bytes, socket.socket], None]
 
 
 class Redis:
@@ -94,8 +95,9 @@ class Proxy:
     """
 
     def __init__(self, port: int = 0, spoil: Spoil | None = None) -> None:
-        self._target = port
+        self.target = port
         self.spoil = spoil
+        self.accepted = 0  # connections so far
         self._open = [socket.create_server(("127.0.0.1", 0))]
         self.address = f"127.0.0.1:{self._open[0].getsockname()[1]}"
         self.url = f"redis://{self.address}"
@@ -108,13 +110,14 @@ class Proxy:
         with contextlib.suppress(OSError):
             while True:
                 here = self._open[0].accept()[0]
+                self.accepted += 1
                 there = (
-                    socket.create_connection(("127.0.0.1", self._target))
-                    if self._target
+                    socket.create_connection(("127.0.0.1", self.target))
+                    if self.target
                     else here
                 )
                 self._open += [here, there]
-                if self._target:
+                if self.target:
                     self._spawn(self._copy, here, there, None)
                 self._spawn(self._copy, there, here, self)
 
@@ -150,7 +153,7 @@ class Machine:
         own: dict[str, Any] = {
             "scope": (expiry,),
             "timeout": TIMEOUT,
-            "probe_every": PROBE_EVERY,
+            "retry_after": RETRY_AFTER,
         }
         self.tier = SharedTier(url, **own | options)
         self.cache = Cache(
@@ -172,16 +175,22 @@ class Machine:
             yield event_id, self.answer()
 
     def ask(self, event_id: str) -> Found:
-        """Serialized a request for an event."""
+        """Ask for an event."""
         return self.ask_many([event_id])[event_id]
 
     def ask_many(
         self, event_ids: list[str], timeout: float = PATIENCE
     ) -> dict[str, Found]:
-        """Serialized a request for a list."""
+        """Ask for a list."""
         deadline = time.monotonic() + timeout
-        load = partial(self.tier.load, self.load)
+        load = self.tier.wrap(self.load)
         return self.cache.get_or_load(event_ids, load, deadline)
+
+    def refresh(self, event_id: str, least_left: float) -> Loaded:
+        """Load an event as a refresh would: anew, unless Redis has a newer answer."""
+        load = self.tier.wrap(self.load, least_left=least_left)
+        ((_, loaded),) = load([event_id], time.monotonic() + PATIENCE)
+        return loaded
 
     def held(self, event_id: str) -> Found:
         """Return what the cache holds."""
@@ -191,8 +200,13 @@ class Machine:
 
     @property
     def shares(self) -> bool:
-        """Whether Redis is up."""
+        """Whether the last exchange with Redis worked, or there was none yet."""
         return bool(self.tier.snapshot()["up"])
+
+    def shares_again(self) -> bool:
+        """Ask for a new event; return whether Redis was used."""
+        self.ask(new_id())
+        return self.shares
 
     def key(self, event_id: str) -> str:
         """Return an event's key in Redis."""
@@ -210,27 +224,55 @@ class Machine:
         self.cache.close()
 
 
-@contextlib.contextmanager
-def running(
-    factory: Callable[[], asyncio.AbstractEventLoop],
-) -> Iterator[asyncio.AbstractEventLoop]:
-    """Run an event loop in a thread, as the server runs one in the main thread."""
-    runner, ended = asyncio.Runner(loop_factory=factory), asyncio.Event()
+Make = Callable[..., Machine]
+MakeProxy = Callable[..., Proxy]
+Said = Callable[[str], int]
 
-    async def until_idle() -> None:
-        await ended.wait()
-        while len(asyncio.all_tasks()) > 1:  # what was closed is disconnecting
-            await asyncio.sleep(0.01)
-        await asyncio.sleep(0.05)  # a transport is closed a turn later
 
-    def run() -> None:
-        with runner:
-            runner.run(until_idle())
+def failed(status: int, body: str = "", retry_after: float = 0.0) -> values.StoredTuple:
+    """Make the value that says that the upstream answered so."""
+    error = C42Error(
+        endpoint="events",
+        message="",
+        status=status,
+        upstream_status=status,
+        body=body.encode(),
+        retry_after=retry_after,
+    )
+    return values.failure(error)
 
-    loop = runner.get_loop()
-    thread = threading.Thread(target=run)
-    thread.start()
-    yield loop
-    loop.call_soon_threadsafe(ended.set)
-    thread.join(PATIENCE)
-    assert not thread.is_alive()
+
+def quickly(ask: Callable[[], Found]) -> Found:
+    """Return what `ask` returns; fail if it takes so long that it must have waited for
+    a Redis that hangs.
+    """
+    began = time.monotonic()
+    found = ask()
+    assert time.monotonic() - began < 2.0
+    return found
+
+
+def begin_load(
+    machine: Machine, pool: ThreadPoolExecutor
+) -> tuple[str, threading.Event, Future[Found]]:
+    """Have a machine load an event until the gate is opened; return the event, the
+    gate, and the coming answer.
+    """
+    event_id, gate = new_id(), threading.Event()
+    machine.gate = gate
+    loading = pool.submit(machine.ask, event_id)
+    assert machine.entered.acquire(timeout=PATIENCE)
+    return event_id, gate, loading
+
+
+def silence(data: bytes, sink: socket.socket) -> None:
+    """Say nothing, in place of Redis."""
+
+
+def encoded(reply: Any) -> bytes:
+    """Return a reply in Redis's protocol."""
+    if isinstance(reply, list):
+        return b"*%d\r\n%b" % (len(reply), b"".join(map(encoded, reply)))
+    if isinstance(reply, bytes):
+        return b"$%d\r\n%b\r\n" % (len(reply), reply)
+    return b":%d\r\n" % reply if isinstance(reply, int) else reply.encode() + b"\r\n"

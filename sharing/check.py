@@ -1,0 +1,53 @@
+"""Tries Redis once, for `python main.py --check`."""
+
+from functools import partial
+from typing import NamedTuple
+
+import redis
+
+from sharing.client import PATIENCE, address, explain, make_client, probe
+from sharing.pool import DaemonPool
+
+# A prefix of keys that no instance uses.
+_PREFIX = "c42c:check:"
+
+
+class Finding(NamedTuple):
+    """Whether Redis can be used, and a line that says so or why not."""
+
+    usable: bool
+    line: str
+
+
+def check(url: str) -> Finding:
+    """Connect to Redis and use each command that c42c needs, in the time that a request
+    has for it.
+
+    The line never shows a password.
+    """
+    try:
+        client = make_client(url)
+    except ValueError as error:
+        return Finding(False, str(error))
+    pool = DaemonPool(1, "c42c-check")
+    try:
+        version = pool.submit(partial(_try, client)).result(PATIENCE)
+    except Exception as error:
+        return Finding(False, f"Redis at {address(client)}: {explain(error)}")
+    finally:
+        pool.close()
+        client.connection_pool.disconnect()
+    rights = "all commands that c42c needs are permitted"
+    return Finding(True, f"connected to {version} at {address(client)}; {rights}")
+
+
+def _try(client: redis.Redis) -> str:
+    """Return the version, after a successful probe."""
+    probe(client, _PREFIX)
+    try:
+        # No right is needed for it.
+        hello = client.execute_command("HELLO")  # type: ignore[no-untyped-call]
+    except redis.ResponseError:
+        return "Redis 5"  # which doesn't know it
+    fields = dict(zip(hello[::2], hello[1::2], strict=True))
+    return f"Redis {fields[b'version'].decode()}"

@@ -1,0 +1,123 @@
+"""The client of Redis: made from a URL, tried out, and its errors in plain words."""
+
+import re
+import secrets
+from pathlib import Path
+from urllib.parse import urlsplit
+
+import redis
+from redis.backoff import NoBackoff
+from redis.connection import parse_url
+from redis.retry import Retry
+
+PATIENCE = 0.25  # seconds that a caller waits for one exchange
+# Half of it, so that there is time for a name's second address if the first is dead.
+CONNECT = PATIENCE / 2
+# The commands that Redis's user needs, beside SELECT for another database than 0.
+COMMANDS = ("EVAL", "GET", "SET", "DEL", "PTTL", "PEXPIREAT", "TIME")
+# Others, such as time-outs, would interfere with ours.
+OPTIONS = (
+    "db",
+    "username",
+    "password",
+    "ssl_ca_certs",
+    "ssl_certfile",
+    "ssl_keyfile",
+    "ssl_cert_reqs",
+)
+EXPECTED = (
+    "expected redis://, rediss:// or unix:// with an address, and no options but "
+    + ", ".join(OPTIONS)
+)
+_PROBE = Path(__file__).with_name("probe.lua").read_text()
+# What an error's class or text contains, and what is said of it. The text itself is
+# never shown: what answers may not be a Redis, and may send the password back.
+_NO_RIGHT = r"NoPermission|NOPERM|can't (run|access)"
+_REASONS = (
+    ("TimeoutError", f"no reply within {PATIENCE * 1000:.0f} ms"),
+    ("AuthenticationError|NOAUTH", "wrong or missing user or password"),
+    ("OutOfMemory|OOM", "it is full"),
+    ("ReadOnly|READONLY", "it is a read-only replica"),
+    ("BusyLoading|LOADING", "it is loading its data"),
+    ("max number of clients", "it has too many clients"),
+    ("ConnectionError", "it closed the connection"),
+)
+
+
+def make_client(url: str) -> redis.Redis:
+    """Make a client, which doesn't connect yet.
+
+    Raises ValueError, without showing the URL, for what redis-py doesn't understand,
+    and for what it would ignore.
+    """
+    try:
+        _check(url)
+        client = redis.Redis.from_url(
+            url,
+            protocol=2,
+            socket_timeout=PATIENCE,
+            socket_connect_timeout=CONNECT,
+            retry=Retry(NoBackoff(), 0),
+        )
+        # Options are checked when they are used. This doesn't connect either.
+        client.connection_pool.make_connection()
+    except (ValueError, TypeError, redis.RedisError):
+        raise ValueError(EXPECTED) from None
+    return client
+
+
+def address(client: redis.Redis) -> str:
+    """Return where Redis is: host and port, or the path of a socket."""
+    options = client.connection_pool.connection_kwargs
+    if "path" in options:
+        return str(options["path"])
+    host = options["host"]
+    if ":" in host:
+        host = f"[{host}]"
+    return f"{host}:{options.get('port', 6379)}"
+
+
+def probe(client: redis.Redis, prefix: str) -> None:
+    """Use each command on keys with this prefix; raise if anything is wrong."""
+    token = secrets.token_hex(8)
+    key = f"{prefix}{{:probe}}"  # no event has such an id
+    keys = (key, f"{key}:lock", f"{prefix}pause")
+    if client.eval(_PROBE, len(keys), *keys, token) != token.encode():
+        raise ValueError("the probe's answer is wrong")
+
+
+def explain(error: BaseException) -> str:
+    """Say in a few words why Redis can't be used, without what it sent."""
+    cause = error.__context__
+    if isinstance(error, redis.ConnectionError) and isinstance(cause, OSError):
+        return cause.strerror or type(cause).__name__
+    said = f"{type(error).__name__}: {error}"
+    if re.search(_NO_RIGHT, said):
+        return _missing_right(said)
+    for pattern, reason in _REASONS:
+        if re.search(pattern, said):
+            return reason
+    return "invalid reply"
+
+
+def _missing_right(said: str) -> str:
+    """Name the command that a user may not run, if it's one of ours."""
+    names = "|".join((*COMMANDS, "SELECT"))
+    match = re.search(f"'({names})' command", said, re.IGNORECASE)
+    if match is None:
+        return "its user may not use the keys or commands that c42c needs"
+    return f"its user may not run {match[1].upper()}"
+
+
+def _check(url: str) -> None:
+    """Raise ValueError for what redis-py would ignore."""
+    options: dict[str, object] = parse_url(url)  # type: ignore[no-untyped-call]
+    if not options.keys() <= {"host", "port", "path", "connection_class", *OPTIONS}:
+        raise ValueError("unknown options")
+    if "host" not in options and "path" not in options:
+        raise ValueError("no address")
+    if re.search(r"[\s#]", url):
+        raise ValueError("characters that should have been escaped")
+    database = urlsplit(url).path.strip("/")
+    if "path" not in options and database and not database.isdecimal():
+        raise ValueError("a database that is no number")

@@ -1,0 +1,273 @@
+"""The URL of Redis, and the rights of its user."""
+
+import re
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import redis
+
+import main
+from bench.machine import free_port
+from operations import settings
+from sharing.check import check
+from sharing.client import make_client
+from tests.fixtures import PATIENCE, ROOT, TOKEN, new_id, until
+from tests.machines import PASSWORD, VALUE, Make, MakeProxy, Redis, Said, silence
+
+
+def test_addresses(tmp_path: Path, machine: Make, said: Said) -> None:
+    """Redis is reached by TCP, TLS and a Unix socket, with a password and a database."""
+    if not shutil.which("openssl"):
+        pytest.skip("there is no openssl to make a certificate with")
+    make = "openssl req -x509 -newkey rsa:2048 -nodes -keyout key -out crt -days 2 -subj /CN=localhost -addext"
+    command = [*make.split(), "subjectAltName=DNS:localhost"]
+    subprocess.run(
+        command, check=True, capture_output=True, timeout=PATIENCE, cwd=tmp_path
+    )
+    tls, path = free_port(), tmp_path / "s"
+    files = [
+        "--tls-cert-file",
+        f"{tmp_path}/crt",
+        "--tls-key-file",
+        f"{tmp_path}/key",
+        "--tls-auth-clients",
+        "no",
+    ]
+    server = Redis(
+        "--requirepass",
+        "se/cret",
+        "--unixsocket",
+        str(path),
+        "--tls-port",
+        str(tls),
+        *files,
+    )
+    try:
+        for number, url in enumerate(
+            [
+                f"redis://:{PASSWORD}@127.0.0.1:{server.port}/1",
+                f"redis://default:{PASSWORD}@localhost:{server.port}?db=2",
+                f"unix://:{PASSWORD}@{path}?db=3",
+                f"rediss://:{PASSWORD}@localhost:{tls}/4?ssl_ca_certs={tmp_path}/crt",
+            ],
+            1,
+        ):
+            one = machine(url)
+            # On a busy machine, a TLS handshake takes longer than a caller waits.
+            until(one.shares_again)
+            one.ask(event_id := new_id())
+            with redis.Redis(
+                port=server.port, password="se/cret", db=number, protocol=2
+            ) as client:
+                assert client.exists(one.key(event_id))
+        for url in (
+            f"rediss://:{PASSWORD}@localhost:{tls}",  # a strange certificate
+            f"redis://:wrong@127.0.0.1:{server.port}",
+            f"redis://127.0.0.1:{server.port}",
+        ):
+            lost = said("is lost")
+            one = machine(url)
+            one.ask(new_id())
+            assert not one.shares
+            assert said("is lost") == lost + 1
+    finally:
+        server.kill()
+
+
+SCALING = (ROOT / "docs/scaling.md").read_text()
+RIGHTS = re.findall(r"ACL SETUSER c42c (.+)", SCALING)[0].split()
+COMMANDS = [right for right in RIGHTS if right.startswith("+")]
+
+
+def set_user(server: Redis, *rights: str) -> str:
+    """Give Redis's user exactly these rights; return the URL with that user."""
+    with server.client() as client:
+        client.execute_command("ACL", "SETUSER", "c42c", "reset", *rights)
+    return f"redis://c42c:password@127.0.0.1:{server.port}/2"
+
+
+def test_a_user_with_few_rights(own_redis: Redis, machine: Make) -> None:
+    """The rights that docs/scaling.md names are enough for the user of Redis."""
+    url = set_user(own_redis, *RIGHTS)
+    first, second = (machine(url) for _ in range(2))
+    event_id = new_id()
+    assert first.ask(event_id).source == "miss"
+    assert second.ask(event_id).source == "shared"
+    first.pause.begin("30")
+    first.ask(new_id())
+    with redis.Redis(port=own_redis.port, db=2, protocol=2) as client:
+        client.set(first.key(event_id := new_id()), "wrong", px=60000)
+        assert first.ask(event_id).source == "miss"
+        assert second.ask(event_id).source == "shared"
+        assert first.shares
+        assert "cmdstat_hello" not in client.info("commandstats")  # new in Redis 6
+
+
+@pytest.mark.parametrize("missing", COMMANDS)
+def test_a_user_that_lacks_a_command(
+    missing: str, own_redis: Redis, machine: Make, said: Said
+) -> None:
+    """Each right in docs/scaling.md is needed. A user that lacks one is lost, once,
+    with the name of the command; no key is left in Redis.
+    """
+    url = set_user(own_redis, *(right for right in RIGHTS if right != missing))
+    one = machine(url, retry_after=0.0)
+    for _ in range(3):
+        assert one.ask(new_id()).value == VALUE
+        assert not one.shares
+    assert (said("is lost"), said("is back"), said("answers are shared")) == (1, 0, 0)
+    assert said(f"its user may not run {missing[1:].upper()}") == 1
+    set_user(own_redis, *RIGHTS)
+    until(one.shares_again)
+
+
+@pytest.mark.parametrize("keys", ["~other:*", "~c42c:*}", "~c42c:*pause", "%R~c42c:*"])
+def test_a_user_that_lacks_keys(
+    keys: str, own_redis: Redis, machine: Make, said: Said
+) -> None:
+    """A user that may not use all keys is lost, once."""
+    rights = (keys if right.startswith("~") else right for right in RIGHTS)
+    one = machine(set_user(own_redis, *rights), retry_after=0.0)
+    for _ in range(3):
+        assert one.ask(new_id()).value == VALUE
+        assert not one.shares
+    assert (said("is lost"), said("is back")) == (1, 0)
+    assert said("its user may not use the keys or commands that c42c needs") == 1
+
+
+def test_removing_one_event(own_redis: Redis, machine: Make) -> None:
+    """The command in docs/scaling.md deletes one event's answer, and nothing else."""
+    first, second = machine(own_redis.url), machine(own_redis.url)
+    wrong, right = "1460_0", "1460_01"
+    for event_id in (wrong, right):
+        first.ask(event_id)
+    export, command = re.findall(r"(export EVENT=)\S+\n(.+)", SCALING)[0]
+    command = command.replace("redis.example.com", f"127.0.0.1 -p {own_redis.port}")
+    subprocess.run(
+        ["sh", "-c", f"{export}{wrong}\n{command}"], check=True, timeout=PATIENCE
+    )
+    assert second.ask(right).source == "shared"
+    assert second.ask(wrong).source == "miss"
+
+
+# `--check`
+
+
+def test_redis_is_checked(own_redis: Redis) -> None:
+    """`check` says that Redis can be used, which version it is and where."""
+    found = check(set_user(own_redis, *RIGHTS))
+    version = r"connected to Redis [0-9.]+ at 127.0.0.1:[0-9]+; all commands that .*"
+    assert found.usable
+    assert re.fullmatch(version, found.line)
+
+
+def test_a_missing_right_is_found_by_the_check(own_redis: Redis) -> None:
+    """`check` names the command that Redis's user lacks."""
+    found = check(set_user(own_redis, *(set(RIGHTS) - {"+pexpireat"})))
+    where = f"Redis at 127.0.0.1:{own_redis.port}"
+    assert found == (False, f"{where}: its user may not run PEXPIREAT")
+
+
+def test_what_the_check_finds(
+    shared_redis: Redis, proxy: MakeProxy, said: Said
+) -> None:
+    """`check` says what failed at which address, and never shows the password."""
+    here = f"127.0.0.1:{shared_redis.port}"
+    hanging = proxy(0, silence).address
+    for url, line in [
+        (
+            f"redis://:{PASSWORD}@127.0.0.1:1",
+            "Redis at 127.0.0.1:1: Connection refused",
+        ),
+        (f"redis://u:{PASSWORD}@{here}", f"Redis at {here}: wrong or missing user or"),
+        (f"redis://{hanging}", f"Redis at {hanging}: no reply within 250 ms"),
+        (f"unix://:{PASSWORD}@/no", "Redis at /no: No such file or directory"),
+        (f"redis://:{PASSWORD}@", "expected redis://"),
+    ]:
+        found = check(url)
+        assert not found.usable
+        assert found.line.startswith(line)
+        assert "cret" not in found.line
+    assert said("Redis") == 0
+
+
+# The setting
+
+
+@pytest.mark.parametrize(
+    "url",
+    [
+        "localhost:6379",
+        "http://:se/cret@localhost",
+        "redis://",
+        "redis://:se/cret@localhost",  # the slash should have been escaped
+        "redis://:secret@localhost:70000",
+        "redis://:secret@localhost/one",
+        "redis://:secret@localhost?socket_timeout=60",
+        "redis://:secret@localhost?protocol=3",
+        "redis://:secret@localhost?db=one",
+        "redis://:secret@localhost?ssl_ca_certs=/a.pem",  # only rediss:// has them
+        "rediss://:secret@localhost?ssl_cert_reqs=always",
+        "redis://:secret@local host",
+        "redis://:secret@localhost#1",
+        "redis://[::1",
+        "unix://:secret@",
+    ],
+)
+def test_invalid_addresses(url: str, capsys: pytest.CaptureFixture[str]) -> None:
+    """An invalid C42_CACHE_URL stops the start with one line that names it and does not
+    show it.
+    """
+    assert main.main([], {"C42_TOKEN": TOKEN, "C42_CACHE_URL": url}) == 2
+    said = capsys.readouterr().err
+    assert said.startswith("C42_CACHE_URL is invalid: expected redis://")
+    assert said.count("\n") == 1
+    assert "cret" not in said
+
+
+@pytest.mark.parametrize(
+    "url",
+    [
+        "redis://localhost",
+        "redis://u:p%2F@h.example.com:6379/15",
+        "rediss://[::1]:1/?ssl_ca_certs=/a.pem&ssl_cert_reqs=required",
+        "unix://:secret@/run/redis.sock?db=3",
+        "unix:///run/redis.sock",
+    ],
+)
+def test_sound_addresses(url: str) -> None:
+    """C42_CACHE_URL takes what docs/scaling.md names."""
+    environ = {"C42_TOKEN": TOKEN, "C42_CACHE_URL": url}
+    assert settings.read(environ, make_client).cache_url == url
+
+
+def test_secrets_are_not_shown() -> None:
+    """The settings do not show the address of Redis, which may hold a password."""
+    shown = repr(
+        settings.read(
+            {"C42_TOKEN": TOKEN, "C42_CACHE_URL": f"redis://:{PASSWORD}@localhost"}
+        )
+    )
+    assert PASSWORD not in shown
+    assert "localhost" not in shown
+
+
+def test_redis_is_not_installed() -> None:
+    """C42_CACHE_URL without the redis package stops the start and says what to install."""
+    environ = {"C42_TOKEN": TOKEN, "C42_CACHE_URL": "redis://localhost"}
+    code = f"import sys; sys.modules['redis'] = None; import main; sys.exit(main.main([], {environ}))"
+    ended = subprocess.run(
+        [sys.executable, "-c", code],
+        check=False,
+        capture_output=True,
+        text=True,
+        timeout=PATIENCE,
+    )
+    assert ended.returncode == 2
+    assert (
+        ended.stderr
+        == "C42_CACHE_URL needs the redis package: pip install -r requirements-redis.txt\n"
+    )

@@ -1,0 +1,172 @@
+"""Several instances keep the promises of one."""
+
+import threading
+import time
+from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
+
+import pytest
+import requests
+
+from standin import Standin
+from tests.fixtures import PATIENCE, Service, new_id, until
+from tests.machines import Redis
+from tests.reading import lifetime
+
+LIKE_ALL = {"C42_TIMEOUT": "10", "C42_FAULT_EXPIRY": "0.05"}
+
+
+@pytest.fixture(scope="module")
+def services(shared_upstream: Standin, shared_redis: Redis) -> Iterator[list[Service]]:
+    """Start four instances that share a Redis."""
+    made = [
+        Service(shared_upstream, (), **LIKE_ALL, C42_CACHE_URL=shared_redis.url)
+        for _ in range(4)
+    ]
+    try:
+        for service in made:
+            service.wait_until_ready()
+        yield made
+    finally:
+        for service in made:
+            service.end()
+
+
+def ask_all(
+    several: list[Service], event_id: str, times: int, pool: ThreadPoolExecutor
+) -> list[requests.Response]:
+    """Ask each service so many times, all at once, on separate connections."""
+    together = threading.Barrier(times * len(several))
+
+    def ask(service: Service) -> requests.Response:
+        together.wait(PATIENCE)
+        return requests.get(
+            f"{service.url}/events-with-subscriptions/{event_id}", timeout=PATIENCE
+        )
+
+    return [
+        future.result()
+        for future in [pool.submit(ask, service) for service in several * times]
+    ]
+
+
+def test_one_load_for_all(
+    services: list[Service], upstream: Standin, pool: ThreadPoolExecutor
+) -> None:
+    """A hundred callers of each of four instances cause one call to each endpoint, and
+    all get the same.
+    """
+    upstream.add_event(event_id := new_id(), title="Schön", names=["Ada", "Grace"])
+    upstream.rule("events", event_id, delay=0.3)
+    responses = ask_all(services, event_id, 100, pool)
+    assert {response.status_code for response in responses} == {200}
+    assert {response.text for response in responses} == {
+        f'{{"id":"{event_id}","title":"Schön","names":["Ada","Grace"]}}'
+    }
+    assert len({response.headers["ETag"] for response in responses}) == 1
+    logs = "".join(service.log for service in services)
+    assert upstream.calls("events", event_id) == 1, logs
+    assert upstream.calls("event-subscriptions", event_id) == 1, logs
+
+
+@pytest.mark.parametrize("status", [404, 503])
+def test_errors_are_passed_through_by_all(
+    status: int, services: list[Service], upstream: Standin, pool: ThreadPoolExecutor
+) -> None:
+    """An upstream error is the answer of every instance, with its bytes, after one
+    call.
+    """
+    event_id = new_id()
+    upstream.rule("events", event_id, status=status, body=f'{{"error": "{event_id}"}}')
+    responses = ask_all(services, event_id, 8, pool)
+    assert {(response.status_code, response.text) for response in responses} == {
+        (status, f'{{"error": "{event_id}"}}')
+    }
+    assert upstream.calls("events", event_id) == 1
+
+
+def test_no_answer_outlives_its_load(
+    services: list[Service], upstream: Standin
+) -> None:
+    """`max-age`, wherever an answer is served, never says more than what is left of the
+    expiry from its load.
+    """
+    upstream.add_event(event_id := new_id(), names=["Ada"])
+    began = time.monotonic()
+    first = services[0].event(event_id)
+    assert lifetime(first) == 251
+    until(lambda: time.monotonic() > began + 1)
+    for service in services:
+        asked = time.monotonic()
+        left = lifetime(service.event(event_id))
+        assert left
+        assert 240 < left <= 252 - (asked - began) + first.elapsed.total_seconds()
+    assert upstream.calls("events", event_id) == 1
+
+
+def test_operators_see_the_state_of_redis(
+    services: list[Service], service: Service
+) -> None:
+    """`/readyz` and the metrics say whether Redis is there."""
+    shared = services[0]
+    assert service.get("/readyz").json()["shared_tier"] is None
+    assert "c42_shared_tier" not in service.get("/metrics").text
+    assert shared.get("/readyz").json()["shared_tier"] == "up"
+    metrics = shared.get("/metrics").text
+    assert "c42_shared_tier_up 1.0\n" in metrics
+    assert 'c42_shared_tier_loads_total{result="awaited"} ' in metrics
+
+
+def test_an_instance_dies_in_mid_load(
+    services: list[Service],
+    start: Callable[..., Service],
+    shared_redis: Redis,
+    upstream: Standin,
+    pool: ThreadPoolExecutor,
+) -> None:
+    """When an instance is killed in mid-load, another one has a good answer well before
+    the time-out.
+    """
+    other, dying = services[0], start(**LIKE_ALL, C42_CACHE_URL=shared_redis.url)
+    upstream.add_event(event_id := new_id(), names=["Ada"])
+    upstream.rule("events", event_id, times=1, hang=True)
+    lost = pool.submit(dying.event, event_id)
+    until(lambda: upstream.calls("events", event_id) == 1)
+    waiting = pool.submit(other.event, event_id)
+    dying.process.kill()
+    assert waiting.result(PATIENCE).status_code == 200
+    assert upstream.calls("events", event_id) == 2
+    with pytest.raises(requests.ConnectionError):
+        lost.result(PATIENCE)
+
+
+HANGING_NAME_SERVER = """
+import os, runpy, socket, time
+look_up = socket.getaddrinfo
+def hang(host, *rest, **options):
+    if host == "redis.test":
+        print("looking up", flush=True)
+        time.sleep(60)
+    return look_up(host, *rest, **options)
+socket.getaddrinfo = hang
+runpy.run_path("main.py", run_name="__main__")
+"""
+
+
+class Stuck(Service):
+    """A service whose name server doesn't answer when it is asked for Redis's name."""
+
+    program = ("-c", HANGING_NAME_SERVER)
+
+
+def test_stops_while_a_name_is_looked_up(upstream: Standin) -> None:
+    """Redis's name server may hang: the service answers, and stops when it is told."""
+    upstream.add_event(event_id := new_id(), names=["Ada"])
+    service = Stuck(upstream, C42_CACHE_URL="redis://redis.test")
+    try:
+        service.wait_until_ready()
+        assert service.event(event_id).status_code == 200
+        assert "looking up" in service.log
+        assert service.stop() == 0
+    finally:
+        service.end()

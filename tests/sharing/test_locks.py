@@ -1,0 +1,238 @@
+"""One instance loads for all: the one that holds the lock."""
+
+import signal
+import socket
+import threading
+import time
+from collections import Counter
+from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
+
+import pytest
+
+from answers import value as values
+from cache import FAULT, OK, Loaded
+from standin import Standin
+from tests.fixtures import PATIENCE, TOKEN, Start, new_id, until
+from tests.machines import (
+    VALUE,
+    Make,
+    MakeProxy,
+    Redis,
+    Said,
+    begin_load,
+    failed,
+    quickly,
+)
+
+
+@pytest.mark.parametrize("how", ["flushed", "restarted", "run out"])
+def test_a_lock_that_is_gone_is_lost(
+    how: str,
+    own_redis: Redis,
+    machine: Make,
+    counts: Counter[str],
+    pool: ThreadPoolExecutor,
+) -> None:
+    """An instance that loses its lock during a load answers its own callers, stores
+    nothing, and delays no one.
+    """
+    first, second = (machine(own_redis.url, timeout=0.4) for _ in range(2))
+    event_id, gate, loading = begin_load(first, pool)
+    if how == "restarted":
+        own_redis.kill()
+        own_redis.start()
+    with own_redis.client() as client:
+        if how == "flushed":
+            client.flushall()
+        elif how == "run out":
+            until(lambda: not client.exists(first.lock(event_id)))
+        gate.set()
+        assert loading.result(PATIENCE).value == VALUE
+        assert not client.exists(first.key(event_id))
+    until(second.shares_again)
+    assert second.ask(event_id).source == "miss"
+    assert counts[event_id] == 2
+
+
+@pytest.mark.parametrize(
+    "late",
+    [failed(504), values.success({"id": "1", "title": "old", "names": []})],
+    ids=["504", "200"],
+)
+def test_a_late_answer_replaces_no_other(
+    late: values.StoredTuple,
+    shared_redis: Redis,
+    machine: Make,
+    pool: ThreadPoolExecutor,
+) -> None:
+    """An instance that lost its lock never replaces the answer that another has stored
+    since.
+    """
+    first, second, third = (machine(shared_redis.url) for _ in range(3))
+    event_id, first.gate = new_id(), threading.Event()
+    first.answer = lambda: Loaded(
+        late, OK if values.StoredAnswer(*late).status == 200 else FAULT, 252.0
+    )
+    loading = pool.submit(first.ask, event_id)
+    assert first.entered.acquire(timeout=PATIENCE)
+    with shared_redis.client() as client:
+        client.delete(first.lock(event_id))
+    assert second.ask(event_id).source == "miss"
+    first.gate.set()
+    assert loading.result(PATIENCE).value == late
+    found = third.ask(event_id)
+    assert (found.source, found.value) == ("shared", VALUE)
+
+
+def test_a_lock_that_became_anothers_is_left_alone(
+    shared_redis: Redis, machine: Make
+) -> None:
+    """An instance that lost its lock leaves the new holder's lock and answer alone."""
+    first = machine(shared_redis.url)
+    event_id = new_id()
+    with shared_redis.client() as client:
+
+        def answer() -> Loaded:
+            client.set(first.lock(event_id), "another's", px=10_000)
+            return Loaded(VALUE, OK, 252.0)
+
+        first.answer = answer
+        assert first.ask(event_id).value == VALUE
+        assert client.get(first.lock(event_id)) == b"another's"
+        assert not client.exists(first.key(event_id))
+
+
+def test_an_instance_that_is_suspended_in_mid_load(
+    start: Start,
+    upstream: Standin,
+    shared_redis: Redis,
+    machine: Make,
+    pool: ThreadPoolExecutor,
+) -> None:
+    """An instance that was suspended for longer than its lock lasts doesn't replace the
+    others' answer with its 504.
+    """
+    suspended = start(C42_CACHE_URL=shared_redis.url, C42_TIMEOUT="0.5")
+    scope = (upstream.base_url, TOKEN, 252.0, 6.0)
+    second, third = (machine(shared_redis.url, scope=scope) for _ in range(2))
+    upstream.rule("events", event_id := new_id(), hang=True)
+    late = pool.submit(suspended.event, event_id)
+    until(lambda: upstream.calls("events", event_id) == 1)
+    suspended.process.send_signal(signal.SIGSTOP)
+    try:
+        assert second.ask(event_id).source == "miss"
+    finally:
+        suspended.process.send_signal(signal.SIGCONT)
+    assert late.result(PATIENCE).status_code == 504
+    found = third.ask(event_id)
+    assert (found.source, found.value) == ("shared", VALUE)
+
+
+def test_a_load_that_raises_releases_its_lock(
+    shared_redis: Redis, machine: Make, counts: Counter[str], pool: ThreadPoolExecutor
+) -> None:
+    """A load that raises leaves nothing behind, and another machine that waits for it
+    loads at once.
+    """
+    first, second = (machine(shared_redis.url, timeout=PATIENCE) for _ in range(2))
+    event_id, first.gate = new_id(), threading.Event()
+
+    def answer() -> Loaded:
+        raise ZeroDivisionError
+
+    first.answer = answer
+    loading = pool.submit(first.ask, event_id)
+    assert first.entered.acquire(timeout=PATIENCE)
+    waiting = pool.submit(second.ask, event_id)
+    until(lambda: second.cache.snapshot().waiting)
+    first.gate.set()
+    with pytest.raises(ZeroDivisionError):
+        loading.result(PATIENCE)
+    assert quickly(lambda: waiting.result(PATIENCE)).value == VALUE
+    assert counts[event_id] == 2
+    with shared_redis.client() as client:
+        assert not client.exists(first.lock(event_id))
+
+
+def test_nobody_waits_longer_than_the_time_out(
+    shared_redis: Redis, machine: Make
+) -> None:
+    """An instance that waits in vain for another's load then loads by itself, but has
+    no time left to do so.
+    """
+    one, deadlines = machine(shared_redis.url), list[float]()
+    event_id, deadline = new_id(), time.monotonic() + 0.3
+
+    def load(event_ids: list[str], deadline: float) -> Iterator[tuple[str, Loaded]]:
+        deadlines.append(deadline)
+        yield event_id, Loaded(VALUE, OK, 252.0)
+
+    with shared_redis.client() as client:
+        client.set(one.lock(event_id), "another's", px=60000)
+    ((_, loaded),) = one.tier.wrap(load)([event_id], deadline)
+    assert deadlines == [deadline]
+    assert 0 < time.monotonic() - deadline < 2
+    assert loaded.age < -0.3  # it counts from its own load
+    assert one.tier.snapshot()["alone"] == 1
+
+
+def test_looks_become_rarer(
+    shared_redis: Redis, proxy: MakeProxy, machine: Make, pool: ThreadPoolExecutor
+) -> None:
+    """The longer another instance's load takes, the longer are the pauses between two
+    looks, up to 50 ms.
+    """
+    between, looks = proxy(shared_redis.port), list[float]()
+    first = machine(shared_redis.url, timeout=PATIENCE)
+    second = machine(between.url, timeout=PATIENCE)
+
+    def note(data: bytes, sink: socket.socket) -> None:
+        if b"wait" in data:
+            looks.append(time.monotonic())
+        sink.sendall(data)
+
+    event_id, gate, loading = begin_load(first, pool)
+    between.spoil = note
+    waiting = pool.submit(second.ask, event_id)
+    until(lambda: len(looks) >= 20)
+    assert looks[19] - looks[0] > 0.4
+    gate.set()
+    assert loading.result(PATIENCE).value == waiting.result(PATIENCE).value == VALUE
+
+
+@pytest.mark.parametrize(("timeout", "longest"), [(4.0, 2.0), (60.0, 5.0)])
+def test_a_lock_lasts_for_five_seconds_at_most(
+    timeout: float, longest: float, shared_redis: Redis, machine: Make
+) -> None:
+    """A lock ends by itself after five seconds, or half of the time-out if that is
+    shorter.
+    """
+    first, left = machine(shared_redis.url, timeout=timeout), list[int]()
+    event_id = new_id()
+
+    def answer() -> Loaded:
+        with shared_redis.client() as client:
+            left.append(client.pttl(first.lock(event_id)))
+        return Loaded(VALUE, OK, 252.0)
+
+    first.answer = answer
+    first.ask(event_id)
+    assert longest * 800 < left[0] <= longest * 1000
+
+
+def test_waiting_for_another_instance_is_bounded(
+    shared_redis: Redis, machine: Make, said: Said
+) -> None:
+    """Whoever waits in vain for another's load then loads alone, long before its own
+    deadline; Redis isn't taken for lost.
+    """
+    one, event_id = machine(shared_redis.url, timeout=0.8), new_id()
+    with shared_redis.client() as client:
+        client.set(one.lock(event_id), "another's", px=60_000)
+        began = time.monotonic()
+        assert one.ask(event_id).source == "miss"
+        assert 0.4 <= time.monotonic() - began < PATIENCE / 2
+        assert client.get(one.lock(event_id)) == b"another's"
+    assert tuple(one.tier.snapshot().values()) == (0, 0, 0, 1, True)
+    assert said("is lost") == 0

@@ -1,0 +1,326 @@
+"""Redis fails, and comes back."""
+
+import signal
+import socket
+import threading
+import time
+from collections import Counter
+from concurrent.futures import ThreadPoolExecutor
+from functools import partial
+from typing import Any
+
+import pytest
+
+from sharing.client import PATIENCE as WAIT
+from tests.fixtures import PATIENCE, new_id, until
+from tests.machines import (
+    RETRY_AFTER,
+    VALUE,
+    Make,
+    MakeProxy,
+    Redis,
+    Said,
+    quickly,
+    silence,
+)
+
+
+def test_a_redis_that_is_not_there_at_first(
+    own_redis: Redis, machine: Make, counts: Counter[str], said: Said
+) -> None:
+    """The service starts without Redis, logs that once, and shares when Redis comes,
+    even after restarts of Redis.
+    """
+    own_redis.kill()
+    first, second = (machine(own_redis.url) for _ in range(2))
+    for each in (first, second):
+        assert quickly(partial(each.ask, "alone")).value == VALUE
+    assert counts["alone"] == 2
+    assert said("is lost") == 2
+    for _ in range(2):
+        own_redis.start()
+        until(first.shares_again)
+        until(second.shares_again)
+        event_id = new_id()
+        assert first.ask(event_id).source == "miss"
+        assert second.ask(event_id).source == "shared"
+        own_redis.kill()
+        for each in (first, second):
+            assert quickly(partial(each.ask, new_id())).value == VALUE
+            assert not each.shares
+    assert (said("is lost"), said("is back")) == (6, 4)
+    assert said("Connection refused") == 6
+
+
+def test_a_redis_that_stands_still(
+    own_redis: Redis, machine: Make, said: Said, pool: ThreadPoolExecutor
+) -> None:
+    """While Redis is suspended, nobody waits for it; when it continues, it is used
+    again.
+    """
+    one = machine(own_redis.url)
+    one.ask(new_id())
+    own_redis.signal(signal.SIGSTOP)
+    futures = [pool.submit(quickly, lambda: one.ask(new_id())) for _ in range(50)]
+    assert {future.result(PATIENCE).value for future in futures} == {VALUE}
+    assert not one.shares
+    own_redis.signal(signal.SIGCONT)
+    until(one.shares_again)
+    assert (said("is lost"), said("is back")) == (1, 1)
+    assert said("no reply within 250 ms") == 1
+
+
+@pytest.mark.parametrize("delay", [0.1, 0.4])
+def test_a_slow_redis(
+    delay: float, shared_redis: Redis, proxy: MakeProxy, machine: Make, said: Said
+) -> None:
+    """If Redis is always slow, it is either used or given up, and that is logged only
+    once.
+    """
+    between = proxy(shared_redis.port)
+    one = machine(between.url)
+    one.ask(new_id())
+
+    def slowly(data: bytes, sink: socket.socket) -> None:
+        time.sleep(delay)
+        sink.sendall(data)
+
+    between.spoil = slowly
+    for _ in range(6):
+        assert quickly(lambda: one.ask(new_id())).value == VALUE
+    assert said("is lost") in ([1] if delay > WAIT else [0, 1])
+    assert said("is back") == 0
+    between.spoil = None
+    until(one.shares_again)
+
+
+def test_a_name_that_is_looked_up_for_ever(
+    machine: Make, said: Said, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A name server that doesn't answer delays no request; it is tried again, and
+    logged once.
+    """
+    looked_up, answered = list[str](), threading.Event()
+
+    def hang(host: str, *_: object) -> Any:
+        looked_up.append(host)
+        answered.wait(PATIENCE)
+        raise socket.gaierror(socket.EAI_AGAIN, "Temporary failure")
+
+    monkeypatch.setattr(socket, "getaddrinfo", hang)
+    one = machine("redis://somewhere:1234")
+    for _ in range(3):
+        assert quickly(lambda: one.ask(new_id())).value == VALUE
+        time.sleep(RETRY_AFTER)
+    assert looked_up == ["somewhere"] * 3
+    assert (said("somewhere:1234 is lost"), said("no reply within 250 ms")) == (1, 1)
+    answered.set()
+
+
+def test_a_connection_that_hangs_is_dropped_at_once(
+    shared_redis: Redis, proxy: MakeProxy, machine: Make
+) -> None:
+    """A connection over which no reply came in time is closed, and not only when Redis
+    is tried again.
+    """
+    between = proxy(shared_redis.port)
+    with shared_redis.client() as client:
+        before = len(client.client_list())
+        one = machine(between.url, retry_after=PATIENCE)
+        one.ask(new_id())
+        assert len(client.client_list()) > before
+        between.spoil = silence
+        one.ask(new_id())
+        until(lambda: len(client.client_list()) <= before)
+    assert not one.shares
+
+
+def test_a_tier_that_is_closed(shared_redis: Redis, machine: Make, said: Said) -> None:
+    """After `close`, loads go on without Redis, the connection is closed, and no loss
+    is logged.
+    """
+    one = machine(shared_redis.url)
+    with shared_redis.client() as client:
+        before = len(client.client_list())
+        one.ask(new_id())
+        one.tier.close()
+        until(lambda: len(client.client_list()) <= before)
+    assert not one.shares
+    assert one.ask(new_id()).value == VALUE
+    assert one.tier.snapshot()["alone"] == 1
+    assert said("is lost") == 0
+
+
+def test_a_connection_that_was_closed_meanwhile_is_no_loss(
+    shared_redis: Redis, machine: Make, said: Said
+) -> None:
+    """A Redis that closes idle connections is asked over a new one."""
+    one = machine(shared_redis.url)
+    one.ask(new_id())
+    with shared_redis.client() as client:
+        client.client_kill_filter(_type="normal", skipme=True)
+    one.ask(new_id())
+    assert one.tier.snapshot()["loaded"] == 2
+    assert said("is lost") == 0
+
+
+def test_a_full_redis(own_redis: Redis, machine: Make, said: Said) -> None:
+    """A full Redis counts as lost, which is logged once, until it has room again."""
+    one = machine(own_redis.url)
+    one.ask(new_id())
+    with own_redis.client() as client:
+        client.config_set("maxmemory", 1)
+        for _ in range(3):
+            assert one.ask(new_id()).value == VALUE
+            assert not one.shares
+            time.sleep(RETRY_AFTER)
+        assert said("it is full") == said("is lost") == 1
+        client.config_set("maxmemory", 0)
+        until(one.shares_again)
+    assert said("is back") == 1
+
+
+def test_many_loads_at_once_do_not_look_like_a_slow_redis(
+    shared_redis: Redis, machine: Make, said: Said, pool: ThreadPoolExecutor
+) -> None:
+    """As many loads as may be under way at once all go through Redis, over a few
+    connections.
+    """
+    one = machine(shared_redis.url)
+    with shared_redis.client() as client:
+        connected = len(client.client_list())
+        one.gate = threading.Event()
+        ids = [new_id() for _ in range(240)]
+        futures = [pool.submit(one.ask, event_id) for event_id in ids]
+        for _ in ids:
+            assert one.entered.acquire(timeout=PATIENCE)
+        one.gate.set()
+        for future in futures:
+            future.result(PATIENCE)
+        assert len(client.client_list()) <= connected + 8
+    assert said("is lost") == 0
+    assert tuple(one.tier.snapshot().values()) == (0, 0, 240, 0, True)
+
+
+def test_an_instance_shares_from_its_first_request(
+    shared_redis: Redis, machine: Make, said: Said
+) -> None:
+    """Redis isn't down before it was asked, and the first load is shared already."""
+    machine(shared_redis.url).ask(event_id := new_id())
+    for _ in range(10):
+        one = machine(shared_redis.url)
+        assert one.shares
+        assert one.ask(event_id).source == "shared"
+    assert said("is there: answers are shared") == 11
+
+
+def test_after_a_failure_one_load_tries(
+    proxy: MakeProxy, machine: Make, pool: ThreadPoolExecutor
+) -> None:
+    """While Redis is down, nobody asks it; after a while, exactly one load does, over a
+    new connection.
+    """
+    hanging = proxy(0, silence)
+    one = machine(hanging.url, retry_after=1.0)
+    for accepted in (1, 2):
+        one.ask(new_id())  # after the failure, a second began that no load waits
+        failed_at = time.monotonic()
+        assert hanging.accepted == accepted
+        futures = [pool.submit(one.ask, new_id()) for _ in range(20)]
+        for future in futures:
+            assert future.result(PATIENCE).value == VALUE
+        if time.monotonic() < failed_at + 0.7:  # else the machine is too busy to tell
+            assert hanging.accepted == accepted
+        until(lambda at=failed_at: time.monotonic() > at + 1.0)  # type: ignore[misc]
+    assert not one.shares
+
+
+def test_exactly_one_of_many_loads_tries(
+    proxy: MakeProxy, machine: Make, pool: ThreadPoolExecutor
+) -> None:
+    """Of loads that begin at the same time when Redis is to be tried again, one does."""
+    hanging = proxy(0, silence)
+    one = machine(hanging.url, retry_after=0.5)
+    one.ask(new_id())
+    time.sleep(0.5)
+    futures = [pool.submit(one.ask, new_id()) for _ in range(20)]
+    for future in futures:
+        future.result(PATIENCE)
+    assert hanging.accepted == 2
+
+
+def test_a_failover_behind_an_address(
+    own_redis: Redis, shared_redis: Redis, proxy: MakeProxy, machine: Make, said: Said
+) -> None:
+    """If the old master becomes a read-only replica and stays up, the new one is used,
+    over a new connection.
+    """
+    between = proxy(own_redis.port)
+    one = machine(between.url)
+    one.ask(new_id())
+    between.target = shared_redis.port
+    with own_redis.client() as old, shared_redis.client() as new:
+        old.replicaof("127.0.0.1", shared_redis.port)
+        event_id = new_id()
+        assert one.ask(event_id).value == VALUE
+        assert (one.shares, said("it is a read-only replica")) == (False, 1)
+        until(one.shares_again)
+        assert said("is back") == 1
+        one.ask(event_id := new_id())
+        assert new.exists(one.key(event_id))
+
+
+def test_the_reason_is_logged_when_it_changes(
+    own_redis: Redis, machine: Make, said: Said
+) -> None:
+    """While Redis is down, each new reason is logged once, with host and port."""
+    one = machine(own_redis.url)
+    with own_redis.client() as client:
+        client.config_set("maxmemory", 1)
+    for _ in range(2):
+        one.ask(new_id())
+        time.sleep(RETRY_AFTER)
+    own_redis.kill()
+    for _ in range(2):
+        one.ask(new_id())
+        time.sleep(RETRY_AFTER)
+    where = f"Redis at 127.0.0.1:{own_redis.port} is lost"
+    assert (said(where), said("it is full"), said("Connection refused")) == (2, 1, 1)
+    own_redis.start()
+    until(one.shares_again)
+    assert (said("is lost"), said("is back")) == (2, 1)
+
+
+LOADING = b"-LOADING Redis is loading the dataset in memory\r\n"
+
+
+def test_a_redis_that_is_loading(proxy: MakeProxy, machine: Make, said: Said) -> None:
+    """A Redis that is still loading its data counts as lost, with that reason."""
+    loading = proxy(0, lambda data, sink: sink.sendall(LOADING * data.count(b"*")))
+    one = machine(loading.url, retry_after=PATIENCE)
+    assert one.ask(new_id()).value == VALUE
+    assert said("it is loading its data") == said("is lost") == 1
+
+
+def test_a_load_asks_redis_twice(
+    shared_redis: Redis, proxy: MakeProxy, machine: Make
+) -> None:
+    """A load waits for Redis twice at most, each time for 250 ms: when it looks there,
+    and when it stores. A list does no more.
+    """
+    between, exchanges = proxy(shared_redis.port), Counter[str]()
+    one, other = machine(between.url), machine(shared_redis.url)
+    one.ask(new_id())
+
+    def count(data: bytes, sink: socket.socket) -> None:
+        exchanges["all"] += 1
+        sink.sendall(data)
+
+    between.spoil = count
+    one.ask(new_id())
+    assert exchanges["all"] == 2
+    one.ask_many([new_id() for _ in range(3)])
+    assert exchanges["all"] == 4
+    other.ask(event_id := new_id())
+    assert one.ask(event_id).source == "shared"
+    assert exchanges["all"] == 5

@@ -1,0 +1,397 @@
+"""What instances that share answers through Redis promise."""
+
+import signal
+import socket
+import threading
+import time
+from collections import Counter
+from concurrent.futures import ThreadPoolExecutor
+
+import pytest
+
+from answers import response
+from cache import FAULT, KINDS, OK, Loaded, clock
+from calendar42.calls import Pause
+from sharing.tier import LOOK_UP
+from standin import Standin
+from tests.fixtures import PATIENCE, TOKEN, MakeInside, new_id, until
+from tests.machines import GOOD, VALUE, Make, MakeProxy, Redis, encoded, failed
+
+
+def test_machines_load_once_between_them(
+    shared_redis: Redis, machine: Make, counts: Counter[str], pool: ThreadPoolExecutor
+) -> None:
+    """Callers on several machines that ask for one cold event cause one load, and all
+    get its outcome.
+    """
+    machines = [machine(shared_redis.url) for _ in range(4)]
+    event_id, gate = new_id(), threading.Event()
+    for each in machines:
+        each.gate = gate
+    futures = [pool.submit(each.ask, event_id) for each in machines for _ in range(10)]
+    until(lambda: sum(each.cache.snapshot().waiting for each in machines) == 40)
+    gate.set()
+    found = [future.result(PATIENCE) for future in futures]
+    assert counts[event_id] == 1
+    assert {each.value for each in found} == {VALUE}
+    stats = [each.tier.snapshot() for each in machines]
+    assert sum(each["loaded"] for each in stats) == 1
+    assert sum(each["found"] + each["awaited"] for each in stats) == 3
+
+
+@pytest.mark.parametrize("awaited", [False, True])
+def test_an_answer_ages_from_its_load_wherever_it_is_served(
+    awaited: bool, shared_redis: Redis, machine: Make, pool: ThreadPoolExecutor
+) -> None:
+    """An answer that was taken over expires no later than where it was loaded, and
+    knows its age.
+    """
+    first, second = machine(shared_redis.url), machine(shared_redis.url)
+    event_id, first.gate = new_id(), threading.Event()
+    first.answer = lambda: Loaded(VALUE, OK, first.expiry, age=100.0)
+    loading = pool.submit(first.ask, event_id)
+    assert first.entered.acquire(timeout=PATIENCE)
+    waiting = pool.submit(second.ask, event_id) if awaited else None
+    until(lambda: not awaited or second.cache.snapshot().waiting)
+    first.gate.set()
+    loading.result(PATIENCE)
+    found = waiting.result(PATIENCE) if waiting else second.ask(event_id)
+    loaded, taken = first.held(event_id), second.held(event_id)
+    assert found.ttl == pytest.approx(152, abs=1)
+    assert taken.ttl <= loaded.ttl
+    assert taken.ttl == pytest.approx(loaded.ttl, abs=0.5)
+    assert taken.age >= loaded.age >= 100
+    assert taken.age + taken.ttl == pytest.approx(first.expiry)
+    assert ("Cache-Control", f"max-age={int(found.ttl)}") in response.render(
+        found, None
+    )[1]
+
+
+@pytest.mark.parametrize("kind", [kind for kind in KINDS if kind != OK])
+def test_errors_are_shared(
+    kind: str, shared_redis: Redis, machine: Make, counts: Counter[str]
+) -> None:
+    """An error is shared for its own lifetime, with all that its answer says."""
+    first, second = machine(shared_redis.url), machine(shared_redis.url)
+    value = failed(503, "<p>Störung", retry_after=7.5)
+    first.answer = lambda: Loaded(value, kind, 6.0)
+    event_id = new_id()
+    first.ask(event_id)
+    found = second.ask(event_id)
+    assert (found.value, found.kind, counts[event_id]) == (value, kind, 1)
+    assert found.age + found.ttl == pytest.approx(6.0)
+
+
+def test_expiry_is_the_same_for_all(
+    shared_redis: Redis, machine: Make, counts: Counter[str]
+) -> None:
+    """When an answer has expired, no machine serves it any more."""
+    first, second = (machine(shared_redis.url, expiry=0.3) for _ in range(2))
+    event_id = new_id()
+    first.ask(event_id)
+    second.ask(event_id)
+    until(lambda: not first.cache.get(event_id))
+    assert second.cache.get(event_id) is None
+    assert second.ask(event_id).source == "miss"
+    assert counts[event_id] == 2
+
+
+def test_only_the_same_is_shared(
+    inside: MakeInside, shared_redis: Redis, upstream: Standin
+) -> None:
+    """Instances with another token, upstream or lifetime never get these answers, and
+    no key shows the token.
+    """
+    other_url = upstream.base_url.replace("127.0.0.1", "localhost")
+    others = [{"C42_TOKEN": f"{TOKEN}2"}, {"C42_BASE_URL": other_url}]
+    others += [{"C42_EXPIRY": "4"}, {"C42_FAULT_EXPIRY": "0.2"}]
+    made = [
+        inside(C42_CACHE_URL=shared_redis.url, **environ)
+        for environ in [{}, {}, *others]
+    ]
+    upstream.add_event(event_id := new_id(), title="Shared")
+    calls = []
+    for one in made:
+        one.event(event_id)
+        calls.append(upstream.calls("events", event_id))
+    assert calls == [1, 1, 2, 3, 4, 5]
+    with shared_redis.client() as client:
+        assert not any(TOKEN.encode() in key for key in client.keys("*"))
+
+
+def test_lists_that_overlap(
+    shared_redis: Redis, machine: Make, counts: Counter[str], pool: ThreadPoolExecutor
+) -> None:
+    """Lists that overlap crosswise load every event once, and never wait for each other
+    without end.
+    """
+    # With the usual time-out of these tests, locks might end on a busy machine.
+    first, second = (machine(shared_redis.url, timeout=PATIENCE) for _ in range(2))
+    ids = [new_id() for _ in range(60)]
+    first.ask(ids[0])
+    gate = first.gate = second.gate = threading.Event()
+    lists = [pool.submit(first.ask_many, ids[:40])]
+    assert first.entered.acquire(timeout=PATIENCE)
+    assert first.entered.acquire(timeout=PATIENCE)
+    lists.append(pool.submit(second.ask_many, ids[:19:-1]))
+    single = pool.submit(second.ask, ids[5])
+    until(lambda: second.cache.snapshot().waiting == 2)
+    gate.set()
+    assert list(lists[0].result(PATIENCE)) == ids[:40]
+    assert list(lists[1].result(PATIENCE)) == ids[:19:-1]
+    assert single.result(PATIENCE).value == VALUE
+    assert dict(counts) == dict.fromkeys(ids, 1)
+
+
+def test_what_redis_has_of_a_list_is_there_at_once(
+    shared_redis: Redis, machine: Make, counts: Counter[str], pool: ThreadPoolExecutor
+) -> None:
+    """A request for an event that Redis has doesn't wait for the rest of somebody
+    else's list.
+    """
+    first, second = machine(shared_redis.url), machine(shared_redis.url)
+    there, missing = new_id(), new_id()
+    first.ask(there)
+    second.gate = threading.Event()
+    listed = pool.submit(second.ask_many, [missing, there])
+    assert second.entered.acquire(timeout=PATIENCE)
+    assert second.ask(there).value == VALUE
+    assert not listed.done()
+    second.gate.set()
+    assert {key: found.source for key, found in listed.result(PATIENCE).items()} == {
+        missing: "miss",
+        there: "shared",
+    }
+    assert counts == {there: 1, missing: 1}
+
+
+@pytest.mark.parametrize("loader", ["here", "elsewhere"])
+def test_nothing_outlives_its_time_in_a_list(
+    loader: str,
+    shared_redis: Redis,
+    machine: Make,
+    counts: Counter[str],
+    pool: ThreadPoolExecutor,
+) -> None:
+    """An answer from Redis that expires while the rest of its list is being waited for
+    is loaded again.
+    """
+    patient = {"expiry": 1.0, "timeout": PATIENCE}
+    first, second = (machine(shared_redis.url, **patient) for _ in range(2))
+    there, missing = new_id(), new_id()
+    first.ask(there)
+    first.answer = second.answer = lambda: Loaded(VALUE, OK, 252.0)
+    loading = second if loader == "here" else first
+    loading.gate = threading.Event()
+    alone = pool.submit(first.ask, missing) if loader == "elsewhere" else None
+    listed = pool.submit(second.ask_many, [there, missing])
+    assert loading.entered.acquire(timeout=PATIENCE)
+    until(lambda: second.cache.get(there), "the answer from Redis")
+    until(lambda: not (first.cache.get(there) or second.cache.get(there)), "its end")
+    assert not listed.done()
+    loading.gate.set()
+    found = listed.result(PATIENCE)
+    assert all(each.ttl > 0 for each in found.values())
+    assert found[missing].source == ("miss" if loader == "here" else "awaited")
+    assert (counts[there], counts[missing]) == (2, 1)
+    assert not alone or alone.result(PATIENCE).value == VALUE
+
+
+def test_how_an_answer_came_is_told(
+    shared_redis: Redis, proxy: MakeProxy, machine: Make, pool: ThreadPoolExecutor
+) -> None:
+    """`Cache-Status` tells an answer that was found in Redis from one that another
+    instance was loading.
+    """
+    looks, between = threading.Semaphore(0), proxy(shared_redis.port)
+    first, second = (
+        machine(shared_redis.url),
+        machine(between.url, retry_after=PATIENCE),
+    )
+
+    def watch(data: bytes, sink: socket.socket) -> None:
+        if b"wait" in data:
+            looks.release()
+        sink.sendall(data)
+
+    event_id, first.gate, between.spoil = new_id(), threading.Event(), watch
+    loading = pool.submit(first.ask, event_id)
+    assert first.entered.acquire(timeout=PATIENCE)
+    waiting = pool.submit(second.ask_many, [event_id])
+    assert looks.acquire(timeout=PATIENCE)
+    first.gate.set()
+    awaited = waiting.result(PATIENCE)
+    shared = machine(shared_redis.url).ask_many([event_id])
+    assert dict(response.render(loading.result(PATIENCE), None)[1])["Cache-Status"] == (
+        "c42c; fwd=miss; fwd-status=200; stored; ttl=251"
+    )
+    for found, detail in [
+        (awaited, "collapsed; detail=shared"),
+        (shared, "detail=shared"),
+    ]:
+        for _, headers, _ in (
+            response.render(found[event_id], None),
+            response.render_many(found, None),
+        ):
+            assert (
+                dict(headers)["Cache-Status"]
+                == f"c42c; fwd=miss; {detail}; stored; ttl=251"
+            )
+
+
+def test_the_pause_is_shared(
+    shared_redis: Redis, machine: Make, counts: Counter[str]
+) -> None:
+    """A pause that the upstream asks of one machine holds for all, and passing it on
+    never makes it longer.
+    """
+    first, second = (machine(shared_redis.url, scope=("paused",)) for _ in range(2))
+    value = failed(429, retry_after=30.0)
+
+    def answer() -> Loaded:
+        first.pause.begin("30")
+        return Loaded(value, FAULT, 30.0)
+
+    first.answer = answer
+    first.ask(event_id := new_id())
+    first.answer = lambda: Loaded(VALUE, OK, 252.0)
+    for _ in range(5):
+        second.ask(new_id())
+        first.ask(new_id())
+    asked, told = first.pause.left, second.pause.left
+    assert 25 < told <= asked <= 30
+    second.pause.begin("60")
+    second.ask(new_id())
+    first.ask(new_id())
+    assert 55 < first.pause.left <= 60
+    assert ("Retry-After", "30") in response.render(second.ask(event_id), None)[1]
+    assert counts[event_id] == 1
+
+
+def test_the_last_millisecond(shared_redis: Redis, machine: Make) -> None:
+    """An answer with less than a millisecond left counts as expired, not as invalid."""
+    first = machine(shared_redis.url)
+    with shared_redis.client() as client:
+        for _ in range(30):
+            key = first.key(new_id())
+            client.set(key, b"answer", px=3)
+            while True:
+                keys = (key, f"{key}:lock")
+                reply = client.eval(LOOK_UP, 2, *keys, "token", 1000, 0)
+                if reply[0] != b"answer":
+                    break
+                assert reply[3] > 0
+
+
+class Shifted:
+    """A clock that a test sets back."""
+
+    by = 0.0
+
+    def __call__(self) -> float:
+        return clock() + self.by
+
+
+def test_a_clock_that_stands_still_during_a_load(
+    shared_redis: Redis, machine: Make
+) -> None:
+    """If the clock of the loading machine stands still during the load, the others keep
+    the answer no longer.
+
+    That is what happens to a suspended machine without CLOCK_BOOTTIME.
+    """
+    shifted = Shifted()
+    first, second = machine(shared_redis.url, clock=shifted), machine(shared_redis.url)
+
+    def answer() -> Loaded:
+        began = clock()
+        until(lambda: clock() > began + 0.5)
+        shifted.by -= 0.5
+        return Loaded(VALUE, OK, 252.0)
+
+    first.answer = answer
+    first.ask(event_id := new_id())
+    assert 240 < second.ask(event_id).ttl <= 251.5
+
+
+def test_a_pause_is_no_longer_if_it_is_passed_on_slowly(
+    shared_redis: Redis, machine: Make
+) -> None:
+    """If the machine is held up just when it passes a pause on, the pause ends no later
+    for the others.
+    """
+    shifted = Shifted()
+
+    class SlowPause(Pause):
+        @property
+        def left(self) -> float:
+            left = super().left
+            # The machine is held up, and its other clock seems to have been for less
+            # time.
+            shifted.by += 0.5
+            return left
+
+    scope = ("passed on slowly",)  # without the pauses of other tests
+    first = machine(shared_redis.url, clock=shifted, pause=SlowPause(6.0), scope=scope)
+    second = machine(shared_redis.url, scope=scope)
+    first.pause.begin("30")
+    first.ask(new_id())
+    second.ask(new_id())
+    assert (
+        first.pause.left >= second.pause.left > 0
+    )  # in this order: the test may be held up in between
+
+
+def test_an_answer_never_lives_longer_than_its_lifetime_again(
+    shared_redis: Redis, machine: Make
+) -> None:
+    """If Redis's clock is set back, each machine keeps an answer from Redis for at most
+    one lifetime.
+    """
+    first, second = (machine(shared_redis.url) for _ in range(2))
+    with shared_redis.client() as client:
+        for left, result in (251_900, "shared"), (252_100, "miss"):
+            first.ask(event_id := new_id())
+            client.pexpire(first.key(event_id), left)  # what the clock would do
+            found = second.ask(event_id)
+            assert (found.source, found.ttl <= 252) == (result, True)
+
+
+def test_a_millisecond_may_be_over_already(
+    shared_redis: Redis, proxy: MakeProxy, machine: Make
+) -> None:
+    """If Redis says that 1000 ms are left of an answer, it is kept for 999 ms, since
+    Redis rounds to milliseconds.
+    """
+    between = proxy(shared_redis.port)
+    one = machine(between.url, clock=lambda: 5000.0)
+    one.ask(new_id())
+    answer = [b"answer", int(time.time() * 1000), GOOD, 1000]
+    between.spoil = lambda data, sink: sink.sendall(encoded(-2) + encoded(answer))
+    found = one.ask(new_id())
+    assert (found.source, found.value) == ("shared", VALUE)
+    assert found.ttl == pytest.approx(0.999, abs=1e-6)
+
+
+def test_what_is_written_late_lives_no_longer(own_redis: Redis, machine: Make) -> None:
+    """If an answer reaches Redis late because Redis was suspended, it expires there
+    when it expires here.
+    """
+    one = machine(own_redis.url, expiry=3.0, timeout=5.0)
+    event_id = new_id()
+
+    def answer() -> Loaded:
+        own_redis.signal(signal.SIGSTOP)
+        return Loaded(VALUE, OK, one.expiry)
+
+    one.answer = answer
+    one.ask(event_id)
+    one.answer = lambda: Loaded(VALUE, OK, one.expiry)
+    until(lambda: one.held(event_id).ttl < 2.4)
+    own_redis.signal(signal.SIGCONT)
+    until(one.shares_again)
+    with own_redis.client() as client:
+        left = client.pttl(one.key(event_id)) / 1000
+        here = one.held(event_id)
+    assert 0 < left < 2.4
+    assert left <= here.ttl + 0.05  # what it took to look here after there
