@@ -29,7 +29,7 @@ from cache import FAULT, NEGATIVE, OK, PAUSED, Cache, Loaded, Loader, Stats
 from calendar42 import ENDPOINTS
 from calendar42.calls import CallRecord, Pause
 from calendar42.errors import C42Error
-from operations import VERSION
+from operations import VERSION, logs
 from operations.recent import History, Outcomes, Recent, Sample
 
 # Seconds. 10.5 is just above the default of C42_TIMEOUT: calls that ran into it are
@@ -288,6 +288,11 @@ class Metrics(Collector):
             responses.add_metric(response, count)
         yield responses
         yield durations
+        yield CounterMetricFamily(
+            "c42_log_dropped",
+            "Log lines that were dropped because stderr is read too slowly.",
+            value=logs.dropped(),
+        )
         yield gauge("stopping", "1 once the service was told to stop.", self.stopping())
 
     def _of_the_tier(self, tier: SharedTier) -> Iterator[Metric]:

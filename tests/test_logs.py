@@ -26,6 +26,7 @@ from tests.fixtures import (
     started,
     until,
 )
+from tests.test_metrics import samples, value
 
 
 @pytest.mark.parametrize("form", ["text", "json"])
@@ -441,6 +442,7 @@ def test_a_slow_log_has_its_lines_in_order(upstream: Standin) -> None:
             return any("GET '/again'" in line for line in service.lines)
 
         until(is_going_on, "the log to go on", every=0.05)
+        assert value(samples(service), "c42_log_dropped_total") > 0
         assert service.stop() == 0
         reader.join()
     log = "\n".join(service.lines)

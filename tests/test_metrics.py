@@ -199,6 +199,7 @@ def test_states_are_told(traffic: Traffic) -> None:
     assert value(traffic.samples, "c42_stopping") == 0
     assert value(traffic.samples, "c42_upstream_pause_seconds") == 0
     assert value(traffic.samples, "c42_build_info") == 1
+    assert value(traffic.samples, "c42_log_dropped_total") == 0
     assert not any("_created" in name for name, _ in traffic.samples)
 
 

@@ -61,11 +61,14 @@ TROUBLES = {
     "refusing": ["full", "refusing"],
     "stopping": ["stopping"],
 }
+# These would take a bug, 15 minutes, a stuck log, or 8,000 calls.
 UNTRIED = {
     "C42cBroken",
     "C42cReaperDead",
     "C42cRestarting",
-}  # these would take a bug, or 15 minutes
+    "C42cLogDropped",
+    "C42cNearLimit",
+}
 
 
 class Prometheus:
