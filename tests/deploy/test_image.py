@@ -186,6 +186,32 @@ def test_runs_locked_down(image: Image, upstream: Standin) -> None:
         container.wait()
 
 
+@pytest.mark.parametrize("host", ["0.0.0.0", "::", "::1", "127.0.0.2"])
+def test_health_check_finds_the_service(
+    image: Image, upstream: Standin, host: str
+) -> None:
+    """The health check asks where the service listens, whatever C42_HOST is."""
+    (port,) = free_ports(1)
+    own = {"C42_TOKEN": TOKEN, "C42_BASE_URL": upstream.base_url}
+    address = {"C42_HOST": host, "C42_PORT": f"{port}"}
+    start = image.command(*image.config["Entrypoint"], **own, **address)
+    healthy = image.command(*image.config["Healthcheck"]["Test"][1:], **address)
+
+    def is_healthy() -> bool:
+        checked = subprocess.run(
+            healthy, env=image.outside, check=False, capture_output=True
+        )
+        return checked.returncode == 0
+
+    assert not is_healthy()
+    container = subprocess.Popen(start, env=image.outside)
+    try:
+        until(is_healthy, "the health check to pass")
+    finally:
+        container.kill()
+        container.wait()
+
+
 def test_cannot_write(image: Image) -> None:
     """A process in the container can write nowhere, so a read-only root changes nothing
     for it.

@@ -1,38 +1,47 @@
-"""deploy/c42c@.service, checked by systemd, and run by one that was booted in a
-container.
+"""deploy/c42c@.service and deploy/c42c@.socket, checked by systemd, and run by one that
+was booted in a container.
 """
 
+import os
 import re
 import shutil
 import subprocess
 import sys
 from collections.abc import Iterator
 from functools import partial
+from http.client import HTTPConnection
 from pathlib import Path
+from typing import NamedTuple
 
 import pytest
 import requests
 
 from operations import settings
 from standin import Standin
-from tests.deploy.tools import free_ports, missing, needs, ran
-from tests.fixtures import PATIENCE, PREFIX, ROOT, TOKEN, new_id, until
+from tests.deploy.load import Load
+from tests.deploy.manual import commands
+from tests.deploy.tools import free_ports, listens, missing, needs, ran
+from tests.fixtures import PATIENCE, PREFIX, ROOT, TOKEN, new_events, until
 
+SOCKET = ROOT / "deploy/c42c@.socket"
 UNIT = ROOT / "deploy/c42c@.service"
-MANUAL = ROOT / "docs/operating.md"
+REQUESTS = 10_000
+RESTARTS = 10
 
 
 @needs("systemd-analyze")
-def test_unit_is_sound(tmp_path: Path) -> None:
-    """systemd finds nothing wrong with the unit, and rates its exposure below 1.5 of
-    10.
+def test_units_are_sound(tmp_path: Path) -> None:
+    """systemd finds nothing wrong with the units, and rates the service's exposure below
+    1.5 of 10.
     """
+    socket_unit = tmp_path / "c42c@5001.socket"
+    shutil.copy(SOCKET, socket_unit)
     unit = tmp_path / "c42c@5001.service"
     text = UNIT.read_text()
-    unit.write_text(
-        text.replace("/opt/c42c/c42c/bin/python", sys.executable)
-    )  # it wants to see the program
-    assert "c42c" not in ran("systemd-analyze", "verify", "--man=no", unit)
+    # systemd-analyze looks for the program.
+    unit.write_text(text.replace("/opt/c42c/c42c/bin/python", sys.executable))
+    said = ran("systemd-analyze", "verify", "--man=no", unit, socket_unit)
+    assert "c42c" not in said
     rated = ran("systemd-analyze", "security", "--offline=true", unit)
     score = re.search(r"exposure level for c42c@5001.service: ([\d.]+)", rated)
     assert score is not None
@@ -47,6 +56,43 @@ def test_unit_waits_long_enough() -> None:
     config = settings.read({"C42_TOKEN": TOKEN})
     assert stop is not None
     assert int(stop[1]) > config.drain + config.timeout + 1
+
+
+def test_unit_allows_all_threads() -> None:
+    """systemd allows the threads that the service starts with the default settings:
+    workers, two for each that calls Calendar42, and a reserve.
+    """
+    tasks = re.search(r"TasksMax=(\d+)", UNIT.read_text())
+    config = settings.read({"C42_TOKEN": TOKEN})
+    assert tasks is not None
+    assert int(tasks[1]) > 3 * config.threads + 100
+
+
+@needs("systemd-socket-activate")
+def test_takes_the_socket_it_is_given(upstream: Standin) -> None:
+    """Started with a socket as systemd does it, the service serves on that one, whatever
+    C42_HOST and C42_PORT say.
+    """
+    port, other = free_ports(2)
+    own = {"C42_TOKEN": TOKEN, "C42_BASE_URL": upstream.base_url}
+    address = {"C42_HOST": "192.0.2.1", "C42_PORT": f"{other}"}
+    command = ["systemd-socket-activate", f"--listen=127.0.0.1:{port}"]
+    # It hands on no environment but what it is told to.
+    environ = os.environ | own | address
+    command += [f"--setenv={name}" for name in environ]
+    process = subprocess.Popen(
+        [*command, sys.executable, str(ROOT / "main.py")],
+        env=environ,
+        stderr=subprocess.DEVNULL,
+    )
+    try:
+        until(partial(listens, port), "systemd-socket-activate to listen")
+        url = f"http://127.0.0.1:{port}"
+        assert requests.get(f"{url}/readyz", timeout=PATIENCE).status_code == 200
+        assert not listens(other)
+    finally:
+        process.terminate()
+        assert process.wait(PATIENCE) == 0
 
 
 class Machine:
@@ -83,18 +129,26 @@ class Machine:
         assert ended.returncode == 0, f"{script}\n{ended.stdout}"
         return ended.stdout
 
+    def state(self, unit: str, *properties: str) -> list[str]:
+        """Return what systemd says of a unit there."""
+        names = ",".join(properties)
+        shown = self.run(f"systemctl show --property={names} {unit}").splitlines()
+        values = dict(line.split("=", 1) for line in shown)
+        return [values[name] for name in properties]
+
     def pid(self, port: int) -> str:
         """Return the id that the process of an instance has there."""
-        return self.run(
-            f"systemctl show --property=MainPID --value c42c@{port}"
-        ).strip()
+        return self.state(f"c42c@{port}", "MainPID")[0]
 
 
-@pytest.fixture
-def machine(
-    debian: Path, pip_mounts: list[tuple[Path, str]], tmp_path: Path
+@pytest.fixture(scope="module")
+def booted(
+    debian: Path,
+    pip_mounts: list[tuple[Path, str]],
+    tmp_path_factory: pytest.TempPathFactory,
 ) -> Iterator[Machine]:
     """Boot Debian, with this project in /opt/c42c; its changes are discarded."""
+    tmp_path = tmp_path_factory.mktemp("machine")
     if lacking := missing("systemd-nspawn", "nsenter"):
         pytest.skip(f"needs {lacking}, as Debian has it")
     for name in ran(
@@ -123,7 +177,7 @@ def machine(
             stderr=console,
         )
     children = Path(f"/proc/{process.pid}/task/{process.pid}/children")
-    booted: list[Machine] = []
+    machines: list[Machine] = []
 
     def is_up() -> bool:
         if process.poll() is not None:
@@ -132,75 +186,150 @@ def machine(
             )
         leaders = children.read_text().split()
         if leaders:
-            booted[:] = [Machine(int(leaders[0]))]
-            return "running" in booted[0].run("systemctl is-system-running || true")
+            machines[:] = [Machine(int(leaders[0]))]
+            return "running" in machines[0].run("systemctl is-system-running || true")
         return False
 
     try:
         until(is_up, "Debian to boot")
-        yield booted[0]
+        yield machines[0]
     finally:
         process.terminate()
         process.wait(PATIENCE)
 
 
-def commands(heading: str) -> str:
-    """Return the shell commands below a heading of docs/operating.md."""
-    section = MANUAL.read_text().partition(f"## {heading}\n")[2].partition("\n## ")[0]
-    block = re.search(r"^```sh\n(.*?)^```$", section, re.M | re.S)
-    assert block is not None
-    return block[1]
+class Installed(NamedTuple):
+    """A machine on which the service was installed as the manual says."""
+
+    machine: Machine
+    ports: list[int]
+
+    def manual(self, heading: str) -> str:
+        """Return the commands below a heading of the manual, for these ports."""
+        text = commands(heading)
+        for shipped, port in zip(("5001", "5002"), self.ports, strict=True):
+            text = text.replace(shipped, str(port))
+        return text
+
+    def get(self, path: str, at: int = 0) -> requests.Response:
+        """GET a path of one of the two instances."""
+        return requests.get(
+            f"http://127.0.0.1:{self.ports[at]}{path}", timeout=PATIENCE
+        )
 
 
-def test_runs_as_the_manual_says(machine: Machine, upstream: Standin) -> None:
+@pytest.fixture(scope="module")
+def installed(booted: Machine, shared_upstream: Standin) -> Installed:
+    """Install the service as the manual says."""
+    service = Installed(booted, free_ports(2))
+    booted.run(f"echo C42_BASE_URL={shared_upstream.base_url} > /etc/c42c.env")
+    booted.run(service.manual("Install it with systemd"), TOKEN + "\n")
+    return service
+
+
+def test_runs_as_the_manual_says(installed: Installed, upstream: Standin) -> None:
     """Installed and restarted with the commands of the manual, two instances serve; the
-    token is in no environment.
+    token is in no environment, and the processes have no rights.
     """
-    event_id = new_id()
-    upstream.add_event(event_id, names=["Ella"])
-    ports = dict(zip(("5001", "5002"), free_ports(2), strict=True))
-
-    def manual(heading: str) -> str:
-        return re.sub(
-            r"\b500[12]\b", lambda port: str(ports[port[0]]), commands(heading)
-        )
-
-    machine.run(f"echo C42_BASE_URL={upstream.base_url} > /etc/c42c.env")
-    machine.run(manual("Install it with systemd"), TOKEN + "\n")
-    before = {}
-    for port in ports.values():
-        ask = f"curl -s 127.0.0.1:{port}/readyz || true"
-        until(partial(machine.run, ask), "c42c to listen")
-        answer = requests.get(
-            f"http://127.0.0.1:{port}{PREFIX}{event_id}", timeout=PATIENCE
-        )
-        assert answer.json()["names"] == ["Ella"]
-        before[port] = machine.pid(port)
-        environ = machine.run(f"tr '\\0' '\\n' < /proc/{before[port]}/environ")
+    machine = installed.machine
+    (event_id,) = new_events(upstream, 1)
+    before = []
+    for at, port in enumerate(installed.ports):
+        assert installed.get(PREFIX + event_id, at).json()["id"] == event_id
+        pid = machine.pid(port)
+        environ = machine.run(f"tr '\\0' '\\n' < /proc/{pid}/environ")
         assert f"C42_TOKEN_FILE=/run/credentials/c42c@{port}.service/token\n" in environ
         assert TOKEN not in environ
-        status = machine.run(f"cat /proc/{before[port]}/status")
+        status = machine.run(f"cat /proc/{pid}/status")
         assert "Uid:\t0" not in status
         assert "CapEff:\t0000000000000000\n" in status
-        assert (
-            "process_open_fds"
-            in requests.get(f"http://127.0.0.1:{port}/metrics", timeout=PATIENCE).text
-        )
+        assert "process_open_fds" in installed.get("/metrics", at).text
+        before.append(pid)
 
-    machine.run(manual("Restart without losing requests"))
-    for port, pid in before.items():
-        assert (
-            requests.get(
-                f"http://127.0.0.1:{port}/readyz", timeout=PATIENCE
-            ).status_code
-            == 200
-        )
-        assert machine.pid(port) != pid
+    machine.run(installed.manual("Restart without losing requests"))
+    for at, port in enumerate(installed.ports):
+        assert installed.get("/readyz", at).status_code == 200
+        assert machine.pid(port) != before[at]
 
-    machine.run("systemctl start c42c@0")  # not a port
-    until(
-        lambda: machine.run("systemctl is-failed c42c@0 || true") == "failed\n",
-        "it to fail",
+
+def test_restart_loses_nobody(installed: Installed, upstream: Standin) -> None:
+    """While a single instance is restarted ten times, none of 10,000 requests fails,
+    each over a connection of its own.
+    """
+    port = installed.ports[0]
+    connect = partial(HTTPConnection, "127.0.0.1", port, timeout=PATIENCE)
+    pids = {installed.machine.pid(port)}
+    with Load(connect, upstream, reconnect=True) as load:
+        while load.requests < REQUESTS or len(pids) <= RESTARTS:
+            if len(pids) <= RESTARTS:
+                installed.machine.run(f"systemctl restart c42c@{port}")
+                pids.add(installed.machine.pid(port))
+            installed.get("/readyz")
+    assert load.failures == []
+
+
+def test_other_signals_change_nothing(installed: Installed) -> None:
+    """SIGHUP and the user's signals don't end the service."""
+    unit = f"c42c@{installed.ports[0]}.service"
+    installed.get("/readyz")
+    before = installed.machine.state(unit, "MainPID")
+    for signal in ("HUP", "USR1", "USR2"):
+        installed.machine.run(f"systemctl kill --signal={signal} {unit}")
+    assert installed.get("/readyz").status_code == 200
+    assert installed.machine.state(unit, "MainPID") == before
+
+
+def test_stop_for_good(installed: Installed) -> None:
+    """Stopped with the command of the manual, an instance stays down; if only the
+    service is stopped, the next client starts it.
+    """
+    machine = installed.machine
+    port = installed.ports[1]
+    unit = f"c42c@{port}"
+    machine.run(f"systemctl stop {unit}.service")
+    assert installed.get("/readyz", 1).status_code == 200
+    machine.run(installed.manual("Stop it for good"))
+    assert not listens(port)
+    for name in (f"{unit}.service", f"{unit}.socket"):
+        assert machine.state(name, "ActiveState") == ["inactive"]
+    assert "enabled" not in machine.run(f"systemctl is-enabled {unit} || true")
+    machine.run(f"systemctl enable --now {unit}")
+    assert installed.get("/readyz", 1).status_code == 200
+
+
+def test_invalid_settings(installed: Installed) -> None:
+    """With invalid settings, the service fails and says why. It isn't started again by
+    itself; clients that wait start it a limited number of times, then the port closes.
+    """
+    machine = installed.machine
+    (port,) = free_ports(1)
+    unit = f"c42c@{port}"
+    folder = f"/run/systemd/system/{unit}.service.d"
+    machine.run(
+        f"mkdir -p {folder}\n"
+        f"printf '[Service]\\nEnvironment=C42_EXPIRY=soon\\n' > {folder}/mistake.conf\n"
+        f"systemctl daemon-reload\n"
+        f"systemctl start {unit}"
     )
-    shown = machine.run("systemctl show --property=NRestarts,ExecMainStatus c42c@0")
-    assert set(shown.split()) == {"NRestarts=0", "ExecMainStatus=2"}
+    until(
+        lambda: machine.state(unit, "ActiveState") == ["failed"],
+        "the service to fail",
+        every=0.1,
+    )
+    assert machine.state(unit, "NRestarts", "ExecMainStatus") == ["0", "2"]
+    log = f"journalctl --unit={unit} --output=cat"
+    assert "C42_EXPIRY=soon is invalid" in machine.run(log)
+
+    with pytest.raises(requests.ConnectionError):
+        requests.get(f"http://127.0.0.1:{port}/readyz", timeout=60)
+    until(
+        lambda: machine.state(f"{unit}.socket", "ActiveState") == ["failed"],
+        "the socket to close",
+        every=0.1,
+    )
+    assert machine.run(log).count("C42_EXPIRY=soon is invalid") <= 20
+    machine.run(f"rm {folder}/mistake.conf\nsystemctl daemon-reload")
+    machine.run(f"systemctl reset-failed '{unit}.*'\nsystemctl start {unit}")
+    url = f"http://127.0.0.1:{port}/readyz"
+    assert requests.get(url, timeout=PATIENCE).status_code == 200
+    machine.run(f"systemctl stop {unit}.socket")
