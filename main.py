@@ -102,7 +102,7 @@ def create_app(
         condition = request.headers.get("If-None-Match")
         return app_hooks.respond(response.render(found, condition))
 
-    @app.get(f"{LIST_PATH}/", strict_slashes=False)
+    @app.get(LIST_PATH, strict_slashes=False)
     def events() -> flask.Response:
         wanted = ids.parse_list(request.args.getlist("event_ids"))
         condition = request.headers.get("If-None-Match")

@@ -2,9 +2,11 @@
 
 import re
 
-_EVENT_ID = re.compile(r"[A-Za-z0-9_-]{1,128}")
 RULE = "an event id is 1 to 128 letters, digits, hyphens and underscores"
-MAX_IDS = 100  # ids: the largest page of Calendar42
+LIST_FORM = "expected ids separated by commas, such as ?event_ids=a,b,c"
+MAX_IDS = 100  # in a list: the largest page of Calendar42
+_EVENT_ID = re.compile(r"[A-Za-z0-9_-]{1,128}")
+_IN_BRACKETS = re.compile(r"\[([^\[\]]*)\]")  # as Calendar42 writes a list
 
 
 class BadIds(ValueError):
@@ -21,12 +23,18 @@ def validate_id(event_id: str) -> str:
 
 
 def parse_list(values: list[str]) -> list[str]:
-    """Return the ids of `event_ids=[a,b,c]`, Calendar42's form of a list, given all
-    `values` of that parameter.
+    """Return the ids of `event_ids=a,b,c` or `event_ids=[a,b,c]`, given all `values` of
+    that parameter, which may come several times.
     """
-    if len(values) != 1 or not re.fullmatch(r"\[[^\[\]]+\]", values[0]):
-        raise BadIds("expected one list of ids in brackets, such as ?event_ids=[a,b,c]")
-    event_ids = values[0][1:-1].split(",")
+    event_ids: list[str] = []
+    for value in values:
+        in_brackets = _IN_BRACKETS.fullmatch(value)
+        text = in_brackets[1] if in_brackets else value
+        if not text or "[" in text or "]" in text:
+            raise BadIds(LIST_FORM)
+        event_ids += text.split(",")
+    if not event_ids:
+        raise BadIds(LIST_FORM)
     if len(event_ids) > MAX_IDS:
         raise BadIds(
             f"event_ids has {len(event_ids)} entries; at most {MAX_IDS} are allowed"

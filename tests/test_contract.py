@@ -10,11 +10,13 @@ from typing import Any
 import pytest
 import requests
 
+from answers.value import envelope
 from standin import DEMO_EVENTS, Gate, Standin
 from tests.fixtures import ROOT, Inside, Service, new_id
 
 DOCUMENT: dict[str, Any] = json.loads((ROOT / "operations/openapi.json").read_text())
-ONE, MANY = "/events-with-subscriptions/{event_id}", "/events-with-subscriptions/"
+ONE = "/events-with-subscriptions/{event_id}"
+MANY = "/events-with-subscriptions"
 OF_EVERY_RESPONSE = {"connection", "content-type", "content-length", "date"}
 
 
@@ -94,6 +96,36 @@ def test_document_gives_good_types() -> None:
     )
 
 
+def test_error_codes_are_listed() -> None:
+    """The table of c42c's own errors has the code of each status, the type of `code`
+    has the same ones, and every status that the server rejects with is there.
+    """
+    table = re.findall(r"(?m)^\| (\d+) \| `(\w+)` \|", DOCUMENT["info"]["description"])
+    for status, code in table:
+        assert json.loads(envelope(int(status), ""))["error"]["code"] == code
+    codes = [code for _, code in table]
+    own, any_other = DOCUMENT["components"]["schemas"]["ErrorCode"]["anyOf"]
+    assert (own, any_other) == ({"enum": codes}, {"type": "string"})
+    raised = set[str]()
+    for file in (ROOT / "serving").glob("*.py"):
+        raised.update(
+            re.findall(r"(?:MalformedRequest|_reject)\(\s*(\d+)", file.read_text())
+        )
+    assert {"400", "408", "413"} < raised <= {status for status, _ in table}
+
+
+def test_every_error_can_be_reported() -> None:
+    """Every error has an X-Request-ID, and every status that is always a fault has
+    Retry-After.
+    """
+    for path, status, response in responses():
+        headers = response.get("headers", {})
+        if status >= "400":
+            assert resolved(headers["X-Request-ID"])["required"], (path, status)
+        if path == ONE and status in ("429", "502", "503", "504", "5XX"):
+            assert resolved(headers["Retry-After"])["required"], status
+
+
 def test_every_route_is_described(inside: Callable[..., Inside]) -> None:
     """The document has the paths that the service has, in one spelling each, and no
     others.
@@ -103,12 +135,7 @@ def test_every_route_is_described(inside: Callable[..., Inside]) -> None:
         rule.replace("<path:filename>", "{name}").replace("<", "{").replace(">", "}")
         for rule in rules
     }
-    described = set(DOCUMENT["paths"])
-    assert described <= written
-    assert {path.rstrip("/") for path in written} == {
-        path.rstrip("/") for path in described
-    }
-    assert len({path.rstrip("/") for path in described}) == len(described)
+    assert set(DOCUMENT["paths"]) == written
     (name, _) = operation("/static/{name}")["parameters"]
     assert set(name["schema"]["enum"]) == {
         file.name for file in (ROOT / "operations/static").iterdir()

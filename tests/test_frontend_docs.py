@@ -1,4 +1,4 @@
-"""docs/frontend.md: every snippet runs in a browser and prints what its comments say."""
+"""docs/frontend.md: each snippet runs in a browser and prints what its comments say."""
 
 import re
 from collections.abc import Callable, Iterator
@@ -16,7 +16,9 @@ PRINTED = re.findall(r"console\.log\(.*\);? ?\)?;? // (.*)$", SNIPPETS, re.M)
 RUN = """
     const done = arguments[arguments.length - 1];
     const run = async () => { %s };
-    const seen = ({name, message, status, requestId}) => ({name, message, status, requestId});
+    const seen = ({name, message, status, requestId}) => {
+        return {name, message, status, requestId};
+    };
     run().then((value) => done({value}), (error) => done({error: seen(error)}));
 """
 
@@ -54,8 +56,9 @@ def run(browser: Chrome, open_service: Service, service: Service) -> Run:
     )
     snippets = SNIPPETS.replace("http://127.0.0.1:5000", open_service.url)
     own_console = "const console = {log: (...values) => lines.push(values.join(' '))};"
-    lines = f"const lines = []; {own_console} {snippets}; Object.assign(globalThis, {{{named}}}); return lines"
-    assert run(lines) == PRINTED
+    script = f"const lines = []; {own_console} {snippets};"
+    share = f"Object.assign(globalThis, {{{named}}})"
+    assert run(f"{script} {share}; return lines") == PRINTED
     return run
 
 
@@ -89,17 +92,20 @@ def test_snippets_handle_errors(
 def test_snippets_can_be_cancelled(
     run: Run, open_service: Service, upstream: Standin
 ) -> None:
-    """A request can be cancelled and can time out; the answer is cached all the same."""
+    """A request can be cancelled and can time out; its answer is cached all the same."""
     (event_id,), gate = new_events(upstream, 1), Gate()
     upstream.rule("events", event_id, gate=gate)
     late = run(
         "await getEvent(arguments[0], {signal: AbortSignal.timeout(50)})", event_id
     )
     assert late["name"] == "TimeoutError"
-    cancel = "const leaving = new AbortController(); const answer = getEvent(arguments[0], {signal: leaving.signal});"
-    assert (
-        run(f"{cancel} leaving.abort(); await answer", event_id)["name"] == "AbortError"
-    )
+    cancel = """
+        const leaving = new AbortController();
+        const answer = getEvent(arguments[0], {signal: leaving.signal});
+        leaving.abort();
+        await answer;
+    """
+    assert run(cancel, event_id)["name"] == "AbortError"
     gate.open()
     assert run("return (await getEvent(arguments[0])).id", event_id) == event_id
     assert upstream.calls("events", event_id) == 1
@@ -108,7 +114,11 @@ def test_snippets_can_be_cancelled(
 def test_snippets_notice_changes(run: Run, upstream: Standin) -> None:
     """A page is shown again only if the event has changed."""
     event_id = DEMO_EVENTS["mixed"]
-    twice = "let shown = 0; for (const _ of [1, 2]) await refresh(arguments[0], () => { shown++; }); return shown"
+    twice = """
+        let shown = 0;
+        for (const _ of [1, 2]) await refresh(arguments[0], () => { shown++; });
+        return shown;
+    """
     assert run(twice, event_id) == 1
 
 
@@ -116,7 +126,10 @@ def test_snippets_get_many(run: Run, upstream: Standin) -> None:
     """250 events and an unknown one take three requests."""
     event_ids = new_events(upstream, 250, people=0)
     unknown = new_id()
-    many = "const {events, errors} = await getEvents(arguments[0]); return [events.map(({id}) => id), errors]"
+    many = """
+        const {events, errors} = await getEvents(arguments[0]);
+        return [events.map(({id}) => id), errors];
+    """
     found, errors = run(many, [*event_ids, unknown])
     assert found == event_ids
     assert {event_id: error["status_code"] for event_id, error in errors.items()} == {
@@ -124,23 +137,44 @@ def test_snippets_get_many(run: Run, upstream: Standin) -> None:
     }
 
 
+TRY = """
+    let tried = 0;
+    const load = () => { tried++; return getEvent(arguments[0]); };
+    const many = () => { tried++; return getEvents(arguments[0]); };
+"""
+
+
 def test_snippets_try_again(run: Run, open_service: Service, upstream: Standin) -> None:
     """What comes with Retry-After is tried again, unless that would take too long;
     other errors are not.
     """
+    hopeless = f"{TRY} await withRetries(load, {{patience: 0.5}}).catch(() => {{}})"
+    assert run(f"{hopeless}; return tried", new_id()) == 1, "a 404 has no Retry-After"
     (event_id,) = new_events(upstream, 1)
-    count = (
-        "let tried = 0; const load = () => { tried++; return getEvent(arguments[0]); };"
-    )
-    hopeless = f"{count} await withRetries(load, {{patience: 0.5}}).catch(() => {{}}); return tried"
-    assert run(hopeless, new_id()) == 1, "a 404 has no Retry-After"
+    upstream.rule("events", event_id, times=1, status=500)
+    again = f"{TRY} const {{id}} = await withRetries(load, {{tries: 2}})"
+    assert run(f"{again}; return [id, tried]", event_id) == [event_id, 2]
     upstream.rule(times=2, status=429, headers={"Retry-After": "1"})
-    assert run(hopeless, new_id()) == 1, "a second is too long"
-    again = f"{count} const {{id}} = await withRetries(load, {{tries: 20}}); return [id, tried > 1]"
-    assert run(again, event_id) == [event_id, True]
+    assert run(f"{hopeless}; return tried", new_id()) == 1, "a second is too long"
+    (event_id,) = new_events(upstream, 1)
+    again = f"{TRY} const {{id}} = await withRetries(load, {{tries: 20}})"
+    assert run(f"{again}; return [id, tried > 1]", event_id) == [event_id, True]
     until(
         lambda: (
             not open_service.get("/status.json").json()["upstream"]["pause_seconds"]
         ),
         "the end of the pause",
     )
+
+
+def test_snippets_try_lists_again(run: Run, upstream: Standin) -> None:
+    """A list is asked for again until it has no faults, or for as often as was said."""
+    again = f"{TRY} const {{events, errors}} = await withRetries(many, {{tries: 2}})"
+    counted = f"{again}; return [events.length, Object.keys(errors).length, tried]"
+    good = new_events(upstream, 2)
+    assert run(counted, [*good, new_id()]) == [2, 1, 1], "a 404 has no retry_after"
+    bad = new_events(upstream, 1)
+    upstream.rule("events", times=1, status=500)
+    assert run(counted, [*good, *bad]) == [3, 0, 2]
+    upstream.rule("events", status=500)
+    assert run(counted, [*good, new_id()]) == [2, 1, 2]
