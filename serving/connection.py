@@ -299,9 +299,7 @@ class Connection(asyncio.BufferedProtocol):
         """Disconnect the client if it takes too long."""
         limits = self._server.limits
         if self._blocked or self._rest is not None:
-            size = self.transport.get_write_buffer_size()
-            if self._rest is not None:
-                size += len(self._rest)
+            size = self._measure_unsent()
             if size != self._unsent_size:
                 self._unsent_size = size
                 self.since = now
@@ -506,6 +504,7 @@ class Connection(asyncio.BufferedProtocol):
             self.since = self._server.loop.time()
             if self._blocked:
                 self._server.unsent.add(self, data)
+                self._unsent_size = self._measure_unsent()
         if self._rest is not None:
             self._server.unsent.add(self, cast(bytes, self._rest.obj))
             self._send_rest()
@@ -518,12 +517,18 @@ class Connection(asyncio.BufferedProtocol):
             self.transport.write(self._rest[:_PIECE])
             self.since = self._server.loop.time()
             self._rest = self._rest[_PIECE:] if len(self._rest) > _PIECE else None
-        if self._rest is not None:
-            return
-        if not self._blocked:
+        if self._blocked:
+            self._unsent_size = self._measure_unsent()
+        else:
             self._server.unsent.remove(self)
-        if self._state is _ENDED:
+        if self._rest is None and self._state is _ENDED:
             self._end()
+
+    def _measure_unsent(self) -> int:
+        size = self.transport.get_write_buffer_size()
+        if self._rest is not None:
+            size += len(self._rest)
+        return size
 
     def _end(self) -> None:
         """Send nothing more."""

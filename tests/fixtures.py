@@ -91,6 +91,7 @@ class Service:
     """A service in a process of its own, and a client of it."""
 
     program: tuple[str, ...] = ("main.py",)
+    inherited: tuple[int, ...] = ()  # descriptors that it gets
     stderr: int | None = None  # None: to the file that `log` reads
 
     def __init__(
@@ -115,6 +116,7 @@ class Service:
             stdout=self._log,
             stderr=self._log if self.stderr is None else self.stderr,
             start_new_session=True,
+            pass_fds=self.inherited,
         )
         self._session = requests.Session()
         self._session.trust_env = False

@@ -25,6 +25,7 @@ from typing import Any
 import pytest
 import requests
 
+from bench.machine import free_port
 from serving import system
 from serving.server import Server
 from serving.wsgi import App
@@ -43,6 +44,10 @@ from tests.fixtures import (
 )
 from tests.test_connection import BAD
 from tests.wire import reject, responses
+
+# Ten restarts during more than 10,000 requests have been run.
+RESTARTS = 3
+PER_RESTART = 20
 
 Start = Callable[..., Service]
 
@@ -79,12 +84,11 @@ def test_exit_status(service: Service) -> None:
         partial(finish, "main.py"),
     )
     assert (usage[0], usage[2]) == (0, "")
-    for expected, (status, said, complaint) in ((1, taken), (2, missing)):
-        assert (status, said, complaint.count("\n")) == (expected, "", 1), complaint
-    assert (
-        taken[2]
-        == f"cannot listen on {service.url}: Address already in use; see C42_HOST and C42_PORT\n"
-    )
+    assert (taken[:2], missing[:2]) == ((1, ""), (2, ""))
+    assert missing[2].count("\n") == 1
+    complaint = f"cannot listen on {service.url}: Address already in use"
+    lines = [line for line in taken[2].splitlines() if " INFO " not in line]
+    assert lines == [f"{complaint}; see C42_HOST and C42_PORT"]
     assert service.event(DEMO_EVENTS["plain"]).status_code == 200
 
 
@@ -324,7 +328,7 @@ def test_loses_none_of_fifty(
 class SmallServer(Service):
     """The server with a small app (`tests.small_server`), and short limits."""
 
-    program = ("-m", "tests.small_server")
+    program: tuple[str, ...] = ("-m", "tests.small_server")
 
     def __init__(self, **options: Any) -> None:
         super().__init__(None, (json.dumps(options),))
@@ -344,6 +348,12 @@ class SmallServer(Service):
                 or f":{count} are waiting" in self.log
             )
         )
+
+    @property
+    def resident(self) -> int:
+        """How much memory the process has, in bytes."""
+        fields = Path(f"/proc/{self.process.pid}/statm").read_text().split()
+        return int(fields[1]) * resource.getpagesize()
 
     @property
     def cpu_seconds(self) -> float:
@@ -685,6 +695,205 @@ def test_what_does_not_finish_is_cut(small: Callable[..., SmallServer]) -> None:
     assert "closed 2 unfinished connections" in server.log
 
 
+def test_large_answers_are_shared(small: Callable[..., SmallServer]) -> None:
+    """100 clients that don't take an answer of 1 MiB from memory don't make the server
+    hold 100 copies of it.
+    """
+    server = small()
+    before = server.resident
+    with contextlib.ExitStack() as stack:
+        socks = []
+        for _ in range(100):
+            sock = stack.enter_context(socket.socket())
+            sock.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 4096)
+            sock.connect(("127.0.0.1", server.port))
+            sock.sendall(get("/hit/large", "Connection: close"))
+            socks.append(sock)
+        with server.send(get("/hit/a", "Connection: close")) as last:
+            assert responses(read_all(last))[0].body == b"/hit/a"
+        assert server.resident - before < 20 * 2**20
+        for sock in socks[:5]:
+            assert len(responses(read_all(sock))[0].body) == 2**20
+
+
+@pytest.mark.parametrize("name", ["SIGHUP", "SIGUSR1", "SIGUSR2"])
+def test_signals_that_change_nothing(start: Start, name: str) -> None:
+    """SIGHUP, SIGUSR1 and SIGUSR2 change nothing, and the log says so."""
+    service = start()
+    service.process.send_signal(getattr(signal, name))
+    until(lambda: f"{name} changes nothing" in service.log)
+    assert service.get("/livez").status_code == 200
+    assert service.stop() == 0
+    assert clean(service.log), service.log
+
+
+# Started by systemd with a socket
+
+# It puts the socket where systemd would, and becomes the program.
+LAUNCHER = """
+import os, sys
+os.dup2(int(sys.argv[1]), 3)
+os.environ |= {"LISTEN_FDS": "1", "LISTEN_PID": str(os.getpid())}
+os.execv(sys.executable, [sys.executable, *sys.argv[2:]])
+"""
+
+
+class Activated(SmallServer):
+    """A small server that is started with the socket of `listener`."""
+
+    def __init__(self, listener: socket.socket, **options: Any) -> None:
+        number = listener.fileno()
+        os.set_inheritable(number, True)
+        self.program = ("-c", LAUNCHER, str(number), *SmallServer.program)
+        self.inherited = (number,)
+        super().__init__(**options)
+        self.own_port = self.port  # which is C42_PORT
+        self.port = listener.getsockname()[1]
+
+
+def test_takes_the_socket_of_systemd() -> None:
+    """A server that is started with a socket listens there and nowhere else. Clients
+    that connect while it restarts are served by the next one."""
+    with socket.create_server(("127.0.0.1", 0), backlog=100) as listener:
+        with started(Activated(listener)) as server:
+            with server.send(get("/miss", "Connection: close")) as sock:
+                assert responses(read_all(sock))[0].body == b"/miss"
+            assert free(server.own_port)
+            assert server.stop() == 0
+        waiting = [
+            socket.create_connection(listener.getsockname(), timeout=PATIENCE)
+            for _ in range(20)
+        ]
+        for sock in waiting:
+            sock.sendall(get("/hit/a", "Connection: close"))
+        with started(Activated(listener)) as server:
+            for sock in waiting:
+                with sock:
+                    assert responses(read_all(sock))[0].body == b"/hit/a"
+
+
+class Asking:
+    """Asks for one path, each time on a connection of its own, until told to stop."""
+
+    def __init__(self, address: tuple[str, int], path: str) -> None:
+        self.answered = 0
+        self.failed: list[str] = []
+        self._address = address
+        self._request = get(path, "Connection: close")
+        self._stopping = False
+        self._thread = threading.Thread(target=self._run)
+        self._thread.start()
+
+    def _run(self) -> None:
+        while not self._stopping:
+            try:
+                with socket.create_connection(self._address, PATIENCE) as sock:
+                    sock.sendall(self._request)
+                    assert receive(sock).status == 200
+            except (OSError, HTTPException) as error:
+                self.failed.append(repr(error))
+            self.answered += 1
+
+    def stop(self) -> None:
+        """Wait for its last answer."""
+        self._stopping = True
+        self._thread.join()
+
+
+def test_a_restart_loses_nobody() -> None:
+    """With systemd's socket, none of many requests fails while the only instance
+    restarts again and again."""
+    with (
+        socket.create_server(("127.0.0.1", 0), backlog=100) as listener,
+        contextlib.ExitStack() as stack,
+    ):
+        asking = [Asking(listener.getsockname(), path) for path in ("/hit/a", "/miss")]
+        for each in asking:
+            stack.callback(each.stop)
+        for _ in range(RESTARTS):
+            goals = [each.answered + PER_RESTART for each in asking]
+            with started(Activated(listener)) as server:
+                for each, goal in zip(asking, goals, strict=True):
+                    until(lambda each=each, goal=goal: each.answered > goal)  # type: ignore[misc]
+                assert server.stop() == 0
+        stack.enter_context(started(Activated(listener)))
+        for each in asking:
+            each.stop()
+        assert [each.failed for each in asking] == [[], []]
+
+
+@pytest.mark.parametrize("kind", ["a file", "a datagram socket", "not listening"])
+def test_no_socket_of_systemd(kind: str, tmp_path: Path) -> None:
+    """What isn't a listening TCP socket is rejected."""
+    with contextlib.ExitStack() as stack:
+        if kind == "a file":
+            descriptor = stack.enter_context((tmp_path / "file").open("w")).fileno()
+        elif kind == "a datagram socket":
+            sock = stack.enter_context(socket.socket(type=socket.SOCK_DGRAM))
+            descriptor = sock.fileno()
+        else:
+            descriptor = stack.enter_context(socket.socket()).fileno()
+        os.set_inheritable(descriptor, True)
+        command = ["-c", LAUNCHER, str(descriptor), "main.py"]
+        ended = subprocess.run(
+            [sys.executable, *command],
+            cwd=ROOT,
+            env=os.environ | {"C42_TOKEN": TOKEN},
+            pass_fds=[descriptor],
+            capture_output=True,
+            text=True,
+            timeout=PATIENCE,
+            check=False,
+        )
+    assert ended.returncode == 1
+    assert "cannot listen" in ended.stderr
+    assert "Traceback" not in ended.stderr
+
+
+def test_sockets_of_others() -> None:
+    """Sockets that were passed to another process are left alone."""
+    environ = {"LISTEN_FDS": "1", "LISTEN_PID": str(os.getppid())}
+    assert system.inherited_listeners(environ) == []
+    assert system.inherited_listeners({}) == []
+
+
+# Standard streams
+
+
+@pytest.mark.parametrize("closed", [[0], [1], [2], [0, 1], [0, 2], [1, 2], [0, 1, 2]])
+def test_closed_standard_streams(closed: list[int]) -> None:
+    """Standard streams that are closed are opened on the null device, so no connection
+    takes their place; the service works, and stops cleanly."""
+    port = free_port()
+    environ = {"C42_TOKEN": TOKEN, "C42_PORT": str(port)}
+    command = (
+        "import os, sys\n"
+        f"for descriptor in {closed}: os.close(descriptor)\n"
+        "os.execv(sys.executable, [sys.executable, 'main.py'])"
+    )
+    with subprocess.Popen(
+        [sys.executable, "-c", command],
+        cwd=ROOT,
+        env=os.environ | environ,
+        stdin=subprocess.PIPE,
+        stdout=subprocess.DEVNULL,
+        stderr=subprocess.DEVNULL,
+    ) as process:
+        try:
+            until(lambda: not free(port), "the service to listen")
+            raw = get("/livez", "Connection: close")
+            with socket.create_connection(("127.0.0.1", port), PATIENCE) as sock:
+                sock.sendall(raw)
+                assert receive(sock).status == 200
+                for descriptor in closed:
+                    link = os.readlink(f"/proc/{process.pid}/fd/{descriptor}")
+                    assert link == os.devnull
+            process.terminate()
+            assert process.wait(PATIENCE) == 0
+        finally:
+            process.kill()
+
+
 # The server in this process
 
 
@@ -801,6 +1010,98 @@ def test_second_signal_ends_the_drain(small: Callable[..., SmallServer]) -> None
     server.process.send_signal(signal.SIGTERM)
     until(lambda: "stopping" in server.log)
     assert server.stop() == 1
+
+
+# What a client sends about its connection, and what some frameworks act on
+ODD_HEADERS = [
+    b"Connection: Upgrade\r\nUpgrade: websocket",
+    b"Connection: upgrade, keep-alive\r\nUpgrade: WebSocket\r\nSec-WebSocket-Version: 13",
+    b"Connection: Upgrade, HTTP2-Settings\r\nUpgrade: h2c\r\nHTTP2-Settings: AAMAAABk",
+    b"Connection: Host",
+    b"Keep-Alive: x",
+    b"Proxy-Connection: close",
+    b"TE: trailers, deflate;q=2",
+    b"Trailer: Content-Length",
+    b"Expect: something",
+    b"Content-Type: multipart/form-data; boundary=",
+    b"Content-Encoding: gzip",
+    b"Content-Length: 0",
+    b"Cookie: session=.e; =; \xff",
+    b"Authorization: Basic \xff",
+    b"Authorization: Digest",
+    b"Range: bytes=9-1",
+    b"Range: bytes=0-0",
+    b"If-Range: x",
+    b"If-Match: *",
+    b'If-Match: "x"',
+    b'If-None-Match: "x',
+    b"If-None-Match: W/",
+    b"If-Modified-Since: Thu, 99 Foo 99999 99:99:99 GMT",
+    b"If-Modified-Since: Fri, 01 Jan 2100 00:00:00 GMT",
+    b"If-Unmodified-Since: Thu, 01 Jan 1970 00:00:00 GMT",
+    b"Accept: \xff;q=x",
+    b"Accept-Encoding: gzip;q=9",
+    b"Accept-Charset: \xff",
+    b"Cache-Control: max-age=x, only-if-cached",
+    b'Forwarded: for=\xff;host="',
+    b"X-Forwarded-Host: a, b",
+    b"X-Forwarded-For: \xff",
+    b"X-Forwarded-Proto: ws",
+    b"X-HTTP-Method-Override: DELETE",
+    b"X-Original-URL: /metrics",
+    b"X-Request-ID: \xff",
+    b"Script-Name: /x",
+    b"Path-Info: /x",
+    b"Proxy: http://a",
+    b"Date: x",
+    b"Max-Forwards: 0",
+    b"Origin: \xff",
+    b"Referer: \xff",
+    b"Host2: a",
+]
+
+
+@pytest.mark.parametrize("lines", ODD_HEADERS, ids=repr)
+def test_odd_headers(service: Service, upstream: Standin, lines: bytes) -> None:
+    """Whatever headers a request has, a hit, a miss and all other routes answer it as
+    they do without them."""
+    event_id = new_id()
+    upstream.add_event(event_id, title="odd")
+    target = f"{PREFIX}{event_id}".encode()
+    miss = service.raw(target, b"GET", lines)
+    hit = service.raw(target, b"GET", lines)
+    assert (miss.status, hit.status) == (200, 200)
+    assert miss.body == hit.body
+    for path in (b"/livez", b"/readyz", b"/metrics", b"/", b"/status.json"):
+        assert service.raw(path, b"GET", lines).status == 200
+    assert service.raw(b"/nothing", b"GET", lines).status == 404
+
+
+@pytest.mark.parametrize("host", [b"xn--a", b"_", b"a_b.c", b"a.", b"127.0.0.1:0", b""])
+def test_odd_hosts(service: Service, upstream: Standin, host: bytes) -> None:
+    """A miss and a hit are answered whatever valid Host they name."""
+    event_id = new_id()
+    upstream.add_event(event_id, title="odd")
+    raw = f"GET {PREFIX}{event_id} HTTP/1.0\r\n".encode() + b"Host: " + host
+    for _ in range(2):
+        with service.connect() as sock:
+            sock.sendall(raw + b"\r\n\r\n")
+            assert receive(sock).status == 200
+
+
+def test_rejections_may_be_read_by_pages(start: Start) -> None:
+    """What the server rejects has CORS headers for the pages that may read answers."""
+    service = start(C42_CORS_ORIGINS="https://a.example")
+    for origin in ("https://a.example", "https://b.example"):
+        field = f"Origin: {origin}".encode()
+        raw = b"GET /a b HTTP/1.1\r\nHost: a\r\n" + field + b"\r\n\r\n"
+        with service.connect() as sock:
+            sock.sendall(raw)
+            (answer,) = responses(read_all(sock))
+        assert answer.status == 400
+        allowed = answer.headers.get("Access-Control-Allow-Origin")
+        assert allowed == ("https://a.example" if "a.ex" in origin else None)
+        assert answer.headers["Vary"] == "Origin"
 
 
 def test_idle_connections(service: Service) -> None:
