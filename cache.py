@@ -1,22 +1,28 @@
 """Answers kept for a lifetime, each loaded once.
 
-The first caller that asks for an absent or expired key loads it; callers that ask for
+The first caller that asks for an absent or expired key loads it. Callers that ask for
 it during the load wait and share the outcome. Keys never wait for each other. Nothing
-that is kept is served at or past its expiry. A thread, the reaper, deletes what has
-expired: it sleeps until the next expiry and works in small batches, so no reader waits
-for long.
+is served from the cache at or past its expiry.
+
+A hit in the last part of a good answer's lifetime begins a refresh: the answer is
+loaded again in the background, so nobody has to wait for an answer that is in use.
+
+A thread, the reaper, deletes what has expired. It sleeps until the next expiry and
+works in small batches, so no reader waits for long.
 
 `Cache._lock` guards everything that changes, except for the two signals to the reaper,
-`_closed` and `_wake`. It is never held during a load.
+`_closed` and `_wake`. It is never held during a load or a call of `on_refresh_due`.
 """
 
 import heapq
+import logging
 import math
+import sys
 import threading
 import time
-from collections.abc import Callable, Hashable, Iterable
+from collections.abc import Callable, Hashable, Iterable, Iterator
 from concurrent.futures import Future
-from contextlib import suppress
+from contextlib import contextmanager
 from functools import partial
 from typing import Any, Final, NamedTuple
 
@@ -29,9 +35,11 @@ KINDS: Final = (OK, NEGATIVE, FAULT, PAUSED)
 # Seconds that a caller waits for another's load beyond its own deadline: that load may
 # have begun at the same moment, and needs a moment to hand out its outcome.
 GRACE: Final = 0.5
-# Entries of each heap deleted per hold of the lock: a few tenths of a millisecond.
-_REAP_BATCH = 256
+# Answers of each part deleted per hold of the lock: a few tenths of a millisecond.
+_REAP_BATCH = 128
 _REAP_PAUSE = 0.0001  # seconds between two batches, in which readers get the lock
+
+log = logging.getLogger("c42c.cache")
 
 # Monotonic seconds, including the time that the machine was suspended if the system can
 # tell.
@@ -41,15 +49,39 @@ clock = (
     else time.monotonic
 )
 
-# The garbage collector doesn't track plain tuples of plain values, so a million of them
-# don't slow it down.
-_Entry = tuple[float, str, float, str, Hashable]  # expiry, key, born, kind, value
-_EXPIRY: Final = 0
-_KEY: Final = 1
-_KIND: Final = 3
-Hit = tuple[
-    Any, str, float, float
-]  # value, kind, age, ttl; a named tuple would make hits 50% slower
+
+class _Entry(NamedTuple):
+    """What is kept for a key: `_Entry(*entry)` reads one.
+
+    The dict has exact tuples of plain values. The garbage collector doesn't track
+    those, so a million of them don't slow it down.
+    """
+
+    expiry: float
+    born: float
+    kind: str
+    value: Hashable
+    due: float  # from when on a hit begins a refresh; the expiry: never
+    size: int  # bytes
+
+
+_EntryTuple = tuple[float, float, str, Hashable, float, int]
+_EXPIRY: Final = 0  # positions in it
+_KIND: Final = 2
+_DUE: Final = 4
+_SIZE: Final = 5
+
+# Value, kind, age, ttl. A named tuple would make hits 50% slower.
+Hit = tuple[Any, str, float, float]
+
+# Bytes of a place in a heap: the tuple, whose content belongs to the entry, and a
+# pointer in a list that has room for an eighth more.
+_PLACE_SIZE = sys.getsizeof((0.0, "")) + 9
+# Bytes of an entry without its key and value: the tuple, three floats, the size, and a
+# place in the dict, which is between a third and two thirds full.
+_ENTRY_SIZE = (
+    sys.getsizeof((0,) * len(_Entry._fields)) + 3 * sys.getsizeof(0.0) + 32 + 64
+)
 
 
 class Loaded(NamedTuple):
@@ -90,20 +122,28 @@ class Found(NamedTuple):
 
 
 class Stats(NamedTuple):
-    """One consistent reading of the counters; hits, loads and entries by kind.
+    """One consistent reading of the counters, which count keys.
 
-    A miss is a load, ended or under way.
+    Each key that a caller asks for is a hit, a miss, collapsed or refused; it counts
+    again if its answer expires while the caller waits for the rest of a list. Refreshes
+    are none of these, since nobody asks for them. At each moment
+    - misses = all loads + loading
+    - all loads and refreshes that were kept = entries + evicted
     """
 
-    hits: dict[str, int]
-    misses: int
-    collapsed: int
-    refused: int  # keys
-    loads: dict[str, int]  # and "failed": those that raised
-    evicted: dict[str, int]  # "expired", or "bound": to make room
-    entries: dict[str, int]
+    hits: dict[str, int]  # by kind
+    misses: int  # loads that callers began
+    collapsed: int  # waited for a load that another caller or a refresh had begun
+    refused: int  # there were too many waiting callers
+    loads: dict[str, int]  # of callers, ended: by kind, and "failed": those that raised
+    refreshes: dict[str, int]  # the same of refreshes
+    # "expired", "bound" (to make room), or "replaced" by a refresh.
+    evicted: dict[str, int]
+    entries: dict[str, int]  # held, by kind
+    bytes: int  # that the entries take, as far as it can be estimated
     waiting: int  # callers that run a load or wait for one
-    loading: int  # keys that are being loaded
+    loading: int  # loads of callers under way
+    refreshing: int  # refreshes under way
 
 
 class WaitingRoomFull(Exception):
@@ -117,59 +157,152 @@ class LoadFailed(Exception):
 class _Outcome(NamedTuple):
     """The outcome of one key, held by a caller while it waits for the rest of its list."""
 
-    entry: _Entry
+    entry: _EntryTuple
     source: str
     stored: bool
 
     def found(self, now: float) -> Found:
-        expiry, _, born, kind, value = self.entry
-        return Found(value, kind, now - born, expiry - now, self.source, self.stored)
+        entry = _Entry(*self.entry)
+        return Found(
+            value=entry.value,
+            kind=entry.kind,
+            age=now - entry.born,
+            ttl=entry.expiry - now,
+            source=self.source,
+            stored=self.stored,
+        )
 
 
-_Running = Future[
-    _Outcome | None
-]  # a load of one key that is under way; None: its outcome is private
+class _Running(Future["_Outcome | None"]):
+    """A load of one key that is under way.
+
+    Its result is None if only the caller that loads may have the outcome.
+    """
+
+    def __init__(self, *, is_refresh: bool) -> None:
+        super().__init__()
+        self.is_refresh = is_refresh
+
+
+class _Part:
+    """Good answers, or all others: what they take, and which of them expires first.
+
+    The cache's lock guards it.
+    """
+
+    def __init__(self, max_entries: int, max_bytes: int) -> None:
+        self._max_entries = max_entries
+        self._max_bytes = max_bytes
+        self._entries = 0
+        self._entry_bytes = 0
+        # A heap of (expiry, key). If an entry is replaced, its place stays until it
+        # comes to the front, at its old expiry at the latest.
+        self._places: list[tuple[float, str]] = []
+
+    @property
+    def bytes(self) -> int:
+        """The bytes that its entries take, and their places."""
+        return self._entry_bytes + _PLACE_SIZE * len(self._places)
+
+    @property
+    def next_expiry(self) -> float:
+        """When the reaper has to look again."""
+        if not self._places:
+            return math.inf
+        return self._places[0][0]
+
+    def has_room(self, size: int) -> bool:
+        """Tell whether an entry of so many bytes fits in."""
+        return (
+            self._entries < self._max_entries
+            and self.bytes + size + _PLACE_SIZE <= self._max_bytes
+        )
+
+    def add(self, key: str, expiry: float, size: int) -> bool:
+        """Add an entry; return whether it is the first to expire."""
+        place = (expiry, key)
+        self._entries += 1
+        self._entry_bytes += size
+        heapq.heappush(self._places, place)
+        return self._places[0] is place
+
+    def remove(self, size: int) -> None:
+        """Take an entry out, but not its place."""
+        self._entries -= 1
+        self._entry_bytes -= size
+
+    def pop(self) -> tuple[float, str]:
+        """Take out the first place, and return its expiry and key."""
+        return heapq.heappop(self._places)
+
+    @property
+    def is_sparse(self) -> bool:
+        """Whether most places are those of replaced entries."""
+        return len(self._places) > 2 * self._entries + _REAP_BATCH
+
+    def rebuild(self, places: list[tuple[float, str]]) -> None:
+        """Replace all places."""
+        heapq.heapify(places)
+        self._places = places
 
 
 class Cache:
     """Keeps what loads return, each value for its own lifetime. All methods may be
     called from any thread.
 
-    Holds at most `max_entries` (two or more): nine tenths for good answers and one for
-    all others. If a part is full, its entry that expires first makes room. At most
-    `max_waiting` callers may run a load or wait for one.
+    Holds at most `max_entries` (two or more), which take at most `max_bytes`. Good
+    answers get nine tenths of both, all others a tenth. If a part is full, its entries
+    that expire first make room. A value that takes more than a tenth of `max_bytes`
+    isn't kept. At most `max_waiting` callers may run a load or wait for one.
+
+    A good answer that is hit in the last `refresh_ahead` of its lifetime (a share from
+    0 to 0.5) is to be refreshed: `on_refresh_due` is called with all such keys of a
+    request, at once and without the lock. It has `refresh` called soon in another
+    thread and returns True, or returns False if it declines. A key that was handed over
+    isn't again until its refresh has ended. After a refresh that was declined, or
+    brought nothing better than what is kept, `retry_refresh` seconds must pass.
     """
 
     def __init__(
-        self, *, max_entries: int, max_waiting: int, clock: Callable[[], float] = clock
+        self,
+        *,
+        max_entries: int,
+        max_bytes: int,
+        max_waiting: int,
+        refresh_ahead: float = 0.0,
+        retry_refresh: float = 6.0,
+        on_refresh_due: Callable[[list[str]], bool] = lambda keys: False,
+        clock: Callable[[], float] = clock,
     ) -> None:
         self.max_entries = max_entries
-        self._max_bad = max(1, max_entries // 10)
-        self._max_good = max(1, max_entries - self._max_bad)
+        self.max_bytes = max_bytes
         self.max_waiting = max_waiting
         self.clock = clock
+        self._refresh_ahead = refresh_ahead
+        self._retry_refresh = retry_refresh
+        self._on_refresh_due = on_refresh_due
         self._lock = threading.Lock()
-        self._entries: dict[str, _Entry] = {}
-        self._good: list[
-            _Entry
-        ] = []  # heaps; they may have entries that the dict no longer has
-        self._bad: list[_Entry] = []  # all but good answers
+        self._entries: dict[str, _EntryTuple] = {}
+        max_bad = max(1, max_entries // 10)
+        self._max_size = max_bytes // 10
+        self._bad = _Part(max_bad, self._max_size)
+        self._good = _Part(max(1, max_entries - max_bad), max_bytes - self._max_size)
         self._loads: dict[str, _Running] = {}
-        self._hits, self._loaded, self._held = (
-            dict.fromkeys(KINDS, 0) for _ in range(3)
-        )
-        self._evicted = {"expired": 0, "bound": 0}
-        self._misses = self._collapsed = self._refused = self._failed = (
-            self._waiting
-        ) = 0
+        self._claimed: set[str] = set()  # keys whose refresh hasn't begun yet
+        self._waiting = 0
+        self._hits = dict.fromkeys(KINDS, 0)
+        self._misses = 0
+        self._collapsed = 0
+        self._refused = 0
+        self._loaded = dict.fromkeys((*KINDS, "failed"), 0)
+        self._refreshed = dict.fromkeys((*KINDS, "failed"), 0)
+        self._refreshes_begun = 0
+        self._evicted = dict.fromkeys(("expired", "bound", "replaced"), 0)
+        self._held = dict.fromkeys(KINDS, 0)
         self._closed = False
-        self._wake = (
-            threading.Event()
-        )  # set when the reaper has to look again: for an earlier expiry, or to end
-        self.reaper = threading.Thread(
-            target=self._reap_forever, name="c42c-reaper", daemon=True
-        )
-        self.reaper.start()
+        # Set when the reaper has to look again: for an earlier expiry, or to end.
+        self._wake = threading.Event()
+        self._reaper: threading.Thread | None = None
 
     def __len__(self) -> int:
         """The number of entries held, including expired ones that the reaper hasn't
@@ -180,16 +313,22 @@ class Cache:
     def snapshot(self) -> Stats:
         """Read all counters at one moment."""
         with self._lock:
-            loads = {**self._loaded, "failed": self._failed}
-            requests = self._hits.copy(), self._misses, self._collapsed, self._refused
-            entries = self._evicted.copy(), self._held.copy()
             return Stats(
-                *requests,
-                loads,
-                *entries,
-                self._waiting,
-                self._misses - sum(loads.values()),
+                hits=self._hits.copy(),
+                misses=self._misses,
+                collapsed=self._collapsed,
+                refused=self._refused,
+                loads=self._loaded.copy(),
+                refreshes=self._refreshed.copy(),
+                evicted=self._evicted.copy(),
+                entries=self._held.copy(),
+                bytes=self._good.bytes + self._bad.bytes,
+                waiting=self._waiting,
+                loading=self._misses - sum(self._loaded.values()),
+                refreshing=self._refreshes_begun - sum(self._refreshed.values()),
             )
+
+    # Reading
 
     def get(self, key: str) -> Hit | None:
         """Return the fresh entry of `key` and count a hit; if there is none, return
@@ -197,10 +336,15 @@ class Cache:
         """
         with self._lock:
             entry = self._entries.get(key)
-            if entry is None or entry[_EXPIRY] <= (now := self.clock()):
+            if entry is None:
                 return None
-            expiry, _, born, kind, value = entry
+            now = self.clock()
+            expiry, born, kind, value, due, _ = entry
+            if expiry <= now:
+                return None
             self._hits[kind] += 1
+        if due <= now:
+            self._begin_refreshes([key])
         return value, kind, now - born, expiry - now
 
     def get_or_load(
@@ -221,39 +365,36 @@ class Cache:
         raised, and `WaitingRoomFull` at once if too many callers wait already.
         """
         keys = list(dict.fromkeys(keys))
-        wait_until = deadline + GRACE
-        got = dict[str, _Outcome]()
-        waits = False
-        try:
-            while True:
-                with self._lock:
-                    now = self.clock()
-                    missing = self._look_up(keys, got, now)
-                    if not missing:
-                        for outcome in got.values():
-                            self._hits[outcome.entry[_KIND]] += outcome.source == "hit"
-                        return {key: got[key].found(now) for key in keys}
-                    if not waits and self._waiting >= self.max_waiting:
-                        self._refused += len(keys)
-                        raise WaitingRoomFull
-                    self._waiting += not waits
-                    waits = True
-                    mine, theirs = self._claim(
-                        missing, late=time.monotonic() >= wait_until
-                    )
-                if mine:
-                    self._run(mine, load, deadline, got)
-                for key, running in theirs.items():
-                    with suppress(TimeoutError):
-                        if error := running.exception(
-                            min(wait_until - time.monotonic(), threading.TIMEOUT_MAX)
-                        ):
-                            raise LoadFailed from error
-                        if shared := running.result():
-                            got[key] = shared._replace(source="collapsed")
-        finally:
-            with self._lock:
-                self._waiting -= waits
+        got: dict[str, _Outcome] = {}
+        found = self._hand_out(keys, got)
+        if found is not None:
+            return found
+        with self._waiting_room(len(keys)):
+            while found is None:
+                self._load_missing(keys, got, load, deadline)
+                found = self._hand_out(keys, got)
+        return found
+
+    def _hand_out(
+        self, keys: list[str], got: dict[str, _Outcome]
+    ) -> dict[str, Found] | None:
+        """Return what a caller gets, and count its hits; None if keys are missing."""
+        found = {}
+        due = []
+        with self._lock:
+            now = self.clock()
+            if self._look_up(keys, got, now):
+                return None
+            for key in keys:
+                outcome = got[key]
+                found[key] = outcome.found(now)
+                if outcome.source == "hit":
+                    self._hits[outcome.entry[_KIND]] += 1
+                    if outcome.entry[_DUE] <= now:
+                        due.append(key)
+        if due:
+            self._begin_refreshes(due)
+        return found
 
     def _look_up(
         self, keys: list[str], got: dict[str, _Outcome], now: float
@@ -261,117 +402,337 @@ class Cache:
         """Drop what has expired from `got`, add what is fresh, and return the missing
         keys. The lock is held.
         """
+        missing = []
         for key in keys:
-            if key in got and got[key].stored and got[key].entry[_EXPIRY] <= now:
+            outcome = got.get(key)
+            if outcome is not None:
+                if outcome.entry[_EXPIRY] > now or not outcome.stored:
+                    continue
                 del got[key]
-            if (
-                key not in got
-                and (entry := self._entries.get(key))
-                and entry[_EXPIRY] > now
-            ):
+            entry = self._entries.get(key)
+            if entry is not None and entry[_EXPIRY] > now:
                 got[key] = _Outcome(entry, "hit", stored=True)
-        return [key for key in keys if key not in got]
+            else:
+                missing.append(key)
+        return missing
 
-    def _claim(
-        self, keys: list[str], *, late: bool
-    ) -> tuple[dict[str, _Running], dict[str, _Running]]:
-        """Begin loads of `keys`; return this caller's, and those of others that it
-        waits for. The lock is held.
-        """
-        theirs = (
-            {}
-            if late
-            else {key: self._loads[key] for key in keys if key in self._loads}
-        )
-        mine = {key: _Running() for key in keys if key not in theirs}
-        self._loads = (
-            mine | self._loads
-        )  # a late caller's load doesn't replace another's
-        self._misses += len(mine)
-        self._collapsed += len(theirs)
-        return mine, theirs
+    @contextmanager
+    def _waiting_room(self, keys: int) -> Iterator[None]:
+        """Count a waiting caller; raise `WaitingRoomFull` if there are too many."""
+        with self._lock:
+            if self._waiting >= self.max_waiting:
+                self._refused += keys
+                raise WaitingRoomFull
+            self._waiting += 1
+        try:
+            yield
+        finally:
+            with self._lock:
+                self._waiting -= 1
 
-    def _run(
+    # Loading
+
+    def _load_missing(
         self,
-        mine: dict[str, _Running],
+        keys: list[str],
+        got: dict[str, _Outcome],
         load: Loader,
         deadline: float,
-        got: dict[str, _Outcome],
     ) -> None:
-        """Load the keys of `mine` into `got`.
+        """Load the missing keys into `got`, and wait for those that others load."""
+        wait_until = deadline + GRACE
+        is_late = time.monotonic() >= wait_until
+        with self._lock:
+            missing = self._look_up(keys, got, self.clock())
+            theirs = {}
+            if not is_late:
+                theirs = {
+                    key: self._loads[key] for key in missing if key in self._loads
+                }
+            self._collapsed += len(theirs)
+            mine = {}
+            for key in missing:
+                if key not in theirs:
+                    mine[key] = self._begin_load(key)
+        if mine:
+            got.update(self._run(mine, load, deadline))
+        for key, running in theirs.items():
+            outcome = _wait_for(running, wait_until)
+            if outcome is not None:
+                got[key] = outcome._replace(source="collapsed")
 
-        Whatever happens, waiting callers are released.
-        """
+    def _begin_load(self, key: str) -> _Running:
+        """Begin a caller's load. The lock is held."""
+        running = _Running(is_refresh=False)
+        self._misses += 1
+        self._claimed.discard(key)
+        # A late caller's load doesn't replace the one that others wait for.
+        self._loads.setdefault(key, running)
+        return running
+
+    def _run(
+        self, running: dict[str, _Running], load: Loader, deadline: float
+    ) -> dict[str, _Outcome]:
+        """Load keys. Whatever happens, waiting callers are released."""
+        left = running.copy()
+        outcomes = {}
+        began = self.clock()
         try:
-            began = self.clock()
-            for key, loaded in load(list(mine), deadline):
-                got[key] = self._settle(key, mine[key], loaded, began)
-                del mine[key]
-            if mine:
-                raise KeyError(*mine)
+            for key, loaded in load(list(running), deadline):
+                outcomes[key] = self._settle(key, left[key], loaded, began)
+                del left[key]
+            if left:
+                raise KeyError(*left)
         except BaseException as error:
-            with self._lock:
-                self._failed += len(mine)
-                for key, running in mine.items():
-                    if self._loads.get(key) is running:
-                        del self._loads[key]
-                    running.set_exception(error)
+            self._fail(left, error)
             raise
+        return outcomes
 
     def _settle(
         self, key: str, running: _Running, loaded: Loaded, began: float
     ) -> _Outcome:
         """Keep the outcome of a load, and hand it to waiting callers."""
-        born = began - loaded.age
-        entry = (born + loaded.lifetime, key, born, loaded.kind, loaded.value)
         hash(loaded.value)  # TypeError: it is mutable
+        if loaded.kind not in KINDS:
+            raise KeyError(loaded.kind)
+        entry = self._make_entry(key, loaded, born=began - loaded.age)
+        kept = False
         with self._lock:
-            self._loaded[loaded.kind] += 1  # KeyError: there is no such kind
-            listed = self._loads.get(key) is running  # unless it is a late caller's
-            if listed:
-                del self._loads[key]
-            kept = listed and not loaded.private and self._keep(entry)
+            self._count_end(running, loaded.kind)
+            # A late caller's load isn't listed, and isn't kept.
+            if self._unlist(key, running) and not loaded.private:
+                kept = self._keep(key, entry)
+            if running.is_refresh:
+                self._retry_later(key)
         outcome = _Outcome(entry, loaded.source, kept)
-        running.set_result(None if loaded.private else outcome)
+        if loaded.private:
+            running.set_result(None)
+        else:
+            running.set_result(outcome)
         return outcome
 
-    def _keep(self, entry: _Entry) -> bool:
-        """Make room for `entry` and add it; return False if it has expired already.
+    def _fail(self, left: dict[str, _Running], error: BaseException) -> None:
+        """Tell waiting callers that a load raised."""
+        with self._lock:
+            for key, running in left.items():
+                self._count_end(running, "failed")
+                self._unlist(key, running)
+                if running.is_refresh:
+                    self._retry_later(key)
+                running.set_exception(error)
 
-        The lock is held.
-        """
-        now = self.clock()
-        if entry[_EXPIRY] <= now:
-            return False
-        if old := self._entries.get(entry[_KEY]):  # expired, but not reaped yet
-            self._delete(old, now)
-        if entry[_KIND] == OK:
-            heap, held, most = self._good, self._held[OK], self._max_good
+    def _count_end(self, running: _Running, outcome: str) -> None:
+        """Count a load that has ended. The lock is held."""
+        if running.is_refresh:
+            self._refreshed[outcome] += 1
         else:
-            heap, held, most = (
-                self._bad,
-                len(self._entries) - self._held[OK],
-                self._max_bad,
-            )
-        while held >= most:
-            held -= self._delete(heapq.heappop(heap), now)
-        self._entries[entry[_KEY]] = entry
-        self._held[entry[_KIND]] += 1
-        heapq.heappush(heap, entry)
-        if heap[0] is entry:
-            self._wake.set()
+            self._loaded[outcome] += 1
+
+    def _unlist(self, key: str, running: _Running) -> bool:
+        """End a load for those who come from now on; return False if it is a late
+        caller's, which wasn't listed. The lock is held.
+        """
+        if self._loads.get(key) is not running:
+            return False
+        del self._loads[key]
         return True
 
-    def _delete(self, entry: _Entry, now: float) -> bool:
-        """Delete `entry`; return False if the dict no longer has it.
+    # Refreshing
+
+    def refresh(
+        self, keys: Iterable[str], load: Loader, deadline: float = math.inf
+    ) -> None:
+        """Load the keys that `on_refresh_due` was given, all in one call; skip those
+        that a caller has loaded since, or that are gone.
+
+        Callers that miss meanwhile wait for the outcome, which is kept, except that a
+        fault replaces no answer that is still fresh. Raises what `load` raises.
+        """
+        mine = {}
+        with self._lock:
+            for key in keys:
+                if key in self._claimed:
+                    self._claimed.remove(key)
+                    running = _Running(is_refresh=True)
+                    self._loads[key] = running
+                    mine[key] = running
+            self._refreshes_begun += len(mine)
+        if mine:
+            self._run(mine, load, deadline)
+
+    def _begin_refreshes(self, keys: list[str]) -> None:
+        """Claim those of `keys` that are due, and hand them over.
+
+        None is, if more than half of the waiting room is taken: callers come first.
+        """
+        with self._lock:
+            if 2 * self._waiting > self.max_waiting:
+                return
+            now = self.clock()
+            claimed = [key for key in keys if self._claim(key, now)]
+        if not claimed:
+            return
+        accepted = False
+        try:
+            accepted = self._on_refresh_due(claimed)
+        except Exception:
+            log.exception("a refresh could not begin")
+        if not accepted:
+            self._release(claimed)
+
+    def _claim(self, key: str, now: float) -> bool:
+        """Claim a key, unless another hit did. The lock is held."""
+        entry = self._entries.get(key)
+        if entry is None or entry[_DUE] > now or entry[_EXPIRY] <= now:
+            return False
+        self._claimed.add(key)
+        self._entries[key] = _with_due(entry, entry[_EXPIRY])
+        return True
+
+    def _release(self, keys: list[str]) -> None:
+        """Give up claims."""
+        with self._lock:
+            for key in keys:
+                if key in self._claimed:
+                    self._claimed.remove(key)
+                    self._retry_later(key)
+
+    def _retry_later(self, key: str) -> None:
+        """Let at least `retry_refresh` seconds pass before a refresh of what is kept
+        now. The lock is held.
+        """
+        entry = self._entries.get(key)
+        if entry is not None:
+            soonest = self.clock() + self._retry_refresh
+            expiry, born, kind, *_ = entry
+            due = max(self._due(expiry, born, kind), soonest)
+            self._entries[key] = _with_due(entry, due)
+
+    def _due(self, expiry: float, born: float, kind: str) -> float:
+        """Return from when on a hit is to begin a refresh; at the expiry: never."""
+        if kind != OK:
+            return expiry
+        return expiry - self._refresh_ahead * (expiry - born)
+
+    # Keeping and deleting
+
+    def _make_entry(self, key: str, loaded: Loaded, born: float) -> _EntryTuple:
+        expiry = born + loaded.lifetime
+        due = self._due(expiry, born, loaded.kind)
+        size = _ENTRY_SIZE + _estimate(key) + _estimate(loaded.value)
+        return (expiry, born, loaded.kind, loaded.value, due, size)
+
+    def _keep(self, key: str, entry: _EntryTuple) -> bool:
+        """Make room for `entry` and add it; return False if it isn't kept: it has
+        expired already, is too large, or is worse than what there is.
 
         The lock is held.
         """
-        if there := self._entries.get(entry[_KEY]) is entry:
-            del self._entries[entry[_KEY]]
-            self._held[entry[_KIND]] -= 1
-            self._evicted["expired" if entry[_EXPIRY] <= now else "bound"] += 1
-        return there
+        expiry, _, kind, _, _, size = entry
+        now = self.clock()
+        if expiry <= now or size + _PLACE_SIZE > self._max_size:
+            return False
+        old = self._entries.get(key)
+        if old is not None:
+            if old[_EXPIRY] <= now:
+                self._delete(key, "expired")
+            elif kind in (FAULT, PAUSED):
+                return False
+            else:
+                self._delete(key, "replaced")
+        part = self._part(kind)
+        while not part.has_room(size):
+            self._delete_first(part, now)
+        self._entries[key] = entry
+        self._held[kind] += 1
+        is_first = part.add(key, expiry, size)
+        if part.is_sparse:
+            self._rebuild(part)
+        if is_first:
+            self._wake_reaper()
+        return True
+
+    def _part(self, kind: str) -> _Part:
+        if kind == OK:
+            return self._good
+        return self._bad
+
+    def _delete(self, key: str, reason: str) -> None:
+        """Delete the entry of `key`. The lock is held."""
+        entry = self._entries.pop(key)
+        kind = entry[_KIND]
+        self._claimed.discard(key)
+        self._held[kind] -= 1
+        self._part(kind).remove(entry[_SIZE])
+        self._evicted[reason] += 1
+
+    def _delete_first(self, part: _Part, now: float) -> None:
+        """Delete the entry of a part's first place, unless it has been replaced. The
+        lock is held.
+        """
+        expiry, key = part.pop()
+        entry = self._entries.get(key)
+        if entry is None or entry[_EXPIRY] != expiry:
+            return
+        if self._part(entry[_KIND]) is not part:
+            return
+        if expiry <= now:
+            self._delete(key, "expired")
+        else:
+            self._delete(key, "bound")
+
+    def _rebuild(self, part: _Part) -> None:
+        """Forget the places of replaced entries. The lock is held.
+
+        This takes long with a million entries, but happens only after as many refreshes
+        within the last part of a lifetime.
+        """
+        places = []
+        for key, entry in self._entries.items():
+            if self._part(entry[_KIND]) is part:
+                places.append((entry[_EXPIRY], key))
+        part.rebuild(places)
+
+    # The reaper
+
+    @property
+    def reaper_alive(self) -> bool:
+        """Whether expired entries are deleted. Before the first entry, the reaper isn't
+        needed and hasn't started.
+        """
+        with self._lock:
+            if self._reaper is None:
+                return not self._entries and not self._closed
+            return self._reaper.is_alive()
+
+    def _wake_reaper(self) -> None:
+        """Have the reaper look again. The lock is held.
+
+        It starts with the first entry, so that a server may make the app in one process
+        and serve it in others (`gunicorn --preload`).
+        """
+        if self._reaper is not None:
+            self._wake.set()
+            return
+        if self._closed:
+            return
+        reaper = threading.Thread(
+            target=self._reap_forever, name="c42c-reaper", daemon=True
+        )
+        try:
+            reaper.start()
+        except RuntimeError:
+            log.warning("the reaper could not start: no further thread is possible")
+            return
+        self._reaper = reaper
+
+    def _reap_forever(self) -> None:
+        while not self._closed:
+            seconds = max(self.reap(), _REAP_PAUSE)
+            self._wake.wait(min(seconds, threading.TIMEOUT_MAX))
+            # Before the next look at `_closed` and the heaps, so that no signal is
+            # missed.
+            self._wake.clear()
 
     def reap(self) -> float:
         """Delete a batch of what has expired: the reaper's work.
@@ -380,28 +741,45 @@ class Cache:
         """
         with self._lock:
             now = self.clock()
-            for heap in self._good, self._bad:
+            for part in (self._good, self._bad):
                 for _ in range(_REAP_BATCH):
-                    if not heap or heap[0][_EXPIRY] > now:
+                    if part.next_expiry > now:
                         break
-                    self._delete(heapq.heappop(heap), now)
-            return (
-                min(
-                    (heap[0][_EXPIRY] for heap in (self._good, self._bad) if heap),
-                    default=math.inf,
-                )
-                - now
-            )
-
-    def _reap_forever(self) -> None:
-        while not self._closed:
-            self._wake.wait(min(max(self.reap(), _REAP_PAUSE), threading.TIMEOUT_MAX))
-            # Before the next look at `_closed` and the heaps, so that no signal is
-            # missed.
-            self._wake.clear()
+                    self._delete_first(part, now)
+            return min(self._good.next_expiry, self._bad.next_expiry) - now
 
     def close(self) -> None:
         """Stop the reaper. The cache remains usable."""
-        self._closed = True
+        with self._lock:
+            self._closed = True
+            reaper = self._reaper
         self._wake.set()
-        self.reaper.join()
+        if reaper is not None:
+            reaper.join()
+
+
+def _with_due(entry: _EntryTuple, due: float) -> _EntryTuple:
+    expiry, born, kind, value, _, size = entry
+    return (expiry, born, kind, value, due, size)
+
+
+def _wait_for(running: _Running, until: float) -> _Outcome | None:
+    """Return the outcome of a load of another's; None if it doesn't come until then, or
+    only the other may have it. Raises `LoadFailed`.
+    """
+    seconds = until - time.monotonic()
+    try:
+        error = running.exception(min(seconds, threading.TIMEOUT_MAX))
+    except TimeoutError:
+        return None
+    if error is not None:
+        raise LoadFailed from error
+    return running.result()
+
+
+def _estimate(value: Hashable) -> int:
+    """Estimate the bytes that a value takes."""
+    size = sys.getsizeof(value)
+    if isinstance(value, tuple):
+        size += sum(map(_estimate, value))
+    return size

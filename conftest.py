@@ -22,7 +22,9 @@ import pytest
 from bench.machine import tree
 
 # The fixtures that start the service need Flask; test_cache.py needs neither.
-pytest_plugins = ["tests.fixtures"] if find_spec("flask") else []
+pytest_plugins = ["tests.cache_callers"]
+if find_spec("flask"):
+    pytest_plugins.append("tests.fixtures")
 
 # Debian installs servers such as nginx there, and not everybody's PATH has it.
 os.environ["PATH"] += os.pathsep + "/usr/sbin"

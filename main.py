@@ -119,6 +119,7 @@ def _wire(
 ) -> Components:
     cache = Cache(
         max_entries=config.max_entries,
+        max_bytes=config.max_mib * 2**20,
         max_waiting=config.threads - RESERVED_THREADS,
         clock=clock,
     )

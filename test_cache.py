@@ -1,18 +1,16 @@
 """What the cache promises. `python test_cache.py` prints nothing if all tests pass;
 pytest runs them too.
 
-The clock is fake. Threads are put in order by gates and by the number of waiting
-callers, never by sleeping. The reaper is stopped at once, so that only the test deletes
-entries, unless the test is about the reaper. Tests wait for at most `BOUND` seconds, so
-a broken promise makes them fail rather than hang.
+The clock is fake. `tests/cache_callers.py` has the callers, and the fixtures. The
+reaper is stopped at once, so that only the test deletes entries.
+`tests/test_cache_*.py` have the promises about the reaper, about bounds and about
+refreshing.
 """
 
 import contextlib
 import functools
 import gc
 import io
-import itertools
-import math
 import random
 import subprocess
 import sys
@@ -20,10 +18,10 @@ import threading
 import time
 import weakref
 from collections import Counter
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from concurrent.futures import Future, wait
 from pathlib import Path
-from typing import Any, TypeVar, cast
+from typing import Any, cast
 
 try:
     import pytest
@@ -41,171 +39,29 @@ from cache import (
     Found,
     Loaded,
     LoadFailed,
-    Stats,
     WaitingRoomFull,
 )
-
-BOUND = 10.0  # seconds after which a test gives up on what should have happened at once
-A_WHILE = 0.05  # seconds in which a thread that need not wait gets on
-REAPER = "c42c-reaper"
-
-T = TypeVar("T")
-Make = Callable[..., Cache]
-Pairs = Iterator[tuple[str, Loaded]]
-
-
-class Clock:
-    """A clock that stands still until a test moves it.
-
-    It calls `hook` whenever it is read.
-    """
-
-    def __init__(self) -> None:
-        self.now = 1000.0
-        self.hook: Callable[[], object] = lambda: None
-
-    def __call__(self) -> float:
-        self.hook()
-        return self.now
-
-    def advance(self, seconds: float) -> None:
-        self.now += seconds
-
-
-class Gated:
-    """A load that waits for `go`, and then returns or raises `end`."""
-
-    def __init__(self, end: Loaded | BaseException) -> None:
-        self.end = end
-        self.calls = 0
-        self.begun = threading.Event()
-        self.go = threading.Event()
-
-    def __call__(self, _key: str) -> Loaded:
-        self.calls += 1
-        self.begun.set()
-        if not self.go.wait(BOUND):
-            self.go.set()  # later callers fail at once
-            self.end = AssertionError("nobody let the load go")
-        if isinstance(self.end, BaseException):
-            raise self.end
-        return self.end
-
-
-def start(call: Callable[[], T]) -> Future[T]:
-    """Run `call` in a new thread; the future gets what it returns or raises."""
-    future: Future[T] = Future()
-
-    def run() -> None:
-        try:
-            future.set_result(call())
-        except BaseException as raised:
-            future.set_exception(raised)
-
-    threading.Thread(target=run, daemon=True).start()
-    return future
-
-
-def until(condition: Callable[[], object]) -> None:
-    """Return as soon as `condition` holds; fail if it never does."""
-    end = time.monotonic() + BOUND
-    while not condition():
-        assert time.monotonic() < end, "it never came to that"
-        time.sleep(0.001)
-
-
-def waiting(cache: Cache, call: Callable[[], T]) -> Future[T]:
-    """Run `call` in a new thread, and return once it loads or waits."""
-    before = cache.snapshot().waiting
-    caller = start(call)
-    until(lambda: cache.snapshot().waiting == before + 1 or caller.done())
-    return caller
-
-
-def get_or_load(
-    cache: Cache, key: str, load: Callable[[str], Loaded], deadline: float = math.inf
-) -> Found:
-    """Ask for one key."""
-    return cache.get_or_load(
-        [key], lambda keys, _: ((key, load(key)) for key in keys), deadline
-    )[key]
-
-
-def ask(cache: Cache, key: str, load: Callable[[str], Loaded]) -> Future[Found]:
-    """Ask for `key` in a new thread, and return once it loads or waits."""
-    return waiting(cache, lambda: get_or_load(cache, key, load))
-
-
-def keep(cache: Cache, key: str, kind: str = OK, lifetime: float = 60.0) -> Found:
-    """Ask for `key`, and load the key itself if it is missing."""
-    return get_or_load(cache, key, lambda key: Loaded(key, kind, lifetime))
-
-
-def fill(cache: Cache, count: int, kind: str = OK, lifetime: float = 60.0) -> None:
-    """Load `count` keys together."""
-    keys = [f"{kind}{number}" for number in range(count)]
-    cache.get_or_load(
-        keys, lambda keys, _: ((key, Loaded(key, kind, lifetime)) for key in keys)
-    )
-
-
-def unwanted(key: object, _deadline: float = 0.0) -> Any:
-    """Stand in for a load that must not run."""
-    raise AssertionError(f"{key} was loaded")
-
-
-def brief(found: dict[str, Found]) -> dict[str, tuple[Any, str]]:
-    return {key: (each.value, each.source) for key, each in found.items()}
-
-
-def reap(cache: Cache) -> None:
-    """Delete everything that has expired."""
-    while cache.reap() <= 0:
-        pass
-
-
-def held(stats: Stats) -> int:
-    return sum(stats.entries.values())
-
-
-def checked(cache: Cache, max_entries: int = 1000) -> Stats:
-    """Read the counters, and check what must always hold for them."""
-    stats = cache.snapshot()
-    assert list(stats.hits) == list(stats.entries) == list(KINDS)
-    assert list(stats.loads) == [*KINDS, "failed"]
-    assert stats.misses == sum(stats.loads.values()) + stats.loading
-    assert 0 <= held(stats) <= max_entries
-    assert held(stats) - stats.entries[OK] <= max(1, max_entries // 10)
-    return stats
-
-
-@pytest.fixture
-def clock() -> Clock:
-    return Clock()
-
-
-@pytest.fixture
-def make(clock: Clock) -> Iterator[Make]:
-    caches = []
-
-    def make_cache(
-        *, max_entries: int = 1000, max_waiting: int = 1000, reaper: bool = False
-    ) -> Cache:
-        caches.append(
-            Cache(max_entries=max_entries, max_waiting=max_waiting, clock=clock)
-        )
-        if not reaper:
-            caches[-1].close()
-        return caches[-1]
-
-    yield make_cache
-    for cache in caches:
-        start(cache.close).result(BOUND)
-
-
-@pytest.fixture
-def cache(make: Make) -> Cache:
-    return make()
+from tests import cache_callers
+from tests.cache_callers import (
+    A_WHILE,
+    BOUND,
+    Clock,
+    Gated,
+    Make,
+    Pairs,
+    ask,
+    brief,
+    checked,
+    get_or_load,
+    hectic,
+    held,
+    keep,
+    reap,
+    start,
+    until,
+    unwanted,
+    waiting,
+)
 
 
 def test_the_names_of_the_kinds() -> None:
@@ -433,7 +289,7 @@ def test_expiry_is_exact(cache: Cache, clock: Clock) -> None:
     assert keep(cache, "key", NEGATIVE) == Found("key", NEGATIVE, 0, 60, "miss", True)
     stats = checked(cache)
     assert (stats.evicted, held(stats), len(cache)) == (
-        {"expired": 1, "bound": 0},
+        {"expired": 1, "bound": 0, "replaced": 0},
         1,
         1,
     )
@@ -624,300 +480,10 @@ def test_the_clock_of_other_systems() -> None:
 
 def test_the_usual_clock() -> None:
     """By default, lifetimes are real seconds."""
-    cache = Cache(max_entries=1, max_waiting=1)
+    cache = Cache(max_entries=1, max_bytes=10**6, max_waiting=1)
     cache.close()
     assert 0 <= keep(cache, "key", lifetime=BOUND).age < BOUND
     assert cache.get("key")
-
-
-# Promise 5: the reaper.
-
-
-def test_the_reaper_deletes_what_has_expired(make: Make, clock: Clock) -> None:
-    """The reaper deletes an entry when it expires, even if it was going to sleep
-    longer.
-    """
-    cache = make(reaper=True)
-    keep(cache, "long", lifetime=1000)
-    keep(cache, "short", FAULT, lifetime=0.01)
-    assert get_or_load(cache, "short", unwanted).source == "hit"
-    clock.advance(0.01)
-    until(lambda: len(cache) == 1)
-    stats = checked(cache)
-    assert (stats.evicted, stats.entries[OK], stats.entries[FAULT]) == (
-        {"expired": 1, "bound": 0},
-        1,
-        0,
-    )
-    keep(cache, "short", lifetime=0.01)  # and it goes on
-    clock.advance(0.01)
-    until(lambda: checked(cache).evicted["expired"] == 2)
-    assert get_or_load(cache, "long", unwanted).source == "hit"
-
-
-def test_the_reaper_keeps_up(make: Make, clock: Clock) -> None:
-    """The reaper works in batches, but deletes thousands of expired entries almost at
-    once.
-    """
-    cache = make(max_entries=20_000, reaper=True)
-    fill(cache, 9000, lifetime=10)
-    fill(cache, 1000, FAULT, lifetime=10)
-    keep(cache, "short", lifetime=0.01)  # makes the reaper wake soon
-    clock.advance(10)
-    until(lambda: len(cache) == 0)
-    assert checked(cache, 20_000).evicted["expired"] == 10_001
-
-
-def reads_by_thread(clock: Clock) -> Counter[str]:
-    """Count how often each thread reads the clock.
-
-    The reaper does so once per batch.
-    """
-    reads = Counter[str]()
-
-    def note() -> None:
-        reads[threading.current_thread().name] += 1
-
-    clock.hook = note
-    return reads
-
-
-@pytest.mark.parametrize(
-    ("long", "short"), [(OK, FAULT), (FAULT, OK), (OK, OK), (PAUSED, NEGATIVE)]
-)
-def test_the_reaper_wakes_for_what_expires_first(
-    make: Make, clock: Clock, long: str, short: str
-) -> None:
-    """The reaper wakes for the entry that expires first, good or bad, and deletes only
-    that.
-    """
-    reads = reads_by_thread(clock)
-    cache = make(reaper=True)
-    until(lambda: reads[REAPER] == 1)
-    keep(cache, "long", long, lifetime=1000)
-    until(lambda: reads[REAPER] == 2)
-    keep(cache, "short", short, lifetime=0.2)
-    until(lambda: reads[REAPER] >= 3)  # it sleeps again, and wakes by itself
-    clock.advance(1)
-    until(lambda: len(cache) < 2)
-    assert cache.get("long")
-
-
-@pytest.mark.parametrize("lifetime", [0.5, 42])
-def test_the_reaper_sleeps_until_the_next_expiry(
-    make: Make, clock: Clock, lifetime: float
-) -> None:
-    """An entry that doesn't expire first doesn't wake the reaper."""
-    reads = reads_by_thread(clock)
-    cache = make(reaper=True)
-    until(lambda: reads[REAPER] == 1)
-    keep(cache, "first", lifetime=lifetime)
-    until(lambda: reads[REAPER] >= 2)
-    for number in range(500):
-        keep(cache, str(number), (OK, NEGATIVE)[number % 2], lifetime=42 + number)
-    start(cache.close).result(BOUND)
-    assert (
-        reads[REAPER] <= 20
-        # Its clock stands still, so the first entry never expires, and it looks again and
-        # again.
-    )
-    assert reads["MainThread"] >= 1000
-
-
-def test_reap_deletes_the_expired_only(cache: Cache, clock: Clock) -> None:
-    """`reap` deletes the entries of all kinds that have reached their expiry, and no
-    others.
-    """
-    for number, kind in itertools.product(range(10), KINDS):
-        keep(cache, f"{kind}{number}", kind, lifetime=10 + number)
-    clock.advance(13)
-    reap(cache)
-    reap(cache)
-    assert (len(cache), checked(cache).evicted) == (24, {"expired": 16, "bound": 0})
-    assert not any(
-        cache.get(f"{kind}{number}") for kind in KINDS for number in range(4)
-    )
-    assert all(
-        cache.get(f"{kind}{number}") for kind in KINDS for number in range(4, 10)
-    )
-
-
-class Moment(float):
-    """A moment that counts how often it, or a moment computed from it, is compared."""
-
-    compared = 0
-
-    def _count(self, other: object, compare: Callable[[float, Any], bool]) -> bool:
-        Moment.compared += 1
-        return compare(self, other)
-
-    def __add__(self, other: float) -> "Moment":
-        return Moment(float(self) + other)
-
-    def __sub__(self, other: float) -> "Moment":
-        return Moment(float(self) - other)
-
-    def __eq__(self, other: object) -> bool:
-        return self._count(other, float.__eq__)
-
-    def __lt__(self, other: float) -> bool:
-        return self._count(other, float.__lt__)
-
-    def __le__(self, other: float) -> bool:
-        return self._count(other, float.__le__)
-
-    def __gt__(self, other: float) -> bool:
-        return self._count(other, float.__gt__)
-
-    def __ge__(self, other: float) -> bool:
-        return self._count(other, float.__ge__)
-
-    __hash__ = float.__hash__
-
-
-def reap_cost(
-    make: Make, clock: Clock, *, held: int, expired: int
-) -> tuple[int, list[int]]:
-    """Return how many moments reaping compares, and how many entries were left at the
-    start of each batch.
-    """
-    cache = make(max_entries=10**6)
-    clock.now = Moment(clock.now)
-    for number in random.Random(5).sample(range(held), held):
-        keep(cache, str(number), lifetime=10 if number < expired else 1000 + number)
-    clock.advance(10)
-    sizes: list[int] = []
-    clock.hook = lambda: sizes.append(len(cache))
-    Moment.compared = 0
-    reap(cache)
-    compared, clock.hook = Moment.compared, lambda: None
-    sizes.append(len(cache))
-    assert len(cache) == held - expired
-    return compared, sizes
-
-
-def test_the_cost_of_reaping(make: Make, clock: Clock) -> None:
-    """The cost of reaping depends on what expires, not on what is held; each batch is
-    small.
-    """
-    base, sizes = reap_cost(make, clock, held=1000, expired=1000)
-    more_held, _ = reap_cost(make, clock, held=5000, expired=1000)
-    more_expired, _ = reap_cost(make, clock, held=5000, expired=5000)
-    assert (
-        more_held <= 2 * base
-    )  # a heap that is five times as large is two or three levels higher
-    assert more_expired <= 10 * base
-    batches = [before - after for before, after in itertools.pairwise(sizes)]
-    assert sum(batches) == 1000
-    assert max(batches) <= 256
-
-
-# Promise 6: bounds.
-
-
-def test_spam_evicts_no_good_answer(make: Make) -> None:
-    """A flood of unknown ids evicts no good answer, and memory stays bounded."""
-
-    class Key(str):
-        """A key that can be weakly referenced."""
-
-    cache = make(max_entries=100)
-    for number in range(90):
-        keep(cache, f"good{number}", lifetime=30)
-    alive = weakref.WeakSet[Key]()
-    for number in range(3000):
-        key = Key(number)
-        alive.add(key)
-        assert keep(
-            cache, key, (NEGATIVE, FAULT, PAUSED)[number % 3], lifetime=60 + number
-        ).stored
-        del key
-    assert all(cache.get(f"good{number}") for number in range(90))
-    stats = checked(cache, 100)
-    assert (stats.entries[OK], len(cache), stats.evicted) == (
-        90,
-        100,
-        {"expired": 0, "bound": 2990},
-    )
-    gc.collect()
-    assert len(alive) < 100
-    assert keep(cache, "better", lifetime=100).stored  # in place of another good answer
-    assert (len(cache), checked(cache, 100).entries[OK]) == (100, 90)
-
-
-@pytest.mark.parametrize(
-    ("max_entries", "good", "bad"),
-    [(2, 1, 1), (9, 8, 1), (10, 9, 1), (19, 18, 1), (20, 18, 2), (39, 36, 3)],
-)
-@pytest.mark.parametrize("good_first", [True, False])
-def test_bad_answers_hold_a_tenth(
-    make: Make, max_entries: int, good: int, bad: int, good_first: bool
-) -> None:
-    """Good answers get nine tenths of the entries, all others one; in each part, what
-    expires first makes room.
-    """
-    cache = make(max_entries=max_entries)
-
-    def fill(name: str, room: int, kinds: tuple[str, ...]) -> None:
-        for number in range(room + 3):
-            assert keep(
-                cache,
-                f"{name}{number}",
-                kinds[number % len(kinds)],
-                lifetime=60 - number,
-            ).stored
-        # Each entry beyond the bound replaced the one that expired first: the one
-        # before it.
-        assert [
-            number for number in range(room + 3) if cache.get(f"{name}{number}")
-        ] == [*range(room - 1), room + 2]
-
-    parts = [("good", good, (OK,)), ("bad", bad, (FAULT, NEGATIVE, PAUSED))]
-    for part in parts if good_first else reversed(parts):
-        fill(*part)
-    assert len(cache) == good + bad
-    assert checked(cache, max_entries).evicted == {"expired": 0, "bound": 6}
-
-
-def test_what_was_loaded_again_makes_room_once(make: Make, clock: Clock) -> None:
-    """An expired entry that is loaded again before it is reaped counts once, and is
-    evicted by its new expiry.
-    """
-    cache = make(max_entries=3)
-    keep(cache, "twice", lifetime=4)
-    clock.advance(4)
-    keep(cache, "twice", lifetime=100)
-    keep(cache, "once", lifetime=50)
-    keep(cache, "new", lifetime=10)
-    assert (cache.get("once"), len(cache)) == (None, 2)
-    assert cache.get("twice")
-    assert checked(cache).evicted == {"expired": 1, "bound": 1}
-    clock.advance(50)
-    reap(cache)
-    assert (len(cache), checked(cache).evicted) == (1, {"expired": 2, "bound": 1})
-
-
-def test_the_waiting_room_is_bounded(make: Make) -> None:
-    """Callers beyond the bound are refused at once, whether they would load or wait.
-
-    Hits are never refused.
-    """
-    cache = make(max_waiting=2)
-    keep(cache, "fresh")
-    load = Gated(Loaded("value", OK, 60))
-    inside = [ask(cache, "key", load), ask(cache, "key", load)]
-    before = checked(cache)
-    refused = [ask(cache, key, unwanted).exception(BOUND) for key in ("key", "other")]
-    assert [type(each) for each in refused] == [WaitingRoomFull, WaitingRoomFull]
-    with pytest.raises(WaitingRoomFull):
-        cache.get_or_load(["fresh", "key", "other", "key"], unwanted)
-    assert checked(cache) == before._replace(refused=5)  # one for each key, and no hit
-    assert get_or_load(cache, "fresh", unwanted).source == "hit"
-    assert cache.get_or_load(["fresh"], unwanted)["fresh"].source == "hit"
-    assert cache.get_or_load([], unwanted) == {}
-    load.go.set()
-    assert [caller.result(BOUND).value for caller in inside] == ["value", "value"]
-    assert (keep(cache, "other").source, checked(cache).waiting) == ("miss", 0)
 
 
 # Promise 7: what is handed out cannot be changed.
@@ -1143,79 +709,6 @@ def test_waiting_ends_in_time(cache: Cache) -> None:
     assert (checked(cache).loads["failed"], checked(cache).waiting) == (1, 0)
 
 
-# Promise 9: stopping.
-
-
-def test_stopping_is_prompt(make: Make) -> None:
-    """`close` ends the reaper within a second and may be called again; the cache
-    remains usable.
-    """
-    cache = make(reaper=True)
-    (reaper,) = (thread for thread in threading.enumerate() if thread.name == REAPER)
-    assert (reaper.daemon, cache.reaper.is_alive()) == (True, True)
-    keep(cache, "key", lifetime=1000)
-    start(cache.close).result(1)
-    assert (cache.reaper.is_alive(), reaper.is_alive()) == (False, False)
-    start(cache.close).result(BOUND)
-    assert (
-        get_or_load(cache, "key", unwanted).source,
-        keep(cache, "other").source,
-    ) == ("hit", "miss")
-
-
-def test_stopping_does_not_wait_for_a_long_reap(make: Make, clock: Clock) -> None:
-    """`close` ends the reaper after the current batch, however much has expired."""
-    cache, closing = make(max_entries=3000, reaper=True), list[Future[None]]()
-    fill(cache, 2000, lifetime=10)
-
-    def close_in_the_first_batch() -> None:
-        if clock.now == 1010 and not closing:
-            closing.append(start(cache.close))
-            wait(closing, A_WHILE)
-
-    clock.hook = close_in_the_first_batch
-    keep(cache, "short", lifetime=0.01)  # makes the reaper wake soon
-    clock.advance(10)
-    until(lambda: closing)
-    closing[0].result(BOUND)
-    assert 1700 < len(cache) < 2000
-
-
-@contextlib.contextmanager
-def hectic() -> Iterator[None]:
-    """Make threads take turns as often as possible."""
-    interval = sys.getswitchinterval()
-    sys.setswitchinterval(1e-6)
-    try:
-        yield
-    finally:
-        sys.setswitchinterval(interval)
-
-
-def test_stopping_races_the_reaper(make: Make, clock: Clock) -> None:
-    """`close` ends the reaper whether it is starting, reaping or going to sleep."""
-    with hectic():
-        for number in range(300):
-            cache = make(reaper=True)
-            clock.hook = (
-                functools.partial(close_from_the_reaper, cache, [])
-                if number % 2
-                else lambda: None
-            )
-            keep(cache, "key", lifetime=1000)
-            start(cache.close).result(BOUND)
-            assert not cache.reaper.is_alive()
-
-
-def close_from_the_reaper(cache: Cache, closing: list[Future[None]]) -> None:
-    """Close the cache from another thread while the reaper holds the lock for the first
-    time.
-    """
-    if threading.current_thread().name == REAPER and not closing:
-        closing.append(start(cache.close))
-        wait(closing, 0.0005)
-
-
 # Promise 10: counters.
 
 
@@ -1298,7 +791,14 @@ if __name__ == "__main__":
     output = io.StringIO()
     with contextlib.redirect_stdout(output), contextlib.redirect_stderr(output):
         status = pytest.main(
-            [__file__, "--noconftest", "-q", "-W", "error", "-p", "no:cacheprovider"]
+            [
+                __file__,
+                "--noconftest",
+                "-q",
+                *("-W", "error"),
+                *("-p", "no:cacheprovider"),
+            ],
+            plugins=[cache_callers],  # its fixtures
         )
     if status:
         sys.exit(output.getvalue() or "no test ran")

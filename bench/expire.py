@@ -19,7 +19,10 @@ def main(count: int) -> None:
     """
     ahead = 0.0
     cache = Cache(
-        max_entries=2 * count, max_waiting=1, clock=lambda: time.monotonic() + ahead
+        max_entries=2 * count,
+        max_bytes=2 * count * 1000,
+        max_waiting=1,
+        clock=lambda: time.monotonic() + ahead,
     )
     value = (200, "application/json", b"x" * 300, '"etag"', 200, 0.0)
     cache.get_or_load(["hot"], lambda keys, _: [(keys[0], Loaded(value, OK, 1e9))])

@@ -106,7 +106,7 @@ def _add_health(app: Flask, metrics: Metrics, error_log: ErrorLog) -> None:
     @app.get("/readyz")
     def readyz() -> Response:
         stopping = metrics.stopping()
-        reaper_alive = metrics.cache.reaper.is_alive()
+        reaper_alive = metrics.cache.reaper_alive
         answer = {
             "status": "ok",
             "stopping": stopping,

@@ -230,7 +230,7 @@ class Metrics(Collector):
         yield gauge(
             "reaper_alive",
             "1 while expired answers are deleted.",
-            self.cache.reaper.is_alive(),
+            self.cache.reaper_alive,
         )
 
     def _of_the_upstream(self) -> Iterator[Metric]:

@@ -50,7 +50,7 @@ def read_status(metrics: Metrics, port: int | None = None) -> dict[str, Any]:
         "now": datetime.now(UTC).strftime(TIME),
         "troubles": troubles(metrics, tier),
         "stopping": metrics.stopping(),
-        "reaper_alive": cache.reaper.is_alive(),
+        "reaper_alive": cache.reaper_alive,
         "expiry_seconds": metrics.expiry,
         "requests": requests,
         "hit_ratio": _ratio(asked.hit, requests),
@@ -72,7 +72,7 @@ def troubles(metrics: Metrics, tier: Mapping[str, Any] | None) -> list[str]:
     found = []
     if metrics.stopping():
         found.append("stopping")
-    if not metrics.cache.reaper.is_alive():
+    if not metrics.cache.reaper_alive:
         found.append("reaper")
     if stats.waiting >= metrics.cache.max_waiting:
         found.append("full")

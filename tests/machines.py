@@ -157,7 +157,10 @@ class Machine:
         }
         self.tier = SharedTier(url, **own | options)
         self.cache = Cache(
-            max_entries=1000, max_waiting=1000, clock=options.get("clock", clock)
+            max_entries=1000,
+            max_bytes=10**9,
+            max_waiting=1000,
+            clock=options.get("clock", clock),
         )
         self.gate: threading.Event | None = None
         self.entered = threading.Semaphore(0)

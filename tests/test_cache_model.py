@@ -162,7 +162,10 @@ class CacheMachine(RuleBasedStateMachine):
     def begin(self, max_entries: int, max_waiting: int) -> None:
         self.clock = Clock()
         self.cache = Cache(
-            max_entries=max_entries, max_waiting=max_waiting, clock=self.clock
+            max_entries=max_entries,
+            max_bytes=10**9,
+            max_waiting=max_waiting,
+            clock=self.clock,
         )
         self.cache.close()  # so that only the steps delete entries
         self.reference = Reference(max_entries, self.clock.now)
@@ -279,10 +282,7 @@ class CacheMachine(RuleBasedStateMachine):
             ) -> Iterator[tuple[str, Loaded]]:
                 futures.append(pool.submit(self.cache.get_or_load, inner, load_inner))
                 until(
-                    lambda: (
-                        futures[0].done()
-                        or self.cache.snapshot()[-2:] == (2, len(theirs))
-                    )
+                    lambda: futures[0].done() or self.is_waiting(2, loading=len(theirs))
                 )
                 return self.load(missing, plan)
 
@@ -296,6 +296,10 @@ class CacheMachine(RuleBasedStateMachine):
         if isinstance(found_too, Exception):
             found_too = type(found_too), found_too.__cause__
         assert found_too == expected_too
+
+    def is_waiting(self, callers: int, *, loading: int) -> bool:
+        stats = self.cache.snapshot()
+        return (stats.waiting, stats.loading) == (callers, loading)
 
     def expect_both(
         self,
@@ -360,7 +364,8 @@ class CacheMachine(RuleBasedStateMachine):
             kind: reference.loads[kind] for kind in (*KINDS, "failed")
         }
         assert stats.evicted == {
-            reason: reference.evicted[reason] for reason in ("expired", "bound")
+            reason: reference.evicted[reason]
+            for reason in ("expired", "bound", "replaced")
         }
         assert (stats.misses, stats.collapsed, stats.refused) == (
             reference.loads.total(),
@@ -410,7 +415,9 @@ class Traffic:
         self.clock: Callable[[], float] = lambda: (
             next(ticks) * 0.001
         )  # time passes whenever somebody looks
-        self.cache = Cache(max_entries=1000, max_waiting=1000, clock=self.clock)
+        self.cache = Cache(
+            max_entries=1000, max_bytes=10**9, max_waiting=1000, clock=self.clock
+        )
         self.order = itertools.count()
         self.loads: list[Loader] = []
         self.settled = defaultdict[int, float](

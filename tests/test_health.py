@@ -75,7 +75,7 @@ def test_upstream_trouble_does_not_make_it_unready(
 @pytest.fixture
 def cache() -> Iterator[Cache]:
     """Give a test a small cache."""
-    made = Cache(max_entries=10, max_waiting=1)
+    made = Cache(max_entries=10, max_bytes=10**6, max_waiting=1)
     yield made
     made.close()
 

@@ -154,7 +154,7 @@ def test_cache_counts_by_kind(traffic: Traffic) -> None:
     entries = values(traffic.samples, "c42_cache_entries", "kind")
     assert entries == {"ok": 1, "negative": 1, "fault": 1, "paused": 0}
     evicted = values(traffic.samples, "c42_cache_evictions_total", "reason")
-    assert evicted == {"expired": 0, "bound": 0}
+    assert evicted == {"expired": 0, "bound": 0, "replaced": 0}
 
 
 def test_each_response_counts_once(traffic: Traffic) -> None:

@@ -26,7 +26,7 @@ def clock() -> Clock:
 @pytest.fixture
 def cache(clock: Clock) -> Iterator[Cache]:
     """Give a test a small cache under its clock."""
-    made = Cache(max_entries=10, max_waiting=1, clock=clock)
+    made = Cache(max_entries=10, max_bytes=10**6, max_waiting=1, clock=clock)
     yield made
     made.close()
 
