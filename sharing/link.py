@@ -130,8 +130,9 @@ class Link:
         with self._lock:
             if client is not self._client or self._proven:
                 return
-            was_down = self.down
+            state = "there"
+            if self._reason:
+                state = "back"
             self._proven = True
             self._reason = ""
-        state = "back" if was_down else "there"
         log.info("Redis at %s is %s: answers are shared", address(client), state)

@@ -93,11 +93,10 @@ class _Look:
         """Return an answer; None if it is invalid, or expired on its way."""
         try:
             loaded = unpack(content)
+            if left > loaded.lifetime * 1000:
+                raise ValueError(f"{left} ms are left of it")
         except ValueError as error:
             log.warning("Redis has an invalid answer for event %s: %s", event_id, error)
-            return None
-        if left > loaded.lifetime * 1000:
-            log.warning("Redis keeps the answer for event %s too long", event_id)
             return None
         expiry = self.sent + (left - 1) / 1000
         if expiry <= now:
@@ -220,11 +219,11 @@ class SharedTier:
 
         def read(replies: list[Any]) -> None:
             pause_left, *sightings = replies
-            if 0 < pause_left <= MAX_PAUSE * 1000:
-                self._pause.extend(asked + (pause_left - 1) / 1000)
             now = self._clock()
             for event_id, reply in zip(wanted, sightings, strict=True):
                 look.note(event_id, reply, now)
+            if 0 < pause_left <= MAX_PAUSE * 1000:
+                self._pause.extend(asked + (pause_left - 1) / 1000)
 
         self._link.ask(commands, read)
         return look

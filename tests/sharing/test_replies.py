@@ -59,7 +59,7 @@ def test_what_is_no_answer_is_replaced(
             client.set(first.key(event_id), content, px=60000)
             assert first.ask(event_id).value == VALUE, content
             assert second.ask(event_id).source == "shared", content
-            assert (counts[event_id], said("for event")) == (1, number)
+            assert (counts[event_id], said("invalid answer")) == (1, number)
         client.set(first.key(event_id := new_id()), GOOD)  # without an end
         assert first.ask(event_id).source == "miss"
         assert client.pttl(first.key(event_id)) > 0
@@ -142,6 +142,8 @@ MALFORMED = [
     [-2, [b"wait", NOW, 1]],
     [-2, [b"answer", NOW, 1, 2]],
     [-2, [b"answer", NOW, GOOD, b"x"]],
+    [b"x", [b"wait", NOW]],
+    [3_000_000, [b"nothing"]],
 ]
 
 
@@ -164,6 +166,7 @@ def test_a_malformed_reply_is_a_loss(
     assert tuple(one.tier.snapshot().values()) == (0, 0, 1, 1, False)
     assert said(f"Redis at {between.address} is lost") == 1
     assert said("invalid reply") == 1
+    assert one.pause.left == 0
 
 
 def nonsense(answer: bytes) -> Callable[[bytes, socket.socket], None]:

@@ -4,18 +4,20 @@ import signal
 import socket
 import threading
 import time
-from collections import Counter
+from collections import Counter, namedtuple
 from concurrent.futures import ThreadPoolExecutor
 
 import pytest
 
+import sharing.tier
 from answers import response
-from cache import FAULT, KINDS, OK, Loaded, clock
+from answers import value as values
+from cache import FAULT, KINDS, NEGATIVE, OK, Loaded, clock
 from calendar42.calls import Pause
 from sharing.tier import LOOK_UP
 from standin import Standin
 from tests.fixtures import PATIENCE, TOKEN, MakeInside, new_id, until
-from tests.machines import GOOD, VALUE, Make, MakeProxy, Redis, encoded, failed
+from tests.machines import GOOD, VALUE, Machine, Make, MakeProxy, Redis, encoded, failed
 
 
 def test_machines_load_once_between_them(
@@ -395,3 +397,169 @@ def test_what_is_written_late_lives_no_longer(own_redis: Redis, machine: Make) -
         here = one.held(event_id)
     assert 0 < left < 2.4
     assert left <= here.ttl + 0.05  # what it took to look here after there
+
+
+def test_an_answer_that_expires_on_its_way_is_not_served(
+    shared_redis: Redis, machine: Make, counts: Counter[str]
+) -> None:
+    """If the reply arrives when the answer has expired, the event is loaded."""
+    now = [5000.0]
+
+    def slow_clock() -> float:
+        now[0] += 0.3  # passes whenever it's read: the reply takes as long
+        return now[0]
+
+    first = machine(shared_redis.url)
+    first.answer = lambda: Loaded(VALUE, OK, 252.0, age=251.9)
+    second = machine(shared_redis.url, clock=slow_clock)
+    first.ask(event_id := new_id())
+    assert second.refresh(event_id, least_left=0.0).source == "miss"
+    assert counts[event_id] == 2
+
+
+def test_a_private_failure_is_not_shared(
+    shared_redis: Redis, machine: Make, counts: Counter[str]
+) -> None:
+    """What only its own caller may get, such as the failure of a list as a whole, isn't
+    stored in Redis. The lock is released.
+    """
+    first, second = machine(shared_redis.url), machine(shared_redis.url)
+    first.answer = lambda: Loaded(failed(504), FAULT, 6.0, private=True)
+    event_id = new_id()
+    assert first.ask(event_id).value == failed(504)
+    with shared_redis.client() as client:
+        assert not client.exists(first.key(event_id), first.lock(event_id))
+    assert second.ask(event_id).value == VALUE
+    assert counts[event_id] == 2
+
+
+def test_a_shorter_pause_replaces_no_longer_one(
+    shared_redis: Redis, machine: Make
+) -> None:
+    """The longest pause holds, in whatever order Redis learns of them."""
+    scope = ("shorter",)
+    first, second, third = (machine(shared_redis.url, scope=scope) for _ in range(3))
+
+    def answer() -> Loaded:
+        first.pause.begin("10")
+        second.pause.begin("60")
+        second.ask(new_id())
+        return Loaded(VALUE, OK, 252.0)
+
+    first.answer = answer
+    first.ask(new_id())
+    third.ask(new_id())
+    assert 50 < third.pause.left <= 60
+
+
+# Refreshing ahead
+
+DUE = 25.2  # seconds: answers with less left are to be refreshed
+NEW_VALUE = values.success({"id": "1", "title": "New", "names": []})
+
+
+def make_due(first: Machine) -> str:
+    """Have a machine load an event whose answer is due; its next ones are new."""
+    first.answer = lambda: Loaded(VALUE, OK, 252.0, age=240.0)
+    first.ask(event_id := new_id())
+    first.answer = lambda: Loaded(NEW_VALUE, OK, 252.0)
+    return event_id
+
+
+def test_one_instance_refreshes_for_all(
+    shared_redis: Redis, machine: Make, counts: Counter[str], pool: ThreadPoolExecutor
+) -> None:
+    """Of instances that refresh an event at the same time, one loads it, and the others
+    take its answer: 50 times in a row.
+    """
+    machines = [machine(shared_redis.url, timeout=PATIENCE) for _ in range(4)]
+    for _ in range(50):
+        event_id = make_due(machines[0])
+        for each in machines:
+            each.answer = machines[0].answer
+        together = [
+            pool.submit(each.refresh, event_id, least_left=DUE) for each in machines
+        ]
+        loaded = [future.result(PATIENCE) for future in together]
+        assert counts[event_id] == 2
+        assert [each.value for each in loaded] == [NEW_VALUE] * 4
+        assert all(each.lifetime - each.age > DUE for each in loaded)
+
+
+def test_the_old_answer_is_there_until_it_is_replaced(
+    shared_redis: Redis, machine: Make, counts: Counter[str], pool: ThreadPoolExecutor
+) -> None:
+    """During a refresh, an instance that lacks the answer gets the old one, without
+    waiting; afterwards, the new one.
+    """
+    first, second, third = (machine(shared_redis.url) for _ in range(3))
+    event_id = make_due(first)
+    first.gate = threading.Event()
+    refreshing = pool.submit(first.refresh, event_id, least_left=DUE)
+    until(lambda: counts[event_id] == 2, "the refresh")
+    old = second.ask(event_id)
+    assert (old.source, old.value) == ("shared", VALUE)
+    first.gate.set()
+    assert refreshing.result(PATIENCE).source == "miss"
+    new = third.ask(event_id)
+    assert (new.source, new.value) == ("shared", NEW_VALUE)
+    assert counts[event_id] == 2
+
+
+def test_an_answer_that_is_due_is_no_refresh(
+    shared_redis: Redis, machine: Make, counts: Counter[str]
+) -> None:
+    """A refresh takes an answer of which more is left, and no other."""
+    first, second = machine(shared_redis.url), machine(shared_redis.url)
+    first.answer = lambda: Loaded(VALUE, OK, 252.0, age=200.0)
+    first.ask(event_id := new_id())
+    assert second.refresh(event_id, least_left=50.0).source == "shared"
+    assert second.refresh(event_id, least_left=53.0).source == "miss"
+    assert counts[event_id] == 2
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_a_fault_replaces_no_answer(
+    kind: str, shared_redis: Redis, machine: Make
+) -> None:
+    """What a refresh finds replaces the old answer in Redis, unless it is a fault. The
+    lock is released.
+    """
+    first, second = machine(shared_redis.url), machine(shared_redis.url)
+    event_id = make_due(first)
+    first.answer = lambda: Loaded(failed(503), kind, 60.0)
+    assert first.refresh(event_id, least_left=DUE).value == failed(503)
+    kept = second.ask(event_id)
+    if kind in (OK, NEGATIVE):
+        assert kept.value == failed(503)
+    else:
+        assert kept.value == VALUE
+        assert kept.ttl < 12
+    with shared_redis.client() as client:
+        assert not client.exists(first.lock(event_id))
+
+
+def test_a_fault_is_refreshed(shared_redis: Redis, machine: Make) -> None:
+    """A fault that is in Redis is no newer answer, and a good one replaces it."""
+    first, second = machine(shared_redis.url), machine(shared_redis.url)
+    first.answer = lambda: Loaded(failed(503), FAULT, 6.0)
+    first.ask(event_id := new_id())
+    assert second.refresh(event_id, least_left=DUE).source == "miss"
+    third = machine(shared_redis.url)
+    assert third.ask(event_id).value == VALUE
+
+
+# What is stored
+
+
+def test_other_fields_have_other_keys(
+    shared_redis: Redis, machine: Make, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Instances share only if they store the same fields: a version with other ones
+    uses other keys.
+    """
+    first = machine(shared_redis.url)
+    assert first.key("1") == machine(shared_redis.url).key("1")
+    fields = [*values.StoredAnswer._fields, "another"]
+    monkeypatch.setattr(sharing.tier, "StoredAnswer", namedtuple("Changed", fields))
+    assert machine(shared_redis.url).key("1") != first.key("1")
