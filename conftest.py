@@ -26,9 +26,6 @@ pytest_plugins = ["tests.cache_callers"]
 if find_spec("flask"):
     pytest_plugins.append("tests.fixtures")
 
-# Debian installs servers such as nginx there, and not everybody's PATH has it.
-os.environ["PATH"] += os.pathsep + "/usr/sbin"
-
 
 def pytest_sessionstart() -> None:
     """Have SIGTERM end the tests as Ctrl-C does, so that they end the services that
