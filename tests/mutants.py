@@ -40,6 +40,7 @@ TESTS = {
         "tests/test_check.py",
         "tests/test_metrics.py",
         "tests/test_health.py",
+        "tests/test_status.py",
     ),
     "serving": ("tests/test_connection*.py", "tests/test_wsgi.py"),
     "sharing": ("tests/test_sharing*.py",),

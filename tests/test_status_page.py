@@ -244,7 +244,7 @@ TROUBLES = {
     "stopping": "The service is stopping.",
     "reaper": "The reaper has died",
     "full": "The waiting room is full",
-    "refusing": "Too many requests wait for Calendar42",
+    "refusing": "Requests were refused",
     "pause": "asked for a pause (429)",
     "token": "Calendar42 refuses the token",
     "outage": "Calendar42 is out of order",
