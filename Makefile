@@ -20,7 +20,7 @@ demo: $(RUN_ENV)  ## serve made-up events on http://127.0.0.1:5000; needs no tok
 run: $(RUN_ENV)  ## serve Calendar42's events; needs C42_TOKEN
 	@exec $(BIN)/python main.py
 
-check-service: $(RUN_ENV)  ## check the settings, and Calendar42 with the token in C42_TOKEN
+check-service: $(RUN_ENV)  ## check the settings, Calendar42 with the token in C42_TOKEN, and Redis
 	@$(BIN)/python main.py --check
 
 test: $(DEV_ENV)  ## run the tests, in an order that differs each time

@@ -13,6 +13,7 @@ import logging
 import os
 import time
 from collections.abc import Callable, Mapping
+from contextlib import closing
 from typing import TYPE_CHECKING, NamedTuple
 
 import flask
@@ -24,7 +25,8 @@ from c42client import Client
 from cache import Cache, Found, Loader
 from cache import clock as default_clock
 from calendar42 import ids
-from calendar42.calls import Pause, Upstream
+from calendar42.calls import MAX_BODY, Pause, Upstream
+from calendar42.transport import Reply, Transport
 from operations import VERSION, check, health, logs, settings
 from operations.error_log import ErrorLog
 from operations.metrics import Metrics
@@ -182,6 +184,11 @@ def _share(config: Settings, pause: Pause) -> "SharedTier":
     )
 
 
+def _read_settings(environ: Mapping[str, str]) -> Settings:
+    """Read the settings; raise `SettingsError` if any is missing or invalid."""
+    return settings.read(environ, _check_cache_url)
+
+
 def _check_cache_url(url: str) -> None:
     """Raise ValueError for a URL that the client of Redis can't use."""
     from sharing.client import make_client
@@ -189,9 +196,25 @@ def _check_cache_url(url: str) -> None:
     make_client(url)
 
 
+def _ask_redis(url: str) -> tuple[bool, str]:
+    """Tell whether this Redis can be used, with a line about it, for `--check`."""
+    from sharing.check import check
+
+    return check(url)
+
+
+def _ask_calendar42(config: Settings, path: str) -> Reply:
+    """Get a path from Calendar42 as it is, for `--check`."""
+    with closing(Transport(base_url=config.base_url, token=config.token)) as transport:
+        deadline = time.monotonic() + config.timeout
+        call = transport.get(path, deadline=deadline, limit=MAX_BODY)
+        reply: Reply = transport.begin(call).result()
+        return reply
+
+
 def _configure(environ: Mapping[str, str]) -> Settings:
     """Read the settings, set up the log, and tell it what was set."""
-    config = settings.read(environ, _check_cache_url)
+    config = _read_settings(environ)
     logs.configure(config.loglevel, config.logformat, config.token)
     facts = {"version": VERSION} | settings.facts(config)
     text = " ".join(f"{name}={fact}" for name, fact in facts.items())
@@ -205,7 +228,8 @@ def main(arguments: list[str], environ: Mapping[str, str]) -> int:
     """Run the service until it is told to stop; return the exit status."""
     options = _make_parser().parse_args(arguments)
     if options.check:
-        return check.run(environ)
+        means = check.Means(_read_settings, _ask_calendar42, _ask_redis)
+        return check.run(environ, means)
     if options.demo:
         return _demo(environ)
     return _serve(environ)

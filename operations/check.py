@@ -1,111 +1,160 @@
-"""`python main.py --check`: checks the settings, and asks Calendar42 a harmless
-question, as the service would.
+"""`python main.py --check`: checks the settings, asks Calendar42 a harmless question,
+as the service would, and tries Redis.
+
+`main.py` hands in how to ask.
 """
 
 import json
 import time
-from collections.abc import Iterator, Mapping
-from contextlib import closing, suppress
+from collections.abc import Callable, Iterator, Mapping
 from datetime import UTC, datetime
+from typing import NamedTuple
 from urllib.parse import urlsplit
 
-from calendar42.calls import MAX_BODY, read_date
-from calendar42.transport import Reply, Transport
+from calendar42.calls import read_date
+from calendar42.transport import Reply
 from operations import settings
-from operations.settings import SettingsError
+from operations.settings import Settings, SettingsError
 
 QUESTION = "events/?limit=1"
 # Seconds between this clock and the upstream's, whose Date header has whole seconds.
 MAX_SKEW = 60.0
-OK, WARN, FAIL = "ok", "warn", "FAIL"
+PASSED = "ok"
+WARNED = "warn"
+FAILED = "FAIL"
 
-Finding = tuple[str, str]  # one of these words, and the line
+
+class Finding(NamedTuple):
+    """What is to be said about one thing that was checked."""
+
+    verdict: str  # one of the three above
+    line: str
 
 
-def run(environ: Mapping[str, str]) -> int:
+class Means(NamedTuple):
+    """How to read the settings and to ask others."""
+
+    # Raises SettingsError.
+    read: Callable[[Mapping[str, str]], Settings]
+    # Gets a path from Calendar42. Raises TimeoutError, ConnectionError with the reason,
+    # or an OSError with a number if this machine has run out of something.
+    ask_calendar42: Callable[[Settings, str], Reply]
+    # Tries the Redis at a URL; returns whether it can be used, and a line about it.
+    ask_redis: Callable[[str], tuple[bool, str]]
+
+
+def run(environ: Mapping[str, str], means: Means) -> int:
     """Print a line for each thing checked, and return the exit status: 1 if anything
     failed.
     """
     status = 0
-    for word, line in _findings(environ):
-        print(f"{word:<4}  {line}", flush=True)
-        status |= word == FAIL
+    for finding in _findings(environ, means):
+        print(f"{finding.verdict:<4}  {finding.line}", flush=True)
+        if finding.verdict == FAILED:
+            status = 1
     return status
 
 
-def _findings(environ: Mapping[str, str]) -> Iterator[Finding]:
+def _findings(environ: Mapping[str, str], means: Means) -> Iterator[Finding]:
     try:
-        config = settings.read(environ)
+        config = means.read(environ)
     except SettingsError as error:
-        yield from ((FAIL, f"settings: {line}") for line in str(error).splitlines())
+        for line in str(error).splitlines():
+            yield Finding(FAILED, f"settings: {line}")
         return
-    yield OK, "settings: all are valid"
-    yield from ((WARN, f"settings: {text}") for text in settings.warnings(environ))
+    yield Finding(PASSED, "settings: all are valid")
+    for line in settings.warnings(environ):
+        yield Finding(WARNED, f"settings: {line}")
+    yield from _check_calendar42(config, means.ask_calendar42)
+    if config.cache_url:
+        yield _check_redis(config, means.ask_redis)
+
+
+def _check_calendar42(
+    config: Settings, ask: Callable[[Settings, str], Reply]
+) -> Iterator[Finding]:
     url = urlsplit(config.base_url)
     if url.scheme == "http" and url.hostname not in ("localhost", "127.0.0.1", "::1"):
-        yield (
-            WARN,
-            "encryption: none, so others on the network can read the token; see C42_BASE_URL",
+        yield Finding(
+            WARNED,
+            "encryption: none, so others on the network can read the token; "
+            "see C42_BASE_URL",
         )
-    began, asked = time.monotonic(), datetime.now(UTC)
+    asked = datetime.now(UTC)
+    began = time.monotonic()
     try:
-        with closing(
-            Transport(base_url=config.base_url, token=config.token)
-        ) as transport:
-            answer = transport.begin(
-                transport.get(QUESTION, deadline=began + config.timeout, limit=MAX_BODY)
-            ).result()
-    except TimeoutError:
-        yield (
-            FAIL,
-            f"answer: none within {config.timeout:g} s; see C42_BASE_URL, C42_TIMEOUT, proxies and firewalls",
-        )
+        reply = ask(config, QUESTION)
     except OSError as error:
-        hint = (
-            "REQUESTS_CA_BUNDLE and the clock"
-            if "certificate" in str(error)
-            else "DNS, proxies and firewalls"
-        )
-        hint = (
-            "ulimit -n" if error.errno else f"C42_BASE_URL, {hint}"
-        )  # an error of this machine has a number
-        yield (
-            FAIL,
-            f"answer: none from {url.netloc} ({error.strerror or error}); see {hint}",
-        )
+        yield Finding(FAILED, f"answer: none {_explain(error, config)}")
+        return
+    milliseconds = (time.monotonic() - began) * 1000
+    answered = datetime.now(UTC)
+    yield Finding(PASSED, f"answer: came from {url.netloc} in {milliseconds:.0f} ms")
+    yield _check_token(reply)
+    yield _check_clock(reply.headers.get("date", ""), asked, answered)
+
+
+def _explain(error: OSError, config: Settings) -> str:
+    """Say why no answer came, and what to look at."""
+    if isinstance(error, TimeoutError):
+        see = "C42_BASE_URL, C42_TIMEOUT, proxies and firewalls"
+        return f"within {config.timeout:g} s; see {see}"
+    reason = error.strerror or str(error)
+    if error.errno:
+        see = "ulimit -n"
+    elif "certificate" in reason:
+        see = "C42_BASE_URL, REQUESTS_CA_BUNDLE and the clock"
     else:
-        yield (
-            OK,
-            f"answer: came from {url.netloc} in {(time.monotonic() - began) * 1000:.0f} ms",
-        )
-        yield _token(answer)
-        yield _clock(answer.headers.get("date", ""), asked, datetime.now(UTC))
+        see = "C42_BASE_URL, DNS, proxies and firewalls"
+    return f"from {urlsplit(config.base_url).netloc} ({reason}); see {see}"
 
 
-def _token(answer: Reply) -> Finding:
-    if answer.status in (401, 403):
-        return FAIL, f"token: Calendar42 rejects it ({answer.status}); see C42_TOKEN"
-    why = f"this is not Calendar42's API ({answer.status}); see C42_BASE_URL"
-    if answer.status == 429:
+def _check_token(reply: Reply) -> Finding:
+    if reply.status in (401, 403):
+        line = f"token: Calendar42 rejects it ({reply.status}); see C42_TOKEN"
+        return Finding(FAILED, line)
+    if reply.status == 200 and _is_list(reply.body):
+        return Finding(PASSED, "token: Calendar42 accepts it")
+    if reply.status == 429:
         why = "Calendar42 gets too many calls (429); try again later"
-    elif answer.status >= 500:
-        why = f"Calendar42 has a fault ({answer.status}); try again later"
-    with suppress(ValueError, TypeError, KeyError, RecursionError):
-        if answer.status == 200 and isinstance(json.loads(answer.body)["data"], list):
-            return OK, "token: Calendar42 accepts it"
-    return FAIL, f"token: not checked, because {why}"
+    elif reply.status >= 500:
+        why = f"Calendar42 has a fault ({reply.status}); try again later"
+    else:
+        why = f"this is not Calendar42's API ({reply.status}); see C42_BASE_URL"
+    return Finding(FAILED, f"token: not checked, because {why}")
 
 
-def _clock(date: str, asked: datetime, answered: datetime) -> Finding:
-    if not (told := read_date(date)):
-        return WARN, "clock: not compared, because the answer has no date"
-    skew = (
-        told - min(max(told, asked), answered)
-    ).total_seconds()  # it was told sometime between the two
-    if abs(skew) > MAX_SKEW:
-        way = "behind" if skew > 0 else "ahead of"
-        return (
-            FAIL,
-            f"clock: this machine is {abs(skew):.0f} s {way} Calendar42; see its time service",
-        )
-    return OK, f"clock: within {max(1, round(abs(skew)))} s of Calendar42's"
+def _is_list(body: bytes) -> bool:
+    """Tell whether this is a list of Calendar42's."""
+    try:
+        return isinstance(json.loads(body)["data"], list)
+    except (ValueError, TypeError, KeyError, RecursionError):
+        return False
+
+
+def _check_clock(date: str, asked: datetime, answered: datetime) -> Finding:
+    """Compare Calendar42's clock with this machine's: Calendar42 wrote its `date`
+    sometime between the two moments.
+    """
+    told = read_date(date)
+    if told is None:
+        return Finding(WARNED, "clock: not compared, because the answer has no date")
+    skew = 0.0
+    if told < asked:
+        skew = (asked - told).total_seconds()
+        way = "ahead of"
+    elif told > answered:
+        skew = (told - answered).total_seconds()
+        way = "behind"
+    if skew > MAX_SKEW:
+        line = f"clock: this machine is {skew:.0f} s {way} Calendar42"
+        return Finding(FAILED, f"{line}; see its time service")
+    line = f"clock: within {max(1, round(skew))} s of Calendar42's"
+    return Finding(PASSED, line)
+
+
+def _check_redis(config: Settings, ask: Callable[[str], tuple[bool, str]]) -> Finding:
+    usable, line = ask(config.cache_url)
+    if usable:
+        return Finding(PASSED, f"redis: {line}")
+    return Finding(FAILED, f"redis: {line}; see C42_CACHE_URL")

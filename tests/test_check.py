@@ -15,17 +15,22 @@ from pathlib import Path
 
 import pytest
 
+import main
+from bench.machine import free_port
 from operations import check
 from standin import Standin
 from tests.fixtures import ROOT, TOKEN, Start
+from tests.machines import Redis
 
 
 def checked(
     capsys: pytest.CaptureFixture[str], upstream: Standin | None = None, **environ: str
 ) -> tuple[int, str]:
     """Run --check in this process; return its exit status and what it printed."""
-    base = {"C42_BASE_URL": upstream.base_url} if upstream else {}
-    status = check.run({"C42_TOKEN": TOKEN, "C42_TIMEOUT": "5", **base, **environ})
+    own = {"C42_TOKEN": TOKEN, "C42_TIMEOUT": "5"}
+    if upstream:
+        own["C42_BASE_URL"] = upstream.base_url
+    status = main.main(["--check"], own | environ)
     said = capsys.readouterr().out
     assert TOKEN not in said
     return status, said
@@ -252,3 +257,80 @@ def test_check_no_tls_there(
     )
     assert (status, said.count("FAIL")) == (1, 1)
     assert re.search(r"FAIL  answer: none from 127.0.0.1:\d+ \(.*(SSL|TLS)", said)
+
+
+REDIS_LINE = r"""ok    redis: connected to Redis \d+[.\d]* at 127.0.0.1:\d+; all commands \
+that c42c needs are permitted""".replace("\\\n", "")
+
+
+def test_check_redis(capsys: pytest.CaptureFixture[str], upstream: Standin) -> None:
+    """With C42_CACHE_URL, the check connects to Redis and tries each command."""
+    redis = Redis()
+    try:
+        status, said = checked(capsys, upstream, C42_CACHE_URL=redis.url)
+    finally:
+        redis.kill()
+    assert status == 0
+    assert re.fullmatch(REDIS_LINE, said.splitlines()[-1])
+
+
+def test_check_redis_without_a_right(
+    capsys: pytest.CaptureFixture[str], upstream: Standin
+) -> None:
+    """If Redis rejects the user or one of the commands, the check fails and says which,
+    without a password.
+    """
+    rights = ("on", ">hush-hush", "~c42c:*", "+@all", "-pexpireat")
+    redis = Redis("--user", "c42c", *rights)
+    try:
+        for user, reason in {
+            "c42c:hush-hush@": "its user may not run PEXPIREAT",
+            "c42c:not-hushed@": "wrong or missing user or password",
+        }.items():
+            url = redis.url.replace("//", f"//{user}")
+            status, said = checked(capsys, upstream, C42_CACHE_URL=url)
+            assert (status, said.count("FAIL")) == (1, 1)
+            address = f"127.0.0.1:{redis.port}"
+            assert said.splitlines()[-1] == (
+                f"FAIL  redis: Redis at {address}: {reason}; see C42_CACHE_URL"
+            )
+            assert "hush" not in said
+    finally:
+        redis.kill()
+
+
+def test_check_no_redis(capsys: pytest.CaptureFixture[str], upstream: Standin) -> None:
+    """A Redis that isn't there is a failure, even if all else is well; a URL that can't
+    be one is an invalid setting.
+    """
+    url = f"redis://127.0.0.1:{free_port()}/0"
+    status, said = checked(capsys, upstream, C42_CACHE_URL=url)
+    assert (status, said.count("FAIL"), said.count("ok  ")) == (1, 1, 3)
+    assert said.endswith(": Connection refused; see C42_CACHE_URL\n")
+    status, said = checked(capsys, upstream, C42_CACHE_URL="redis://hush@x:y/")
+    assert (status, said.count("\n")) == (1, 1)
+    assert said.startswith(
+        "FAIL  settings: C42_CACHE_URL is invalid: expected redis://"
+    )
+    assert "hush" not in said
+
+
+def test_check_no_date(capsys: pytest.CaptureFixture[str], upstream: Standin) -> None:
+    """An answer without a date that can be read is a warning."""
+    upstream.rule(headers={"Date": "yesterday"})
+    status, said = checked(capsys, upstream)
+    assert status == 0
+    assert said.endswith("warn  clock: not compared, because the answer has no date\n")
+
+
+@pytest.mark.parametrize("offset", [-58, 58])
+def test_check_a_small_difference(
+    capsys: pytest.CaptureFixture[str], upstream: Standin, offset: int
+) -> None:
+    """Clocks may differ by less than a minute; the check says by how much."""
+    upstream.rule(headers={"Date": _http_date(offset)})
+    status, said = checked(capsys, upstream)
+    assert status == 0
+    seconds = re.search(r"ok    clock: within (\d+) s of Calendar42's\n", said)
+    assert seconds is not None
+    assert 50 <= int(seconds[1]) <= 60
