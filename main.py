@@ -62,6 +62,8 @@ class Components(NamedTuple):
         self.metrics.on_rejection(status)
         its_id = self.error_log.on_rejection(status, message)
         answer = response.error(status, message, ("X-Request-ID", its_id))
+        if status == 503:
+            answer.headers.append(response.SOON)
         answer.headers.extend(response.cors(self.origins, origin, "GET"))
         return serialize(*answer)
 

@@ -26,7 +26,7 @@ def register(
     on_full: Callable[[], None],
     on_error: OnError,
 ) -> None:
-    """Add the error handlers to `app`, and let pages of `origins` read its responses."""
+    """Add the error handlers to `app`, and let pages of `origins` read its answers."""
     app.before_request(_ignore_headers)
     app.before_request(_refuse_odd_path)
     handlers = _ErrorHandlers(on_full, on_error)
@@ -86,7 +86,7 @@ class _ErrorHandlers:
         return self._answer(
             503,
             "too many requests wait for Calendar42",
-            ("Retry-After", "1"),
+            response.SOON,
             ("Cache-Status", "c42c; detail=refused"),
         )
 

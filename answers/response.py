@@ -16,6 +16,7 @@ from cache import FAULT, NEGATIVE, OK, PAUSED, Found
 
 NOSNIFF = ("X-Content-Type-Options", "nosniff")
 NO_STORE = ("Cache-Control", "no-store")
+SOON = ("Retry-After", "1")  # of errors that have nothing to do with a load
 _EXPOSED = (
     "Access-Control-Expose-Headers",
     "Cache-Status, ETag, Retry-After, X-Request-ID",

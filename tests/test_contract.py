@@ -78,7 +78,7 @@ def test_document_is_sound(schema: Any) -> None:
 
 
 def test_document_gives_good_types() -> None:
-    """Every operation has a name of its own, and every error is the envelope or text."""
+    """Every operation has a name of its own, and every error is an `Error` or text."""
     names = [operation(path)["operationId"] for path in DOCUMENT["paths"]]
     assert len(set(names)) == len(names)
     errors = [

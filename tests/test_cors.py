@@ -162,16 +162,50 @@ def test_preflight(inside: MakeInside, upstream: Standin) -> None:
     assert upstream.calls() == 0
 
 
+def test_rejections(start: Start) -> None:
+    """Pages can also read why the server rejected a request."""
+    service = start(C42_CORS_ORIGINS=PAGE)
+    too_long = b"Content-Length: 1000000000"
+    for origin, allowed in ((PAGE, PAGE), (f"{PAGE}.evil.example", None)):
+        its_origin = f"Origin: {origin}".encode()
+        answer = service.raw(b"/", b"POST", its_origin, too_long)
+        assert answer.status == 413
+        assert answer.headers["Vary"] == "Origin"
+        assert answer.headers["Access-Control-Allow-Origin"] == allowed
+
+
 WRONG_ORIGINS = [
-    "app.example.com", "https://app.example.com/", "https://app.example.com/app", "https://", "https:app.example.com",
-    "ftp://app.example.com", "https://App.example.com", "https://app.example.com:", "https://app.example.com:0",
-    "https://app.example.com:65536", "https://app.example.com:443", "http://app.example.com:80", "null", "**",
-    "*.example.com", "https://*.example.com", "https://a.example.com,", ",", " ",
+    "app.example.com",
+    "https://app.example.com/",
+    "https://app.example.com/app",
+    "https://",
+    "https:app.example.com",
+    "ftp://app.example.com",
+    "https://App.example.com",
+    "https://app.example.com:",
+    "https://app.example.com:0",
+    "https://app.example.com:65536",
+    "https://app.example.com:443",
+    "http://app.example.com:80",
+    "null",
+    "**",
+    "*.example.com",
+    "https://*.example.com",
+    "https://a.example.com,",
+    ",",
+    " ",
     "https://a.example.com,,https://b.example.com",
-    "*,https://app.example.com", "https://a.example.com https://b.example.com", "https://user@app.example.com",
-    "https://app.example.com?x", "https://app.example.com#x", "https://\u00fc.example.com", "https://a.example.com\n",
-    "https://a.example.com\r\nX: y", "https://[::1", "https://a.example.com:8o",
-]  # fmt: skip
+    "*,https://app.example.com",
+    "https://a.example.com https://b.example.com",
+    "https://user@app.example.com",
+    "https://app.example.com?x",
+    "https://app.example.com#x",
+    "https://\u00fc.example.com",
+    "https://a.example.com\n",
+    "https://a.example.com\r\nX: y",
+    "https://[::1",
+    "https://a.example.com:8o",
+]
 
 
 @pytest.mark.parametrize("origins", WRONG_ORIGINS)

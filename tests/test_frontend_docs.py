@@ -92,7 +92,7 @@ def test_snippets_handle_errors(
 def test_snippets_can_be_cancelled(
     run: Run, open_service: Service, upstream: Standin
 ) -> None:
-    """A request can be cancelled and can time out; its answer is cached all the same."""
+    """A request can be cancelled and can time out; the answer is cached anyway."""
     (event_id,), gate = new_events(upstream, 1), Gate()
     upstream.rule("events", event_id, gate=gate)
     late = run(

@@ -147,7 +147,7 @@ def test_immediate_answers_are_the_routes(
 
 
 def test_only_hits_are_answered_at_once(inside: MakeInside, upstream: Standin) -> None:
-    """There is no immediate answer for a cold event, or at the very moment of expiry."""
+    """There is no immediate answer for a cold event, or at its very expiry."""
     service, event_id = inside(), new_events(upstream, 1)[0]
     get = f"GET {PREFIX}{event_id} HTTP/1.1\r\nHost: c42c\r\n\r\n".encode()
     shortcut = service.components.immediate(parse(get))
@@ -484,10 +484,16 @@ def test_cache_status_of_every_outcome(inside: MakeInside, upstream: Standin) ->
     service = inside()
     said = {}
     outcomes: list[tuple[str, dict[str, Any]]] = [
-        ("ok", {}), ("unknown", {}), ("refused", {"status": 400}), ("401", {"status": 401}), ("500", {"status": 500}),
-        ("reset", {"reset": True}), ("not JSON", {"body": "{"}), ("redirect", {"status": 302}),
+        ("ok", {}),
+        ("unknown", {}),
+        ("refused", {"status": 400}),
+        ("401", {"status": 401}),
+        ("500", {"status": 500}),
+        ("reset", {"reset": True}),
+        ("not JSON", {"body": "{"}),
+        ("redirect", {"status": 302}),
         ("429", {"status": 429, "headers": {"Retry-After": "1000"}}),
-    ]  # fmt: skip
+    ]
     for name, fault in outcomes:
         event_id = new_id()
         if name != "unknown":

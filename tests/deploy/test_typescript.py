@@ -30,7 +30,9 @@ export function show(event: Responses[200]["content"]["application/json"]): stri
   return `${title} ${names}`;
 }
 
-export function why(error: Failure, list: components["schemas"]["EventList"], id: string): string {
+type List = components["schemas"]["EventList"];
+
+export function why(error: Failure, list: List, id: string): string {
   const status: number = error.error.status_code;
   // @ts-expect-error: most events have no error
   const missing: string = list.errors[id].message;
