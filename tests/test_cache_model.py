@@ -18,7 +18,7 @@ from hypothesis import settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, rule
 
-from cache import KINDS, OK, Cache, Found, Loaded, LoadFailed, WaitingRoomFull
+from cache import KINDS, NEGATIVE, OK, Cache, Found, Loaded, LoadFailed, WaitingRoomFull
 from tests.fixtures import PATIENCE, Clock, until
 
 Entry = tuple[float, str, float, str, Any]  # expiry, key, born, kind, value
@@ -42,13 +42,30 @@ class Got(NamedTuple):
         return Found(value, kind, now - born, expiry - now, self.source, self.stored)
 
 
+class Large:
+    """A value that is too large to be kept."""
+
+    def __sizeof__(self) -> int:
+        return MAX_BYTES
+
+
+LARGE = Large()
+
+
 class Reference:
     """The simplest cache that does the same: one caller at a time, no heap, no reaper."""
 
-    def __init__(self, max_entries: int, now: float) -> None:
-        self.max_entries, self.now = max_entries, now
+    def __init__(self, max_entries: int, max_waiting: int, now: float) -> None:
+        self.max_entries = max_entries
+        self.max_waiting = max_waiting
+        self.now = now
         self.entries: dict[str, Entry] = {}
-        self.loads, self.evicted = Counter[str](), Counter[str]()
+        self.due: dict[str, float] = {}  # of each entry
+        self.claimed: set[str] = set()
+        self.accepts = True
+        self.loads = Counter[str]()
+        self.refreshes = Counter[str]()
+        self.evicted = Counter[str]()
 
     def hits(self, keys: list[str]) -> dict[str, Got]:
         entries = {key: self.entries[key] for key in keys if key in self.entries}
@@ -60,55 +77,106 @@ class Reference:
 
     def ask(self, keys: list[str], outcomes: Iterator[Outcome]) -> dict[str, Got]:
         got: dict[str, Got] = {}
+        waiting = 0
         while wanted := [
             key
             for key in keys
             if key not in got or (got[key].stored and got[key].entry[0] <= self.now)
         ]:
-            hits, began = self.hits(wanted), self.now
+            hits = self.hits(wanted)
+            began = self.now
             missing = [key for key in wanted if key not in hits]
             got |= hits
-            for position, key in enumerate(missing):
-                seconds, loaded = next(outcomes)
-                self.now += seconds
-                if isinstance(loaded, BaseException):
-                    self.loads["failed"] += len(missing) - position
-                    raise loaded
+            if missing:
+                waiting = 1
+            for key, loaded in self.load(missing, outcomes, self.loads):
                 got[key] = self.settle(key, loaded, began)
+        self.begin_refreshes([key for key in keys if got[key].source == "hit"], waiting)
         return got
 
+    def load(
+        self, keys: list[str], outcomes: Iterator[Outcome], counts: Counter[str]
+    ) -> Iterator[tuple[str, Loaded]]:
+        for position, key in enumerate(keys):
+            seconds, loaded = next(outcomes)
+            self.now += seconds
+            if isinstance(loaded, BaseException):
+                counts["failed"] += len(keys) - position
+                if counts is self.refreshes:
+                    self.retry_later(keys[position:])
+                raise loaded
+            counts[loaded.kind] += 1
+            yield key, loaded
+
     def settle(self, key: str, loaded: Loaded, began: float) -> Got:
-        self.loads[loaded.kind] += 1
         born = began - loaded.age
         entry = (born + loaded.lifetime, key, born, loaded.kind, loaded.value)
-        kept = not loaded.private and entry[0] > self.now
+        kept = not loaded.private and self.is_worth_keeping(entry)
         if kept:
             self.keep(entry)
         return Got(entry, loaded.source, kept)
 
+    def is_worth_keeping(self, entry: Entry) -> bool:
+        if entry[0] <= self.now or entry[4] == LARGE:
+            return False
+        return not self.hits([entry[1]]) or entry[3] in (OK, NEGATIVE)
+
     def keep(self, entry: Entry) -> None:
-        if entry[1] in self.entries:
-            self.remove(self.entries[entry[1]])
+        expiry, key, born, kind, _ = entry
+        if key in self.entries:
+            self.remove(self.entries[key], "replaced")
         peers = [
-            held
-            for held in self.entries.values()
-            if (held[3] == OK) == (entry[3] == OK)
+            held for held in self.entries.values() if (held[3] == OK) == (kind == OK)
         ]
         tenth = max(1, self.max_entries // 10)
-        if len(peers) == (self.max_entries - tenth if entry[3] == OK else tenth):
+        if len(peers) == (self.max_entries - tenth if kind == OK else tenth):
             self.remove(min(peers))
-        self.entries[entry[1]] = entry
+        self.entries[key] = entry
+        self.due[key] = due(expiry, born, kind)
 
-    def remove(self, entry: Entry) -> None:
+    def remove(self, entry: Entry, reason: str = "bound") -> None:
         del self.entries[entry[1]]
-        self.evicted["expired" if entry[0] <= self.now else "bound"] += 1
+        self.claimed.discard(entry[1])
+        self.evicted["expired" if entry[0] <= self.now else reason] += 1
+
+    def begin_refreshes(self, hits: list[str], waiting: int = 0) -> None:
+        claimed = [key for key in hits if self.due[key] <= self.now]
+        if 2 * waiting > self.max_waiting:
+            return
+        if self.accepts:
+            self.claimed.update(claimed)
+            self.due.update(dict.fromkeys(claimed, math.inf))
+        else:
+            self.retry_later(claimed)
+
+    def refresh(self, keys: list[str], outcomes: Iterator[Outcome]) -> None:
+        mine = [key for key in keys if key in self.claimed]
+        self.claimed.difference_update(mine)
+        began = self.now
+        for key, loaded in self.load(mine, outcomes, self.refreshes):
+            self.settle(key, loaded, began)
+            self.retry_later([key])
+
+    def retry_later(self, keys: list[str]) -> None:
+        for key in keys:
+            if key in self.entries:
+                expiry, _, born, kind, _ = self.entries[key]
+                self.due[key] = max(due(expiry, born, kind), self.now + RETRY)
 
 
+def due(expiry: float, born: float, kind: str) -> float:
+    """Return from when on a hit begins a refresh."""
+    return born + (expiry - born) * (1 - AHEAD) if kind == OK else math.inf
+
+
+AHEAD = 0.5
+RETRY = 2.0
+MAX_BYTES = 100_000
 KEY = st.sampled_from("abcdef")
 KEYS = st.lists(KEY, min_size=1, max_size=4, unique=True)
 LOADED = st.builds(
     Loaded,
-    value=st.integers(),
+    value=st.integers() | st.integers() | st.just(LARGE),
     kind=st.sampled_from([OK, *KINDS]),
     lifetime=st.integers(0, 9).map(float),
     age=st.integers(-2, 4).map(float),
@@ -163,15 +231,22 @@ class CacheMachine(RuleBasedStateMachine):
         self.clock = Clock()
         self.cache = Cache(
             max_entries=max_entries,
-            max_bytes=10**9,
+            max_bytes=MAX_BYTES,
             max_waiting=max_waiting,
+            refresh_ahead=AHEAD,
+            retry_refresh=RETRY,
+            on_refresh_due=self.on_refresh_due,
             clock=self.clock,
         )
         self.cache.close()  # so that only the steps delete entries
-        self.reference = Reference(max_entries, self.clock.now)
+        self.reference = Reference(max_entries, max_waiting, self.clock.now)
         self.max_waiting = max_waiting
         self.hits = Counter[str]()
         self.refused = self.collapsed = 0
+
+    def on_refresh_due(self, keys: list[str]) -> bool:
+        self.handed_over = keys
+        return self.reference.accepts
 
     def expect(self, got: dict[str, Got]) -> dict[str, Found]:
         """Count the hits that were handed out, and return all."""
@@ -210,12 +285,37 @@ class CacheMachine(RuleBasedStateMachine):
         """Close it again: it remains usable."""
         self.cache.close()
 
+    @rule(accepts=st.booleans())
+    def accept(self, accepts: bool) -> None:
+        """From now on, accept refreshes or decline them."""
+        self.reference.accepts = accepts
+
     @rule(key=KEY)
     def get(self, key: str) -> None:
         """Get a key."""
         hit = self.cache.get(key)
-        assert ({key: Found(*hit, "hit", True)} if hit else {}) == self.expect(
-            self.reference.hits([key])
+        hits = self.reference.hits([key])
+        assert ({key: Found(*hit, "hit", True)} if hit else {}) == self.expect(hits)
+        self.reference.begin_refreshes(list(hits))
+
+    @rule(
+        keys=KEYS,
+        outcomes=st.lists(st.tuples(SECONDS, LOADED), max_size=3),
+        error=ERROR,
+    )
+    def refresh(
+        self, keys: list[str], outcomes: list[Outcome], error: BaseException | None
+    ) -> None:
+        """Refresh those keys of a list that were handed over."""
+        expected = attempt(
+            lambda: self.reference.refresh(keys, script(outcomes, error))
+        )
+        plan = script(outcomes, error)
+        assert (
+            attempt(
+                lambda: self.cache.refresh(keys, lambda mine, _: self.load(mine, plan))
+            )
+            == expected
         )
 
     @rule(
@@ -259,7 +359,13 @@ class CacheMachine(RuleBasedStateMachine):
         keys is being loaded.
         """
         theirs = [key for key in outer if key not in self.reference.hits(outer)]
-        if not theirs:
+        due = [
+            key
+            for key in self.reference.hits(outer + inner)
+            if self.reference.due[key] <= self.reference.now
+        ]
+        # How many callers wait when what is due is hit would be left to chance.
+        if not theirs or due:
             return
         plan, plan_too = script(plain(outcomes), error), script(plain(own))
         ended = threading.Event()
@@ -325,7 +431,7 @@ class CacheMachine(RuleBasedStateMachine):
         else:
             self.collapsed += len(shared)
             got_too |= {
-                key: reference.settle(key, next_loaded(own), now)
+                key: self.settle(key, next_loaded(own), now)
                 for key in left
                 if key not in shared
             }
@@ -336,7 +442,7 @@ class CacheMachine(RuleBasedStateMachine):
                 reference.loads["failed"] += len(theirs) - position
                 error = loaded
                 break
-            got[key] = reference.settle(key, loaded, now)
+            got[key] = self.settle(key, loaded, now)
             private |= {key} if loaded.private else set()
         expected = error or self.expect(got)
         if refused:
@@ -348,8 +454,12 @@ class CacheMachine(RuleBasedStateMachine):
                 again.append(key)
             else:
                 got_too[key] = got[key]._replace(source="collapsed")
-        got_too |= {key: reference.settle(key, next_loaded(own), now) for key in again}
+        got_too |= {key: self.settle(key, next_loaded(own), now) for key in again}
         return expected, self.expect(got_too)
+
+    def settle(self, key: str, loaded: Loaded, began: float) -> Got:
+        self.reference.loads[loaded.kind] += 1
+        return self.reference.settle(key, loaded, began)
 
     @invariant()
     def agree(self) -> None:
@@ -363,6 +473,12 @@ class CacheMachine(RuleBasedStateMachine):
         assert stats.loads == {
             kind: reference.loads[kind] for kind in (*KINDS, "failed")
         }
+        assert stats.refreshes == {
+            kind: reference.refreshes[kind] for kind in (*KINDS, "failed")
+        }
+        assert (stats.bytes == 0) <= (len(self.cache) == 0)
+        assert 300 * len(self.cache) <= stats.bytes <= MAX_BYTES
+        assert stats.refreshing == 0
         assert stats.evicted == {
             reason: reference.evicted[reason]
             for reason in ("expired", "bound", "replaced")
