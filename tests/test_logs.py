@@ -4,12 +4,15 @@ import contextlib
 import json
 import os
 import re
+import shutil
 import signal
 import subprocess
 import sys
 import threading
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from typing import NamedTuple
 
 import pytest
 
@@ -340,6 +343,131 @@ def test_zone(monkeypatch: pytest.MonkeyPatch) -> None:
     assert re.match(r"[-\d]+ [.:\d]+\+05:30 ", run(LEVELS, "ERROR"))
     time = json.loads(run(REDACTING, "json", TOKEN).splitlines()[0])["time"]
     assert re.fullmatch(r"[-\d]+T\d\d:\d\d:\d\d\.\d{3}\+00:00", time)
+
+
+# The questions of docs/operating.md
+
+NEEDS_JQ = pytest.mark.skipif(
+    not shutil.which("jq"), reason="needs jq, as Debian has it"
+)
+
+
+def ask(folder: Path, part: str, edit: Mapping[str, str]) -> list[str]:
+    """Run, in `folder`, the command on the page that contains `part`, with what `edit`
+    puts in; return the lines that it prints.
+    """
+    page = (ROOT / "docs/operating.md").read_text()
+    section = page.partition("### Questions to the log\n")[2].partition("\n## ")[0]
+    blocks = re.findall(r"```sh\n(.*?)```", section, re.DOTALL)
+    (command,) = (line for line in "".join(blocks).splitlines() if part in line)
+    for old, new in edit.items():
+        assert old in command
+        command = command.replace(old, new)
+    ended = subprocess.run(
+        ["sh", "-c", command],
+        check=True,
+        cwd=folder,
+        capture_output=True,
+        text=True,
+        timeout=20,
+    )
+    assert ended.stderr == ""
+    return ended.stdout.splitlines()
+
+
+class Story(NamedTuple):
+    """What a service has logged: a slow load, and one that failed."""
+
+    folder: Path  # with c42c.log
+    slow: str
+    broken: str
+
+
+@pytest.fixture
+def tell(start: Start, upstream: Standin, tmp_path: Path) -> Callable[[str], Story]:
+    """Give a test a way to write such a log, as text or as JSON."""
+
+    def write(form: str) -> Story:
+        slow, broken, good = new_id(), new_id(), new_id()
+        upstream.add_event(slow)
+        upstream.add_event(good)
+        upstream.rule("events", slow, delay=0.3)
+        upstream.rule("events", broken, reset=True)
+        service = start(C42_LOGFORMAT=form)
+        for event_id in good, slow, broken:
+            service.event(event_id, headers={"X-Request-ID": f"report-{event_id[:32]}"})
+        assert service.stop() == 0
+        (tmp_path / "c42c.log").write_text(service.log)
+        return Story(tmp_path, slow, broken)
+
+    return write
+
+
+@NEEDS_JQ
+def test_questions_to_json(tell: Callable[[str], Story]) -> None:
+    """The page's commands find the slow load and the failed one in a log of JSON."""
+    folder, slow, broken = tell("json")
+    slowest = ask(folder, "map(.seconds)", {})[0].split("\t")
+    assert slowest[1:] == [slow, "ok"]
+    assert 0.3 <= float(slowest[0]) < 30
+    its_id = f"report-{broken[:32]}"
+    (line,) = ask(folder, "grep 4f1d2c3b5a697887", {"4f1d2c3b5a697887": its_id})
+    record = json.loads(line)
+    assert record["event"] == broken
+    minute = record["time"][10:16]
+    (found,) = ask(folder, "{time, request_id", {"T10:03": minute})
+    assert json.loads(found)["request_id"] == its_id
+    (failing,) = ask(folder, '.outcome == "fault"', {})
+    assert failing.split() == ["1", broken]
+    causes = ask(folder, ".trouble", {})
+    assert len(causes) == 1
+
+
+def fill(template: str, values: Mapping[str, str]) -> str:
+    """Replace the variables in a log format of nginx; those without a value are 0."""
+    return re.sub(r"\$(\w+)", lambda match: values.get(match[1], "0"), template)
+
+
+@NEEDS_JQ
+def test_questions_to_nginx(tmp_path: Path) -> None:
+    """The page's commands count clients, and where answers came from, in a log that
+    nginx writes for the site in deploy/.
+    """
+    site = (ROOT / "deploy/c42c.nginx.conf").read_text()
+    log_format = re.search(r"log_format c42c escape=json\s+((?:'.*'\s*)+);", site)
+    assert log_format is not None
+    template = "".join(re.findall("'(.*)'", log_format[1]))
+    log = ""
+    for cache_status in "hit; ttl=9", "hit; ttl=8", "fwd=miss; stored; ttl=9", "":
+        values = {
+            "remote_addr": "192.0.2.7",
+            "status": "502",
+            "time_iso8601": "2026-11-30T10:03:07+01:00",
+            "request": "GET / HTTP/1.1",
+            "sent_http_x_request_id": "report-8",
+            "upstream_http_cache_status": cache_status and f"c42c; {cache_status}",
+        }
+        log += f"{fill(template, values)}\n"
+    (tmp_path / "nginx.log").write_text(log)
+    edit = {"/var/log/nginx/c42c.log": "nginx.log"}
+    (clients,) = ask(tmp_path, "jq -r .client", edit)
+    assert clients.split() == ["4", "192.0.2.7"]
+    counts = {tuple(line.split()) for line in ask(tmp_path, ".cache_status", edit)}
+    assert counts == {("2", "hit"), ("1", "fwd=miss"), ("1", "none")}
+    failed = ask(tmp_path, ".answer_id", edit)
+    assert failed == ["192.0.2.7\tGET / HTTP/1.1\treport-8"] * 4
+
+
+def test_questions_to_text(tell: Callable[[str], Story]) -> None:
+    """The page's commands find warnings, an event and a request in a log of text."""
+    folder, slow, broken = tell("text")
+    (warning,) = ask(folder, "WARNING", {})
+    assert f"event={broken} outcome=fault" in warning
+    example = "a5d0f1c71b6758f2984da1f85b7384c8_14601157609581"
+    (line,) = ask(folder, example, {example: slow})
+    assert line.endswith(f" request=report-{slow[:32]}")
+    edit = {"4f1d2c3b5a697887": f"report-{slow[:32]}"}
+    assert ask(folder, "request=4f1d2c3b5a697887", edit) == [line]
 
 
 # A log that nobody reads
