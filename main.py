@@ -33,7 +33,7 @@ from operations.metrics import Metrics
 from operations.settings import RESERVED_THREADS, Settings, SettingsError
 from serving.connection import FindFastPath, Serialized, serialize
 from serving.server import Server
-from serving.system import open_standard_streams
+from serving.system import open_standard_streams, return_memory_early
 
 if TYPE_CHECKING:
     from sharing.tier import SharedTier  # needs redis, which few have installed
@@ -313,6 +313,7 @@ def _make_url(host: str, port: int) -> str:
 
 if __name__ == "__main__":
     open_standard_streams()
+    return_memory_early()
     status = main(sys.argv[1:], os.environ)
     logging.shutdown()  # writes the last lines of the log, in a second at most
     os._exit(status)  # doesn't wait for threads that wait for Calendar42
