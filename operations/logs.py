@@ -38,7 +38,9 @@ class _Formatter(logging.Formatter):
     def __init__(self, form: str, token: str = "") -> None:
         super().__init__("%(asctime)s %(levelname)s %(name)s %(message)s")
         self._is_json = form == "json"
-        self._token = _find_token(token) if token else None
+        self._token: re.Pattern[str] | None = None
+        if token:
+            self._token = _find_token(token)
 
     def format(self, record: logging.LogRecord) -> str:
         if self._is_json:

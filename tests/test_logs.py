@@ -635,16 +635,37 @@ def test_what_was_dropped_is_counted() -> None:
     assert len(written) + kept + sum(map(int, reported)) == 2003
 
 
+CONFIGURING = """
+import logging, threading, time
+from operations import logs
+
+log = logging.getLogger("c42c")
+for number in range(3):
+    logs.configure("INFO", "text", "12345678")
+    log.info("line %d", number)
+end = time.monotonic() + 20
+while threading.active_count() > 2:
+    assert time.monotonic() < end, "a thread is left"
+    time.sleep(0.001)
+"""
+
+
+def test_configuring_again() -> None:
+    """Each new configuration ends the thread of the one before, after its lines."""
+    lines = [line[-6:] for line in run(CONFIGURING).splitlines()]
+    assert sorted(lines) == ["line 0", "line 1", "line 2"]
+
+
 FORKING = """
 import logging, os
 from operations import logs
 
 logs.configure("INFO", "text", "12345678")
 log = logging.getLogger("c42c")
-log.info("parent")
+log.info("parent" + " " * 700_000)
 pid = os.fork()
 if not pid:
-    log.info("child")
+    log.info("child" + " " * 700_000)
     logging.shutdown()
     os._exit(0)
 os.waitpid(pid, 0)
@@ -657,7 +678,7 @@ def test_a_forked_process_logs() -> None:
     `--preload`, has its lines in the log as well.
     """
     lines = run(FORKING).splitlines()
-    assert [line.partition(" c42c ")[2] for line in lines] == [
+    assert [line.partition(" c42c ")[2].strip() for line in lines] == [
         "parent",
         "child",
         "parent again",

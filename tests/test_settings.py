@@ -18,7 +18,7 @@ from tests.fixtures import ROOT, TOKEN, MakeInside, Service, Start, until
 
 WRONG = {
     "C42_TOKEN": ["a b c d e", "abcdefg", "abcdefg\nh", "caf\u00e9caf\u00e9", "12345678\x00", "\udcff"],
-    "C42_EXPIRY": ["soon", "-1", "0", "nan", "inf", "-inf", "", "1e9", "4,2", "0x1", "\n", "1\n2"],
+    "C42_EXPIRY": ["soon", "-1", "0", "nan", "inf", "-inf", "", "525600.1", "4,2", "0x1", "\n", "1\n2"],
     "C42_LOGLEVEL": ["LOUD", "", "10", "INFO\n"],
     "C42_LOGFORMAT": ["xml", "", "JSON", "json\n"],
     "C42_BASE_URL": [
@@ -26,13 +26,13 @@ WRONG = {
         "http://x y/", "http://x/\n", "http://*.x/", "http://.../", "http://[zz]/", "http://a@x/", "http://\x00/",
     ],
     "C42_HOST": ["", "a b", "http://x", "127.0.0.1:80\n", "/a", ".", "a..b", "a" * 64],
-    "C42_PORT": ["99999", "0", "-1", "http", "", "80.5", "\u0663", "5000\n", "1" * 5000],
-    "C42_TIMEOUT": ["0", "-1", "nan", "", "9999"],
+    "C42_PORT": ["65536", "0", "-1", "http", "", "80.5", "\u0663", "5000\n", "1" * 5000],
+    "C42_TIMEOUT": ["0", "-1", "nan", "", "3600.1"],
     "C42_FAULT_EXPIRY": ["0", "-1", "nan", "", "5", "5\n"],
     "C42_REFRESH_AHEAD": ["51", "-1", "many", "", "2.5", "10%"],
     "C42_MAX_MIB": ["0", "-1", "many", "", "1.5", "128 MiB", "1000001"],
-    "C42_MAX_ENTRIES": ["0", "1", "-1", "many", "", "1e5"],
-    "C42_THREADS": ["0", "16", "-1", "", "99999"],
+    "C42_MAX_ENTRIES": ["0", "1", "-1", "many", "", "1e5", "100000001"],
+    "C42_THREADS": ["0", "16", "-1", "", "10001"],
     "C42_DRAIN": ["-1", "nan", "", "3601", "soon"],
 }  # fmt: skip
 
@@ -122,46 +122,85 @@ def test_an_origin_with_an_implied_port(
     ]
 
 
-def test_right_settings() -> None:
-    """Settings have the documented defaults, times in seconds, and accept the values at
-    their bounds.
-    """
+def test_defaults() -> None:
+    """Settings have the documented defaults; times are in seconds."""
     config = settings.read({"C42_TOKEN": TOKEN})
-    assert config.expiry == pytest.approx(252)
-    assert (config.fault_expiry, config.timeout, config.drain) == (6, 10, 0)
-    assert (config.host, config.port, config.loglevel, config.logformat) == (
-        "127.0.0.1",
-        5000,
-        "INFO",
-        "text",
+    assert config == settings.Settings(
+        token=TOKEN,
+        token_file="",
+        expiry=252.0,
+        loglevel="INFO",
+        logformat="text",
+        base_url="https://demo.calendar42.com/api/v2/",
+        host="127.0.0.1",
+        port=5000,
+        timeout=10,
+        fault_expiry=6,
+        refresh_ahead=0.1,
+        max_entries=100_000,
+        max_mib=128,
+        threads=256,
+        drain=0,
+        cors_origins=frozenset(),
+        cache_url="",
     )
-    assert (config.max_entries, config.threads) == (100_000, 256)
-    assert (config.refresh_ahead, config.max_mib) == (0.1, 128)
-    assert config.base_url == "https://demo.calendar42.com/api/v2/"
-    assert settings.read({"C42_TOKEN": TOKEN, "C42_EXPIRY": "0.05"}).expiry == 3.0
-    assert settings.read({"C42_TOKEN": TOKEN, "C42_EXPIRY": "0.05"}).fault_expiry == 3.0
-    edges = {
-        "C42_PORT": "65535",
-        "C42_THREADS": "17",
-        "C42_MAX_ENTRIES": "2",
-        "C42_LOGLEVEL": "debug",
-    }
-    config = settings.read(
-        {
-            "C42_TOKEN": "8letters",
-            "C42_BASE_URL": "HTTP://[::1]:80/a//",
-            "C42_DRAIN": "3600",
-            **edges,
-        }
-    )
-    assert (config.port, config.threads, config.max_entries, config.loglevel) == (
-        65535,
-        17,
-        2,
-        "DEBUG",
-    )
-    assert (config.base_url, config.drain) == ("HTTP://[::1]:80/a/", 3600)
-    assert "8letters" not in repr(config)
+
+
+@pytest.mark.parametrize(
+    ("name", "text", "value"),
+    [
+        ("token", "8letters", "8letters"),
+        ("expiry", "0.05", 3.0),
+        ("expiry", "525600", 31_536_000.0),
+        ("loglevel", "debug", "DEBUG"),
+        ("loglevel", "Critical", "CRITICAL"),
+        ("logformat", "json", "json"),
+        ("base_url", "HTTP://[::1]:80/a//", "HTTP://[::1]:80/a/"),
+        ("host", "a" * 63 + ".b.", "a" * 63 + ".b."),
+        ("host", "fe80::1", "fe80::1"),
+        ("port", "1", 1),
+        ("port", "65535", 65535),
+        ("timeout", ".01", 0.01),
+        ("timeout", "3600", 3600.0),
+        ("fault_expiry", "4.2", 252.0),
+        ("max_entries", "2", 2),
+        ("max_entries", "100000000", 100_000_000),
+        ("max_mib", "1", 1),
+        ("max_mib", "1000000", 1_000_000),
+        ("threads", "17", 17),
+        ("threads", "10000", 10_000),
+        ("drain", "3600", 3600),
+        ("cors_origins", "*", frozenset("*")),
+    ],
+)
+def test_bounds(name: str, text: str, value: object) -> None:
+    """Values at the bounds are accepted."""
+    config = settings.read({"C42_TOKEN": TOKEN, f"C42_{name.upper()}": text})
+    assert getattr(config, name) == value
+
+
+def test_faults_are_kept_no_longer_than_answers() -> None:
+    """If C42_EXPIRY is less than C42_FAULT_EXPIRY's default, it holds for faults too."""
+    config = settings.read({"C42_TOKEN": TOKEN, "C42_EXPIRY": "0.05"})
+    assert config.fault_expiry == 3.0
+
+
+def test_secrets_are_not_shown() -> None:
+    """The settings' `repr` has neither the token nor the password of Redis."""
+    url = "redis://:hush-hush@127.0.0.1/"
+    config = settings.read({"C42_TOKEN": TOKEN, "C42_CACHE_URL": url})
+    assert TOKEN not in repr(config)
+    assert "hush" not in repr(config)
+
+
+@pytest.mark.parametrize("shown", ["x" * 80, "x" * 81])
+def test_long_values_are_cut(shown: str, capsys: pytest.CaptureFixture[str]) -> None:
+    """At most 80 characters of an invalid value are shown."""
+    expected = shown[:80]
+    if len(shown) > 80:
+        expected += "…"
+    (line,) = complaints(capsys, C42_TOKEN=TOKEN, C42_EXPIRY=shown)
+    assert line.startswith(f"C42_EXPIRY={expected} is invalid: ")
 
 
 @pytest.mark.parametrize(
