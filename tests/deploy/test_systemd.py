@@ -11,6 +11,7 @@ from collections.abc import Iterator
 from functools import partial
 from http.client import HTTPConnection
 from pathlib import Path
+from textwrap import dedent
 from typing import NamedTuple
 
 import pytest
@@ -19,7 +20,7 @@ import requests
 from operations import settings
 from standin import Standin
 from tests.deploy.load import Load
-from tests.deploy.manual import commands
+from tests.deploy.manual import MANUAL, commands
 from tests.deploy.tools import free_ports, listens, missing, needs, ran
 from tests.fixtures import PATIENCE, PREFIX, ROOT, TOKEN, new_events, until
 
@@ -295,6 +296,26 @@ def test_stop_for_good(installed: Installed) -> None:
     assert "enabled" not in machine.run(f"systemctl is-enabled {unit} || true")
     machine.run(f"systemctl enable --now {unit}")
     assert installed.get("/readyz", 1).status_code == 200
+
+
+def test_address_can_be_changed(installed: Installed) -> None:
+    """With the lines of the manual, an instance listens on all addresses."""
+    machine = installed.machine
+    (port,) = free_ports(1)
+    unit = f"c42c@{port}.socket"
+    lines = re.search(r"^    \[Socket\]\n(    .+\n)+", MANUAL, re.M)
+    assert lines is not None
+    folder = f"/run/systemd/system/{unit}.d"
+    machine.run(f"systemctl start c42c@{port}")
+    assert not listens(port, "127.0.0.2")
+    machine.run(f"mkdir {folder}\ncat > {folder}/all.conf", dedent(lines[0]))
+    machine.run("systemctl daemon-reload\nsystemctl restart 'c42c@*.socket'")
+    for host in ("127.0.0.2", "[::1]"):
+        answer = requests.get(f"http://{host}:{port}/readyz", timeout=PATIENCE)
+        assert answer.status_code == 200
+    for at in (0, 1):
+        assert installed.get("/readyz", at).status_code == 200
+    machine.run(f"systemctl stop {unit}")
 
 
 def test_invalid_settings(installed: Installed) -> None:

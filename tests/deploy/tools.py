@@ -67,10 +67,10 @@ def free_ports(count: int) -> list[int]:
     return list(ports)
 
 
-def listens(port: int) -> bool:
+def listens(port: int, host: str = "127.0.0.1") -> bool:
     """Say whether somebody listens on a port of this machine."""
     with socket.socket() as sock:
-        return sock.connect_ex(("127.0.0.1", port)) == 0
+        return sock.connect_ex((host, port)) == 0
 
 
 @contextmanager
