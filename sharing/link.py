@@ -1,6 +1,6 @@
 """Exchanges with Redis, each bounded in time.
 
-Each runs in a thread of a small pool, and its caller waits for `PATIENCE` at most: that
+Each runs in a thread of a small pool, and its caller waits for it for a bounded time: that
 bounds the look-up of the name, connecting, and replies that trickle. After a failure,
 Redis isn't asked for a while. Then one exchange tries again, over a new connection.
 
@@ -17,7 +17,7 @@ from typing import Any, TypeVar
 
 import redis
 
-from sharing.client import PATIENCE, address, explain, make_client, probe
+from sharing.client import address, explain, make_client, probe
 from sharing.pool import DaemonPool
 
 RETRY_AFTER = 5.0  # seconds after a failure
@@ -33,19 +33,23 @@ class Unavailable(Exception):
 
 
 class Link:
-    """Asks the Redis at `url`, for any thread.
+    """Asks the Redis at `url`, for any thread, with at most `patience` seconds for each
+    exchange, and not for `retry_after` seconds after a failure.
 
     Keys that begin with `prefix` are used to find out whether it works.
     """
 
-    def __init__(self, url: str, *, prefix: str, retry_after: float) -> None:
+    def __init__(
+        self, url: str, *, prefix: str, patience: float, retry_after: float
+    ) -> None:
         self._url = url
         self._prefix = prefix
+        self._patience = patience
         self._retry_after = retry_after
         self._pool = DaemonPool(_THREADS, "c42c-redis")
         self._lock = threading.Lock()
         # Replaced after a failure. What is heard over an old one counts no more.
-        self._client = make_client(url)
+        self._client = make_client(url, patience)
         self._proven = False  # whether the client has ever worked
         self._reason = ""  # why Redis is down; empty unless it is
         self._next_try = 0.0  # while Redis is down, of `time.monotonic`
@@ -66,7 +70,7 @@ class Link:
         except RuntimeError:
             raise Unavailable("the system allows no more threads") from None
         try:
-            result = read(exchange.result(PATIENCE))
+            result = read(exchange.result(self._patience))
         except Exception as error:
             if exchange.cancel():
                 raise Unavailable("all threads are busy") from None
@@ -116,7 +120,7 @@ class Link:
             is_news = reason != self._reason
             self._reason = reason
             self._next_try = time.monotonic() + self._retry_after
-            self._client = make_client(self._url)
+            self._client = make_client(self._url, self._patience)
             self._proven = False
         client.connection_pool.disconnect()  # which ends exchanges that hang
         if is_news:

@@ -32,6 +32,7 @@ from typing import Any
 from answers.value import StoredAnswer, pack, unpack
 from cache import Loaded, Loader, clock
 from calendar42.calls import MAX_PAUSE, Pause
+from sharing.client import PATIENCE
 from sharing.link import RETRY_AFTER, Command, Link, Unavailable
 
 # Raise it if the scripts or the meaning of what is stored change. The names of the
@@ -107,7 +108,8 @@ class _Look:
 class SharedTier:
     """Shares answers through a Redis with instances of the same `scope`.
 
-    A load takes about `timeout` seconds at most. Raises ValueError for an invalid URL.
+    A load takes about `timeout` seconds at most, waiting for Redis included: `patience`
+    for each of its exchanges. Raises ValueError for an invalid URL.
     """
 
     def __init__(
@@ -118,6 +120,7 @@ class SharedTier:
         timeout: float,
         pause: Pause,
         clock: Callable[[], float] = clock,
+        patience: float = PATIENCE,
         retry_after: float = RETRY_AFTER,
     ) -> None:
         self._pause = pause
@@ -130,7 +133,9 @@ class SharedTier:
         self._longest_wait = min(LONGEST_WAIT, timeout / 2)
         self._lock = threading.Lock()
         self._counts = Counter(found=0, awaited=0, loaded=0, alone=0)
-        self._link = Link(url, prefix=self._prefix, retry_after=retry_after)
+        self._link = Link(
+            url, prefix=self._prefix, patience=patience, retry_after=retry_after
+        )
 
     def snapshot(self) -> dict[str, int]:
         """Read at one moment whether Redis is `up`, and how many events were to be

@@ -43,7 +43,7 @@ TESTS = {
         "tests/test_status.py",
     ),
     "serving": ("tests/test_connection*.py", "tests/test_wsgi.py"),
-    "sharing": ("tests/test_sharing*.py",),
+    "sharing": ("tests/sharing/test_*.py",),
     "main.py": ("test_api.py", "tests/test_running.py"),
 }
 LEAST = 0.95  # of the changes must be noticed

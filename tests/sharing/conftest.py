@@ -34,12 +34,18 @@ def counts() -> Counter[str]:
 
 
 @pytest.fixture
-def machine(counts: Counter[str]) -> Iterator[Make]:
+def patience() -> float:
+    """Return how long loads wait for Redis: tests in which it fails have less."""
+    return 10.0
+
+
+@pytest.fixture
+def machine(counts: Counter[str], patience: float) -> Iterator[Make]:
     """Give a test a way to make machines: `machine(url, expiry=60.0)`."""
     with contextlib.ExitStack() as stack:
 
         def make(url: str, **options: Any) -> Machine:
-            made = Machine(url, counts, **options)
+            made = Machine(url, counts, **{"patience": patience} | options)
             stack.callback(made.end)
             return made
 

@@ -183,7 +183,7 @@ def test_what_the_check_finds(
             "Redis at 127.0.0.1:1: Connection refused",
         ),
         (f"redis://u:{PASSWORD}@{here}", f"Redis at {here}: wrong or missing user or"),
-        (f"redis://{hanging}", f"Redis at {hanging}: no reply within 250 ms"),
+        (f"redis://{hanging}", f"Redis at {hanging}: no reply in time"),
         (f"unix://:{PASSWORD}@/no", "Redis at /no: No such file or directory"),
         (f"redis://:{PASSWORD}@", "expected redis://"),
     ]:

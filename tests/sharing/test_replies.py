@@ -30,6 +30,13 @@ from tests.machines import (
     silence,
 )
 
+
+@pytest.fixture
+def patience() -> float:
+    """Wait for Redis as long as the service does."""
+    return WAIT
+
+
 INVALID_ENTRIES = [
     b"",
     b"\xff\n",

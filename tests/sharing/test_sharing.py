@@ -14,6 +14,7 @@ from answers import response
 from answers import value as values
 from cache import FAULT, KINDS, NEGATIVE, OK, Loaded, clock
 from calendar42.calls import Pause
+from sharing.client import PATIENCE as WAIT
 from sharing.tier import LOOK_UP
 from standin import Standin
 from tests.fixtures import PATIENCE, TOKEN, MakeInside, new_id, until
@@ -379,7 +380,7 @@ def test_what_is_written_late_lives_no_longer(own_redis: Redis, machine: Make) -
     """If an answer reaches Redis late because Redis was suspended, it expires there
     when it expires here.
     """
-    one = machine(own_redis.url, expiry=3.0, timeout=5.0)
+    one = machine(own_redis.url, expiry=3.0, timeout=5.0, patience=WAIT)
     event_id = new_id()
 
     def answer() -> Loaded:
