@@ -43,7 +43,7 @@ _REASONS = (
 
 
 def make_client(url: str, patience: float = PATIENCE) -> redis.Redis:
-    """Make a client, which doesn't connect yet and waits for that many seconds.
+    """Make a client for callers with that many seconds. It doesn't connect yet.
 
     Raises ValueError, without showing the URL, for what redis-py doesn't understand,
     and for what it would ignore.
@@ -53,7 +53,8 @@ def make_client(url: str, patience: float = PATIENCE) -> redis.Redis:
         client = redis.Redis.from_url(
             url,
             protocol=2,
-            socket_timeout=patience,
+            # Callers don't wait as long. This ends the thread if nobody disconnects it.
+            socket_timeout=4 * patience,
             # So that there is time for a name's second address if the first is dead.
             socket_connect_timeout=patience / 2,
             retry=Retry(NoBackoff(), 0),
