@@ -175,9 +175,11 @@ class Metrics(Collector):
 
     def _sample(self) -> Sample:
         """Read what the history keeps."""
+        stats = self.cache.snapshot()
         return Sample(
             at=self.cache.clock(),
-            outcomes=outcomes(self.cache.snapshot()),
+            outcomes=outcomes(stats),
+            refreshes=sum(stats.refreshes.values()),
             latency=self.recent.latency(),
             slowest_load=self.recent.forget_slowest_load(),
         )
@@ -209,6 +211,12 @@ class Metrics(Collector):
             "cache_loads", "Loads that have ended, by outcome.", "outcome", stats.loads
         )
         yield counter(
+            "cache_refreshes",
+            "Refreshes that have ended, by outcome.",
+            "outcome",
+            stats.refreshes,
+        )
+        yield counter(
             "cache_evictions", "Answers deleted, by reason.", "reason", stats.evicted
         )
         entries = GaugeMetricFamily(
@@ -220,7 +228,14 @@ class Metrics(Collector):
         yield gauge(
             "cache_entries_limit", "Answers that may be held.", self.cache.max_entries
         )
+        yield gauge(
+            "cache_bytes", "Memory that the answers take, estimated.", stats.bytes
+        )
+        yield gauge(
+            "cache_bytes_limit", "Memory that they may take.", self.cache.max_bytes
+        )
         yield gauge("cache_loading", "Loads under way.", stats.loading)
+        yield gauge("cache_refreshing", "Refreshes under way.", stats.refreshing)
         yield gauge(
             "waiting_requests", "Requests that wait for Calendar42.", stats.waiting
         )

@@ -230,6 +230,7 @@ class Sample(NamedTuple):
 
     at: float  # by the cache's clock
     outcomes: Outcomes
+    refreshes: int
     latency: dict[str, Latency]
     slowest_load: float  # seconds, of the loads since the sample before
 

@@ -38,6 +38,7 @@ def read_status(metrics: Metrics, port: int | None = None) -> dict[str, Any]:
         "entries": sum(stats.entries.values()),
         "entries_by_kind": stats.entries,
         "max_entries": cache.max_entries,
+        "max_bytes": cache.max_bytes,
         "max_waiting": cache.max_waiting,
     }
     return {
@@ -57,8 +58,9 @@ def read_status(metrics: Metrics, port: int | None = None) -> dict[str, Any]:
         # If each had been asked for alone; an event with many pages takes more.
         "saved_calls": 2 * asked.hit,
         "outcomes": asked._asdict(),
+        "refreshes": sum(stats.refreshes.values()),
         "last_minute": metrics.recent.last_minute()._asdict(),
-        "history": _history(metrics, asked),
+        "history": _history(metrics),
         "cache": stats._asdict() | held,
         "upstream": _upstream(metrics),
         "shared_tier": tier,
@@ -136,22 +138,25 @@ def _describe(fault: Fault) -> dict[str, Any]:
     }
 
 
-def _history(metrics: Metrics, asked: Outcomes) -> dict[str, Any]:
+def _history(metrics: Metrics) -> dict[str, Any]:
     """Return the last ten minutes: a point for each sample, and sums of them all."""
     samples = metrics.history.samples()
     now = metrics.cache.clock()
+    stats = metrics.cache.snapshot()
     oldest = samples[0]
-    since = _since(oldest.outcomes, asked)
+    since = _since(oldest.outcomes, outcomes(stats))
     slowest = metrics.recent.slowest_load()
     for sample in samples[1:]:
         slowest = max(slowest, sample.slowest_load)
     return {
         "seconds": round(now - oldest.at, 1),
         "outcomes": since._asdict(),
+        "refreshes": sum(stats.refreshes.values()) - oldest.refreshes,
         "hit_ratio": _ratio(since.hit, sum(since)),
         "slowest_load_seconds": round(slowest, 4) or None,
         "seconds_ago": [round(now - sample.at, 1) for sample in samples],
         "requests_per_second": _rates(samples),
+        "refreshes_per_second": _refresh_rates(samples),
         "latency_seconds": _latencies(samples),
     }
 
@@ -171,6 +176,15 @@ def _rates(samples: Sequence[Sample]) -> dict[str, list[float | None]]:
         happened = _since(before.outcomes, after.outcomes)
         for outcome, count in happened._asdict().items():
             rates[outcome].append(_ratio(count, passed))
+    return rates
+
+
+def _refresh_rates(samples: Sequence[Sample]) -> list[float | None]:
+    """Return the rate of refreshes between each sample and the one before."""
+    rates: list[float | None] = [None]
+    for before, after in pairwise(samples):
+        passed = after.at - before.at
+        rates.append(_ratio(after.refreshes - before.refreshes, passed))
     return rates
 
 

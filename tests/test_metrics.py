@@ -151,6 +151,9 @@ def test_cache_counts_by_kind(traffic: Traffic) -> None:
     assert hits == {"ok": 41, "negative": 20, "fault": 20, "paused": 0}
     loads = values(traffic.samples, "c42_cache_loads_total", "outcome")
     assert loads == {"ok": 1, "negative": 1, "fault": 1, "paused": 0, "failed": 0}
+    refreshes = values(traffic.samples, "c42_cache_refreshes_total", "outcome")
+    assert set(refreshes) == set(loads)
+    assert sum(refreshes.values()) == 0
     entries = values(traffic.samples, "c42_cache_entries", "kind")
     assert entries == {"ok": 1, "negative": 1, "fault": 1, "paused": 0}
     evicted = values(traffic.samples, "c42_cache_evictions_total", "reason")
@@ -188,9 +191,12 @@ def test_each_call_counts_once(traffic: Traffic) -> None:
 def test_limits_are_told(traffic: Traffic) -> None:
     """What is bounded comes with its bound."""
     assert value(traffic.samples, "c42_cache_entries_limit") == 100_000
+    assert value(traffic.samples, "c42_cache_bytes_limit") == 128 * 2**20
+    assert 100 < value(traffic.samples, "c42_cache_bytes") < 10_000
     assert value(traffic.samples, "c42_waiting_requests_limit") == 4
     assert value(traffic.samples, "c42_waiting_requests") == 0
     assert value(traffic.samples, "c42_cache_loading") == 0
+    assert value(traffic.samples, "c42_cache_refreshing") == 0
 
 
 def test_states_are_told(traffic: Traffic) -> None:

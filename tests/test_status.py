@@ -5,8 +5,9 @@ import threading
 from collections.abc import Iterator
 
 import pytest
+from prometheus_client import generate_latest
 
-from cache import FAULT, NEGATIVE, OK, PAUSED, Cache
+from cache import FAULT, NEGATIVE, OK, PAUSED, Cache, Loaded
 from calendar42.calls import CallRecord, Pause
 from calendar42.errors import C42Error
 from operations import logs
@@ -328,6 +329,45 @@ def test_history_has_rates_and_latencies(inside: MakeInside, upstream: Standin) 
     assert after > 0
     assert told["outcomes"]["hit"] == 2
     assert told["hit_ratio"] == 2 / 5
+
+
+def test_refreshes_are_counted(clock: Clock) -> None:
+    """Refreshes are told by outcome, in all, and as a rate in the history."""
+    due: list[str] = []
+
+    def load(keys: list[str], _: float) -> Iterator[tuple[str, Loaded]]:
+        for key in keys:
+            yield key, Loaded((key,), OK, 100.0)
+
+    def on_refresh_due(keys: list[str]) -> bool:
+        due.extend(keys)
+        return True
+
+    cache = Cache(
+        max_entries=10,
+        max_bytes=10**6,
+        max_waiting=1,
+        refresh_ahead=0.1,
+        on_refresh_due=on_refresh_due,
+        clock=clock,
+    )
+    metrics = Metrics(cache, Pause(1), 252.0)
+    cache.get_or_load(["a", "b"], load)
+    clock.now += 95
+    metrics.history.sample()
+    cache.get_or_load(["a", "b"], load)
+    cache.refresh(due, load)
+    clock.now += 4
+    metrics.history.sample()
+    cache.close()
+    told = read_status(metrics)
+    assert told["cache"]["refreshes"]["ok"] == 2
+    assert told["refreshes"] == 2
+    assert told["history"]["refreshes"] == 2
+    assert told["history"]["refreshes_per_second"] == [None, 0.0, 0.5]
+    assert told["outcomes"]["miss"] == 2
+    text = generate_latest(metrics.registry).decode()
+    assert 'c42_cache_refreshes_total{outcome="ok"} 2.0\n' in text
 
 
 def test_hit_ratio_is_of_the_last_minutes(

@@ -4,6 +4,8 @@ export const count = (number) => number.toLocaleString("en-US");
 
 export const amount = (number) => number < 1e7 ? count(number) : `${rounded(number / 1e6, 1)} M`;
 
+export const mib = (bytes) => `${rounded(bytes / 2 ** 20, bytes < 10 * 2 ** 20 && bytes % 2 ** 20 ? 1 : 0)} MiB`;
+
 export const percent = (ratio) => `${(Math.floor(ratio * 1000) / 10).toFixed(1)} %`; // rounded down, so that 100 % means all
 
 export function duration(seconds) {
