@@ -1,202 +1,552 @@
-"""Gets events from Calendar42, with both calls side by side.
+"""Gets events from Calendar42 with `requests`, both calls side by side.
 
 `python c42client.py EVENT_ID` prints one.
 """
 
 import argparse
+import errno
 import json
 import logging
 import os
+import re
 import sys
 import time
 from collections.abc import Callable, Iterator, Mapping
-from contextlib import closing
+from concurrent.futures import Future, ThreadPoolExecutor
+from contextlib import closing, suppress
 from dataclasses import replace
-from typing import Any
+from http.cookiejar import DefaultCookiePolicy
+from typing import Any, TypeVar
+
+import requests
+from requests.auth import AuthBase
 
 from calendar42 import EVENTS_ENDPOINT, SUBSCRIPTIONS_ENDPOINT, ids, payload
-from calendar42.calls import Attempt, Pause, Upstream
-from calendar42.errors import C42Error, Exhausted, Paused, TooLarge
-from calendar42.payload import Page
+from calendar42.calls import Attempt, CallRecord, Pause, read_retry_after
+from calendar42.errors import (
+    FAULT,
+    NEGATIVE,
+    C42Error,
+    Exhausted,
+    Paused,
+    TimedOut,
+    TooLarge,
+)
+from calendar42.payload import Event, Json, Page
+from calendar42.replies import MAX_BODIES, Redactor, Reply, Room, max_body, read_json
+from calendar42.wire import FAILURES, Adapter, KeptConnectionClosed, explain, this_call
 from operations import settings
+from operations.settings import Settings
 
 PAGE = ids.MAX_IDS  # rows: both are the largest page of Calendar42
 PAGES_AT_ONCE = 16  # of one event or list
 # Characters of ids in one URL: half a list of the longest ids fits, and servers accept
 # it.
 MAX_URL_IDS = 6500
+MAX_CALLS = 1024  # at once; further ones wait for a thread
+SLACK = 0.25  # seconds after the deadline: calls end at it, but name look-ups don't
+SLOW = 2.0  # seconds after which a load is a warning in the log
 log = logging.getLogger("c42c.upstream")
-Merged = dict[str, Any]
-Outcome = tuple[str, Merged | C42Error]
+T = TypeVar("T")
+Outcome = tuple[str, Event | C42Error]  # the event's id, and what came of it
+
+
+class TokenAuth(AuthBase):
+    """Sends the token as Calendar42 wants it."""
+
+    def __init__(self, token: str) -> None:
+        self._token = token
+
+    def __call__(self, request: requests.PreparedRequest) -> requests.PreparedRequest:
+        request.headers["Authorization"] = f"Token {self._token}"
+        return request
+
+
+class Session(requests.Session):
+    """Sends what every call sends, and keeps connections.
+
+    The token goes to one address: redirects aren't followed, and neither cookies nor
+    a `.netrc` are used.
+    """
+
+    def __init__(self, token: str) -> None:
+        super().__init__()
+        self.auth = TokenAuth(token)  # with one of its own, it doesn't read .netrc
+        self.cookies.set_policy(DefaultCookiePolicy(allowed_domains=[]))
+        self.headers["Accept"] = "application/json"
+        self.headers["Content-Type"] = "application/json"
+        self.headers["Accept-Encoding"] = "gzip"
+        adapter = Adapter()
+        self.mount("http://", adapter)
+        self.mount("https://", adapter)
+
+    def get_redirect_target(self, resp: requests.Response) -> None:
+        """Say that there is none: else the whole body of a redirect would be read."""
 
 
 class Client:
-    """Gets events from `upstream`.
+    """Gets events from Calendar42, except in a `pause`.
 
-    Thread-safe. `observe_fault` is called with each event's fault, except pauses.
+    Thread-safe. `timeout` is the usual time for a load, in seconds. `on_call` is called
+    with each call that has ended, in any thread, and `on_fault` with each event's
+    fault.
     """
 
     def __init__(
         self,
-        upstream: Upstream,
         *,
-        observe_fault: Callable[[C42Error], None] = lambda _: None,
+        base_url: str,
+        token: str,
+        timeout: float,
+        pause: Pause,
+        on_call: Callable[[CallRecord], None] = lambda call: None,
+        on_fault: Callable[[C42Error], None] = lambda error: None,
     ) -> None:
-        self._upstream = upstream
-        self._observe_fault = observe_fault
+        self._base_url = base_url
+        self._timeout = timeout
+        self._pause = pause
+        self._on_call = on_call
+        self._on_fault = on_fault
+        self._redactor = Redactor(token)
+        self._session = Session(token)
+        self._room = Room(MAX_BODIES)
+        self._threads = ThreadPoolExecutor(MAX_CALLS, thread_name_prefix="c42c-call")
 
-    def fetch(self, event_ids: list[str], deadline: float) -> Iterator[Outcome]:
-        """Yield each event with `{"id": …, "title": …, "names": […]}` or a `C42Error`,
-        as soon as it is known.
+    def fetch(
+        self, event_ids: list[str], deadline: float, refresh: bool = False
+    ) -> Iterator[Outcome]:
+        """Yield each event, or a `C42Error`, as soon as it is known.
 
-        All are known by `deadline`, a moment of `time.monotonic`. If the call for
-        events fails, that is known at once. A list that is too large or refused is
-        asked for again in halves, down to single events. If a list fails for another
-        reason, or time runs out, each of its events gets that error.
+        All are known by `deadline`, a moment of `time.monotonic`, and `SLACK`. If the
+        call for events fails, that is known at once. A list that is too large or
+        refused is asked for again in halves, down to single events. If a list fails for
+        another reason, or time runs out, each of its events gets that error. `refresh`
+        is for the log: the events are still in the cache.
         """
         lists = [event_ids]
         while lists:
-            wanted, job = lists.pop(), Attempt(time.monotonic(), deadline, [], [])
-            left = dict.fromkeys(wanted)
+            wanted = lists.pop()
+            attempt = Attempt(deadline, refresh)
+            missing = dict.fromkeys(wanted)
             try:
-                for event_id, outcome in self._fetch(wanted, job):
-                    del left[event_id]
-                    yield self._report(event_id, outcome, job)
+                for event_id, outcome in self._load(wanted, attempt):
+                    del missing[event_id]
+                    self._report(event_id, outcome, attempt)
+                    yield event_id, outcome
             except C42Error as error:
-                if len(wanted) > 1 and (error.definite or isinstance(error, TooLarge)):
+                left = list(missing)
+                is_list = len(wanted) > 1
+                if is_list and _may_be_about_one(error):
                     log.info(
                         "a list of %d events failed (%s): asking for its halves",
                         len(left),
                         error,
                     )
-                    ids_left, middle = list(left), (len(left) + 1) // 2
-                    lists += filter(None, (ids_left[middle:], ids_left[:middle]))
+                    lists += reversed(_halves(left))
                     continue
-                private = len(wanted) > 1 and not isinstance(error, Paused)
+                is_private = error.private or (
+                    is_list and not isinstance(error, Paused)
+                )
                 for event_id in left:
-                    yield self._report(
-                        event_id,
-                        replace(error, private=True) if private else error,
-                        job,
-                    )
+                    its_error = replace(error, private=is_private)
+                    self._report(event_id, its_error, attempt)
+                    yield event_id, its_error
             finally:
-                self._upstream.abandon(job)
+                attempt.is_over = True
 
-    def close(self) -> None:
-        """Close the connections, once active calls have ended; no further ones can be
-        made.
+    def ask(self, path: str, deadline: float) -> Reply:
+        """Get `path` as it is, without regard to a pause; raise what `explain` returns
+        if no whole reply comes by the deadline.
         """
-        self._upstream.transport.close()
+        call = self._threads.submit(self._send, path, deadline, bytearray())
+        return call.result(deadline - time.monotonic() + SLACK)
 
-    def _fetch(self, event_ids: list[str], job: Attempt) -> Iterator[Outcome]:
+    def close(self, wait: bool = False) -> None:
+        """Close the connections, once active calls have ended; `wait` for those.
+
+        No further calls can be made.
+        """
+        self._threads.shutdown(wait=wait)
+        self._session.close()
+
+    # An event or a list
+
+    def _load(self, event_ids: list[str], attempt: Attempt) -> Iterator[Outcome]:
         """Yield each event with its answer or an error of its own; raise `C42Error` if
         a call fails.
         """
         if len(event_ids) > PAGE or len(",".join(event_ids)) > MAX_URL_IDS:
-            raise TooLarge(EVENTS_ENDPOINT, "too many ids for one call")
-        rest = (
-            f"{event_ids[0]}/"
-            if len(event_ids) == 1
-            else f"?ids=[{','.join(event_ids)}]&limit={PAGE}"
-        )
-        get_events, get_page = (
-            self._upstream.begin(EVENTS_ENDPOINT, rest, job),
-            self._begin_page(event_ids, 0, job),
-        )
-        events = payload.events(get_events(), event_ids)
-        answers: dict[str, Merged] = {}
+            message = "too many ids for one call"
+            raise TooLarge(endpoint=EVENTS_ENDPOINT, message=message)
+        events_call = self._begin_events(event_ids, attempt)
+        page_call = self._begin_page(event_ids, 0, attempt)
+        events = self._wait(EVENTS_ENDPOINT, events_call, attempt)
+        titles: dict[str, str | None] = {}
         for event_id in event_ids:
             try:
-                title = payload.title(events, event_id, event_ids)
-                answers[event_id] = {
-                    "id": event_id,
-                    "title": title and self._upstream.redact(title),
-                    "names": [],
-                }
+                titles[event_id] = payload.title(events, event_id, event_ids)
             except C42Error as error:
                 yield event_id, error
+        if not titles:
+            return
         known = [event_id for event_id in event_ids if event_id in events]
-        if answers:
-            if (
-                known != event_ids
-            ):  # an unknown id may have made Calendar42 ignore its filter
-                get_page = self._begin_page(known, 0, job)
-            for event_id, name in self._names(known, get_page, job):
-                if event_id in answers:  # not deleted
-                    answers[event_id]["names"].append(self._upstream.redact(name))
-        yield from answers.items()
+        if known != event_ids:
+            # An unknown id may have made Calendar42 ignore its filter.
+            page_call = self._begin_page(known, 0, attempt)
+        names = self._names(known, page_call, attempt)
+        for event_id, title in titles.items():
+            yield event_id, self._event(event_id, title, names[event_id])
+
+    def _event(self, event_id: str, title: str | None, names: list[str]) -> Event:
+        if title is not None:
+            title = self._redactor.redact(title)
+        redacted = [self._redactor.redact(name) for name in names]
+        return Event(id=event_id, title=title, names=redacted)
 
     def _names(
-        self, event_ids: list[str], get_page: Callable[[], Page], job: Attempt
-    ) -> list[tuple[str, str]]:
-        """Return the names on all pages; `get_page` gets the first.
+        self, event_ids: list[str], first: Future[Page], attempt: Attempt
+    ) -> dict[str, list[str]]:
+        """Return the names of each event, from all pages; `first` gets the first.
 
-        If they move meanwhile, read them again, once.
+        If the list changes while it is being read, read it again, once.
         """
-        read_again = False
-        while True:
-            pages = [get_page()]
-            offsets = range(PAGE, pages[0].total, PAGE)
-            for start in range(0, len(offsets), PAGES_AT_ONCE):
-                begun = [
-                    self._begin_page(event_ids, at, job)
-                    for at in offsets[start : start + PAGES_AT_ONCE]
-                ]
-                pages += [finish() for finish in begun]
-            if (names := payload.join(pages)) is not None:
-                return names
-            if read_again or not offsets:
-                raise C42Error(
-                    SUBSCRIPTIONS_ENDPOINT,
-                    "Calendar42 sent subscriptions that don't add up",
-                )
-            get_page, read_again = self._begin_page(event_ids, 0, job), True
+        pages = self._pages(event_ids, first, attempt)
+        found = payload.join(pages)
+        if found is None and len(pages) > 1:
+            first = self._begin_page(event_ids, 0, attempt)
+            found = payload.join(self._pages(event_ids, first, attempt))
+        if found is None:
+            raise C42Error(
+                endpoint=SUBSCRIPTIONS_ENDPOINT,
+                message="Calendar42 sent subscriptions that don't add up",
+            )
+        names: dict[str, list[str]] = {event_id: [] for event_id in event_ids}
+        for event_id, name in found:
+            names[event_id].append(name)
+        return names
+
+    def _pages(
+        self, event_ids: list[str], first: Future[Page], attempt: Attempt
+    ) -> list[Page]:
+        """Return all pages, of which `first` gets the first."""
+        page = self._wait(SUBSCRIPTIONS_ENDPOINT, first, attempt)
+        pages = [page]
+        offsets = range(PAGE, page.total, PAGE)
+        for start in range(0, len(offsets), PAGES_AT_ONCE):
+            calls = [
+                self._begin_page(event_ids, offset, attempt)
+                for offset in offsets[start : start + PAGES_AT_ONCE]
+            ]
+            pages += [
+                self._wait(SUBSCRIPTIONS_ENDPOINT, call, attempt) for call in calls
+            ]
+        return pages
+
+    # The two calls
+
+    def _begin_events(
+        self, event_ids: list[str], attempt: Attempt
+    ) -> Future[dict[str, Json]]:
+        """Begin the call for the events themselves."""
+        if len(event_ids) == 1:
+            rest = f"{event_ids[0]}/"
+        else:
+            rest = f"?ids=[{','.join(event_ids)}]&limit={PAGE}"
+
+        def read(body: Any) -> dict[str, Json]:
+            return payload.events(body, event_ids)
+
+        return self._begin(EVENTS_ENDPOINT, rest, attempt, read)
 
     def _begin_page(
-        self, event_ids: list[str], offset: int, job: Attempt
-    ) -> Callable[[], Page]:
+        self, event_ids: list[str], offset: int, attempt: Attempt
+    ) -> Future[Page]:
+        """Begin the call for one page of their subscriptions."""
         rest = f"?event_ids=[{','.join(event_ids)}]&limit={PAGE}&offset={offset}"
-        finish = self._upstream.begin(SUBSCRIPTIONS_ENDPOINT, rest, job)
-        return lambda: payload.page(finish(), event_ids)
+
+        def read(body: Any) -> Page:
+            return payload.page(body, event_ids)
+
+        return self._begin(SUBSCRIPTIONS_ENDPOINT, rest, attempt, read)
+
+    def _begin(
+        self, endpoint: str, rest: str, attempt: Attempt, read: Callable[[Any], T]
+    ) -> Future[T]:
+        """Make a call in a thread, which returns what `read` finds in its JSON."""
+        try:
+            return self._threads.submit(self._call, endpoint, rest, attempt, read)
+        except RuntimeError:
+            message = "c42c can't start another thread (ulimit -u, TasksMax)"
+            raise _exhausted(endpoint, message) from None
+
+    def _wait(self, endpoint: str, call: Future[T], attempt: Attempt) -> T:
+        """Wait for a call until the deadline and `SLACK`."""
+        left = attempt.deadline - time.monotonic()
+        try:
+            return call.result(max(left, 0.0) + SLACK)
+        except TimeoutError:
+            raise self._late(endpoint, attempt) from None
+
+    def _call(
+        self, endpoint: str, rest: str, attempt: Attempt, read: Callable[[Any], T]
+    ) -> T:
+        pause_left = self._pause.left
+        if pause_left:
+            raise _paused(endpoint, retry_after=pause_left)
+        if attempt.is_over or time.monotonic() >= attempt.deadline:
+            raise self._late(endpoint, attempt)
+        body = bytearray()
+        try:
+            reply = self._reply(endpoint, f"{endpoint}/{rest}", attempt, body)
+            if 400 <= reply.status <= 599:
+                raise self._refusal(endpoint, reply)
+            return read(read_json(endpoint, reply))
+        finally:
+            self._room.give_back(len(body))
+
+    def _reply(
+        self, endpoint: str, path: str, attempt: Attempt, body: bytearray
+    ) -> Reply:
+        """Get a path; raise `C42Error` if no whole reply comes.
+
+        A kept connection may have been closed before the request came: then it is sent
+        once more, over a new one.
+        """
+        try:
+            with suppress(KeptConnectionClosed):
+                return self._recorded(endpoint, path, attempt, body)
+            return self._recorded(endpoint, path, attempt, body, needs_new=True)
+        except TimeoutError:
+            raise self._late(endpoint, attempt) from None
+        except ConnectionError:
+            raise C42Error(
+                endpoint=endpoint,
+                message="Calendar42 could not be reached, or broke off",
+                upstream_status=0,
+            ) from None
+        except OSError as error:
+            message = "c42c is reading too many large replies of Calendar42 at once"
+            if error.errno != errno.ENOBUFS:
+                limit = "limit of open files (ulimit -n, LimitNOFILE)"
+                message = f"c42c has reached its {limit} and can't call Calendar42"
+            raise _exhausted(endpoint, message) from None
+
+    def _recorded(
+        self,
+        endpoint: str,
+        path: str,
+        attempt: Attempt,
+        body: bytearray,
+        needs_new: bool = False,
+    ) -> Reply:
+        """Send one request, and record it."""
+        began = time.monotonic()
+        status = 0
+        trouble = ""
+        try:
+            reply = self._send(path, attempt.deadline, body, needs_new)
+            status = reply.status
+            return reply
+        except OSError as error:
+            trouble = error.strerror or str(error)
+            raise
+        finally:
+            seconds = time.monotonic() - began
+            call = CallRecord(endpoint, status, seconds, trouble)
+            attempt.calls.append(call)
+            self._on_call(call)
+
+    def _send(
+        self, path: str, deadline: float, body: bytearray, needs_new: bool = False
+    ) -> Reply:
+        """Send one request in this thread; raise what `explain` returns."""
+        this_call.begin(deadline, needs_new=needs_new)
+        left = this_call.left
+        try:
+            # A name's first address may be dead. So connecting to one takes a third of
+            # the time at most, and then the next address is tried.
+            with self._session.get(
+                self._base_url + path,
+                timeout=(left / 3, left),
+                allow_redirects=False,
+                stream=True,
+            ) as response:
+                return self._read(response, body)
+        except FAILURES as error:
+            raise explain(error) from error
+
+    def _read(self, response: requests.Response, body: bytearray) -> Reply:
+        """Read a reply into `body`.
+
+        What isn't read to its end closes its connection: the rest would be taken for
+        the next reply.
+        """
+        status = response.status_code
+        headers = response.headers
+        if status == 429:
+            self._pause.begin(headers.get("Retry-After", ""))
+            with suppress(*FAILURES):  # the pause holds, whatever becomes of the body
+                self._read_body(response, body)
+                return Reply(status, headers, body)
+            return Reply(status, headers, b"")
+        length = headers.get("Content-Length", "0")
+        if not re.fullmatch("[0-9, ]+", length):
+            raise ValueError  # `requests` would read until the connection ends
+        self._read_body(response, body)
+        return Reply(status, headers, body)
+
+    def _read_body(self, response: requests.Response, body: bytearray) -> None:
+        limit = max_body(response.status_code)
+        if limit == 0:
+            return
+        for part in response.iter_content(65536):
+            if not self._room.take(len(part)):
+                raise OSError(errno.ENOBUFS, "too many large replies at once")
+            body += part
+            if len(body) > limit:
+                return
+
+    # Errors
+
+    def _late(self, endpoint: str, attempt: Attempt) -> TimedOut:
+        had_little_time = attempt.deadline - attempt.began < self._timeout / 2
+        return TimedOut(
+            endpoint=endpoint,
+            message=f"Calendar42 did not answer within {self._timeout:g} seconds",
+            status=504,
+            upstream_status=0,
+            private=had_little_time,  # which says nothing about the event
+        )
+
+    def _refusal(self, endpoint: str, reply: Reply) -> C42Error:
+        """Return the error that Calendar42 sent."""
+        body = self._redactor.error_body(reply.body)
+        if reply.status == 429:
+            retry_after = max(self._pause.left, 0.001)
+            return _paused(endpoint, retry_after, upstream_status=429, body=body)
+        return C42Error(
+            endpoint=endpoint,
+            message=f"Calendar42 answered {reply.status}",
+            status=reply.status,
+            upstream_status=reply.status,
+            body=body,
+            retry_after=read_retry_after(reply.headers.get("Retry-After", ""), 0.0),
+        )
+
+    # What is said of a load
 
     def _report(
-        self, event_id: str, outcome: Merged | C42Error, job: Attempt
-    ) -> Outcome:
-        """Log how a load ended, observe a fault, and return the outcome.
-
-        A pause has a log line of its own.
-        """
+        self, event_id: str, outcome: Event | C42Error, attempt: Attempt
+    ) -> None:
+        """Log how the load of an event ended; a pause has a log line of its own."""
         if isinstance(outcome, Paused):
-            return event_id, outcome
-        level, kind, status, names = logging.INFO, "ok", 200, None
-        if not isinstance(outcome, C42Error):
-            names = len(outcome["names"])
-            said = f"{names} names"
+            return
+        if isinstance(outcome, C42Error) and outcome.kind == FAULT:
+            self._on_fault(outcome)
+        seconds = time.monotonic() - attempt.began
+        calls = list(attempt.calls)
+        fields: dict[str, Any] = {"event": event_id, "refresh": attempt.refresh}
+        if isinstance(outcome, C42Error):
+            fields |= {"outcome": outcome.kind, "status": outcome.status}
+            fields["names"] = None
+            said = str(outcome)
         else:
-            kind, status, said = (
-                "negative" if outcome.definite else "fault",
-                outcome.status,
-                str(outcome),
-            )
-            if not outcome.definite:
-                level = (
-                    logging.ERROR if isinstance(outcome, Exhausted) else logging.WARNING
-                )
-                self._observe_fault(outcome)
-        calls = list(job.calls)
-        shown = ", ".join(
-            f"{call.endpoint} {call.seconds * 1000:.0f} ms {call.trouble}".strip()
-            for call in calls
-        )
-        fields = {"event": event_id, "outcome": kind, "status": status, "names": names}
+            fields |= {"outcome": "ok", "status": 200}
+            fields["names"] = len(outcome.names)
+            said = f"{len(outcome.names)} names"
+        fields["seconds"] = round(seconds, 4)
         fields["calls"] = [
             call._asdict() | {"seconds": round(call.seconds, 4)} for call in calls
         ]
-        text = "load event=%s outcome=%s status=%d: %s (%s)"
         log.log(
-            level, text, event_id, kind, status, said, shown, extra={"fields": fields}
+            _level(outcome, seconds),
+            "%s event=%s outcome=%s status=%d: %s (%s)",
+            "refresh" if attempt.refresh else "load",
+            event_id,
+            fields["outcome"],
+            fields["status"],
+            said,
+            ", ".join(_call_text(call) for call in calls),
+            extra={"fields": fields},
         )
-        return event_id, outcome
+
+
+def client_for(
+    config: Settings,
+    pause: Pause,
+    *,
+    on_call: Callable[[CallRecord], None] = lambda call: None,
+    on_fault: Callable[[C42Error], None] = lambda error: None,
+) -> Client:
+    """Make the client that the settings describe."""
+    return Client(
+        base_url=config.base_url,
+        token=config.token,
+        timeout=config.timeout,
+        pause=pause,
+        on_call=on_call,
+        on_fault=on_fault,
+    )
+
+
+def ask(config: Settings, path: str) -> Reply:
+    """Get one path as it is, within the time-out.
+
+    Raises TimeoutError, ConnectionError with the reason, or an OSError with a number if
+    this machine has run out of something.
+    """
+    with closing(client_for(config, Pause(0))) as client:
+        return client.ask(path, time.monotonic() + config.timeout)
+
+
+def _may_be_about_one(error: C42Error) -> bool:
+    """Tell whether one event of a list may be the reason of the list's error."""
+    return error.kind == NEGATIVE or isinstance(error, TooLarge)
+
+
+def _halves(event_ids: list[str]) -> list[list[str]]:
+    """Return the two halves of a list, or the list if it is a single event."""
+    middle = (len(event_ids) + 1) // 2
+    halves = [event_ids[:middle]]
+    if len(event_ids) > 1:
+        halves.append(event_ids[middle:])
+    return halves
+
+
+def _paused(
+    endpoint: str, retry_after: float, upstream_status: int = 0, body: bytes = b""
+) -> Paused:
+    return Paused(
+        endpoint=endpoint,
+        message="Calendar42 asked for a pause",
+        status=429,
+        upstream_status=upstream_status,
+        body=body,
+        retry_after=retry_after,
+    )
+
+
+def _exhausted(endpoint: str, message: str) -> Exhausted:
+    return Exhausted(
+        endpoint=endpoint,
+        message=message,
+        status=503,
+        upstream_status=0,
+        retry_after=1.0,
+    )
+
+
+def _level(outcome: Event | C42Error, seconds: float) -> int:
+    if isinstance(outcome, Exhausted):
+        return logging.ERROR
+    is_fault = isinstance(outcome, C42Error) and outcome.kind == FAULT
+    if is_fault or seconds > SLOW:
+        return logging.WARNING
+    return logging.INFO
+
+
+def _call_text(call: CallRecord) -> str:
+    return f"{call.endpoint} {call.seconds * 1000:.0f} ms {call.trouble}".strip()
 
 
 def main(arguments: list[str], environ: Mapping[str, str] = os.environ) -> int:
@@ -209,34 +559,31 @@ def main(arguments: list[str], environ: Mapping[str, str] = os.environ) -> int:
     parser.add_argument("event_id", metavar="EVENT_ID")
     options = parser.parse_args(arguments)
     try:
-        event_id, config = ids.validate_id(options.event_id), settings.read(environ)
-        url, token, timeout, pause = (
-            config.base_url,
-            config.token,
-            config.timeout,
-            Pause(config.fault_expiry),
-        )
-        upstream = Upstream(
-            base_url=url,
-            token=token,
-            timeout=timeout,
-            pause=pause,
-            observe=lambda call: None,
-        )
-        with closing(Client(upstream)) as client:
-            ((_, outcome),) = client.fetch([event_id], time.monotonic() + timeout)
-        if isinstance(outcome, C42Error):
-            raise outcome
-        print(
-            json.dumps(outcome, ensure_ascii=False).encode(errors="replace").decode(),
-            flush=True,
-        )
-    except (ids.BadIds, settings.SettingsError, C42Error) as error:
+        event_id = ids.validate_id(options.event_id)
+        config = settings.read(environ)
+    except (ids.BadIds, settings.SettingsError) as error:
         print(error, file=sys.stderr)
-        return 1 if isinstance(error, C42Error) else 2
+        return 2
+    with closing(client_for(config, Pause(config.fault_expiry))) as client:
+        deadline = time.monotonic() + config.timeout
+        ((_, outcome),) = client.fetch([event_id], deadline)
+    if isinstance(outcome, C42Error):
+        print(outcome, file=sys.stderr)
+        return 1
+    print(_printable(outcome), flush=True)
     return 0
+
+
+def _printable(event: Event) -> str:
+    """Return JSON, with escapes if stdout can't print all of it."""
+    text = json.dumps(event._asdict(), ensure_ascii=False)
+    try:
+        text.encode(sys.stdout.encoding)
+    except UnicodeEncodeError:
+        return json.dumps(event._asdict())
+    return text
 
 
 if __name__ == "__main__":
     logging.disable()  # what goes wrong is printed
-    os._exit(main(sys.argv[1:]))  # rather than wait for a name server that hangs
+    os._exit(main(sys.argv[1:]))  # don't wait for a name server that hangs

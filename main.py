@@ -13,7 +13,6 @@ import logging
 import os
 import time
 from collections.abc import Callable, Mapping
-from contextlib import closing
 from typing import TYPE_CHECKING, NamedTuple
 
 import flask
@@ -21,12 +20,11 @@ from flask import Flask, g, request
 
 from answers import EVENT_PATH, LIST_PATH, app_hooks, hits, response
 from answers.loading import loader
-from c42client import Client
+from c42client import Client, ask, client_for
 from cache import Cache, Found, Loader
 from cache import clock as default_clock
 from calendar42 import ids
-from calendar42.calls import MAX_BODY, Pause, Upstream
-from calendar42.transport import Reply, Transport
+from calendar42.calls import Pause
 from operations import VERSION, check, health, logs, settings
 from operations.error_log import ErrorLog
 from operations.metrics import Metrics
@@ -139,15 +137,9 @@ def _wire(
         stopping=lambda: bool(server and server.stopping),
     )
     if not client:
-        url, token, timeout = config.base_url, config.token, config.timeout
-        upstream = Upstream(
-            base_url=url,
-            token=token,
-            timeout=timeout,
-            pause=pause,
-            observe=metrics.on_call,
+        client = client_for(
+            config, pause, on_call=metrics.on_call, on_fault=metrics.on_fault
         )
-        client = Client(upstream, observe_fault=metrics.on_fault)
     error_log = ErrorLog()
     load = loader(
         client.fetch,
@@ -205,15 +197,6 @@ def _ask_redis(url: str) -> tuple[bool, str]:
     return check(url)
 
 
-def _ask_calendar42(config: Settings, path: str) -> Reply:
-    """Get a path from Calendar42 as it is, for `--check`."""
-    with closing(Transport(base_url=config.base_url, token=config.token)) as transport:
-        deadline = time.monotonic() + config.timeout
-        call = transport.get(path, deadline=deadline, limit=MAX_BODY)
-        reply: Reply = transport.begin(call).result()
-        return reply
-
-
 def _configure(environ: Mapping[str, str]) -> Settings:
     """Read the settings, set up the log, and tell it what was set."""
     config = _read_settings(environ)
@@ -230,7 +213,7 @@ def main(arguments: list[str], environ: Mapping[str, str]) -> int:
     """Run the service until it is told to stop; return the exit status."""
     options = _make_parser().parse_args(arguments)
     if options.check:
-        means = check.Means(_read_settings, _ask_calendar42, _ask_redis)
+        means = check.Means(_read_settings, ask, _ask_redis)
         return check.run(environ, means)
     if options.demo:
         return _demo(environ)

@@ -2,14 +2,14 @@
 
 import math
 import time
-from collections.abc import Callable, Iterator, Mapping
-from typing import Any
+from collections.abc import Callable, Iterator
 
 from answers.value import failure, success
-from cache import FAULT, NEGATIVE, OK, PAUSED, Loaded, Loader
-from calendar42.errors import C42Error, Paused
+from cache import NEGATIVE, OK, PAUSED, Loaded, Loader
+from calendar42.errors import C42Error
+from calendar42.payload import Event
 
-Fetch = Callable[[list[str], float], Iterator[tuple[str, Mapping[str, Any] | C42Error]]]
+Fetch = Callable[[list[str], float], Iterator[tuple[str, Event | C42Error]]]
 
 
 def loader(
@@ -34,19 +34,17 @@ def loader(
                 seconds = time.monotonic() - began
                 yield event_id, keep(outcome, request_id, seconds)
             else:
-                yield event_id, Loaded(success(outcome), OK, expiry)
+                yield event_id, Loaded(success(outcome._asdict()), OK, expiry)
 
     def keep(error: C42Error, request_id: str, seconds: float) -> Loaded:
         """Return what is kept of an error that was found so many seconds after the
         beginning of its load.
         """
-        if error.definite:
+        if error.kind == NEGATIVE:
             stored = failure(error, request_id=request_id)
             return Loaded(stored, NEGATIVE, expiry)
-        kind = FAULT
         lifetime = fault_expiry
-        if isinstance(error, Paused):
-            kind = PAUSED
+        if error.kind == PAUSED:
             lifetime = min(max(error.retry_after, fault_expiry), expiry)
         stored = failure(
             error,
@@ -55,7 +53,7 @@ def loader(
         )
         return Loaded(
             stored,
-            kind,
+            error.kind,
             lifetime,
             age=-seconds,  # a fault ages from when it was found
             private=error.private,

@@ -20,6 +20,7 @@ from flask import Response as FlaskResponse
 import main
 from bench.machine import NAMES, PREFIX, TITLE
 from c42client import Client
+from calendar42.payload import Event
 from operations import settings
 from operations.settings import Settings
 from serving.server import Server
@@ -79,10 +80,10 @@ class _Stub(Client):
         """Take no upstream."""
 
     def fetch(
-        self, event_ids: list[str], deadline: float
-    ) -> Iterator[tuple[str, dict[str, Any]]]:
+        self, event_ids: list[str], deadline: float, refresh: bool = False
+    ) -> Iterator[tuple[str, Event]]:
         for event_id in event_ids:
-            yield event_id, {"id": event_id, "title": TITLE, "names": NAMES}
+            yield event_id, Event(id=event_id, title=TITLE, names=NAMES)
 
 
 def filled(config: Settings, count: str) -> None:

@@ -1,5 +1,5 @@
-"""The upstream: one GET, the meaning of its answer, extraction from its JSON, errors,
-and event ids.
+"""The upstream: its endpoints, the meaning of its replies, extraction from its JSON,
+errors, event ids, and connections whose calls end at a deadline.
 """
 
 EVENTS_ENDPOINT = "events"

@@ -3,28 +3,30 @@ differently.
 """
 
 from dataclasses import dataclass
+from typing import Final
 
-_DEFINITE = frozenset(range(400, 500)) - {
-    401,
-    403,
-    408,
-    429,
-}  # refusals that asking again soon would not change
+NEGATIVE: Final = "negative"  # a definite refusal: asking again soon changes nothing
+FAULT: Final = "fault"  # something is broken: worth asking again soon
+PAUSED: Final = "paused"  # Calendar42 asked for a pause
+
+# 4xx that may end soon: they are about the token, the proxy, the connection or the
+# moment, not about the event.
+_PASSING = frozenset({401, 403, 407, 408, 421, 425, 429})
 
 
 @dataclass(eq=False)
 class C42Error(Exception):
     """There is no answer for an event.
 
-    The defaults mean that Calendar42's answer can't be understood.
+    The defaults mean that Calendar42's reply can't be understood.
     """
 
     endpoint: str  # where it was found
     message: str
     status: int = 502  # what the client is told
-    upstream_status: int = 200  # what Calendar42 answered with; 0: no whole answer came
+    upstream_status: int = 200  # of Calendar42's reply; 0: no whole reply came
     body: bytes = b""  # what the client gets instead of the message
-    retry_after: float = 0.0  # seconds; 0: not known
+    retry_after: float = 0.0  # seconds, as Calendar42 said; 0: it didn't
     # Only for its caller: the whole list failed, or there was too little time to judge
     # the event.
     private: bool = False
@@ -33,12 +35,12 @@ class C42Error(Exception):
         return self.message
 
     @property
-    def definite(self) -> bool:
-        """Whether asking again soon would give the same error.
-
-        If not, it is a fault.
-        """
-        return self.status in _DEFINITE and not self.private
+    def kind(self) -> str:
+        """`NEGATIVE`, `FAULT` or `PAUSED`."""
+        is_refusal = 400 <= self.status < 500 and self.status not in _PASSING
+        if is_refusal and not self.private:
+            return NEGATIVE
+        return FAULT
 
 
 class Paused(C42Error):
@@ -46,14 +48,19 @@ class Paused(C42Error):
     over.
     """
 
+    @property
+    def kind(self) -> str:
+        """`PAUSED`."""
+        return PAUSED
+
 
 class TimedOut(C42Error):
-    """No whole answer came in time."""
+    """No whole reply came in time."""
 
 
 class TooLarge(C42Error):
-    """The answer exceeds a limit."""
+    """The reply exceeds a limit."""
 
 
 class Exhausted(C42Error):
-    """c42c has no file descriptor left for a call."""
+    """c42c lacks something that a call needs: a file descriptor, a thread or memory."""

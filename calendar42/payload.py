@@ -13,9 +13,20 @@ from calendar42 import EVENTS_ENDPOINT, SUBSCRIPTIONS_ENDPOINT
 from calendar42.errors import C42Error, TooLarge
 
 MAX_ROWS = 100_000  # of one answer; a larger count is taken for a mistake
-_ROWS, _TITLE, _COUNT, _FIRST_NAME = map(
-    parse, ("data", "title", "meta_data.count", "subscriber.first_name")
-)
+_ROWS = parse("data")
+_TITLE = parse("title")
+_COUNT = parse("meta_data.count")
+_FIRST_NAME = parse("subscriber.first_name")
+
+Json = dict[str, Any]
+
+
+class Event(NamedTuple):
+    """An event, merged from both of its calls: what a client gets."""
+
+    id: str
+    title: str | None
+    names: list[str]
 
 
 class Page(NamedTuple):
@@ -27,41 +38,46 @@ class Page(NamedTuple):
     names: list[tuple[str, str]]  # event id and first name, in order
 
 
-def events(body: Any, asked: Collection[str]) -> dict[str, Any]:
-    """Return the events of an answer by id; raise `TooLarge` if a list of them, `asked`
+def events(body: Any, asked: Collection[str]) -> dict[str, Json]:
+    """Return the events of a reply by id; raise `TooLarge` if a list of them, `asked`
     for, is not all there.
     """
-    rows, total = _read(EVENTS_ENDPOINT, body)
+    rows = _rows(EVENTS_ENDPOINT, body)
+    total = _value(_COUNT, body)
     if len(asked) > 1 and isinstance(total, int) and total > len(rows):
-        raise TooLarge(EVENTS_ENDPOINT, "Calendar42 sent only a part of the events")
-    if not all(isinstance(event.get("id"), str) for event in rows):
-        raise C42Error(EVENTS_ENDPOINT, "Calendar42 sent an event without an id")
-    return {event["id"]: event for event in rows}
+        raise TooLarge(
+            endpoint=EVENTS_ENDPOINT,
+            message="Calendar42 sent only a part of the events",
+        )
+    by_id = {}
+    for event in rows:
+        event_id = event.get("id")
+        if not isinstance(event_id, str):
+            raise _unusable(EVENTS_ENDPOINT, "sent an event without an id")
+        by_id[event_id] = event
+    return by_id
 
 
-def title(events: dict[str, Any], event_id: str, asked: Collection[str]) -> str | None:
+def title(events: dict[str, Json], event_id: str, asked: Collection[str]) -> str | None:
     """Return the title of one of the `events` that came for the ids `asked` for; None
     if it has none.
     """
-    event = events.get(
-        event_id, {"permission": "removed"}
-    )  # a deleted event may come without content, or not at all
-    if not events.keys() <= set(asked) and event_id not in events:
+    is_list = len(asked) > 1
+    event = events.get(event_id)
+    if event is None and not events.keys() <= set(asked):
+        # The filter was ignored, so the event may be on another page.
         raise C42Error(
-            EVENTS_ENDPOINT, "Calendar42 sent other events", private=len(asked) > 1
+            endpoint=EVENTS_ENDPOINT,
+            message="Calendar42 sent other events",
+            private=is_list,
         )
-    if event.get("permission") == "removed":
-        is_unknown = (
-            event_id not in events and len(asked) > 1
-        )  # lists omit unknown events
-        raise C42Error(
-            EVENTS_ENDPOINT,
-            f"Event {event_id} not found" if is_unknown else "the event is deleted",
-            404,
-        )
+    if event is None and is_list:  # lists leave out unknown events
+        raise _missing(f"Event {event_id} not found")
+    if event is None or _is_removed(event):
+        raise _missing("the event is deleted")
     found = _value(_TITLE, event)
     if not isinstance(found, str | None):
-        raise C42Error(EVENTS_ENDPOINT, "Calendar42 sent a title that is not text")
+        raise _unusable(EVENTS_ENDPOINT, "sent a title that is not text")
     return found
 
 
@@ -69,60 +85,88 @@ def page(body: Any, event_ids: Collection[str]) -> Page:
     """Return the names on a page of subscriptions to `event_ids`; those removed, blank
     or null are left out.
     """
-    rows, total = _read(SUBSCRIPTIONS_ENDPOINT, body)
+    rows = _rows(SUBSCRIPTIONS_ENDPOINT, body)
+    total = _value(_COUNT, body)
     if type(total) is not int or total < 0:
-        raise C42Error(
-            SUBSCRIPTIONS_ENDPOINT,
-            "Calendar42 did not say how many subscriptions there are",
+        raise _unusable(
+            SUBSCRIPTIONS_ENDPOINT, "did not say how many subscriptions there are"
         )
     if total > MAX_ROWS:
         raise TooLarge(
-            SUBSCRIPTIONS_ENDPOINT, f"Calendar42 has more than {MAX_ROWS} subscriptions"
+            endpoint=SUBSCRIPTIONS_ENDPOINT,
+            message=f"Calendar42 has more than {MAX_ROWS} subscriptions",
         )
-    if rows and not any(
-        row.get("event_id") in event_ids or row.get("permission") == "removed"
-        for row in rows
-    ):
-        raise C42Error(SUBSCRIPTIONS_ENDPOINT, "Calendar42 sent other subscriptions")
+    row_ids = set()
     names = []
+    has_own = False
     for row in rows:
-        # Calendar42 ignores a filter that it can't read, so a row counts only for the
-        # event that it names.
-        if row.get("event_id") in event_ids and row.get("permission") != "removed":
-            name = _value(_FIRST_NAME, row)
-            if not isinstance(row.get("subscriber"), dict | None) or not isinstance(
-                name, str | None
-            ):
-                raise C42Error(
-                    SUBSCRIPTIONS_ENDPOINT,
-                    "Calendar42 sent a first name that is not text",
-                )
+        row_id = row.get("id")
+        if isinstance(row_id, str):
+            row_ids.add(row_id)
+        if _is_removed(row):
+            has_own = True  # it may not say which event it belonged to
+        elif row.get("event_id") in event_ids:
+            # Calendar42 ignores a filter that it can't read, so a row counts only for
+            # the event that it names.
+            has_own = True
+            name = _first_name(row)
             if name and name.strip():
                 names.append((row["event_id"], name))
-    ids = frozenset(row["id"] for row in rows if isinstance(row.get("id"), str))
-    return Page(total, len(rows), ids, names)
+    if rows and not has_own:
+        raise _unusable(SUBSCRIPTIONS_ENDPOINT, "sent other subscriptions")
+    return Page(total=total, rows=len(rows), ids=frozenset(row_ids), names=names)
 
 
 def join(pages: list[Page]) -> list[tuple[str, str]] | None:
     """Return event id and name of all subscriptions; None if the pages disagree, share
     a row, or lack some rows.
     """
-    distinct = frozenset[str]().union(*(page.ids for page in pages))
-    disagree = len({page.total for page in pages}) > 1
-    repeated = len(distinct) < sum(len(page.ids) for page in pages)
-    if disagree or repeated or sum(page.rows for page in pages) < pages[0].total:
+    total = pages[0].total
+    row_ids: set[str] = set()
+    row_count = 0
+    names = []
+    for page in pages:
+        if page.total != total or not row_ids.isdisjoint(page.ids):
+            return None
+        row_ids |= page.ids
+        row_count += page.rows
+        names += page.names
+    if row_count < total:
         return None
-    return [name for page in pages for name in page.names]
+    return names
 
 
-def _read(endpoint: str, body: Any) -> tuple[list[dict[str, Any]], Any]:
-    """Return the rows of an answer, and how many there are in all."""
+def _rows(endpoint: str, body: Any) -> list[Json]:
+    """Return the rows of a reply."""
     rows = _value(_ROWS, body)
     if not isinstance(rows, list) or not all(isinstance(row, dict) for row in rows):
-        raise C42Error(endpoint, f"Calendar42 sent no list of {endpoint}")
-    return rows, _value(_COUNT, body)
+        raise _unusable(endpoint, f"sent no list of {endpoint}")
+    return rows
+
+
+def _is_removed(thing: Json) -> bool:
+    """Tell whether an event or a subscription was deleted."""
+    return bool(thing.get("permission") == "removed")
+
+
+def _first_name(row: Json) -> str | None:
+    subscriber = row.get("subscriber")
+    name = _value(_FIRST_NAME, row)
+    if isinstance(subscriber, dict | None) and isinstance(name, str | None):
+        return name
+    raise _unusable(SUBSCRIPTIONS_ENDPOINT, "sent a first name that is not text")
 
 
 def _value(path: JSONPath, data: Any) -> Any:
     """Return what is at `path`, None if nothing is."""
-    return next((match.value for match in path.find(data)), None)
+    for match in path.find(data):
+        return match.value
+    return None
+
+
+def _unusable(endpoint: str, what: str) -> C42Error:
+    return C42Error(endpoint=endpoint, message=f"Calendar42 {what}")
+
+
+def _missing(message: str) -> C42Error:
+    return C42Error(endpoint=EVENTS_ENDPOINT, message=message, status=404)

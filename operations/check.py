@@ -12,7 +12,7 @@ from typing import NamedTuple
 from urllib.parse import urlsplit
 
 from calendar42.calls import read_date
-from calendar42.transport import Reply
+from calendar42.replies import Reply
 from operations import settings
 from operations.settings import Settings, SettingsError
 
@@ -124,7 +124,7 @@ def _check_token(reply: Reply) -> Finding:
     return Finding(FAILED, f"token: not checked, because {why}")
 
 
-def _is_list(body: bytes) -> bool:
+def _is_list(body: bytes | bytearray) -> bool:
     """Tell whether this is a list of Calendar42's."""
     try:
         return isinstance(json.loads(body)["data"], list)

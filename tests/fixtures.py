@@ -8,12 +8,12 @@ import itertools
 import json
 import os
 import re
+import resource
 import signal
 import socket
 import subprocess
 import sys
 import tempfile
-import threading
 import time
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
@@ -70,6 +70,17 @@ def at_once(*actions: Callable[[], T]) -> list[T]:
         return [
             future.result() for future in [pool.submit(action) for action in actions]
         ]
+
+
+@contextlib.contextmanager
+def no_descriptors() -> Iterator[None]:
+    """Let this process open no further file."""
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    resource.setrlimit(resource.RLIMIT_NOFILE, (3, hard))
+    try:
+        yield
+    finally:
+        resource.setrlimit(resource.RLIMIT_NOFILE, (soft, hard))
 
 
 class Raw(NamedTuple):
@@ -208,13 +219,7 @@ class Inside:
         config = settings.read(
             {"C42_TOKEN": TOKEN, "C42_BASE_URL": upstream.base_url, **environ}
         )
-        others = set(threading.enumerate())
         self.app = main.create_app(config, clock=self.clock)
-        self._threads = [
-            one
-            for one in threading.enumerate()
-            if one.name == "c42c-upstream" and one not in others
-        ]
         self.components: main.Components = self.app.extensions["c42c"]
         self.cache = self.components.cache
         self.http: FlaskClient = self.app.test_client()
@@ -233,9 +238,7 @@ class Inside:
         """
         self.cache.close()
         self.components.metrics.history.close()
-        self.components.client.close()
-        for thread in self._threads:
-            thread.join(PATIENCE)
+        self.components.client.close(wait=True)
         if self.components.tier:
             self.components.tier.close()
 

@@ -19,6 +19,7 @@ from answers.loading import loader
 from cache import FAULT, KINDS, NEGATIVE, OK, PAUSED, Found, Loaded, WaitingRoomFull
 from calendar42.errors import C42Error, Paused, TimedOut
 from calendar42.ids import BadIds
+from calendar42.payload import Event
 from serving.connection import serialize
 from serving.request import Request
 
@@ -189,7 +190,7 @@ def error(kind: type[C42Error] = C42Error, **said: Any) -> C42Error:
 @pytest.mark.parametrize(
     ("outcome", "kind", "lifetime", "private", "extra_wait"),
     [
-        ({"id": "1", "title": None, "names": []}, OK, 252.0, False, 0),
+        (Event(id="1", title=None, names=[]), OK, 252.0, False, 0),
         (error(status=404), NEGATIVE, 252.0, False, 0),
         (error(status=404, retry_after=1000.0), NEGATIVE, 252.0, False, 0),
         (error(status=404, private=True), FAULT, 6.0, True, 0),
@@ -243,7 +244,7 @@ def test_what_is_kept_of_an_outcome(
             for event_id in ("1", "2")
         ]
     else:
-        expected = [value.success(outcome)] * 2
+        expected = [value.success(outcome._asdict())] * 2
     assert [first.value, second.value] == expected
 
 

@@ -19,7 +19,7 @@ import main
 from bench.machine import free_port
 from operations import check
 from standin import Standin
-from tests.fixtures import ROOT, TOKEN, Start
+from tests.fixtures import TOKEN, Start, no_descriptors
 from tests.machines import Redis
 
 
@@ -165,21 +165,16 @@ def test_check_no_way(capsys: pytest.CaptureFixture[str]) -> None:
     assert said.startswith("FAIL  settings: C42_TOKEN is missing: ")
 
 
-def test_check_without_descriptors() -> None:
+def test_check_without_descriptors(capsys: pytest.CaptureFixture[str]) -> None:
     """If no file descriptor is left for the question, the check says so, and where the
     limit is.
     """
-    # Three are for the streams, and three for an event loop.
-    limited = 'ulimit -n 6; exec "$0" main.py --check'
-    environ = {"C42_TOKEN": TOKEN, "C42_BASE_URL": "http://127.0.0.1:1/"}
-    command = ["sh", "-c", limited, sys.executable]
-    ended = subprocess.run(
-        command, env=environ, cwd=ROOT, check=False, capture_output=True, text=True
-    )
-    assert (ended.returncode, ended.stderr) == (1, "")
+    with no_descriptors():
+        status, said = checked(capsys, C42_BASE_URL="http://127.0.0.1:1/")
+    assert status == 1
     assert (
         "FAIL  answer: none from 127.0.0.1:1 (Too many open files); see ulimit -n"
-        in ended.stdout
+        in said
     )
 
 

@@ -40,7 +40,7 @@ FAULTS: dict[str, dict[str, Any]] = {
     "not gzip": {"headers": {"Content-Encoding": "gzip"}},
     "gzip bomb": {"body": gzip.compress(b" " * 2**24), "headers": {"Content-Encoding": "gzip"}},
     "8 MiB and more": {"body": 8},
-    "switching protocols": {"informational": 101},
+    **{f"status {status} first": {"informational": status} for status in (101, 102, 103)},
     "HTML": {"body": "<html></html>", "content_type": "text/html"},
     "empty": {"body": ""},
     "no UTF-8": {"body": b'{"data": ["\xff"]}'},
@@ -94,7 +94,7 @@ STATUSES = sorted(
     {*(status.value for status in HTTPStatus if status >= 400), 419, 499, 520, 599}
     - {429}
 )
-DEFINITE = set(range(400, 500)) - {401, 403, 408, 429}
+DEFINITE = set(range(400, 500)) - {401, 403, 407, 408, 421, 425, 429}
 
 
 def is_right(part: Any, event_id: str) -> bool:
@@ -288,25 +288,6 @@ def test_a_wrong_title(inside: MakeInside, upstream: Standin) -> None:
     service.clock.now += 0.02 + took  # a fault is kept from when it was found
     assert is_right(service.event(bad).json, bad)
     assert (upstream.calls("events", bad), upstream.calls("events", good)) == (2, 1)
-
-
-@pytest.mark.parametrize("informational", [100, 102, 103])
-@pytest.mark.parametrize("endpoint", ENDPOINTS)
-def test_informational(
-    inside: MakeInside, upstream: Standin, endpoint: str, informational: int
-) -> None:
-    """Informational answers are skipped: each event gets its own answer, and no call is
-    made twice.
-    """
-    service, (first, second, *others) = inside(), new_events(upstream, 4)
-    upstream.rule(endpoint, informational=informational)
-    for event_id in first, second:
-        assert is_right(service.event(event_id).json, event_id)
-    parts = json.loads(service.http.get(listed(others)).data)["data"]
-    assert [
-        is_right(part, event_id) for part, event_id in zip(parts, others, strict=True)
-    ] == [True, True]
-    assert [upstream.calls(called) for called in ENDPOINTS] == [3, 3]
 
 
 @pytest.mark.parametrize(

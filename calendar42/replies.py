@@ -1,0 +1,117 @@
+"""What a reply of Calendar42 means, as the README's table says, and how much memory
+replies may take.
+"""
+
+import html
+import json
+import re
+import threading
+from collections.abc import Mapping
+from contextlib import suppress
+from typing import Any, NamedTuple
+from urllib.parse import unquote
+
+from calendar42.errors import C42Error, TooLarge
+
+MAX_BODY = 8 * 2**20  # bytes of one reply, unpacked
+MAX_BODIES = 64 * 2**20  # bytes of all replies that are being read
+MAX_ERROR_BODY = 8 * 2**10  # bytes of an error that are passed through
+
+
+class Reply(NamedTuple):
+    """What came back.
+
+    A `body` over its limit is cut somewhere beyond it.
+    """
+
+    status: int
+    headers: Mapping[str, str]  # by name, in whatever case
+    body: bytes | bytearray
+
+
+class Room:
+    """Counts the bytes that all threads hold of replies; there is room for `size`.
+
+    Nobody waits for room, so replies that are half read can't wait for each other.
+    """
+
+    def __init__(self, size: int) -> None:
+        self._lock = threading.Lock()  # guards `_left`
+        self._left = size
+
+    def take(self, size: int) -> bool:
+        """Take so many bytes; return False if there is no room for them."""
+        with self._lock:
+            if size > self._left:
+                return False
+            self._left -= size
+            return True
+
+    def give_back(self, size: int) -> None:
+        """Give back what was taken."""
+        with self._lock:
+            self._left += size
+
+
+def max_body(status: int) -> int:
+    """Return how many bytes of a reply with this status are worth reading."""
+    if status == 200:
+        return MAX_BODY
+    if 400 <= status <= 599:
+        # The second half may hold the end of a token that is to be redacted.
+        return 2 * MAX_ERROR_BODY
+    return 0
+
+
+def read_json(endpoint: str, reply: Reply) -> Any:
+    """Return the JSON of a good reply; raise `C42Error` if it isn't one."""
+    if reply.status != 200:
+        raise C42Error(
+            endpoint=endpoint,
+            message=f"Calendar42 answered {reply.status}",
+            upstream_status=reply.status,
+        )
+    if len(reply.body) > MAX_BODY:
+        message = f"Calendar42 sent more than {MAX_BODY} bytes"
+        raise TooLarge(endpoint=endpoint, message=message)
+    try:
+        return json.loads(reply.body)
+    except (ValueError, RecursionError):
+        raise C42Error(endpoint=endpoint, message="Calendar42 sent no JSON") from None
+
+
+class Redactor:
+    """Keeps the token out of what is handed on."""
+
+    def __init__(self, token: str) -> None:
+        self._token = token
+        self._plain_token = _plain(token)
+
+    def redact(self, text: str) -> str:
+        """Return `text` without the token."""
+        return text.replace(self._token, "***")
+
+    def error_body(self, body: bytes | bytearray) -> bytes:
+        """Return the part of an error's body to pass through: nothing if it contains
+        the token, or an escaped one.
+        """
+        # In UTF-16, a token has a NUL beside each character.
+        said = body[: 2 * MAX_ERROR_BODY].decode("latin-1").replace("\0", "")
+        # ValueError: an HTML reference to a number with thousands of digits, which may
+        # hide the token.
+        with suppress(ValueError):
+            if self._token not in said and self._plain_token not in _plain(said):
+                return bytes(body[:MAX_ERROR_BODY])
+        return b""
+
+
+def _plain(text: str) -> str:
+    """Undo escaping in JSON, HTML and URLs, even if nested."""
+    for _ in range(5):
+        text = re.sub(r"(?<!\\)\\+u00([0-9a-fA-F]{2})", _character, text)
+        text = unquote(html.unescape(text))
+    return text.replace("\\", "")
+
+
+def _character(escape: re.Match[str]) -> str:
+    return chr(int(escape[1], 16))

@@ -1,0 +1,248 @@
+"""Connections for `requests` on which each call ends at its deadline.
+
+By themselves, `requests` and urllib3 limit the time between two bytes, so an upstream
+that sends a byte now and then holds a call for ever. On these connections each read has
+what is left of the call's time. They are also used for a minute only, share their
+certificates, and tell whether a call failed because a kept connection was closed.
+
+A call runs in one thread. `this_call` is what its connection knows of it.
+"""
+
+import errno
+import functools
+import http.client
+import io
+import logging
+import os
+import socket
+import ssl
+import threading
+import time
+from typing import Any
+
+from requests.adapters import HTTPAdapter
+from requests.exceptions import InvalidSchema, InvalidURL
+from urllib3.connection import HTTPConnection, HTTPSConnection
+from urllib3.exceptions import HTTPError
+
+# Seconds for which a connection is used: the name may get another address, and routers
+# forget idle connections without telling.
+MAX_AGE = 60.0
+MAX_READ = 16 * 2**20  # bytes of one reply as they come, framing and headers included
+MAX_KEPT = 64  # connections
+
+# What `requests` raises; TypeError and ValueError come from odd proxy addresses.
+FAILURES = (OSError, HTTPError, http.client.HTTPException, ValueError, TypeError)
+# This machine has run out of something.
+_EXHAUSTED = frozenset({errno.EMFILE, errno.ENFILE, errno.ENOBUFS})
+_INVALID = "sent an invalid answer"
+
+logging.getLogger("urllib3").setLevel(logging.CRITICAL)  # its warnings quote what came
+
+
+class KeptConnectionClosed(ConnectionError):
+    """Nothing came over a connection that was kept: Calendar42 had closed it."""
+
+
+class _ThisCall(threading.local):
+    """The call that this thread makes."""
+
+    deadline = 0.0  # of `time.monotonic`
+    needs_new = False  # a kept connection must not be used
+    is_over_kept = False  # it went over a kept connection
+    has_reply = False  # a byte has come
+
+    def begin(self, deadline: float, *, needs_new: bool) -> None:
+        """Begin a call."""
+        self.deadline = deadline
+        self.needs_new = needs_new
+        self.is_over_kept = False
+        self.has_reply = False
+
+    @property
+    def left(self) -> float:
+        """The seconds until the deadline."""
+        return self.deadline - time.monotonic()
+
+
+this_call = _ThisCall()
+
+
+class Adapter(HTTPAdapter):
+    """Gives a session such connections, direct ones or through a proxy."""
+
+    def __init__(self) -> None:
+        super().__init__(pool_maxsize=MAX_KEPT)
+
+    def get_connection_with_tls_context(self, *args: Any, **options: Any) -> Any:
+        """Return the pool of connections for a request."""
+        pool: Any = super().get_connection_with_tls_context(*args, **options)
+        if not issubclass(pool.ConnectionCls, _Connection):
+            pool.ConnectionCls = _with_deadlines(pool.ConnectionCls)
+        return pool
+
+
+@functools.cache
+def _with_deadlines(connection_class: type) -> type:
+    """Return a subclass: there are such for HTTP, TLS, and each through SOCKS."""
+    name = f"Deadline{connection_class.__name__}"
+    return type(name, (_Connection, connection_class), {})
+
+
+class _Wire(io.RawIOBase):
+    """What comes over a socket, until the deadline."""
+
+    def __init__(self, sock: socket.socket, file: io.RawIOBase) -> None:
+        self._sock = sock
+        self._file = file  # which keeps the socket open
+        self._size = 0
+
+    def readable(self) -> bool:
+        return True
+
+    def readinto(self, buffer: Any) -> int:
+        left = this_call.left
+        if left <= 0:
+            raise TimeoutError
+        self._sock.settimeout(left)
+        size = self._sock.recv_into(buffer)
+        if size:
+            this_call.has_reply = True
+        self._size += size
+        if self._size > MAX_READ:
+            raise http.client.HTTPException("too long")
+        return size
+
+    def close(self) -> None:
+        self._file.close()
+        super().close()
+
+
+class _Response(http.client.HTTPResponse):
+    """Reads status line, headers, body and chunks off a `_Wire`."""
+
+    def __init__(self, sock: socket.socket, *args: Any, **options: Any) -> None:
+        super().__init__(sock, *args, **options)
+        wire = _Wire(sock, self.fp.detach())
+        self.fp = io.BufferedReader(wire)
+
+
+class _Connection(HTTPConnection):
+    response_class = _Response
+    _made = 0.0  # of `time.monotonic`
+
+    @property
+    def is_connected(self) -> bool:
+        """Whether this connection, which was kept, can be used for the call."""
+        is_young = time.monotonic() < self._made + MAX_AGE
+        usable = super().is_connected and is_young and not this_call.needs_new
+        this_call.is_over_kept = usable
+        return usable
+
+    def connect(self) -> None:
+        this_call.is_over_kept = False
+        socket.socket().close()  # raises EMFILE, which a name look-up doesn't
+        if isinstance(self, HTTPSConnection):
+            _share_certificates(self)
+        super().connect()
+        if this_call.left <= 0:  # looking up the name may have taken any time
+            raise TimeoutError
+        self._made = time.monotonic()
+
+
+class _Certificates(ssl.SSLContext):
+    """The certificates for all connections.
+
+    Those of one connection take 13 ms and 0.7 MiB, and `requests` reads them for each.
+    """
+
+    def set_alpn_protocols(self, *_: Any) -> None:
+        """Do nothing: urllib3 calls this for each connection, and with a shared context
+        that can crash (cpython#141012).
+        """
+
+    def wrap_socket(  # type: ignore[override]
+        self, sock: socket.socket, **options: Any
+    ) -> ssl.SSLSocket:
+        """Shake hands by the deadline: the time-out of `sock` is that of connecting."""
+        sock.settimeout(max(this_call.left, 0.001))
+        return super().wrap_socket(sock, **options)
+
+
+_certificates_lock = threading.Lock()  # so that only the first connection reads them
+
+
+def _share_certificates(connection: HTTPSConnection) -> None:
+    """Replace the names of certificate files by a context that has read them."""
+    if connection.ssl_context:
+        return
+    if connection.proxy and connection.proxy.scheme == "https":
+        return  # the proxy's certificate is verified with these files too
+    files = connection.ca_certs
+    folder = connection.ca_cert_dir
+    with _certificates_lock:
+        connection.ssl_context = _read_certificates(files, folder)
+    connection.ca_certs = None
+    connection.ca_cert_dir = None
+
+
+@functools.cache
+def _read_certificates(files: str | None, folder: str | None) -> ssl.SSLContext:
+    context = _Certificates(ssl.PROTOCOL_TLS_CLIENT)
+    context.hostname_checks_common_name = False
+    context.load_verify_locations(files, folder)
+    return context
+
+
+def explain(error: BaseException) -> OSError:
+    """Return why this thread's call failed: `TimeoutError`, `KeptConnectionClosed`, an
+    `OSError` with a number if this machine has run out of something, or
+    `ConnectionError` with the reason.
+
+    The reason quotes nothing of what came: that may name people.
+    """
+    cause = _first_cause(error)
+    if this_call.left <= 0:
+        return TimeoutError("timed out")
+    if isinstance(cause, OSError) and cause.errno in _EXHAUSTED:
+        return OSError(cause.errno, os.strerror(cause.errno))
+    reason = _reason(error, cause)
+    if this_call.is_over_kept and not this_call.has_reply:
+        return KeptConnectionClosed(reason)
+    return ConnectionError(reason)
+
+
+def _first_cause(error: BaseException) -> BaseException:
+    """Return what `requests` and urllib3 have wrapped."""
+    while True:
+        inner = [error.__cause__, error.__context__, *error.args]
+        causes = [one for one in inner if isinstance(one, BaseException)]
+        if not causes:
+            return error
+        error = causes[0]
+
+
+def _reason(error: BaseException, cause: BaseException) -> str:
+    if isinstance(error, InvalidURL | InvalidSchema | TypeError):
+        # Its text may have the proxy's password.
+        return "the proxy that the environment names can't be used"
+    if isinstance(cause, http.client.RemoteDisconnected | http.client.IncompleteRead):
+        return "sent no whole answer"
+    if isinstance(cause, ssl.SSLCertVerificationError):
+        return f"certificate: {cause.verify_message}"
+    if isinstance(cause, ssl.SSLEOFError):
+        return "broke off"
+    if isinstance(cause, ssl.SSLError | socket.gaierror):
+        return cause.strerror or _INVALID
+    if isinstance(cause, UnicodeError):
+        return "not a host name"
+    if isinstance(cause, TimeoutError) and not cause.errno:
+        return "timed out while connecting"
+    if isinstance(cause, OSError) and cause.errno:
+        return os.strerror(cause.errno)
+    if type(cause) is OSError:
+        is_outermost = cause is error  # else urllib3 wraps it
+        if is_outermost:
+            return "certificate bundle: no such file"
+        return "the proxy refuses the tunnel"
+    return _INVALID
