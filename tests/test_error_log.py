@@ -130,6 +130,8 @@ def test_the_next_line_counts(caplog: Any) -> None:
     assert errors.on_rejection(400, "bad") == last
     other = errors.on_rejection(431, "too large")
     assert other != last, "each status has lines of its own"
+    left_out = [record.fields["left_out"] for record in caplog.records]
+    assert left_out == [0] * (MAX_LINES + 1)
     clock.now += 0.001
     caplog.clear()
     assert errors.on_rejection(400, "bad") not in (last, other)

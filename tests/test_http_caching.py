@@ -1,6 +1,7 @@
 """What clients and proxies may keep, and how hits are answered."""
 
 import itertools
+import json
 import random
 import re
 from collections.abc import Callable, Iterator
@@ -618,3 +619,19 @@ def test_nobody_keeps_what_is_no_answer(inside: MakeInside) -> None:
             "no-store",
         )
         assert not {"ETag", "Cache-Status"} & {name for name, _ in answer.headers}
+
+
+def test_rejections_say_when_to_come_back(inside: MakeInside) -> None:
+    """What the server rejects may not be stored either, and a server that is too busy
+    says when to come back.
+    """
+    reject = inside().components.reject
+    for status, soon in ((400, []), (408, []), (500, []), (503, ["Retry-After: 1"])):
+        head, body = reject(status, "why")
+        line, *headers = head.decode().splitlines()
+        assert line.startswith(f"HTTP/1.1 {status} ")
+        assert {"Cache-Control: no-store", "X-Content-Type-Options: nosniff"} < set(
+            headers
+        )
+        assert [text for text in headers if text.startswith("Retry-After")] == soon
+        assert json.loads(body)["error"]["message"] == "why"
