@@ -16,6 +16,7 @@ from dataclasses import dataclass
 from flask import request
 
 from answers import EVENT_PATH
+from calendar42 import ids
 from calendar42.errors import C42Error, Paused
 from operations import logs
 from operations.metrics import NO_ROUTE
@@ -128,7 +129,7 @@ def _write(error: _Error, left_out: int, is_last: bool) -> None:
             level = logging.WARNING
         text = f"error status={error.status} route={error.route}"
         if error.event:
-            text += f" event={error.event!r}"
+            text += f" event={_quote(error.event)}"
         if error.path:
             text += f" {error.method} {error.path!r}"
         text += f": {error.message}"
@@ -145,3 +146,11 @@ def _write(error: _Error, left_out: int, is_last: bool) -> None:
         "left_out": left_out,
     }
     log.log(level, "%s", text, exc_info=error.exception, extra={"fields": fields})
+
+
+def _quote(event_id: str) -> str:
+    """Return an id as it is, as in the lines of loads, but what is none in quotes."""
+    try:
+        return ids.validate_id(event_id)
+    except ids.BadIds:
+        return repr(event_id)

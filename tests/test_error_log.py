@@ -54,14 +54,15 @@ def test_every_error_is_found(start: Start, upstream: Standin) -> None:
     with ThreadPoolExecutor() as pool:
         waiting = [pool.submit(service.event, slow) for _ in range(2)]
         until(lambda: service.get("/status.json").json()["cache"]["waiting"] == 2)
-        refused = service.event(new_id())
+        refused = service.event("refused")
         assert refused.headers["Retry-After"] == "1"
-        ids.append((refused.headers["X-Request-ID"], 503, "too many requests"))
+        ids.append((refused.headers["X-Request-ID"], 503, " event=refused "))
         gate.open()
         collapsed = [future.result().headers["X-Request-ID"] for future in waiting]
     assert collapsed[0] == collapsed[1]
     ids.append((collapsed[0], 503, slow))
 
+    ids.append((service.event("b.c").headers["X-Request-ID"], 400, " event='b.c' "))
     for method, path, status in (
         ("GET", PREFIX + "a.b", 400),
         ("GET", PREFIX + "?event_ids=", 400),
