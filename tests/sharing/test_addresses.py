@@ -13,7 +13,7 @@ import main
 from bench.machine import free_port
 from operations import settings
 from sharing.check import check
-from sharing.client import make_client
+from sharing.client import address, make_client
 from tests.fixtures import PATIENCE, ROOT, TOKEN, new_id, until
 from tests.machines import PASSWORD, VALUE, Make, MakeProxy, Redis, Said, silence
 
@@ -242,6 +242,20 @@ def test_sound_addresses(url: str) -> None:
     """C42_CACHE_URL takes what docs/scaling.md names."""
     environ = {"C42_TOKEN": TOKEN, "C42_CACHE_URL": url}
     assert settings.read(environ, make_client).cache_url == url
+
+
+@pytest.mark.parametrize(
+    ("url", "shown"),
+    [
+        ("redis://u:secret@h", "h:6379"),
+        ("rediss://:secret@h.example.com:1/2", "h.example.com:1"),
+        ("redis://[::1]:7", "[::1]:7"),
+        ("unix://:secret@/run/redis.sock?db=3", "/run/redis.sock"),
+    ],
+)
+def test_the_address_that_the_log_shows(url: str, shown: str) -> None:
+    """The log and `--check` name host and port, or the socket, and nothing else."""
+    assert address(make_client(url)) == shown
 
 
 def test_secrets_are_not_shown() -> None:

@@ -195,7 +195,7 @@ def test_looks_become_rarer(
     event_id, gate, loading = begin_load(first, pool)
     between.spoil = note
     waiting = pool.submit(second.ask, event_id)
-    until(lambda: len(looks) >= 20)
+    until(lambda: len(looks) >= 40)
     assert looks[19] - looks[0] > 0.4
     gate.set()
     assert loading.result(PATIENCE).value == waiting.result(PATIENCE).value == VALUE

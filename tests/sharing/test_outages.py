@@ -101,26 +101,36 @@ def test_a_slow_redis(
 
 
 def test_a_name_that_is_looked_up_for_ever(
-    machine: Make, said: Said, monkeypatch: pytest.MonkeyPatch
+    own_redis: Redis, machine: Make, said: Said, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """A name server that doesn't answer delays no request; it is tried again, and
-    logged once.
+    """A name server that doesn't answer delays no request; it is tried again, by a few
+    threads at most, and logged once. Answers that come late lock nothing.
     """
     looked_up, answered = list[str](), threading.Event()
+    look_up = socket.getaddrinfo
 
-    def hang(host: str, *_: object) -> Any:
-        looked_up.append(host)
-        answered.wait(PATIENCE)
-        raise socket.gaierror(socket.EAI_AGAIN, "Temporary failure")
+    def hang(host: str, *rest: Any) -> Any:
+        if host == "somewhere":
+            looked_up.append(host)
+            answered.wait(PATIENCE)
+        return look_up("127.0.0.1", *rest)
 
     monkeypatch.setattr(socket, "getaddrinfo", hang)
-    one = machine("redis://somewhere:1234")
-    for _ in range(3):
+    one = machine(f"redis://somewhere:{own_redis.port}", retry_after=0.0)
+    for _ in range(12):
         assert quickly(lambda: one.ask(new_id())).value == VALUE
-        time.sleep(RETRY_AFTER)
-    assert looked_up == ["somewhere"] * 3
-    assert (said("somewhere:1234 is lost"), said("no reply in time")) == (1, 1)
+    assert looked_up == ["somewhere"] * 8
+    assert (said(f"somewhere:{own_redis.port} is lost"), said("in time")) == (1, 1)
     answered.set()
+    with own_redis.client() as client:
+
+        def probes() -> int:
+            stats: dict[str, Any] = client.info("commandstats")
+            return int(stats.get("cmdstat_eval", {"calls": 0})["calls"])
+
+        until(lambda: probes() == 8, "all exchanges to end")
+        assert client.keys("*") == []
+    assert one.shares_again()
 
 
 def test_a_connection_that_hangs_is_dropped_at_once(
@@ -297,15 +307,37 @@ def test_the_reason_is_logged_when_it_changes(
     assert (said("is lost"), said("is back")) == (2, 1)
 
 
-LOADING = b"-LOADING Redis is loading the dataset in memory\r\n"
+REASONS = [
+    ("LOADING Redis is loading the dataset in memory", "it is loading its data"),
+    ("READONLY You can't write against a read only replica.", "a read-only replica"),
+    ("OOM command not allowed when used memory > 'maxmemory'.", "it is full"),
+    ("NOAUTH Authentication required.", "wrong or missing user or password"),
+    ("WRONGPASS invalid username-password pair", "wrong or missing user or password"),
+    ("NOPERM this user has no permissions to run the 'eval' command", "run EVAL"),
+    ("NOPERM no permissions to run the 'flushall' command", "the keys or commands"),
+    ("ERR max number of clients reached", "it has too many clients"),
+    ("ERR unknown command", "invalid reply"),
+]
 
 
-def test_a_redis_that_is_loading(proxy: MakeProxy, machine: Make, said: Said) -> None:
-    """A Redis that is still loading its data counts as lost, with that reason."""
-    loading = proxy(0, lambda data, sink: sink.sendall(LOADING * data.count(b"*")))
-    one = machine(loading.url, retry_after=PATIENCE)
+@pytest.mark.parametrize(("error", "reason"), REASONS)
+def test_the_reason_of_a_loss(
+    error: str, reason: str, proxy: MakeProxy, machine: Make, said: Said
+) -> None:
+    """The log says in plain words which error Redis answers."""
+    reply = f"-{error}\r\n".encode()
+    failing = proxy(0, lambda data, sink: sink.sendall(reply * data.count(b"*")))
+    one = machine(failing.url, retry_after=PATIENCE)
     assert one.ask(new_id()).value == VALUE
-    assert said("it is loading its data") == said("is lost") == 1
+    assert said(reason) == said("is lost") == 1
+
+
+def test_a_connection_that_is_cut(proxy: MakeProxy, machine: Make, said: Said) -> None:
+    """If Redis closes the connection in the middle of an exchange, that's the reason."""
+    closing = proxy(0, lambda data, sink: sink.shutdown(socket.SHUT_RDWR))
+    one = machine(closing.url, retry_after=PATIENCE)
+    assert one.ask(new_id()).value == VALUE
+    assert said("it closed the connection") == said("is lost") == 1
 
 
 def test_a_load_asks_redis_twice(
