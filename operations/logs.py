@@ -213,11 +213,14 @@ def dropped() -> int:
 
 def complain(text: str, form: str) -> None:
     """Print why the service does not start: as log lines if `form` is "json", otherwise
-    as it is.
+    as it is. Waits at most `FLUSH_SECONDS` for that.
     """
+    handler = _Handler()
+    if form == "json":
+        handler.setFormatter(_Formatter(form))
     for line in text.splitlines():
-        if form == "json":
-            record = logging.LogRecord("c42c", logging.ERROR, "", 0, line, None, None)
-            print(_Formatter(form).format(record), file=sys.stderr)
-        else:
-            print(line, file=sys.stderr)
+        handler.handle(
+            logging.LogRecord("c42c", logging.ERROR, "", 0, line, None, None)
+        )
+    handler.flush()
+    handler.close()

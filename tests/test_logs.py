@@ -18,6 +18,7 @@ import pytest
 
 from standin import Gate, Standin
 from tests.fixtures import (
+    PATIENCE,
     PREFIX,
     ROOT,
     TOKEN,
@@ -515,6 +516,12 @@ def test_a_stuck_log_holds_nobody_up(upstream: Standin) -> None:
         for event_id in new_events(upstream, 3):
             assert service.event(event_id).status_code == 200
         assert service.stop() == 0
+
+
+def test_a_start_that_fails_while_the_log_is_stuck(upstream: Standin) -> None:
+    """While stderr takes nothing, a mistake in the settings ends the service."""
+    with started(FullPipe(upstream, C42_EXPIRY="soon"), ready=False) as service:
+        assert service.process.wait(PATIENCE) == 2
 
 
 @contextlib.contextmanager
