@@ -75,8 +75,9 @@ class Link:
         except Exception as error:
             if exchange.cancel():
                 raise Unavailable("all threads are busy") from None
-            self._fail(client, explain(error))
-            raise Unavailable(explain(error)) from None
+            reason = explain(error)
+            self._fail(client, reason)
+            raise Unavailable(reason) from None
         self._succeed(client)
         return result
 
