@@ -175,7 +175,7 @@ def _rates(samples: Sequence[Sample]) -> dict[str, list[float | None]]:
         passed = after.at - before.at
         happened = _since(before.outcomes, after.outcomes)
         for outcome, count in happened._asdict().items():
-            rates[outcome].append(_ratio(count, passed))
+            rates[outcome].append(_rate(count, passed))
     return rates
 
 
@@ -184,7 +184,7 @@ def _refresh_rates(samples: Sequence[Sample]) -> list[float | None]:
     rates: list[float | None] = [None]
     for before, after in pairwise(samples):
         passed = after.at - before.at
-        rates.append(_ratio(after.refreshes - before.refreshes, passed))
+        rates.append(_rate(after.refreshes - before.refreshes, passed))
     return rates
 
 
@@ -199,7 +199,13 @@ def _latencies(samples: Sequence[Sample]) -> dict[str, dict[str, list[float | No
     return series
 
 
-def _ratio(part: float, whole: float) -> float | None:
+def _rate(count: int, seconds: float) -> float | None:
+    if seconds <= 0:
+        return None
+    return round(count / seconds, 3)
+
+
+def _ratio(part: int, whole: int) -> float | None:
     if whole <= 0:
         return None
     return part / whole
