@@ -73,8 +73,8 @@ def register(app: Flask, metrics: Metrics, error_log: ErrorLog) -> None:
         seconds = time.monotonic() - g.began
         metrics.on_response(_route(), response.status_code, seconds)
         _log(response.status_code, seconds)
-        # Errors have the id under which the log tells of them. A hit on a good answer has
-        # none, so that all hits are the same.
+        # Errors have the id under which the log tells of them. A hit on a good answer
+        # has none, so that all hits are the same.
         if not g.is_hit:
             response.headers.setdefault("X-Request-ID", logs.request_id.get())
         return response
