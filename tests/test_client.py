@@ -25,9 +25,19 @@ from typing import Any
 import pytest
 
 import c42client
+import cache
 from c42client import Client
 from calendar42.calls import CallRecord, Pause
-from calendar42.errors import C42Error, Exhausted, Paused, TimedOut, TooLarge
+from calendar42.errors import (
+    FAULT,
+    NEGATIVE,
+    PAUSED,
+    C42Error,
+    Exhausted,
+    Paused,
+    TimedOut,
+    TooLarge,
+)
 from calendar42.payload import Event
 from calendar42.replies import MAX_ERROR_BODY
 from standin import DEMO_EVENTS, Gate, Standin
@@ -217,6 +227,23 @@ def test_faults_are_passed_through(
     assert (error.endpoint, error.body) == (endpoint, '{"why": "\u00e9"}'.encode())
 
 
+def test_kinds() -> None:
+    """The client's kinds are the cache's, though neither imports the other."""
+    assert {NEGATIVE, FAULT, PAUSED, cache.OK} == set(cache.KINDS)
+
+
+@pytest.mark.parametrize("status", [404, 500, 503])
+@pytest.mark.parametrize(
+    ("said", "seconds"), [("20", 20.0), ("86400", 3600.0), ("soon", 0.0)]
+)
+def test_when_to_ask_again(
+    make: Make, upstream: Standin, status: int, said: str, seconds: float
+) -> None:
+    """An error says when Calendar42 wants to be asked again, if Calendar42 does."""
+    upstream.rule("events", status=status, headers={"Retry-After": said})
+    assert failure(make(), DEMO_EVENTS["plain"]).retry_after == seconds
+
+
 UNUSABLE: dict[str, tuple[dict[str, Any], str, int]] = {
     "reset": ({"reset": True}, "could not be reached, or broke off", 0),
     "truncated": ({"truncate": True}, "could not be reached, or broke off", 0),
@@ -277,6 +304,32 @@ def test_limit(make: Make, upstream: Standin) -> None:
     rule.remove()
     upstream.rule("events", body=body.ljust(2**23 + 1))
     assert isinstance(failure(make(), event_id), TooLarge)
+
+
+def test_all_replies_have_a_common_limit(
+    make: Make, upstream: Standin, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Replies that are being read at the same time take a limited amount of memory
+    together. What exceeds it is a fault of c42c, and what others held is there again
+    when they end.
+    """
+    monkeypatch.setattr(c42client, "MAX_BODIES", 18 * 2**20)
+    client = make()
+    slow, large = new_events(upstream, 2), new_events(upstream, 1)[0]
+    for event_id in slow:
+        upstream.rule("events", event_id, body=7, hang_halfway=True)
+    upstream.rule("events", large, body=7)
+    error: C42Error | None = None
+    with ThreadPoolExecutor() as pool:
+        waiting = [pool.submit(failure, client, event_id, 3) for event_id in slow]
+        while error is None and not waiting[0].done():
+            with contextlib.suppress(AssertionError):
+                error = failure(client, large)
+        assert [one.result().status for one in waiting] == [504, 504]
+    assert isinstance(error, Exhausted)
+    assert str(error) == "c42c is reading too many large replies of Calendar42 at once"
+    assert (error.status, error.kind, error.retry_after) == (503, "fault", 1.0)
+    assert fetch(client, large).title
 
 
 @pytest.mark.parametrize(
@@ -1186,6 +1239,37 @@ def test_log(make: Make, upstream: Standin, caplog: pytest.LogCaptureFixture) ->
     assert vars(fault)["fields"]["outcome"] == "fault"
 
 
+def test_a_refresh_is_logged_as_one(
+    make: Make, upstream: Standin, caplog: pytest.LogCaptureFixture
+) -> None:
+    """The log says of a load whether it was a refresh."""
+    event_id = DEMO_EVENTS["plain"]
+    with caplog.at_level(logging.INFO, logger="c42c"):
+        list(make().fetch([event_id], time.monotonic() + 10, refresh=True))
+        fetch(make(), event_id)
+    assert caplog.messages[0].startswith(f"refresh event={event_id} outcome=ok ")
+    assert caplog.messages[1].startswith(f"load event={event_id} outcome=ok ")
+    refreshes = [vars(record)["fields"]["refresh"] for record in caplog.records]
+    assert refreshes == [True, False]
+
+
+def test_a_slow_load_is_a_warning(
+    make: Make,
+    upstream: Standin,
+    monkeypatch: pytest.MonkeyPatch,
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    """A load that takes more than two seconds is a warning, though all went well."""
+    assert c42client.SLOW == 2
+    monkeypatch.setattr(c42client, "SLOW", 0.1)
+    upstream.rule("events", delay=0.2)
+    fetch(make(), DEMO_EVENTS["plain"])
+    (record,) = caplog.records
+    assert record.levelno == logging.WARNING
+    assert " outcome=ok " in record.getMessage()
+    assert vars(record)["fields"]["seconds"] >= 0.2
+
+
 def test_a_split_list_is_logged(
     make: Make, upstream: Standin, caplog: pytest.LogCaptureFixture
 ) -> None:
@@ -1350,6 +1434,26 @@ def test_program(capsys: pytest.CaptureFixture[str], upstream: Standin) -> None:
     assert (status, said, complaint[:20]) == (2, "", "C42_TOKEN is missing")
     status, said, complaint = run(capsys, "a/b", **right)
     assert (status, said, complaint[:24]) == (2, "", "an event id is 1 to 128 ")
+
+
+@pytest.mark.parametrize(
+    ("encoding", "said"),
+    [("utf-8", "Caf\u00e9 \u590f"), ("latin-1", "Caf\\u00e9 \\u590f"), ("ascii", "Caf\\u00e9 \\u590f")],
+)  # fmt: skip
+def test_terminals(upstream: Standin, encoding: str, said: str) -> None:
+    """What a terminal can't print is escaped, and the answer stays JSON."""
+    upstream.add_event("E", title="Caf\u00e9 \u590f")
+    environ = {"C42_TOKEN": TOKEN, "C42_BASE_URL": upstream.base_url}
+    ended = subprocess.run(
+        [sys.executable, c42client.__file__, "E"],
+        env=os.environ | environ | {"PYTHONIOENCODING": encoding},
+        check=False,
+        capture_output=True,
+    )
+    printed = ended.stdout.decode(encoding)
+    assert (ended.returncode, ended.stderr) == (0, b"")
+    assert printed == f'{{"id": "E", "title": "{said}", "names": []}}\n'
+    assert json.loads(printed)["title"] == "Caf\u00e9 \u590f"
 
 
 def test_usage(capsys: pytest.CaptureFixture[str], upstream: Standin) -> None:

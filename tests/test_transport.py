@@ -8,6 +8,7 @@ import gzip
 import logging
 import os
 import random
+import signal
 import socket
 import ssl
 import subprocess
@@ -27,7 +28,7 @@ from calendar42 import wire
 from calendar42.calls import CallRecord, Pause
 from calendar42.errors import C42Error, Exhausted, Paused, TimedOut
 from calendar42.replies import MAX_BODY, Reply
-from tests.fixtures import PATIENCE, at_once, no_descriptors, until
+from tests.fixtures import PATIENCE, Start, at_once, no_descriptors, until
 
 REPLY = b"HTTP/1.1 200 OK\r\nContent-Length: 2\r\n\r\n{}"
 OTHER = b"HTTP/1.1 200 OK\r\nContent-Length: 3\r\n\r\n[1]"
@@ -584,7 +585,7 @@ def test_a_reply_that_ends_with_the_connection(
 ODD: dict[str, bytes] = {
     "103": b"HTTP/1.1 103 Early Hints\r\n\r\n",
     "101": b"HTTP/1.1 101 Switching Protocols\r\nUpgrade: x\r\n\r\n",
-    "redirect": answer(b"x" * 100, b"Location: /other", status=b"302 Found"),
+    "redirect": b"HTTP/1.1 302 Found\r\nLocation: /\r\nContent-Length: 99999\r\n\r\n",
     "204": b"HTTP/1.1 204 No Content\r\n\r\n",
     "more than the reply": REPLY + b"x" * 200_000,
     "a long error": answer(b"x" * 200_000, status=b"500 Internal Server Error"),
@@ -613,21 +614,6 @@ def test_a_connection_with_an_odd_reply_is_not_used_again(
     assert ask(client).body == b"[1]"
 
 
-def test_an_event_gets_no_reply_to_another_call(scripted: Scripted, make: Make) -> None:
-    """A reply that comes when none is expected, and is about another event, is never
-    data.
-    """
-    foreign = answer(b'{"data": [{"id": "other", "title": "Not asked for"}]}')
-    script = scripted(*[[foreign + foreign, foreign]] * 2)
-    error = load(make(script.base_url))
-    assert str(error) == "Calendar42 sent other events"
-    assert (error.status, error.kind) == (502, "fault")
-    ended = make(script.base_url)
-    with contextlib.suppress(ConnectionError):
-        for _ in range(2):
-            ask(ended)
-
-
 @pytest.mark.parametrize("size", [MAX_BODY, MAX_BODY + 1])
 @pytest.mark.parametrize("framing", ["length", "chunks", "gzip"])
 def test_the_largest_reply(
@@ -637,12 +623,11 @@ def test_the_largest_reply(
     body = b" " * size
     if framing == "length":
         reply = answer(body)
-    elif framing == "chunks":
-        reply = chunked(*[body[: 2**16]] * (size // 2**16), body[: size % 2**16])
-    else:
+    elif framing == "gzip":
         reply = answer(gzip.compress(body, 1), b"Content-Encoding: gzip")
-    if size % 2**16 == 0 and framing == "chunks":
-        reply = chunked(*[body[: 2**16]] * (size // 2**16))
+    else:
+        pieces = [body[start : start + 60_000] for start in range(0, size, 60_000)]
+        reply = chunked(*pieces)
     read = len(ask(make(scripted([reply]).base_url)).body)
     assert read == size if size == MAX_BODY else MAX_BODY < read <= MAX_BODY + 2**16
 
@@ -660,25 +645,26 @@ def test_gzip_bomb(scripted: Scripted, make: Make) -> None:
         tracemalloc.stop()
 
 
-@pytest.mark.parametrize(
-    "endless",
-    [
-        b"HTTP/1.1 200 " + b"a" * 70_000,
-        b"HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\n\r\n1;",
-        b"HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\n\r\n0\r\n",
-    ],
-    ids=["status line", "chunk size", "trailers"],
-)
-def test_what_never_ends(scripted: Scripted, make: Make, endless: bytes) -> None:
+ENDLESS = {
+    "status line": (b"HTTP/1.1 200 ", b"a"),
+    "chunk size": (b"HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\n\r\n1;", b"a"),
+    "trailers": (
+        b"HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\n\r\n0\r\n", b"X: y\r\n",
+    ),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize(("begin", "more"), ENDLESS.values(), ids=ENDLESS)
+def test_what_never_ends(
+    scripted: Scripted, make: Make, begin: bytes, more: bytes
+) -> None:
     """What surrounds a body is limited too, however fast it comes."""
 
     def send(sock: socket.socket) -> None:
-        sock.sendall(endless)
+        sock.sendall(begin)
         with contextlib.suppress(ConnectionError):
             while True:
-                sock.sendall(
-                    b"X: " + b"a" * 60_000 + b"\r\n"[: 2 * ("0\r" in str(endless))]
-                )
+                sock.sendall(more * 10_000)
 
     with pytest.raises(ConnectionError, match=r"^sent an invalid answer$"):
         ask(make(scripted([send]).base_url))
@@ -1155,3 +1141,45 @@ def test_no_threads(
     assert (error.status, error.kind, error.retry_after) == (503, "fault", 1.0)
     assert [record.levelno for record in caplog.records] == [logging.ERROR]
     assert records == []
+
+
+# A name server that hangs, when the service is to stop
+
+HANGING = """
+import socket, time
+look_up = socket.getaddrinfo
+def hang(host, *args, **kwargs):
+    if host == "upstream.invalid":
+        print("looking up", flush=True)
+        time.sleep(600)
+    return look_up(host, *args, **kwargs)
+socket.getaddrinfo = hang
+"""
+
+
+@pytest.mark.parametrize("signals", [1, 2])
+def test_stops_while_a_name_server_hangs(
+    start: Start, tmp_path: Path, signals: int
+) -> None:
+    """SIGTERM ends the service in time while a name is being looked up, and a second
+    one ends it at once.
+    """
+    (tmp_path / "sitecustomize.py").write_text(HANGING)
+    service = start(
+        C42_BASE_URL="http://upstream.invalid/",
+        C42_TIMEOUT="1" if signals == 1 else "600",
+        PYTHONPATH=str(tmp_path),
+    )
+    with service.connect() as client:
+        client.sendall(
+            b"GET /events-with-subscriptions/E HTTP/1.1\r\nHost: c42c\r\n\r\n"
+        )
+        until(lambda: "looking up" in service.log)
+        if signals == 1:
+            assert service.stop() == 0
+            assert client.recv(65536).startswith(b"HTTP/1.1 504 ")
+        else:
+            service.process.send_signal(signal.SIGTERM)
+            until(lambda: "stopping" in service.log)
+            service.process.send_signal(signal.SIGTERM)
+            service.process.wait(PATIENCE)
