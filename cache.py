@@ -261,6 +261,7 @@ class Cache:
     thread and returns True, or returns False if it declines. A key that was handed over
     isn't again until its refresh has ended. After a refresh that was declined, or
     brought nothing better than what is kept, `retry_refresh` seconds must pass.
+    `on_refresh_due` may be set once the cache is made.
     """
 
     def __init__(
@@ -280,7 +281,7 @@ class Cache:
         self.clock = clock
         self._refresh_ahead = refresh_ahead
         self._retry_refresh = retry_refresh
-        self._on_refresh_due = on_refresh_due
+        self.on_refresh_due = on_refresh_due
         self._lock = threading.Lock()
         self._entries: dict[str, _EntryTuple] = {}
         max_bad = max(1, max_entries // 10)
@@ -574,7 +575,7 @@ class Cache:
             return
         accepted = False
         try:
-            accepted = self._on_refresh_due(claimed)
+            accepted = self.on_refresh_due(claimed)
         except Exception:
             log.exception("a refresh could not begin")
         if not accepted:

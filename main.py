@@ -13,6 +13,7 @@ import logging
 import os
 import time
 from collections.abc import Callable, Mapping
+from functools import partial
 from typing import TYPE_CHECKING, NamedTuple
 
 import flask
@@ -28,10 +29,12 @@ from calendar42.calls import Pause
 from operations import VERSION, check, health, logs, settings
 from operations.error_log import ErrorLog
 from operations.metrics import Metrics
+from operations.refreshing import MAX_REFRESHES, Refresher
 from operations.settings import RESERVED_THREADS, Settings, SettingsError
 from serving.connection import FindFastPath, Serialized, serialize
 from serving.server import Server
 from serving.system import open_standard_streams, return_memory_early
+from sharing.pool import DaemonPool
 
 if TYPE_CHECKING:
     from sharing.tier import SharedTier  # needs redis, which few have installed
@@ -76,25 +79,40 @@ def create_app(
     """Make the service for any WSGI server, from `config` or else from the environment
     (raises `SettingsError`).
 
-    `server` is our own server, if that will serve the app. Call this in the process
-    that serves: it starts threads.
+    `server` is our own server, if that will serve the app. No thread is started before
+    the first request.
     """
     config = config or _configure(os.environ)
-    components = _wire(config, client, clock, server)
+    pause = Pause(config.fault_expiry)
+    cache = _make_cache(config, clock)
+    tier = _make_tier(config, pause)
+    metrics = _make_metrics(config, cache, pause, tier, server)
+    error_log = ErrorLog()
+    client = client or _make_client(config, pause, metrics)
+    load = _make_loader(config, client, metrics, error_log, tier, refresh=False)
+    refresh = _make_loader(config, client, metrics, error_log, tier, refresh=True)
+    refresher = Refresher(
+        cache,
+        refresh,
+        timeout=config.timeout,
+        is_paused=lambda: pause.left > 0,
+        submit=DaemonPool(MAX_REFRESHES, "c42c-refresh").submit,
+    )
+    cache.on_refresh_due = refresher.on_refresh_due
+
     app = Flask(__name__, static_folder=None)  # the status page brings its own
-    app.extensions["c42c"] = components
-    health.register(app, components.metrics, components.error_log)
+    health.register(app, metrics, error_log)
     app_hooks.register(
         app,
         origins=config.cors_origins,
-        on_full=components.metrics.on_full,
-        on_error=components.error_log.on_error,
+        on_full=metrics.on_full,
+        on_error=error_log.on_error,
     )
 
     def find(event_ids: list[str]) -> dict[str, Found]:
         # Of all loads together: a second one may follow the first.
         deadline = time.monotonic() + config.timeout
-        found = components.cache.get_or_load(event_ids, components.load, deadline)
+        found = cache.get_or_load(event_ids, load, deadline)
         g.is_hit = all(part.source == "hit" for part in found.values())
         return found
 
@@ -110,64 +128,34 @@ def create_app(
         condition = request.headers.get("If-None-Match")
         return app_hooks.respond(response.render_many(find(wanted), condition))
 
+    app.extensions["c42c"] = Components(
+        cache=cache,
+        client=client,
+        tier=tier,
+        load=load,
+        metrics=metrics,
+        error_log=error_log,
+        origins=config.cors_origins,
+        immediate=_make_fast_path(config, cache, metrics),
+    )
     return app
 
 
-def _wire(
-    config: Settings,
-    client: Client | None,
-    clock: Callable[[], float],
-    server: Server | None,
-) -> Components:
-    cache = Cache(
+def _make_cache(config: Settings, clock: Callable[[], float]) -> Cache:
+    return Cache(
         max_entries=config.max_entries,
         max_bytes=config.max_mib * 2**20,
         max_waiting=config.threads - RESERVED_THREADS,
+        refresh_ahead=config.refresh_ahead,
+        retry_refresh=config.fault_expiry,
         clock=clock,
     )
-    pause = Pause(config.fault_expiry)
-    tier = None
-    if config.cache_url:
-        tier = _share(config, pause)
-    metrics = Metrics(
-        cache,
-        pause,
-        config.expiry,
-        tier=tier,
-        stopping=lambda: bool(server and server.stopping),
-    )
-    if not client:
-        client = client_for(
-            config, pause, on_call=metrics.on_call, on_fault=metrics.on_fault
-        )
-    error_log = ErrorLog()
-    load = loader(
-        client.fetch,
-        expiry=config.expiry,
-        fault_expiry=config.fault_expiry,
-        on_error=error_log.on_failed_load,
-    )
-    load = metrics.watch(load)
-    if tier:
-        load = tier.wrap(load)
-    immediate = hits.immediate(cache, config.cors_origins, metrics.hits_by_status)
-    app_only = log.isEnabledFor(
-        logging.DEBUG
-    )  # it answers hits too then, and logs them
-    return Components(
-        cache,
-        client,
-        tier,
-        load,
-        metrics,
-        error_log,
-        config.cors_origins,
-        (lambda request: None) if app_only else immediate,
-    )
 
 
-def _share(config: Settings, pause: Pause) -> "SharedTier":
+def _make_tier(config: Settings, pause: Pause) -> "SharedTier | None":
     """Make what shares answers with instances that have the same settings."""
+    if not config.cache_url:
+        return None
     from sharing.tier import SharedTier
 
     return SharedTier(
@@ -176,6 +164,59 @@ def _share(config: Settings, pause: Pause) -> "SharedTier":
         timeout=config.timeout,
         pause=pause,
     )
+
+
+def _make_metrics(
+    config: Settings,
+    cache: Cache,
+    pause: Pause,
+    tier: "SharedTier | None",
+    server: Server | None,
+) -> Metrics:
+    def is_stopping() -> bool:
+        return server is not None and server.stopping
+
+    return Metrics(cache, pause, config.expiry, tier=tier, stopping=is_stopping)
+
+
+def _make_client(config: Settings, pause: Pause, metrics: Metrics) -> Client:
+    return client_for(config, pause, on_call=metrics.on_call, on_fault=metrics.on_fault)
+
+
+def _make_loader(
+    config: Settings,
+    client: Client,
+    metrics: Metrics,
+    error_log: ErrorLog,
+    tier: "SharedTier | None",
+    *,
+    refresh: bool,
+) -> Loader:
+    """Make what loads events: from Redis, if there is one, or else from Calendar42.
+
+    A refresh takes nothing from Redis that is itself about to expire.
+    """
+    load = loader(
+        partial(client.fetch, refresh=refresh),
+        expiry=config.expiry,
+        fault_expiry=config.fault_expiry,
+        on_error=error_log.on_failed_load,
+    )
+    watched = metrics.watch(load)
+    if tier is None:
+        return watched
+    if refresh:
+        return tier.wrap(watched, least_left=config.refresh_ahead * config.expiry)
+    return tier.wrap(watched)
+
+
+def _make_fast_path(config: Settings, cache: Cache, metrics: Metrics) -> FindFastPath:
+    """Make what answers hits in the event loop; at DEBUG the app answers them too, so
+    that they are logged.
+    """
+    if log.isEnabledFor(logging.DEBUG):
+        return lambda request: None
+    return hits.immediate(cache, config.cors_origins, metrics.hits_by_status)
 
 
 def _read_settings(environ: Mapping[str, str]) -> Settings:

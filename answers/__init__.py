@@ -3,4 +3,5 @@ response.
 """
 
 LIST_PATH = "/events-with-subscriptions"
-EVENT_PATH = LIST_PATH + "/<event_id>"  # as Flask writes a route
+EVENT_PREFIX = LIST_PATH + "/"
+EVENT_PATH = EVENT_PREFIX + "<event_id>"  # as Flask writes a route

@@ -8,13 +8,12 @@ This is the hot path: `_Hits.answer` runs for every hit. So it reads what the ca
 import math
 from collections.abc import MutableMapping
 
-from answers import LIST_PATH, response
+from answers import EVENT_PREFIX, response
 from answers.value import StoredAnswer
 from cache import Cache, Found, Hit
 from serving.connection import FastPath, FindFastPath, Serialized, serialize
 from serving.request import Request
 
-PREFIX = LIST_PATH + "/"
 _BODY = StoredAnswer._fields.index("body")
 _ETAG = StoredAnswer._fields.index("etag")
 
@@ -29,9 +28,9 @@ def immediate(
     def find(request: Request) -> FastPath | None:
         if request.method not in ("GET", "HEAD"):
             return None
-        if not request.path.startswith(PREFIX):
+        if not request.path.startswith(EVENT_PREFIX):
             return None
-        key = request.path.removeprefix(PREFIX).removesuffix("/")
+        key = request.path.removeprefix(EVENT_PREFIX).removesuffix("/")
         condition = request.headers.get("if-none-match")
         origin = request.headers.get("origin", "")
         cors = response.cors(origins, origin, request.method)

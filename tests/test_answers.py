@@ -14,7 +14,7 @@ from hypothesis import example, given, settings
 from hypothesis import strategies as st
 from werkzeug.exceptions import ImATeapot, MethodNotAllowed, NotFound
 
-from answers import app_hooks, hits, response, value
+from answers import EVENT_PREFIX, app_hooks, hits, response, value
 from answers.loading import loader
 from cache import FAULT, KINDS, NEGATIVE, OK, PAUSED, Found, Loaded, WaitingRoomFull
 from calendar42.errors import C42Error, Paused, TimedOut
@@ -497,7 +497,7 @@ def test_hits_are_what_the_route_answers(
     held = iter(found)
     cache: Any = SimpleNamespace(get=lambda key: tuple(next(held)[:4]))
     headers = {} if asked is None else {"if-none-match": asked}
-    request = Request("GET", f"{hits.PREFIX}1", "", "HTTP/1.1", headers, 0, True)
+    request = Request("GET", f"{EVENT_PREFIX}1", "", "HTTP/1.1", headers, 0, True)
     shortcut = hits.immediate(cache, frozenset(), Counter())(request)
     assert shortcut
     for each in found:
@@ -529,7 +529,7 @@ def test_a_hit_is_rendered_once_a_second(
     cache: Any = SimpleNamespace(get=lambda key: (held[0].value, *next(waiting)[1:4]))
     served = Counter[bytes]()
     shortcut = hits.immediate(cache, frozenset(), served)(
-        Request("GET", f"{hits.PREFIX}1", "", "HTTP/1.1", {}, 0, True)
+        Request("GET", f"{EVENT_PREFIX}1", "", "HTTP/1.1", {}, 0, True)
     )
     assert shortcut
     first, second, third, last = (answer[0] for _ in held if (answer := shortcut()))

@@ -225,7 +225,9 @@ def test_nobody_keeps_an_answer_longer(
     """`max-age` is always what is left in whole seconds, so that no copy outlives the
     entry.
     """
-    service = inside(C42_EXPIRY=minutes, C42_FAULT_EXPIRY="0.001")
+    service = inside(
+        C42_EXPIRY=minutes, C42_FAULT_EXPIRY="0.001", C42_REFRESH_AHEAD="0"
+    )
     good, bad = new_events(upstream, 1)[0], new_id()
     began = service.clock.now
     for event_id, status in ((good, 200), (bad, 404)):

@@ -198,7 +198,7 @@ import main
 from operations import logs, settings
 
 class Broken:
-    def fetch(self, event_ids, deadline):
+    def fetch(self, event_ids, deadline, refresh):
         raise ZeroDivisionError("by nought")
 
 config = settings.read({"C42_TOKEN": "12345678"})
