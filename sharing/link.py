@@ -1,8 +1,9 @@
 """Exchanges with Redis, each bounded in time.
 
-Each runs in a thread of a small pool, and its caller waits for it for a bounded time: that
-bounds the look-up of the name, connecting, and replies that trickle. After a failure,
-Redis isn't asked for a while. Then one exchange tries again, over a new connection.
+Each runs in a thread of a small pool, and its caller waits for it for a bounded time.
+That bounds all of it: looking up the name, connecting, and replies that trickle. After
+a failure, Redis isn't asked for a while. Then one exchange tries again, over a new
+connection.
 
 `Link._lock` guards everything that changes.
 """

@@ -1,10 +1,12 @@
 """The URL of Redis, and the rights of its user."""
 
 import re
-import shutil
 import subprocess
 import sys
+from collections.abc import Iterator
+from itertools import chain
 from pathlib import Path
+from typing import NamedTuple
 
 import pytest
 import redis
@@ -18,63 +20,79 @@ from tests.fixtures import PATIENCE, ROOT, TOKEN, new_id, until
 from tests.machines import PASSWORD, VALUE, Make, MakeProxy, Redis, Said, silence
 
 
-def test_addresses(tmp_path: Path, machine: Make, said: Said) -> None:
-    """Redis is reached by TCP, TLS and a Unix socket, with a password and a database."""
-    if not shutil.which("openssl"):
-        pytest.skip("there is no openssl to make a certificate with")
-    make = "openssl req -x509 -newkey rsa:2048 -nodes -keyout key -out crt -days 2 -subj /CN=localhost -addext"
-    command = [*make.split(), "subjectAltName=DNS:localhost"]
-    subprocess.run(
-        command, check=True, capture_output=True, timeout=PATIENCE, cwd=tmp_path
-    )
-    tls, path = free_port(), tmp_path / "s"
-    files = [
-        "--tls-cert-file",
-        f"{tmp_path}/crt",
-        "--tls-key-file",
-        f"{tmp_path}/key",
-        "--tls-auth-clients",
-        "no",
-    ]
-    server = Redis(
-        "--requirepass",
-        "se/cret",
-        "--unixsocket",
-        str(path),
-        "--tls-port",
-        str(tls),
-        *files,
-    )
-    try:
-        for number, url in enumerate(
-            [
-                f"redis://:{PASSWORD}@127.0.0.1:{server.port}/1",
-                f"redis://default:{PASSWORD}@localhost:{server.port}?db=2",
-                f"unix://:{PASSWORD}@{path}?db=3",
-                f"rediss://:{PASSWORD}@localhost:{tls}/4?ssl_ca_certs={tmp_path}/crt",
-            ],
-            1,
-        ):
-            one = machine(url)
-            # On a busy machine, a TLS handshake takes longer than a caller waits.
-            until(one.shares_again)
-            one.ask(event_id := new_id())
-            with redis.Redis(
-                port=server.port, password="se/cret", db=number, protocol=2
-            ) as client:
-                assert client.exists(one.key(event_id))
-        for url in (
-            f"rediss://:{PASSWORD}@localhost:{tls}",  # a strange certificate
-            f"redis://:wrong@127.0.0.1:{server.port}",
-            f"redis://127.0.0.1:{server.port}",
-        ):
-            lost = said("is lost")
-            one = machine(url)
-            one.ask(new_id())
-            assert not one.shares
-            assert said("is lost") == lost + 1
-    finally:
-        server.kill()
+class Secured(NamedTuple):
+    """A Redis with a password, on a port, a port with TLS, and a socket."""
+
+    server: Redis
+    tls_port: int
+    socket: Path
+    certificate: Path
+
+    def url(self, form: str) -> str:
+        """Fill in where it is."""
+        return form.format(
+            port=self.server.port,
+            tls=self.tls_port,
+            socket=self.socket,
+            certificate=self.certificate,
+        )
+
+
+@pytest.fixture(scope="module")
+def secured(
+    certificate: Path, tmp_path_factory: pytest.TempPathFactory
+) -> Iterator[Secured]:
+    tls_port = free_port()
+    socket = tmp_path_factory.mktemp("redis") / "socket"
+    public = certificate / "fullchain.pem"
+    options = {
+        "--requirepass": "se/cret",
+        "--unixsocket": str(socket),
+        "--tls-port": str(tls_port),
+        "--tls-cert-file": str(public),
+        "--tls-key-file": str(certificate / "privkey.pem"),
+        "--tls-auth-clients": "no",
+    }
+    server = Redis(*chain.from_iterable(options.items()))
+    yield Secured(server, tls_port, socket, public)
+    server.kill()
+
+
+@pytest.mark.parametrize(
+    ("form", "database"),
+    [
+        ("redis://:se%2Fcret@127.0.0.1:{port}/1", 1),
+        ("redis://default:se%2Fcret@localhost:{port}?db=2", 2),
+        ("unix://:se%2Fcret@{socket}?db=3", 3),
+        ("rediss://:se%2Fcret@localhost:{tls}/4?ssl_ca_certs={certificate}", 4),
+    ],
+)
+def test_addresses(form: str, database: int, secured: Secured, machine: Make) -> None:
+    """Redis is reached by TCP, TLS and a Unix socket, with password and database."""
+    one = machine(secured.url(form))
+    one.ask(event_id := new_id())
+    assert one.shares
+    port = secured.server.port
+    with redis.Redis(port=port, password="se/cret", db=database, protocol=2) as client:
+        assert client.exists(one.key(event_id))
+
+
+@pytest.mark.parametrize(
+    ("form", "reason"),
+    [
+        ("rediss://:se%2Fcret@localhost:{tls}", "self-signed certificate"),
+        ("redis://:wrong@127.0.0.1:{port}", "wrong or missing user or password"),
+        ("redis://127.0.0.1:{port}", "wrong or missing user or password"),
+    ],
+)
+def test_what_redis_rejects(
+    form: str, reason: str, secured: Secured, machine: Make, said: Said
+) -> None:
+    """A certificate that nobody vouches for, or a wrong password, is a loss."""
+    one = machine(secured.url(form))
+    assert one.ask(new_id()).value == VALUE
+    assert not one.shares
+    assert said(reason) == said("is lost") == 1
 
 
 SCALING = (ROOT / "docs/scaling.md").read_text()
@@ -260,28 +278,29 @@ def test_the_address_that_the_log_shows(url: str, shown: str) -> None:
 
 def test_secrets_are_not_shown() -> None:
     """The settings do not show the address of Redis, which may hold a password."""
-    shown = repr(
-        settings.read(
-            {"C42_TOKEN": TOKEN, "C42_CACHE_URL": f"redis://:{PASSWORD}@localhost"}
-        )
-    )
+    url = f"redis://:{PASSWORD}@localhost"
+    shown = repr(settings.read({"C42_TOKEN": TOKEN, "C42_CACHE_URL": url}))
     assert PASSWORD not in shown
     assert "localhost" not in shown
 
 
+WITHOUT_REDIS = """
+import sys
+sys.modules["redis"] = None
+import main
+sys.exit(main.main([], {"C42_TOKEN": "12345678", "C42_CACHE_URL": "redis://localhost"}))
+"""
+
+
 def test_redis_is_not_installed() -> None:
-    """C42_CACHE_URL without the redis package stops the start and says what to install."""
-    environ = {"C42_TOKEN": TOKEN, "C42_CACHE_URL": "redis://localhost"}
-    code = f"import sys; sys.modules['redis'] = None; import main; sys.exit(main.main([], {environ}))"
+    """C42_CACHE_URL without the redis package stops the start, and says what to do."""
     ended = subprocess.run(
-        [sys.executable, "-c", code],
+        [sys.executable, "-c", WITHOUT_REDIS],
         check=False,
         capture_output=True,
         text=True,
         timeout=PATIENCE,
     )
     assert ended.returncode == 2
-    assert (
-        ended.stderr
-        == "C42_CACHE_URL needs the redis package: pip install -r requirements-redis.txt\n"
-    )
+    needs = "C42_CACHE_URL needs the redis package: pip install -r "
+    assert ended.stderr == f"{needs}requirements-redis.txt\n"
