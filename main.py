@@ -243,8 +243,8 @@ def _configure(environ: Mapping[str, str]) -> Settings:
     config = _read_settings(environ)
     logs.configure(config.loglevel, config.logformat, config.token)
     facts = {"version": VERSION} | settings.facts(config)
-    text = " ".join(f"{name}={fact}" for name, fact in facts.items())
-    log.info("start %s", text, extra={"fields": facts})
+    known = [f"{name}={fact}" for name, fact in facts.items() if fact is not None]
+    log.info("start %s", " ".join(known), extra={"fields": facts})
     for text in settings.warnings(environ):
         log.warning("%s", text)
     return config

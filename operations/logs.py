@@ -21,7 +21,6 @@ from contextvars import Context, ContextVar
 from datetime import UTC, datetime
 from logging.handlers import QueueHandler, QueueListener
 from queue import SimpleQueue
-from typing import Any
 
 MAX_QUEUED = 2**20  # characters
 FLUSH_SECONDS = 1.0
@@ -63,9 +62,9 @@ class _Formatter(logging.Formatter):
             line += f" request={its_id}"
         return line
 
-    def _fields(self, record: logging.LogRecord) -> dict[str, Any]:
+    def _fields(self, record: logging.LogRecord) -> dict[str, object]:
         created = datetime.fromtimestamp(record.created, UTC)
-        fields: dict[str, Any] = dict(getattr(record, "fields", {}))
+        fields: dict[str, object] = dict(getattr(record, "fields", {}))
         fields["time"] = created.isoformat(timespec="milliseconds")
         fields["level"] = record.levelname
         fields["logger"] = record.name
