@@ -73,7 +73,10 @@ FETCH = """
     const [url, options, done] = arguments;
     fetch(url, options).then(
         async answer => done({
-            status: answer.status, body: await answer.text(), headers: Object.fromEntries(answer.headers)}),
+            status: answer.status,
+            body: await answer.text(),
+            headers: Object.fromEntries(answer.headers),
+        }),
         error => done({blocked: error.name}));
 """
 
@@ -87,14 +90,13 @@ def fetch(browser: "webdriver.Chrome", url: str, **options: Any) -> dict[str, An
 
 
 def served(service: Service) -> Counter[str]:
-    """Return how many requests for single events the service has answered, by status."""
-    pattern = r'^c42_http_requests_total\{(?=.*route="[^"]*<event_id>").*status="(\d+)".*\} (\d+)'
-    return Counter(
-        {
-            status: int(count)
-            for status, count in re.findall(pattern, service.get("/metrics").text, re.M)
-        }
-    )
+    """Return how many requests for single events were answered, by status."""
+    route = '(?=.*route="[^"]*<event_id>")'
+    pattern = rf'^c42_http_requests_total{{{route}.*status="(\d+)".*}} (\d+)'
+    counts = Counter[str]()
+    for status, count in re.findall(pattern, service.get("/metrics").text, re.M):
+        counts[status] = int(count)
+    return counts
 
 
 def test_browser(

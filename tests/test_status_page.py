@@ -21,7 +21,7 @@ RATE = '[data-number="rates.hit"]'
 
 
 def text(browser: Chrome, selector: str) -> str:
-    """Return what the page shows there, as a reader sees it: nothing of what is hidden."""
+    """Return what the page shows there to a reader: nothing of what is hidden."""
     return browser.find_element(By.CSS_SELECTOR, selector).text
 
 
@@ -41,7 +41,8 @@ def complaints(browser: Chrome) -> list[str]:
     """Return what the browser's console says since it was last asked, but for failed
     requests.
     """
-    lines = [entry["message"] for entry in browser.get_log("browser")]  # type: ignore[no-untyped-call]
+    entries = browser.get_log("browser")  # type: ignore[no-untyped-call]
+    lines = [entry["message"] for entry in entries]
     return [line for line in lines if "Failed to load resource" not in line]
 
 
@@ -96,7 +97,10 @@ def test_numbers_are_those_of_the_server(
         )
         > 30
     )
-    dashes = "return [...document.querySelectorAll('[data-number]')].filter(n => n.textContent === '–' && n.offsetParent)"
+    dashes = """
+        return [...document.querySelectorAll("[data-number]")]
+          .filter((place) => place.textContent === "–" && place.offsetParent);
+    """
     assert browser.execute_script(dashes) == []
     browser.execute_cdp_cmd("Emulation.setScriptExecutionDisabled", {"value": True})
     browser.get(service.url)
@@ -112,17 +116,61 @@ def test_formats(browser: Chrome, service: Service) -> None:
     only if it is all.
     """
     written: dict[str, dict[float, str]] = {
-        "duration": {0: "0 s", 59.9: "59 s", 60: "1 min 0 s", 252: "4 min 12 s", 3599: "59 min 59 s",
-                     86399: "23 h 59 min", 90061.5: "1 d 1 h", 8_640_000: "100 d 0 h"},
-        "pause": {0: "none", 0.1: "1 s", 99.5: "1 min 40 s"},
-        "latency": {0.00004: "0.0 ms", 0.0023: "2.3 ms", 0.00995: "10.0 ms", 0.0125: "13 ms", 0.5: "500 ms",
-                    0.9996: "1.00 s", 1.125: "1.13 s"},
-        "percent": {0: "0.0 %", 0.33333: "33.3 %", 0.99999: "99.9 %", 1: "100.0 %"},
-        "count": {0: "0", 999: "999", 1000: "1,000", 1_234_567: "1,234,567"},
-        "mib": {0: "0 MiB", 524_288: "0.5 MiB", 1_048_576: "1 MiB", 134_217_728: "128 MiB", 13_212_058: "13 MiB"},
-        "amount": {9_999_999: "9,999,999", 10_000_000: "10.0 M", 123_456_789: "123.5 M"},
-        "rate": {0: "0.0", 9.94: "9.9", 12.5: "13", 12345.6: "12,346"},
-    }  # fmt: skip
+        "duration": {
+            0: "0 s",
+            59.9: "59 s",
+            60: "1 min 0 s",
+            252: "4 min 12 s",
+            3_599: "59 min 59 s",
+            86_399: "23 h 59 min",
+            90061.5: "1 d 1 h",
+            8_640_000: "100 d 0 h",
+        },
+        "pause": {
+            0: "none",
+            0.1: "1 s",
+            99.5: "1 min 40 s",
+        },
+        "latency": {
+            4e-05: "0.0 ms",
+            0.0023: "2.3 ms",
+            0.00995: "10.0 ms",
+            0.0125: "13 ms",
+            0.5: "500 ms",
+            0.9996: "1.00 s",
+            1.125: "1.13 s",
+        },
+        "percent": {
+            0: "0.0 %",
+            0.33333: "33.3 %",
+            0.99999: "99.9 %",
+            1: "100.0 %",
+        },
+        "count": {
+            0: "0",
+            999: "999",
+            1_000: "1,000",
+            1_234_567: "1,234,567",
+        },
+        "mib": {
+            0: "0 MiB",
+            524_288: "0.5 MiB",
+            1_048_576: "1 MiB",
+            134_217_728: "128 MiB",
+            13_212_058: "13 MiB",
+        },
+        "amount": {
+            9_999_999: "9,999,999",
+            10_000_000: "10.0 M",
+            123_456_789: "123.5 M",
+        },
+        "rate": {
+            0: "0.0",
+            9.94: "9.9",
+            12.5: "13",
+            12345.6: "12,346",
+        },
+    }
     browser.get(service.url)
     script = """const [name, numbers, done] = arguments;
         import("/static/format.js").then((all) => done(numbers.map(all[name])))"""
@@ -370,7 +418,7 @@ def test_faults_are_listed(browser: Chrome, pretence: Pretence) -> None:
 
 
 def test_redis_is_shown(browser: Chrome, pretence: Pretence) -> None:
-    """With C42_CACHE_URL, a tile says whether Redis is there, and what it was good for."""
+    """With C42_CACHE_URL, a tile says whether Redis is there, and what it gave."""
     assert not browser.find_element(By.ID, "shared-tier").is_displayed()
     pretence.say(shared_tier=TIER)
     shows(browser, "#shared-tier", "lost")
@@ -489,8 +537,9 @@ def test_large_numbers_fit(browser: Chrome, pretence: Pretence, width: int) -> N
     shows(browser, "main", "9 min 48 s")
     wide = browser.execute_script(
         """
-        const boxes = document.querySelectorAll(".tiles > div, .tiles dd, #troubles li");
-        return [...boxes].filter((box) => box.scrollWidth > box.clientWidth)
+        const boxes = ".tiles > div, .tiles dd, #troubles li";
+        return [...document.querySelectorAll(boxes)]
+          .filter((box) => box.scrollWidth > box.clientWidth)
           .map((box) => box.textContent.trim());
         """
     )
@@ -507,7 +556,8 @@ def test_hidden_tabs_do_not_ask(browser: Chrome, service: Service) -> None:
         const ask = window.fetch;
         window.asked = 0;
         window.fetch = (...what) => { asked++; return ask(...what); };
-        window.setTimeout = (what) => { window.next = what; };  // until the test says so
+        // Until the test says so.
+        window.setTimeout = (what) => { window.next = what; };
         """
     )
     soon(
@@ -565,13 +615,15 @@ def _contrasts(browser: Chrome) -> list[Any]:
           return [255, 255, 255];
         };
         return [...document.querySelectorAll("body *")]
-          .filter((node) => [...node.childNodes].some((child) => child.nodeType === 3 && child.data.trim()))
+          .filter((node) => [...node.childNodes]
+            .some((child) => child.nodeType === 3 && child.data.trim()))
           .filter((node) => node.checkVisibility())
           .map((node) => {
             const style = getComputedStyle(node);
             const front = node instanceof SVGElement ? style.fill : style.color;
             const [a, b] = [light(channels(front)), light(behind(node))];
-            return [node.textContent.trim(), (Math.max(a, b) + 0.05) / (Math.min(a, b) + 0.05)];
+            const contrast = (Math.max(a, b) + 0.05) / (Math.min(a, b) + 0.05);
+            return [node.textContent.trim(), contrast];
           })
           .filter(([, contrast]) => !(contrast >= 4.5));
         """

@@ -20,7 +20,10 @@ from tests.fixtures import Service, Start, new_id, until
 AXE = """
     const done = arguments[0];
     axe.run().then(({passes, violations}) =>
-      done([passes.length, violations.map(({id, nodes}) => `${id}: ${nodes.map(({html}) => html)}`)]));
+      done([
+        passes.length,
+        violations.map(({id, nodes}) => `${id}: ${nodes.map(({html}) => html)}`),
+      ]));
 """
 SMALL = {
     "C42_THREADS": "20",
