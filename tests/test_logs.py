@@ -608,38 +608,48 @@ for thread in threads:
 for thread in threads:
     thread.join()
 print(logs.dropped(), flush=True)
-sys.stdin.readline()
-log.info("later")
-log.info("last")
-print(logs.dropped(), flush=True)
+for text in "early", "later", "last":
+    sys.stdin.readline()
+    log.info(text)
+    print(logs.dropped(), flush=True)
 """
 
 
 def test_what_was_dropped_is_counted() -> None:
     """Each line is written, or else counted, and that once; the lines of each thread
-    keep their order.
+    keep their order. Once the queue is full, it takes no line until half of it is
+    empty.
     """
-    command = [sys.executable, "-c", DROPPING]
     pipe = subprocess.PIPE
     with subprocess.Popen(
-        command, cwd=ROOT, stdin=pipe, stdout=pipe, stderr=pipe, text=True
+        [sys.executable, "-c", DROPPING], cwd=ROOT, stdin=pipe, stdout=pipe, stderr=pipe
     ) as process:
         assert process.stdin
         assert process.stdout
         assert process.stderr
-        dropped = int(process.stdout.readline())
-        assert dropped > 0
-        process.stdin.write("\n")
-        process.stdin.flush()
-        lines = process.stderr.read().splitlines()
-        assert int(process.stdout.readline()) >= dropped
+        dropped = [int(process.stdout.readline())]
+        log = b""
+        for characters in 200_000, 800_000, 0:
+            while len(log) < characters:
+                log += os.read(process.stderr.fileno(), 10_000)
+            process.stdin.write(b"\n")
+            process.stdin.flush()
+            dropped.append(int(process.stdout.readline()))
+        log += process.stderr.read()
+    first = dropped[0]
+    assert first > 0
+    assert dropped == [first, first + 1, first + 1, first + 1]
+    lines = log.decode().splitlines()
     written = [line.rpartition("request=")[2] for line in lines if "xxx" in line]
     for thread in range(10):
         numbers = [int(one[2:]) for one in written if one.startswith(f"{thread}-")]
         assert numbers == sorted(numbers)
-    reported = re.findall(r"dropped (\d+) log lines", "\n".join(lines))
-    kept = len([line for line in lines if line.endswith(("first", "later", "last"))])
-    assert len(written) + kept + sum(map(int, reported)) == 2003
+    assert len(written) + first == 2000
+    assert [line.partition(" c42c ")[2] for line in lines[-3:]] == [
+        f"dropped {first + 1} log lines: stderr is read too slowly",
+        "later",
+        "last",
+    ]
 
 
 CONFIGURING = """
