@@ -9,7 +9,7 @@ import pytest
 import requests
 
 from standin import Standin
-from tests.fixtures import PATIENCE, Service, new_id, until
+from tests.fixtures import PATIENCE, Service, Start, new_id, until
 from tests.machines import Redis
 from tests.reading import lifetime
 
@@ -102,6 +102,24 @@ def test_no_answer_outlives_its_load(
         assert left
         assert 240 < left <= 252 - (asked - began) + first.elapsed.total_seconds()
     assert upstream.calls("events", event_id) == 1
+
+
+def test_a_hot_event_is_refreshed_by_one_instance(
+    start: Start, shared_redis: Redis, upstream: Standin
+) -> None:
+    """Each time a popular event is due, one instance loads it, and the others take its
+    answer.
+    """
+    upstream.add_event(event_id := new_id(), names=["Ada"])
+    environ = {"C42_EXPIRY": "0.05", "C42_REFRESH_AHEAD": "50"}
+    several = [start(C42_CACHE_URL=shared_redis.url, **environ) for _ in range(4)]
+    end = time.monotonic() + 6.0
+    while time.monotonic() < end:
+        for service in several:
+            assert service.event(event_id).status_code == 200
+        time.sleep(0.02)
+    # Due after 1.5 s, so four times; alone, the instances would need sixteen loads.
+    assert 4 <= upstream.calls("events", event_id) <= 8
 
 
 def test_operators_see_the_state_of_redis(

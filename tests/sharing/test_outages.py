@@ -346,6 +346,7 @@ def test_a_connection_that_is_cut(proxy: MakeProxy, machine: Make, said: Said) -
     one = machine(closing.url, retry_after=PATIENCE)
     assert one.ask(new_id()).value == VALUE
     assert said("it closed the connection") == said("is lost") == 1
+    assert closing.accepted == 1
 
 
 def test_a_load_asks_redis_twice(
