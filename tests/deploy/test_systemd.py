@@ -17,6 +17,7 @@ from typing import NamedTuple
 import pytest
 import requests
 
+import c42client
 from operations import settings
 from standin import Standin
 from tests.deploy.load import Load
@@ -61,12 +62,12 @@ def test_unit_waits_long_enough() -> None:
 
 def test_unit_allows_all_threads() -> None:
     """systemd allows the threads that the service starts with the default settings:
-    workers, 1,024 for calls to Calendar42, and a reserve.
+    workers, those for calls to Calendar42, and a reserve.
     """
     tasks = re.search(r"TasksMax=(\d+)", UNIT.read_text())
     config = settings.read({"C42_TOKEN": TOKEN})
     assert tasks is not None
-    assert int(tasks[1]) > config.threads + 1024 + 100
+    assert int(tasks[1]) > config.threads + c42client.MAX_CALLS + 100
 
 
 @needs("systemd-socket-activate")
