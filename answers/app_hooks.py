@@ -13,6 +13,7 @@ from answers import response
 from answers.response import Response
 from cache import WaitingRoomFull
 from calendar42.ids import BadIds
+from serving.connection import FAILED
 
 # Logs an error (status, message and the exception, if it is a bug of ours), and returns
 # the id under which the log has it.
@@ -100,7 +101,7 @@ class _ErrorHandlers:
         return self._answer(error.code or 500, error.description or "")
 
     def on_bug(self, error: Exception) -> flask.Response:
-        return self._answer(500, "the service failed; its log says why", bug=error)
+        return self._answer(500, FAILED, bug=error)
 
     def _answer(
         self,

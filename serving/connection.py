@@ -104,10 +104,11 @@ class ServerState:
         self.reject = reject
         self.dispatch = dispatch
         self.limits = limits
+        self.now = 0.0  # at the last tick: exact enough for the end of a hit
         self.closing = False  # each answer is the last one of its connection
         self.connections: set[Connection] = set()
         self.requests = KnownRequests(find_fast_path, limits)
-        self.known = self.requests.arrivals
+        self.find_known = self.requests.arrivals.get
         self.unsent = UnsentAnswers(limits.max_unsent)
         self.pending = 0  # bytes of requests without an answer
         # Each read is copied out of it at once.
@@ -126,9 +127,9 @@ class ServerState:
         date = f"Date: {formatdate(usegmt=True)}"
         self.tail_keep_alive = f"{date}\r\nConnection: keep-alive\r\n\r\n".encode()
         self.tail_close = f"{date}\r\nConnection: close\r\n\r\n".encode()
-        now = self.loop.time()
+        self.now = self.loop.time()
         for connection in list(self.connections):
-            connection.enforce_timeouts(now)
+            connection.enforce_timeouts(self.now)
 
     def admit(self, connection: "Connection") -> bool:
         """Add a connection, and return whether there is room for it once those idle
@@ -239,9 +240,13 @@ class Connection(asyncio.BufferedProtocol):
         server = self._server
         data = server.buffer[:size].tobytes()
         if self._state is _READING and not self._unread:
-            arrival = server.known.get(data)
+            arrival = server.find_known(data)
             if arrival is not None and self._request is None:
-                self._write(self._answer(arrival))
+                answer = self._answer(arrival)
+                self.transport.write(answer)
+                self.since = server.now
+                if self._state is not _READING or self._blocked or self._rest:
+                    self._follow_up(answer)
                 return
         if self.idle:
             self.since = server.loop.time()
@@ -291,8 +296,10 @@ class Connection(asyncio.BufferedProtocol):
         # An empty line may come after the body of a request (RFC 9112, 2.2).
         return self._request is None and self._unread in (b"", _EMPTY_LINE)
 
-    def is_new(self, seconds: float) -> bool:
-        """Whether the client has connected less than `seconds` ago, or was answered."""
+    def settles(self, seconds: float) -> bool:
+        """Whether the client connected, or was answered, less than `seconds` ago: its
+        next request may be on its way.
+        """
         return self._server.loop.time() - self.since < seconds
 
     def enforce_timeouts(self, now: float) -> None:
@@ -324,7 +331,7 @@ class Connection(asyncio.BufferedProtocol):
             self.drop()
 
     def drop(self) -> None:
-        """Disconnect the client at once, and release what is held for it."""
+        """Disconnect the client at once, and let go of all that is held for it."""
         self._state = _ENDED
         self._release()
         # Without a reset, the system would go on trying to send what it has.
@@ -437,22 +444,24 @@ class Connection(asyncio.BufferedProtocol):
 
     def _answer(self, arrival: Arrival) -> bytes:
         """Return the answer to a request if that needs no worker, or b""."""
-        if arrival.fast_path is not None:
+        # At once, since this is the hit path.
+        head, method, keep_alive, _, _, fast_path = arrival
+        if fast_path is not None:
             try:
-                answer = arrival.fast_path()
+                answer = fast_path()
             except Exception:
                 log.exception("an immediate answer failed")
                 answer = None
             if answer is not None:
-                return self._complete(answer, arrival.keep_alive, arrival.method)
-        size = len(arrival.head)
+                return self._complete(answer, keep_alive, method)
+        size = len(head)
         if self._server.pending + size > self._server.limits.max_pending:
             return self._make_rejection(503, "too many requests are waiting")
         self._state = _WORKING
         self._request = arrival
         self._counted += size
         self._server.pending += size
-        self._server.dispatch(arrival.head, partial(self._finish, arrival))
+        self._server.dispatch(head, partial(self._finish, arrival))
         return b""
 
     def _finish(self, arrival: Arrival, answer: Serialized | None) -> None:
@@ -502,9 +511,14 @@ class Connection(asyncio.BufferedProtocol):
         if data:
             self.transport.write(data)
             self.since = self._server.loop.time()
-            if self._blocked:
-                self._server.unsent.add(self, data)
-                self._unsent_size = self._measure_unsent()
+        self._follow_up(data)
+
+    def _follow_up(self, data: bytes) -> None:
+        """Do what is left to do after `data` was handed to the transport."""
+        if self._blocked and data:
+            self.since = self._server.loop.time()
+            self._server.unsent.add(self, data)
+            self._unsent_size = self._measure_unsent()
         if self._rest is not None:
             self._server.unsent.add(self, cast(bytes, self._rest.obj))
             self._send_rest()

@@ -143,7 +143,7 @@ class Server:
         end = self.loop.time() + patience
         while state.connections and self.loop.time() < end:
             for connection in list(state.connections):
-                if connection.idle and not connection.is_new(_SETTLE_SECONDS):
+                if connection.idle and not connection.settles(_SETTLE_SECONDS):
                     connection.transport.close()
             await asyncio.sleep(_STEP_SECONDS)
         if state.connections:

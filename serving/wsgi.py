@@ -111,7 +111,7 @@ class _Response:
 
 
 def run_app(app: App, environ: dict[str, Any]) -> Serialized:
-    """Return the whole answer of `app`, with a Content-Length where HTTP requires one."""
+    """Return the whole answer of `app`, with a Content-Length if HTTP requires one."""
     response = _Response()
     result = app(environ, response.start)
     try:

@@ -1,9 +1,9 @@
 """The server with a small app behind it: `C42_PORT=... python -m tests.small_server
 '{"option": value}'`.
 
-Options are those of `Server.serve` and the names of `Limits`; `"uvloop": false` for asyncio's own loop; `"files":
-300` for a system that allows no more open files; `"rounds": 20` to serve 20 times,
-starting again on SIGHUP after each stop.
+Options are those of `Server.serve` and the names of `Limits`; `"uvloop": false` for
+asyncio's own loop; `"files": 300` for a system that allows no more open files;
+`"rounds": 20` to serve 20 times, starting again on SIGHUP after each stop.
 """
 
 import dataclasses
@@ -79,7 +79,8 @@ def main(options: str) -> None:
     if files := given.pop("files", None):
         resource.setrlimit(resource.RLIMIT_NOFILE, (files, files))
     if not given.pop("uvloop", True):
-        sys.modules["uvloop"] = None  # type: ignore[assignment]  # as if it were not installed
+        # As if it were not installed.
+        sys.modules["uvloop"] = None  # type: ignore[assignment]
     from serving.server import Server
 
     limits = {

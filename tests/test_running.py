@@ -19,8 +19,11 @@ import subprocess
 import threading
 
 def test_that_waits(start):
-    shell = subprocess.Popen(["sh", "-c", "sleep 60 & echo $!; wait"], stdout=subprocess.PIPE, text=True)
-    pathlib.Path(__file__).with_name("pids").write_text(f"{start().process.pid} {shell.stdout.readline().strip()}.")
+    command = ["sh", "-c", "sleep 60 & echo $!; wait"]
+    shell = subprocess.Popen(command, stdout=subprocess.PIPE, text=True)
+    below = shell.stdout.readline().strip()
+    path = pathlib.Path(__file__).with_name("pids")
+    path.write_text(f"{start().process.pid} {below}.")
     threading.Event().wait()
 """
 
@@ -82,7 +85,10 @@ def test_scripts_without_pytest(script: str) -> None:
     """Without pytest, a test script prints one line that says how to get it, and exits
     with 1.
     """
-    code = f"import runpy, sys; sys.modules['pytest'] = None; runpy.run_path({script!r}, run_name='__main__')"
+    code = (
+        "import runpy, sys; sys.modules['pytest'] = None; "
+        f"runpy.run_path({script!r}, run_name='__main__')"
+    )
     ended = subprocess.run(
         [sys.executable, "-c", code],
         check=False,
@@ -111,7 +117,10 @@ def test_scripts_print_failures_only(
 
 def test_without_a_browser() -> None:
     """The tests that need no browser don't import selenium."""
-    code = "import sys; sys.modules['selenium'] = None; import pytest; sys.exit(pytest.main(sys.argv[1:]))"
+    code = (
+        "import sys; sys.modules['selenium'] = None; "
+        "import pytest; sys.exit(pytest.main(sys.argv[1:]))"
+    )
     command = [
         sys.executable,
         "-c",

@@ -255,7 +255,8 @@ def run(attack: Attack, wait: float) -> bool:
             peak = memory.stop()
         time.sleep(wait)
         after = memory.now()
-    print(f"{attack.what}: {before:.0f} → {peak:.0f} MiB, {after:.0f} {wait:g} s later")
+    figures = f"{before:.0f} → {peak:.0f} MiB, {after:.0f} {wait:g} s later"
+    print(f"{attack.what}: {figures}", flush=True)
     return peak <= MOST_DURING and after <= MOST_AFTER
 
 
