@@ -408,6 +408,24 @@ def test_retry_after(kind: str, extra_wait: int, ttl: float, seconds: int) -> No
         assert headers["Cache-Control"] == "no-store"
 
 
+@unhurried
+@given(good | bad, st.floats(-1e3, 1e6), st.booleans())
+def test_no_client_keeps_a_fault(loaded: Loaded, ttl: float, alone: bool) -> None:
+    """A fault never has a max-age, alone or in a list; what lasts has one, for at most
+    what is left.
+    """
+    one = Found(loaded.value, loaded.kind, 0.0, ttl, "hit", stored=True)
+    parts = {"a": one, "b": found("hit", ttl=1e6)}
+    answer = response.render_many(parts, None)
+    if alone:
+        answer = response.render(one, None)
+    cache_control = dict(answer.headers)["Cache-Control"]
+    if loaded.kind in (FAULT, PAUSED) or ttl <= 0:
+        assert cache_control == "no-store"
+    else:
+        assert cache_control == f"max-age={int(ttl)}"
+
+
 @pytest.mark.parametrize("source", ["hit", "miss", "collapsed", "shared", "awaited"])
 def test_errors_carry_the_id_of_their_load(source: str) -> None:
     """However an error came about, it has the id under which the log tells of its load;
