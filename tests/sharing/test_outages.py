@@ -374,3 +374,23 @@ def test_a_load_asks_redis_twice(
     other.ask(event_id := new_id())
     assert one.ask(event_id).source == "shared"
     assert exchanges["all"] == 5
+
+
+def test_a_system_that_allows_no_more_threads(
+    shared_redis: Redis,
+    machine: Make,
+    said: Said,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """If no thread can be started to ask Redis, loads go on, and that's no loss."""
+    one = machine(shared_redis.url)
+
+    def refuse(thread: threading.Thread) -> None:
+        raise RuntimeError("can't start new thread")
+
+    with monkeypatch.context() as context:
+        context.setattr(threading.Thread, "start", refuse)
+        assert one.ask(new_id()).value == VALUE
+    assert (one.shares, said("is lost")) == (True, 0)
+    one.ask(new_id())
+    assert tuple(one.tier.snapshot().values()) == (0, 0, 1, 1, True)
