@@ -5,10 +5,10 @@ Memory that clients can make the server hold, with these defaults:
 | what | at most |
 |---|---|
 | connections: 8,192 of about 3 KiB | 24 MiB |
-| requests that are remembered | 4 MiB |
+| requests that are remembered: 4 MiB, and copies of parts of them | 6 MiB |
 | requests that have arrived, in whole or in part, and wait for their answers | 8 MiB |
 | answers that clients haven't taken | 32 MiB |
-| **in all** | **68 MiB** |
+| **in all** | **70 MiB** |
 
 One answer may be larger than the 32 MiB: then it is the only one. The app's own memory
 comes on top: its worker threads, its cache, and what it reads from others.
@@ -31,7 +31,7 @@ class Limits:
 
     # Of all clients together
     max_connections: int = 8192
-    max_known: int = 4 * MIB  # requests that are remembered
+    max_known: int = 4 * MIB  # requests that are remembered, as estimated
     max_pending: int = 8 * MIB  # requests without an answer, complete or not
     max_unsent: int = 32 * MIB  # answers that clients haven't taken
 
