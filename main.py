@@ -280,7 +280,12 @@ def _make_parser() -> argparse.ArgumentParser:
         action="store_true",
         help="check the settings, and the connection to Calendar42 and to Redis",
     )
-    parser.add_argument("--version", action="version", version=f"c42c {VERSION}")
+    parser.add_argument(
+        "--version",
+        action="version",
+        version=f"c42c {VERSION}",
+        help="print the version",
+    )
     return parser
 
 

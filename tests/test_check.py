@@ -113,7 +113,7 @@ def test_check_slow_answer(
 
 
 def test_check_without_stdout() -> None:
-    """`python main.py --check` gives its exit status even if its output goes nowhere."""
+    """`python main.py --check` gives its exit status even if stdout is closed."""
     ended = subprocess.run(
         ["sh", "-c", f"exec {sys.executable} main.py --check >&-"],
         env={"C42_TOKEN": ""},
@@ -156,8 +156,8 @@ def test_check_no_way(capsys: pytest.CaptureFixture[str]) -> None:
     status, said = checked(capsys, C42_BASE_URL="http://c42c.invalid/")
     assert status == 1
     assert (
-        "FAIL  answer: none from c42c.invalid (Name or service not known); see C42_BASE_URL, DNS"
-        in said
+        "FAIL  answer: none from c42c.invalid (Name or service not known); "
+        "see C42_BASE_URL, DNS" in said
     )
     assert "warn  encryption: none" in said
     status, said = checked(capsys, C42_TOKEN="")
@@ -230,8 +230,8 @@ def test_check_certificate(
         status, said = checked(capsys, C42_BASE_URL=f"https://localhost:{port}/")
         assert status == 1
         assert (
-            "(certificate: self-signed certificate); see C42_BASE_URL, REQUESTS_CA_BUNDLE and the clock"
-            in said
+            "(certificate: self-signed certificate); "
+            "see C42_BASE_URL, REQUESTS_CA_BUNDLE and the clock" in said
         )
         monkeypatch.setenv("REQUESTS_CA_BUNDLE", str(certificate / "fullchain.pem"))
         status, said = checked(capsys, C42_BASE_URL=f"https://127.0.0.1:{port}/")
@@ -254,8 +254,10 @@ def test_check_no_tls_there(
     assert re.search(r"FAIL  answer: none from 127.0.0.1:\d+ \(.*(SSL|TLS)", said)
 
 
-REDIS_LINE = r"""ok    redis: connected to Redis \d+[.\d]* at 127.0.0.1:\d+; all commands \
-that c42c needs are permitted""".replace("\\\n", "")
+REDIS_LINE = (
+    r"ok    redis: connected to Redis \d+[.\d]* at 127.0.0.1:\d+; "
+    "all commands that c42c needs are permitted"
+)
 
 
 def test_check_redis(capsys: pytest.CaptureFixture[str], upstream: Standin) -> None:

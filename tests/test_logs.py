@@ -204,7 +204,8 @@ class Broken:
 config = settings.read({"C42_TOKEN": "12345678"})
 logs.configure("INFO", "json", config.token)
 client = main.create_app(config, client=Broken()).test_client()
-answer = client.get("/events-with-subscriptions/a", headers={"X-Request-ID": "report-8"})
+path = "/events-with-subscriptions/a"
+answer = client.get(path, headers={"X-Request-ID": "report-8"})
 print(answer.status_code, answer.headers["X-Request-ID"])
 """
 

@@ -16,14 +16,22 @@ from operations import VERSION, settings
 from standin import DEMO_EVENTS
 from tests.fixtures import ROOT, TOKEN, MakeInside, Service, Start, until
 
+EIGHT = "at least 8 printable ASCII characters without spaces"
 WRONG = {
-    "C42_TOKEN": ["a b c d e", "abcdefg", "abcdefg\nh", "caf\u00e9caf\u00e9", "12345678\x00", "\udcff"],
-    "C42_EXPIRY": ["soon", "-1", "0", "nan", "inf", "-inf", "", "525600.1", "4,2", "0x1", "\n", "1\n2"],
+    "C42_TOKEN": [
+        "a b c d e", "abcdefg", "abcdefg\nh", "caf\u00e9caf\u00e9", "12345678\x00",
+        "\udcff",
+    ],
+    "C42_EXPIRY": [
+        "soon", "-1", "0", "nan", "inf", "-inf", "", "525600.1", "4,2", "0x1",
+        "\n", "1\n2",
+    ],
     "C42_LOGLEVEL": ["LOUD", "", "10", "INFO\n"],
     "C42_LOGFORMAT": ["xml", "", "JSON", "json\n"],
     "C42_BASE_URL": [
-        "ftp://x", "", "x", "http://", "http:///api", "http://x:99999/", "http://x:y/", "http://x?a", "http://x/#b",
-        "http://x y/", "http://x/\n", "http://*.x/", "http://.../", "http://[zz]/", "http://a@x/", "http://\x00/",
+        "ftp://x", "", "x", "http://", "http:///api", "http://x:99999/", "http://x:y/",
+        "http://x?a", "http://x/#b", "http://x y/", "http://x/\n", "http://*.x/",
+        "http://.../", "http://[zz]/", "http://a@x/", "http://\x00/",
     ],
     "C42_HOST": ["", "a b", "http://x", "127.0.0.1:80\n", "/a", ".", "a..b", "a" * 64],
     "C42_PORT": ["65536", "0", "-1", "http", "", "80.5", "\u0663", "5000\n", "1" * 5000],
@@ -59,10 +67,7 @@ def test_wrong_setting(
     assert line.isprintable()
     assert len(line) < 400
     if name == "C42_TOKEN":
-        assert (
-            line
-            == "C42_TOKEN is invalid: expected at least 8 printable ASCII characters without spaces"
-        )
+        assert line == f"C42_TOKEN is invalid: expected {EIGHT}"
     elif "@" in value:
         assert line.startswith(f"{name} is invalid: expected ")
     else:
@@ -80,12 +85,14 @@ def test_words(capsys: pytest.CaptureFixture[str]) -> None:
         "C42_THREADS": "16",
     }
     assert complaints(capsys, **wrong) == [
-        "C42_EXPIRY=soon is invalid: expected a number of minutes greater than 0, at most 525600",
+        "C42_EXPIRY=soon is invalid: expected a number of minutes greater than 0, "
+        "at most 525600",
         "C42_LOGFORMAT=xml is invalid: expected text or json",
         "C42_PORT=0 is invalid: expected a whole number from 1 to 65535",
         "C42_THREADS=16 is invalid: expected a whole number from 17 to 10000",
         "C42_DRAIN=-1 is invalid: expected a whole number from 0 to 3600",
-        "C42_TOKEN is missing: expected Calendar42's token, or C42_TOKEN_FILE with the path of a file",
+        "C42_TOKEN is missing: expected Calendar42's token, "
+        "or C42_TOKEN_FILE with the path of a file",
     ]
 
 
@@ -180,7 +187,7 @@ def test_bounds(name: str, text: str, value: object) -> None:
 
 
 def test_faults_are_kept_no_longer_than_answers() -> None:
-    """If C42_EXPIRY is less than C42_FAULT_EXPIRY's default, it holds for faults too."""
+    """A C42_EXPIRY below C42_FAULT_EXPIRY's default holds for faults too."""
     config = settings.read({"C42_TOKEN": TOKEN, "C42_EXPIRY": "0.05"})
     assert config.fault_expiry == 3.0
 
@@ -239,7 +246,7 @@ def test_wrong_token_file(tmp_path: Path, capsys: pytest.CaptureFixture[str]) ->
     it nor its path is shown.
     """
     shown, missing = "C42_TOKEN_FILE", "can't be read: No such file or directory"
-    wrong = "is invalid: expected a file that holds at least 8 printable ASCII characters without spaces"
+    wrong = f"is invalid: expected a file that holds {EIGHT}"
     contents = {
         "empty": b"",
         "short": b"hush\n",

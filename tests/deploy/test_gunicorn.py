@@ -43,7 +43,7 @@ def serve(upstream: Standin) -> Iterator[Serve]:
 
 @BOTH
 def test_events(serve: Serve, upstream: Standin, options: tuple[str, ...]) -> None:
-    """Each worker is ready from its start; it answers events, lists, errors and hits."""
+    """Each worker is ready from its start, and answers events, lists, errors, hits."""
     service = serve(*options)
     ready = at_once(*[partial(service.get, "/readyz") for _ in range(16)])
     assert [answer.status_code for answer in ready] == [200] * 16

@@ -43,7 +43,7 @@ def ran(
     timeout: float = 30,
     environ: Mapping[str, str] | None = None,
 ) -> str:
-    """Run a program and return everything it printed; fail if its exit status isn't 0."""
+    """Run a program and return everything it printed; fail unless it exits with 0."""
     ended = subprocess.run(
         command,
         check=False,
@@ -98,8 +98,9 @@ def nginx(folder: Path, site: str, *ports: int) -> Iterator[None]:
     temporary = "".join(f"{kind}_temp_path {folder}/{kind};\n" for kind in kinds)
     config = folder / "nginx.conf"
     http = f"access_log off;\n{temporary}{site}"
+    events = "events { worker_connections 1024; }"
     config.write_text(
-        f"daemon off;\npid {folder}/pid;\nevents {{ worker_connections 1024; }}\nhttp {{\n{http}\n}}\n"
+        f"daemon off;\npid {folder}/pid;\n{events}\nhttp {{\n{http}\n}}\n"
     )
     command = [
         find("nginx") or "nginx",
