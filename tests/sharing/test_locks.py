@@ -236,3 +236,25 @@ def test_waiting_for_another_instance_is_bounded(
         assert client.get(one.lock(event_id)) == b"another's"
     assert tuple(one.tier.snapshot().values()) == (0, 0, 0, 1, True)
     assert said("is lost") == 0
+
+
+def test_a_lock_of_its_own_holds_nobody_up(
+    shared_redis: Redis, machine: Make, counts: Counter[str]
+) -> None:
+    """An instance doesn't wait for itself: a lock that one of its loads has left, or
+    still holds, is its own.
+    """
+    one, event_id = machine(shared_redis.url), new_id()
+
+    def answer() -> Loaded:
+        one.answer = lambda: Loaded(VALUE, OK, 252.0)
+        return one.refresh(event_id, least_left=0.0)
+
+    one.ask(new_id())
+    one.answer = answer
+    with shared_redis.client() as client:
+        before = client.info("commandstats")["cmdstat_eval"]["calls"]
+        assert one.ask(event_id).value == VALUE
+        asked = client.info("commandstats")["cmdstat_eval"]["calls"] - before
+    assert counts[event_id] == 2
+    assert asked == 4  # two looks, and two attempts to store
