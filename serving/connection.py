@@ -59,6 +59,8 @@ _CONTINUE = b"HTTP/1.1 100 Continue\r\n\r\n"
 # Larger bodies are sent in pieces, without a copy for each client.
 _LARGE = 16 * 1024
 _PIECE = 64 * 1024
+# What a request that waits for a worker takes beside its head: 2,160 as measured.
+_BYTES_BESIDE_HEAD = 2304
 _RESET = struct.pack("ii", 1, 0)  # for SO_LINGER
 log = logging.getLogger("c42c")
 
@@ -181,7 +183,7 @@ class ServerState:
         connections = self._delayed
         self._delayed = deque()
         for connection in connections:
-            connection.advance()
+            self.loop.call_soon(connection.advance)
 
 
 class Connection(asyncio.BufferedProtocol):
@@ -210,7 +212,7 @@ class Connection(asyncio.BufferedProtocol):
         self._server = server
         self._state = _READING
         self._unread = bytearray()
-        self._request: Arrival | None = None  # whose body arrives, or that a worker has
+        self._request: Arrival | None = None  # its body is arriving
         self._missing = 0  # bytes of that body
         self._counted = 0  # bytes, as pending
         self._rest: memoryview | None = None  # of a large answer that is being sent
@@ -286,7 +288,7 @@ class Connection(asyncio.BufferedProtocol):
     @property
     def has_unread(self) -> bool:
         """Whether anything that the client has sent is held."""
-        return bool(self._unread) and self._state is not _ENDED
+        return bool(self._unread) and not self.transport.is_closing()
 
     @property
     def idle(self) -> bool:
@@ -454,22 +456,21 @@ class Connection(asyncio.BufferedProtocol):
                 answer = None
             if answer is not None:
                 return self._complete(answer, keep_alive, method)
-        size = len(head)
+        size = len(head) + _BYTES_BESIDE_HEAD
         if self._server.pending + size > self._server.limits.max_pending:
             return self._make_rejection(503, "too many requests are waiting")
         self._state = _WORKING
-        self._request = arrival
-        self._counted += size
         self._server.pending += size
         self._server.dispatch(head, partial(self._finish, arrival))
         return b""
 
     def _finish(self, arrival: Arrival, answer: Serialized | None) -> None:
         """Send the answer of a worker."""
+        # It held the request until now, even if the client has gone.
+        self._server.pending -= len(arrival.head) + _BYTES_BESIDE_HEAD
         if self._state is not _WORKING:  # the client is gone
             return
         self._state = _READING
-        self._request = None
         if answer is None:
             answer = self._server.reject(500, FAILED, find_origin(arrival.head))
         self._write(self._complete(answer, arrival.keep_alive, arrival.method))

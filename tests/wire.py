@@ -275,6 +275,9 @@ class Wire:
     def get_write_buffer_size(self) -> int:
         return len(self._unsent)
 
+    def is_closing(self) -> bool:
+        return self.closed
+
     def pause_reading(self) -> None:
         self._reading = False
 
