@@ -11,6 +11,7 @@ import os
 import re
 import sys
 import time
+from collections import defaultdict
 from collections.abc import Callable, Iterator, Mapping
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import closing, suppress
@@ -102,15 +103,14 @@ class Client:
         on_call: Callable[[CallRecord], None] = lambda call: None,
         on_fault: Callable[[C42Error], None] = lambda error: None,
     ) -> None:
-        self._base_url = base_url
-        self._timeout = timeout
-        self._pause = pause
-        self._on_call = on_call
         self._on_fault = on_fault
-        self._redactor = Redactor(token)
-        self._session = Session(token)
-        self._room = Room(MAX_BODIES)
-        self._threads = ThreadPoolExecutor(MAX_CALLS, thread_name_prefix="c42c-call")
+        self._calls = Calls(
+            base_url=base_url,
+            token=token,
+            timeout=timeout,
+            pause=pause,
+            on_call=on_call,
+        )
 
     def fetch(
         self, event_ids: list[str], deadline: float, refresh: bool = False
@@ -158,18 +158,14 @@ class Client:
         """Get `path` as it is, without regard to a pause; raise what `explain` returns
         if no whole reply comes by the deadline.
         """
-        call = self._threads.submit(self._send, path, deadline, bytearray())
-        return call.result(deadline - time.monotonic() + SLACK)
+        return self._calls.ask(path, deadline)
 
     def close(self, wait: bool = False) -> None:
         """Close the connections, once active calls have ended; `wait` for those.
 
         No further calls can be made.
         """
-        self._threads.shutdown(wait=wait)
-        self._session.close()
-
-    # An event or a list
+        self._calls.close(wait)
 
     def _load(self, event_ids: list[str], attempt: Attempt) -> Iterator[Outcome]:
         """Yield each event with its answer or an error of its own; raise `C42Error` if
@@ -180,7 +176,7 @@ class Client:
             raise TooLarge(endpoint=EVENTS_ENDPOINT, message=message)
         events_call = self._begin_events(event_ids, attempt)
         page_call = self._begin_page(event_ids, 0, attempt)
-        events = self._wait(EVENTS_ENDPOINT, events_call, attempt)
+        events = self._calls.wait(EVENTS_ENDPOINT, events_call, attempt)
         titles: dict[str, str | None] = {}
         for event_id in event_ids:
             try:
@@ -195,13 +191,8 @@ class Client:
             page_call = self._begin_page(known, 0, attempt)
         names = self._names(known, page_call, attempt)
         for event_id, title in titles.items():
-            yield event_id, self._event(event_id, title, names[event_id])
-
-    def _event(self, event_id: str, title: str | None, names: list[str]) -> Event:
-        if title is not None:
-            title = self._redactor.redact(title)
-        redacted = [self._redactor.redact(name) for name in names]
-        return Event(id=event_id, title=title, names=redacted)
+            shown = self._calls.redactor.redact(title)
+            yield event_id, Event(id=event_id, title=shown, names=names[event_id])
 
     def _names(
         self, event_ids: list[str], first: Future[Page], attempt: Attempt
@@ -220,16 +211,16 @@ class Client:
                 endpoint=SUBSCRIPTIONS_ENDPOINT,
                 message="Calendar42 sent subscriptions that don't add up",
             )
-        names: dict[str, list[str]] = {event_id: [] for event_id in event_ids}
+        names = defaultdict[str, list[str]](list)
         for event_id, name in found:
-            names[event_id].append(name)
+            names[event_id].append(self._calls.redactor.redact(name))
         return names
 
     def _pages(
         self, event_ids: list[str], first: Future[Page], attempt: Attempt
     ) -> list[Page]:
         """Return all pages, of which `first` gets the first."""
-        page = self._wait(SUBSCRIPTIONS_ENDPOINT, first, attempt)
+        page = self._calls.wait(SUBSCRIPTIONS_ENDPOINT, first, attempt)
         pages = [page]
         offsets = range(PAGE, page.total, PAGE)
         for start in range(0, len(offsets), PAGES_AT_ONCE):
@@ -237,12 +228,10 @@ class Client:
                 self._begin_page(event_ids, offset, attempt)
                 for offset in offsets[start : start + PAGES_AT_ONCE]
             ]
-            pages += [
-                self._wait(SUBSCRIPTIONS_ENDPOINT, call, attempt) for call in calls
-            ]
+            for call in calls:
+                page = self._calls.wait(SUBSCRIPTIONS_ENDPOINT, call, attempt)
+                pages.append(page)
         return pages
-
-    # The two calls
 
     def _begin_events(
         self, event_ids: list[str], attempt: Attempt
@@ -256,7 +245,7 @@ class Client:
         def read(body: Any) -> dict[str, Json]:
             return payload.events(body, event_ids)
 
-        return self._begin(EVENTS_ENDPOINT, rest, attempt, read)
+        return self._calls.begin(EVENTS_ENDPOINT, rest, attempt, read)
 
     def _begin_page(
         self, event_ids: list[str], offset: int, attempt: Attempt
@@ -267,9 +256,44 @@ class Client:
         def read(body: Any) -> Page:
             return payload.page(body, event_ids)
 
-        return self._begin(SUBSCRIPTIONS_ENDPOINT, rest, attempt, read)
+        return self._calls.begin(SUBSCRIPTIONS_ENDPOINT, rest, attempt, read)
 
-    def _begin(
+    def _report(
+        self, event_id: str, outcome: Event | C42Error, attempt: Attempt
+    ) -> None:
+        if isinstance(outcome, Paused):
+            return  # a pause has a log line of its own, and is no fault
+        if isinstance(outcome, C42Error) and outcome.kind == FAULT:
+            self._on_fault(outcome)
+        _log_load(event_id, outcome, attempt)
+
+
+class Calls:
+    """Makes single calls to Calendar42, except in a `pause`, and says what became of
+    each.
+
+    Thread-safe. `on_call` is called with each call that has ended, in any thread.
+    """
+
+    def __init__(
+        self,
+        *,
+        base_url: str,
+        token: str,
+        timeout: float,
+        pause: Pause,
+        on_call: Callable[[CallRecord], None],
+    ) -> None:
+        self.redactor = Redactor(token)
+        self._base_url = base_url
+        self._timeout = timeout
+        self._pause = pause
+        self._on_call = on_call
+        self._session = Session(token)
+        self._room = Room(MAX_BODIES)
+        self._threads = ThreadPoolExecutor(MAX_CALLS, thread_name_prefix="c42c-call")
+
+    def begin(
         self, endpoint: str, rest: str, attempt: Attempt, read: Callable[[Any], T]
     ) -> Future[T]:
         """Make a call in a thread, which returns what `read` finds in its JSON."""
@@ -279,13 +303,25 @@ class Client:
             message = "c42c can't start another thread (ulimit -u, TasksMax)"
             raise _exhausted(endpoint, message) from None
 
-    def _wait(self, endpoint: str, call: Future[T], attempt: Attempt) -> T:
+    def wait(self, endpoint: str, call: Future[T], attempt: Attempt) -> T:
         """Wait for a call until the deadline and `SLACK`."""
         left = attempt.deadline - time.monotonic()
         try:
             return call.result(max(left, 0.0) + SLACK)
         except TimeoutError:
             raise self._late(endpoint, attempt) from None
+
+    def ask(self, path: str, deadline: float) -> Reply:
+        """Get `path` as it is, without regard to a pause; raise what `explain` returns
+        if no whole reply comes by the deadline.
+        """
+        call = self._threads.submit(self._send, path, deadline, bytearray())
+        return call.result(deadline - time.monotonic() + SLACK)
+
+    def close(self, wait: bool) -> None:
+        """Close the connections, once active calls have ended; `wait` for those."""
+        self._threads.shutdown(wait=wait)
+        self._session.close()
 
     def _call(
         self, endpoint: str, rest: str, attempt: Attempt, read: Callable[[Any], T]
@@ -406,8 +442,6 @@ class Client:
             if len(body) > limit:
                 return
 
-    # Errors
-
     def _late(self, endpoint: str, attempt: Attempt) -> TimedOut:
         had_little_time = attempt.deadline - attempt.began < self._timeout / 2
         return TimedOut(
@@ -420,7 +454,7 @@ class Client:
 
     def _refusal(self, endpoint: str, reply: Reply) -> C42Error:
         """Return the error that Calendar42 sent."""
-        body = self._redactor.error_body(reply.body)
+        body = self.redactor.error_body(reply.body)
         if reply.status == 429:
             retry_after = max(self._pause.left, 0.001)
             return _paused(endpoint, retry_after, upstream_status=429, body=body)
@@ -431,43 +465,6 @@ class Client:
             upstream_status=reply.status,
             body=body,
             retry_after=read_retry_after(reply.headers.get("Retry-After", ""), 0.0),
-        )
-
-    # What is said of a load
-
-    def _report(
-        self, event_id: str, outcome: Event | C42Error, attempt: Attempt
-    ) -> None:
-        """Log how the load of an event ended; a pause has a log line of its own."""
-        if isinstance(outcome, Paused):
-            return
-        if isinstance(outcome, C42Error) and outcome.kind == FAULT:
-            self._on_fault(outcome)
-        seconds = time.monotonic() - attempt.began
-        calls = list(attempt.calls)
-        fields: dict[str, Any] = {"event": event_id, "refresh": attempt.refresh}
-        if isinstance(outcome, C42Error):
-            fields |= {"outcome": outcome.kind, "status": outcome.status}
-            fields["names"] = None
-            said = str(outcome)
-        else:
-            fields |= {"outcome": "ok", "status": 200}
-            fields["names"] = len(outcome.names)
-            said = f"{len(outcome.names)} names"
-        fields["seconds"] = round(seconds, 4)
-        fields["calls"] = [
-            call._asdict() | {"seconds": round(call.seconds, 4)} for call in calls
-        ]
-        log.log(
-            _level(outcome, seconds),
-            "%s event=%s outcome=%s status=%d: %s (%s)",
-            "refresh" if attempt.refresh else "load",
-            event_id,
-            fields["outcome"],
-            fields["status"],
-            said,
-            ", ".join(_call_text(call) for call in calls),
-            extra={"fields": fields},
         )
 
 
@@ -536,17 +533,51 @@ def _exhausted(endpoint: str, message: str) -> Exhausted:
     )
 
 
-def _level(outcome: Event | C42Error, seconds: float) -> int:
+def _log_load(event_id: str, outcome: Event | C42Error, attempt: Attempt) -> None:
+    """Log how the load of an event ended, and how long each of its calls took."""
+    seconds = time.monotonic() - attempt.began
+    level = logging.INFO
+    kind = "ok"
+    status = 200
+    names = None
+    if isinstance(outcome, Event):
+        names = len(outcome.names)
+        said = f"{names} names"
+    else:
+        kind = outcome.kind
+        status = outcome.status
+        said = str(outcome)
+    if kind == FAULT or seconds > SLOW:
+        level = logging.WARNING
     if isinstance(outcome, Exhausted):
-        return logging.ERROR
-    is_fault = isinstance(outcome, C42Error) and outcome.kind == FAULT
-    if is_fault or seconds > SLOW:
-        return logging.WARNING
-    return logging.INFO
-
-
-def _call_text(call: CallRecord) -> str:
-    return f"{call.endpoint} {call.seconds * 1000:.0f} ms {call.trouble}".strip()
+        level = logging.ERROR
+    texts = []
+    records = []
+    for call in list(attempt.calls):
+        text = f"{call.endpoint} {call.seconds * 1000:.0f} ms {call.trouble}"
+        texts.append(text.strip())
+        records.append(call._asdict() | {"seconds": round(call.seconds, 4)})
+    verb = "refresh" if attempt.refresh else "load"
+    fields = {
+        "event": event_id,
+        "refresh": attempt.refresh,
+        "outcome": kind,
+        "status": status,
+        "names": names,
+        "seconds": round(seconds, 4),
+        "calls": records,
+    }
+    log.log(
+        level,
+        "%s event=%s outcome=%s status=%d: %s (%s)",
+        verb,
+        event_id,
+        kind,
+        status,
+        said,
+        ", ".join(texts),
+        extra={"fields": fields},
+    )
 
 
 def main(arguments: list[str], environ: Mapping[str, str] = os.environ) -> int:

@@ -8,7 +8,7 @@ import re
 import threading
 from collections.abc import Mapping
 from contextlib import suppress
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, TypeVar
 from urllib.parse import unquote
 
 from calendar42.errors import C42Error, TooLarge
@@ -16,6 +16,7 @@ from calendar42.errors import C42Error, TooLarge
 MAX_BODY = 8 * 2**20  # bytes of one reply, unpacked
 MAX_BODIES = 64 * 2**20  # bytes of all replies that are being read
 MAX_ERROR_BODY = 8 * 2**10  # bytes of an error that are passed through
+Text = TypeVar("Text", str, str | None)
 
 
 class Reply(NamedTuple):
@@ -87,8 +88,10 @@ class Redactor:
         self._token = token
         self._plain_token = _plain(token)
 
-    def redact(self, text: str) -> str:
+    def redact(self, text: Text) -> Text:
         """Return `text` without the token."""
+        if text is None:
+            return text
         return text.replace(self._token, "***")
 
     def error_body(self, body: bytes | bytearray) -> bytes:

@@ -222,27 +222,31 @@ def _first_cause(error: BaseException) -> BaseException:
         error = causes[0]
 
 
+_REASONS: tuple[tuple[type[BaseException], str], ...] = (
+    (http.client.RemoteDisconnected, "sent no whole answer"),
+    (http.client.IncompleteRead, "sent no whole answer"),
+    (ssl.SSLEOFError, "broke off"),
+    (UnicodeError, "not a host name"),
+)
+
+
 def _reason(error: BaseException, cause: BaseException) -> str:
     if isinstance(error, InvalidURL | InvalidSchema | TypeError):
         # Its text may have the proxy's password.
         return "the proxy that the environment names can't be used"
-    if isinstance(cause, http.client.RemoteDisconnected | http.client.IncompleteRead):
-        return "sent no whole answer"
+    for kind, reason in _REASONS:
+        if isinstance(cause, kind):
+            return reason
     if isinstance(cause, ssl.SSLCertVerificationError):
         return f"certificate: {cause.verify_message}"
-    if isinstance(cause, ssl.SSLEOFError):
-        return "broke off"
-    if isinstance(cause, ssl.SSLError | socket.gaierror):
-        return cause.strerror or _INVALID
-    if isinstance(cause, UnicodeError):
-        return "not a host name"
-    if isinstance(cause, TimeoutError) and not cause.errno:
+    if not isinstance(cause, OSError):
+        return _INVALID
+    if cause.strerror:
+        return cause.strerror
+    if isinstance(cause, TimeoutError):
         return "timed out while connecting"
-    if isinstance(cause, OSError) and cause.errno:
-        return os.strerror(cause.errno)
-    if type(cause) is OSError:
-        is_outermost = cause is error  # else urllib3 wraps it
-        if is_outermost:
-            return "certificate bundle: no such file"
-        return "the proxy refuses the tunnel"
-    return _INVALID
+    if type(cause) is not OSError:
+        return _INVALID
+    if cause is error:  # urllib3 would have wrapped it
+        return "certificate bundle: no such file"
+    return "the proxy refuses the tunnel"
