@@ -16,7 +16,7 @@ from typing import NamedTuple
 from cache import FAULT, PAUSED
 from calendar42 import ENDPOINTS
 from calendar42.calls import CallRecord
-from calendar42.errors import C42Error
+from calendar42.errors import C42Error, TimedOut
 from operations import logs
 
 MINUTE = 60.0  # seconds
@@ -111,6 +111,7 @@ class Recent:
         self._token_refused = SlidingCount(MINUTE, 1.0, clock)
         self._refused = SlidingCount(MINUTE, 1.0, clock)
         self._faults = deque[Fault](maxlen=FAULTS_KEPT)
+        self._trouble: dict[str, str] = {}  # of the latest call, by endpoint
         self._slowest = 0.0  # seconds of the slowest load since the last sample
         self._seconds: dict[str, deque[float]] = {}  # of the latest calls, by endpoint
         for endpoint in ENDPOINTS:
@@ -120,6 +121,7 @@ class Recent:
         """Remember a call to Calendar42."""
         with self._lock:
             self._calls.add()
+            self._trouble[call.endpoint] = call.trouble
             latest = self._seconds.get(call.endpoint)
             if latest is not None:
                 latest.append(call.seconds)
@@ -146,22 +148,36 @@ class Recent:
     def _fault_like(self, error: C42Error) -> Fault:
         """Return the fault that `error` repeats, or a new one. The lock is held."""
         now = self._clock()
+        cause = self._cause(error)
         for fault in self._faults:
             kind = (fault.endpoint, fault.status, fault.cause)
-            same = kind == (error.endpoint, error.upstream_status, error.message)
+            same = kind == (error.endpoint, error.upstream_status, cause)
             if same and now < fault.latest + MINUTE:
                 return fault
         new = Fault(
             time=datetime.now(UTC).strftime(TIME),
             endpoint=error.endpoint,
             status=error.upstream_status,
-            cause=error.message,
+            cause=cause,
             request_id=logs.request_id.get(),
             count=0,
             latest=now,
         )
         self._faults.appendleft(new)
         return new
+
+    def _cause(self, error: C42Error) -> str:
+        """Return what went wrong, with the reason if no reply came. The lock is held.
+
+        The reason is that of the latest call. With several calls at once, it may be
+        another's, but then Calendar42 has that trouble too.
+        """
+        if error.upstream_status != 0 or isinstance(error, TimedOut):
+            return error.message
+        trouble = self._trouble.get(error.endpoint, "")
+        if not trouble:
+            return error.message
+        return f"{error.message} ({trouble})"
 
     def on_full(self) -> None:
         """Remember that a request was refused because too many were waiting."""
