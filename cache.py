@@ -155,7 +155,7 @@ class LoadFailed(Exception):
 
 
 class _Outcome(NamedTuple):
-    """The outcome of one key, held by a caller while it waits for the rest of its list."""
+    """The outcome of one key, held by a caller that waits for the rest of a list."""
 
     entry: _EntryTuple
     source: str
@@ -779,7 +779,11 @@ def _wait_for(running: _Running, until: float) -> _Outcome | None:
 
 
 def _estimate(value: Hashable) -> int:
-    """Estimate the bytes that a value takes."""
+    """Estimate the bytes that a value takes. What several values may share is counted
+    for each, except zero and what is empty: Python shares those.
+    """
+    if not value:
+        return 0
     size = sys.getsizeof(value)
     if isinstance(value, tuple):
         size += sum(map(_estimate, value))

@@ -19,7 +19,7 @@ import time
 import weakref
 from collections import Counter
 from collections.abc import Iterator
-from concurrent.futures import Future, wait
+from concurrent.futures import Future, ThreadPoolExecutor, wait
 from pathlib import Path
 from typing import Any, cast
 
@@ -445,7 +445,8 @@ def test_the_clock_counts_while_the_machine_sleeps() -> None:
     seconds = (
         100_000  # for which the machine was suspended, as far as this process can tell
     )
-    script = f"import cache, time; print(cache.clock() - time.monotonic() > {seconds} - {BOUND})"
+    condition = f"cache.clock() - time.monotonic() > {seconds} - {BOUND}"
+    script = f"import cache, time; print({condition})"
     command = [
         "unshare",
         "--time",
@@ -470,7 +471,10 @@ def test_the_clock_counts_while_the_machine_sleeps() -> None:
 
 def test_the_clock_of_other_systems() -> None:
     """On a system without such a clock, the default clock is the monotonic one."""
-    script = "import time; vars(time).pop('CLOCK_BOOTTIME', None); import cache; print(cache.clock is time.monotonic)"
+    script = (
+        "import time; vars(time).pop('CLOCK_BOOTTIME', None); import cache; "
+        "print(cache.clock is time.monotonic)"
+    )
     command = [sys.executable, "-c", script]
     ended = subprocess.run(
         command, cwd=Path(__file__).parent, check=True, capture_output=True, text=True
@@ -491,7 +495,7 @@ def test_the_usual_clock() -> None:
 
 @pytest.mark.parametrize("value", [[], {}, set(), bytearray(), (1, ["deep"])], ids=repr)
 def test_a_value_that_can_be_changed(cache: Cache, value: object) -> None:
-    """A load that returns a mutable value fails for all callers, and nothing is kept."""
+    """A load that returns a mutable value fails for all callers; nothing is kept."""
     load = Gated(Loaded(cast(Any, value), OK, 60))
     callers = [ask(cache, "key", load), ask(cache, "key", load)]
     load.go.set()
@@ -544,8 +548,11 @@ def test_a_list_loads_what_is_left_in_one_call(make: Make) -> None:
     found = many.result(BOUND)
     assert calls == [["z", "a"]]
     assert list(brief(found).items()) == [
-        ("z", ("z", "miss")), ("other", ("theirs", "collapsed")), ("a", ("a", "miss")), ("fresh", ("fresh", "hit")),
-    ]  # fmt: skip
+        ("z", ("z", "miss")),
+        ("other", ("theirs", "collapsed")),
+        ("a", ("a", "miss")),
+        ("fresh", ("fresh", "hit")),
+    ]
     assert other.result(BOUND).value is found["other"].value
     stats = checked(cache)
     assert (stats.misses, stats.collapsed, stats.loads[OK], stats.loads[FAULT]) == (
@@ -557,7 +564,7 @@ def test_a_list_loads_what_is_left_in_one_call(make: Make) -> None:
 
 
 def test_each_key_of_a_list_is_settled_as_it_comes(cache: Cache) -> None:
-    """Each key of a list is kept and handed to waiting callers as soon as it is loaded."""
+    """Each key of a list is kept, and handed to waiting callers, once it is loaded."""
     gates = {key: Gated(Loaded(key, OK, 60)) for key in ("first", "second")}
     many = waiting(
         cache,
@@ -754,11 +761,60 @@ def random_traffic(cache: Cache, rng: random.Random) -> Counter[str]:
     return seen
 
 
-def test_counters_add_up_under_traffic(make: Make, clock: Clock) -> None:
+class Refresher:
+    """Refreshes in threads of its own, and counts what comes of it."""
+
+    def __init__(self) -> None:
+        self.cache: Cache | None = None
+        self.pool = ThreadPoolExecutor(2)
+        self.seen = Counter[str]()  # each thread's work is counted under the lock
+        self.loading = set[str]()
+        self._lock = threading.Lock()
+
+    def on_refresh_due(self, keys: list[str]) -> bool:
+        assert self.cache
+        self.pool.submit(self.cache.refresh, keys, self.load)
+        return True
+
+    def load(self, keys: list[str], _deadline: float) -> Pairs:
+        with self._lock:
+            assert not self.loading.intersection(keys), "two refreshes of one key"
+            self.loading.update(keys)
+        left = list(keys)
+        try:
+            for key in keys:
+                time.sleep(0)  # let others run
+                kind = random.choice((*KINDS, OK, "failed"))
+                if kind == "failed":
+                    raise ValueError(key)
+                left.remove(key)
+                with self._lock:
+                    self.seen[kind] += 1
+                    self.loading.remove(key)
+                yield key, Loaded(key, kind, random.uniform(0.001, 0.1))
+        finally:
+            with self._lock:
+                self.seen["failed"] += len(left)
+                self.loading.difference_update(left)
+
+
+@pytest.mark.parametrize("refresh_ahead", [0.0, 0.5])
+def test_counters_add_up_under_traffic(
+    make: Make, clock: Clock, refresh_ahead: float
+) -> None:
     """With random traffic from eight threads, the counters add up at every moment and
-    are exact in the end.
+    are exact in the end, with refreshing and without.
     """
-    cache = make(max_entries=40, max_waiting=4, reaper=True)
+    refresher = Refresher()
+    cache = make(
+        max_entries=40,
+        max_waiting=4,
+        reaper=True,
+        refresh_ahead=refresh_ahead,
+        retry_refresh=0.001,
+        on_refresh_due=refresher.on_refresh_due,
+    )
+    refresher.cache = cache
     with hectic():
         callers = [
             start(functools.partial(random_traffic, cache, random.Random(seed)))
@@ -769,22 +825,24 @@ def test_counters_add_up_under_traffic(make: Make, clock: Clock) -> None:
             checked(cache, 40)
             time.sleep(0)
     seen = sum((caller.result() for caller in callers), Counter[str]())
+    refresher.pool.shutdown()
     start(cache.close).result(BOUND)
     stats = checked(cache, 40)
-    assert (stats.waiting, stats.loading, held(stats), seen["over"]) == (
-        0,
-        0,
-        len(cache),
-        0,
-    )
+    assert (stats.waiting, stats.loading, stats.refreshing) == (0, 0, 0)
+    assert (held(stats), seen["over"]) == (len(cache), 0)
     assert stats.hits == {kind: seen[f"hit {kind}"] for kind in KINDS}
     assert stats.loads == {kind: seen[kind] for kind in (*KINDS, "failed")}
+    assert stats.refreshes == {
+        kind: refresher.seen[kind] for kind in (*KINDS, "failed")
+    }
+    assert (sum(stats.refreshes.values()) > 20) == (refresh_ahead > 0)
     assert stats.refused == seen["refused"]
     # A key that expired while the rest of its list was waited for was loaded, or waited
     # for, once more.
     assert stats.misses >= seen["miss"] + seen["failed"]
     assert stats.collapsed >= seen["collapsed"]
-    assert held(stats) + sum(stats.evicted.values()) <= stats.misses
+    ended = stats.misses + sum(stats.refreshes.values())
+    assert held(stats) + sum(stats.evicted.values()) <= ended
 
 
 if __name__ == "__main__":

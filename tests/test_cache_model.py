@@ -53,7 +53,7 @@ LARGE = Large()
 
 
 class Reference:
-    """The simplest cache that does the same: one caller at a time, no heap, no reaper."""
+    """The simplest cache that does the same, for one caller at a time."""
 
     def __init__(self, max_entries: int, max_waiting: int, now: float) -> None:
         self.max_entries = max_entries

@@ -9,6 +9,7 @@ import threading
 import weakref
 from collections import Counter
 from collections.abc import Callable, Iterator
+from functools import partial
 from typing import Any, cast
 
 import pytest
@@ -204,7 +205,7 @@ def test_one_refresh_at_a_time(refreshing: Make, clock: Clock, due: Due) -> None
         return Found(*found, "hit", True)
 
     for times in range(1, 51):
-        clients = [start(lambda number=number: hit(number)) for number in range(200)]  # type: ignore[misc]
+        clients = [start(partial(hit, number)) for number in range(200)]
         assert {client.result(BOUND).source for client in clients} == {"hit"}
         assert due.handed == [["key"]] * times
         load = Gated(Loaded(times, OK, LIFETIME))
@@ -409,8 +410,8 @@ def test_a_refresh_that_raises(
 def test_an_answer_that_is_too_old_when_it_comes(
     cache: Cache, clock: Clock, due: Due
 ) -> None:
-    """If a refresh brings an answer that is itself due, the next one begins some seconds
-    later.
+    """If a refresh brings an answer that is itself due, the next one begins some
+    seconds later.
     """
     keep_old(cache, clock, "key")
     cache.get("key")
@@ -467,8 +468,8 @@ def test_only_claimed_keys_are_refreshed(cache: Cache, clock: Clock) -> None:
 def test_a_caller_takes_over_a_refresh_that_has_not_begun(
     cache: Cache, clock: Clock
 ) -> None:
-    """If the old answer expires before its refresh begins, the next caller loads it, and
-    the refresh is skipped.
+    """If the old answer expires before its refresh begins, the next caller loads it,
+    and the refresh is skipped.
     """
     keep_old(cache, clock, "key")
     cache.get("key")
