@@ -38,7 +38,7 @@ def test_a_redis_that_is_not_there_at_first(
     even after restarts of Redis.
     """
     own_redis.kill()
-    first, second = (machine(own_redis.url) for _ in range(2))
+    first, second = (machine(own_redis.url, patience=PATIENCE) for _ in range(2))
     for each in (first, second):
         assert quickly(partial(each.ask, "alone")).value == VALUE
     assert counts["alone"] == 2
@@ -190,7 +190,7 @@ def test_a_connection_that_was_closed_meanwhile_is_no_loss(
 
 def test_a_full_redis(own_redis: Redis, machine: Make, said: Said) -> None:
     """A full Redis counts as lost, which is logged once, until it has room again."""
-    one = machine(own_redis.url)
+    one = machine(own_redis.url, patience=PATIENCE)
     one.ask(new_id())
     with own_redis.client() as client:
         client.config_set("maxmemory", 1)
@@ -280,7 +280,7 @@ def test_a_failover_behind_an_address(
     over a new connection.
     """
     between = proxy(own_redis.port)
-    one = machine(between.url)
+    one = machine(between.url, patience=PATIENCE)
     one.ask(new_id())
     between.target = shared_redis.port
     with own_redis.client() as old, shared_redis.client() as new:
@@ -298,7 +298,7 @@ def test_the_reason_is_logged_when_it_changes(
     own_redis: Redis, machine: Make, said: Said
 ) -> None:
     """While Redis is down, each new reason is logged once, with host and port."""
-    one = machine(own_redis.url)
+    one = machine(own_redis.url, patience=PATIENCE)
     with own_redis.client() as client:
         client.config_set("maxmemory", 1)
     for _ in range(2):

@@ -55,7 +55,10 @@ def test_what_is_no_answer_is_replaced(
     """If an answer's key holds anything else, that is never served: the event is loaded
     and the content replaced.
     """
-    first, second = machine(shared_redis.url), machine(shared_redis.url)
+    first, second = (
+        machine(shared_redis.url, patience=PATIENCE),
+        machine(shared_redis.url, patience=PATIENCE),
+    )
     with shared_redis.client() as client:
         for number, content in enumerate(INVALID_ENTRIES, 1):
             event_id = new_id()
@@ -75,7 +78,9 @@ def test_keys_of_another_type(
     """If an answer's key, a lock or the pause holds a list, the event is loaded and
     Redis isn't taken for lost.
     """
-    first, second = (machine(shared_redis.url, scope=("types",)) for _ in range(2))
+    first, second = (
+        machine(shared_redis.url, patience=PATIENCE, scope=("types",)) for _ in range(2)
+    )
     first.pause.begin("1")
     event_id, locked = new_id(), new_id()
     with shared_redis.client() as client:
@@ -255,7 +260,10 @@ def test_nothing_half_read_is_used(
 ) -> None:
     """A reply that comes too late is never taken for the reply to the next command."""
     between, held_back = proxy(shared_redis.port), list[tuple[bytes, socket.socket]]()
-    one, other = machine(between.url), machine(shared_redis.url)
+    one, other = (
+        machine(between.url, patience=1.0),
+        machine(shared_redis.url, patience=1.0),
+    )
     other.answer = lambda: Loaded(
         values.success({"id": "2", "title": None, "names": []}), OK, 252.0
     )
