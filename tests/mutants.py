@@ -33,7 +33,11 @@ TESTS = {
     "cache.py": ("test_cache.py", "tests/test_cache*.py"),
     "c42client.py": ("tests/test_client*.py", "tests/test_lists.py"),
     "calendar42": ("tests/test_payload.py", "tests/test_client*.py"),
-    "answers": ("tests/test_answers*.py", "tests/test_http_caching.py"),
+    "answers": (
+        "tests/test_answers*.py",
+        "tests/test_cors.py",
+        "tests/test_http_caching.py",
+    ),
     "operations": (
         "tests/test_settings.py",
         "tests/test_logs.py",
@@ -41,6 +45,7 @@ TESTS = {
         "tests/test_metrics.py",
         "tests/test_health.py",
         "tests/test_status.py",
+        "tests/test_error_log.py",
     ),
     "serving": ("tests/test_connection*.py", "tests/test_wsgi.py"),
     "sharing": ("tests/sharing/test_*.py",),
