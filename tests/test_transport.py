@@ -165,6 +165,7 @@ def test_what_is_sent(scripted: Scripted, make: Make) -> None:
     line, *headers = script.requests[0].decode().rstrip().split("\r\n")
     assert line == "GET /api/events/?ids=%5Ba,b%5D HTTP/1.1"
     assert {
+        f"Host: 127.0.0.1:{script.port}",
         "Accept: application/json",
         "Content-Type: application/json",
         "Authorization: Token x-sent",
