@@ -126,7 +126,7 @@ class Machine:
             stdout=subprocess.PIPE,
             stderr=subprocess.STDOUT,
             text=True,
-            timeout=120,
+            timeout=400,
         )
         assert ended.returncode == 0, f"{script}\n{ended.stdout}"
         return ended.stdout
