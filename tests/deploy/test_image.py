@@ -216,7 +216,10 @@ def test_cannot_write(image: Image) -> None:
     """A process in the container can write nowhere, so a read-only root changes nothing
     for it.
     """
-    tries = "for place in /app /venv /tmp /; do touch $place/x 2>/dev/null && echo $place; done; true"
+    tries = (
+        "for place in /app /venv /tmp /; do"
+        " touch $place/x 2>/dev/null && echo $place; done; true"
+    )
     assert ran(*image.command("/bin/sh", "-c", tries), environ=image.outside) == ""
 
 

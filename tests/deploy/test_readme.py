@@ -68,7 +68,7 @@ def normal(text: str) -> str:
 
 
 class Terminal:
-    """A terminal in a fresh copy of the project, on a machine where nothing is set up."""
+    """A terminal in a fresh copy of the project, where nothing is set up."""
 
     def __init__(self, folder: Path, **environ: str) -> None:
         names = ran(

@@ -33,8 +33,8 @@ RESTARTS = 10
 
 @needs("systemd-analyze")
 def test_units_are_sound(tmp_path: Path) -> None:
-    """systemd finds nothing wrong with the units, and rates the service's exposure below
-    1.5 of 10.
+    """systemd finds nothing wrong with the units, and rates the service's exposure
+    below 1.5 of 10.
     """
     socket_unit = tmp_path / "c42c@5001.socket"
     shutil.copy(SOCKET, socket_unit)
@@ -72,8 +72,8 @@ def test_unit_allows_all_threads() -> None:
 
 @needs("systemd-socket-activate")
 def test_takes_the_socket_it_is_given(upstream: Standin) -> None:
-    """Started with a socket as systemd does it, the service serves on that one, whatever
-    C42_HOST and C42_PORT say.
+    """Started with a socket as systemd does it, the service serves on that one,
+    whatever C42_HOST and C42_PORT say.
     """
     port, other = free_ports(2)
     own = {"C42_TOKEN": TOKEN, "C42_BASE_URL": upstream.base_url}
@@ -183,9 +183,8 @@ def booted(
 
     def is_up() -> bool:
         if process.poll() is not None:
-            pytest.skip(
-                f"systemd-nspawn can't boot here: {(tmp_path / 'console').read_text()[-300:]}"
-            )
+            said = (tmp_path / "console").read_text()[-300:]
+            pytest.skip(f"systemd-nspawn can't boot here: {said}")
         leaders = children.read_text().split()
         if leaders:
             machines[:] = [Machine(int(leaders[0]))]
