@@ -281,6 +281,18 @@ def test_warnings(start: Start) -> None:
     assert service.event(DEMO_EVENTS["plain"]).status_code == 200
 
 
+def test_what_is_warned_about() -> None:
+    """Each variable that begins with C42_ and isn't a setting has one printable line,
+    with the closest name if there is one that is close.
+    """
+    environ = {"C42_TOKEN_FIL": "", "C42_WORKERS": "", "C42_\n": "", "D42_TOKEN": ""}
+    assert settings.warnings(environ | {"C42_TOKEN": TOKEN}) == [
+        r"C42_\n is not a setting",
+        "C42_TOKEN_FIL is not a setting; did you mean C42_TOKEN_FILE?",
+        "C42_WORKERS is not a setting",
+    ]
+
+
 def test_the_log_begins_with_the_settings(tmp_path: Path, start: Start) -> None:
     """The log's first line has the version, the upstream, the lifetimes, where the
     token comes from and where Redis is, without its password.
