@@ -61,6 +61,7 @@ def _http_date(offset: float) -> str:
         ({"status": 403}, "FAIL  token: Calendar42 rejects it (403)"),
         ({"status": 404}, "see C42_BASE_URL"),
         ({"status": 429}, "too many calls (429)"),
+        ({"status": 500}, "has a fault (500)"),
         ({"status": 503}, "has a fault (503)"),
         ({"body": "<html>\n\x1b[2J"}, "not Calendar42's API"),
         ({"status": 301, "headers": {"Location": "/"}}, "not Calendar42's API"),
