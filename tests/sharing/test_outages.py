@@ -1,5 +1,6 @@
 """Redis fails, and comes back."""
 
+import contextlib
 import signal
 import socket
 import threading
@@ -394,3 +395,24 @@ def test_a_system_that_allows_no_more_threads(
     assert (one.shares, said("is lost")) == (True, 0)
     one.ask(new_id())
     assert tuple(one.tier.snapshot().values()) == (0, 0, 1, 1, True)
+
+
+def test_a_name_whose_first_address_is_dead(
+    shared_redis: Redis, machine: Make, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """If the first address of a name takes no connections, the second one is used."""
+    with contextlib.ExitStack() as stack:
+        dead = stack.enter_context(socket.create_server(("127.0.0.1", 0), backlog=0))
+        for _ in range(4):  # fill its backlog
+            waiting = stack.enter_context(socket.socket())
+            waiting.setblocking(False)
+            waiting.connect_ex(dead.getsockname())
+        found = [
+            (socket.AF_INET, socket.SOCK_STREAM, 0, "", address)
+            for address in (dead.getsockname(), ("127.0.0.1", shared_redis.port))
+        ]
+        with monkeypatch.context() as context:
+            context.setattr(socket, "getaddrinfo", lambda *_: found)
+            one = machine("redis://somewhere", patience=4.0, retry_after=PATIENCE)
+            assert one.ask(new_id()).value == VALUE
+    assert tuple(one.tier.snapshot().values()) == (0, 0, 1, 0, True)
