@@ -990,6 +990,19 @@ def test_no_room() -> None:
     assert [answer.status for answer in Wire(desk).send(HIT).answers()] == [200]
 
 
+def test_far_too_many() -> None:
+    """Connections that are too many, and send nothing, take no descriptors from the
+    app: only a few wait for their 503, for 2 s at most."""
+    desk = Desk(max_connections=16)
+    busy = [Wire(desk).send(MISS) for _ in range(16)]
+    wires = [Wire(desk) for _ in range(10)]
+    assert [wire.aborted for wire in wires] == [False] * 2 + [True] * 8
+    assert wires[0].send(HIT).answers()[0].status == 503
+    desk.tick(2)
+    assert all(wire.closed for wire in wires)
+    assert all(wire.open for wire in busy)
+
+
 @pytest.mark.parametrize("lines", [[], [b"X-%d: y" % number for number in range(80)]])
 def test_known_requests_are_bounded(lines: list[bytes]) -> None:
     """The requests that the server remembers take at most so many bytes of memory,
