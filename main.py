@@ -11,6 +11,7 @@ if sys.version_info < (3, 11):  # noqa: UP036 - before an import fails for that 
 import argparse
 import logging
 import os
+import threading
 import time
 from collections.abc import Callable, Mapping
 from functools import partial
@@ -116,6 +117,9 @@ def create_app(
         g.is_hit = all(part.source == "hit" for part in found.values())
         return found
 
+    # A list may have many MiB, and the server can only count those that are finished.
+    rendering = threading.Lock()
+
     @app.get(EVENT_PATH, strict_slashes=False)
     def event(event_id: str) -> flask.Response:
         found = find([ids.validate_id(event_id)])[event_id]
@@ -126,7 +130,10 @@ def create_app(
     def events() -> flask.Response:
         wanted = ids.parse_list(request.args.getlist("event_ids"))
         condition = request.headers.get("If-None-Match")
-        return app_hooks.respond(response.render_many(find(wanted), condition))
+        found = find(wanted)
+        with rendering:
+            rendered = response.render_many(found, condition)
+        return app_hooks.respond(rendered)
 
     app.extensions["c42c"] = Components(
         cache=cache,
