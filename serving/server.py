@@ -142,10 +142,11 @@ class Server:
         """Wait for active requests, and close all connections."""
         end = self.loop.time() + patience
         while state.connections and self.loop.time() < end:
+            # First, so that all that has been sent is read.
+            await asyncio.sleep(_STEP_SECONDS)
             for connection in list(state.connections):
                 if connection.idle and not connection.settles(_SETTLE_SECONDS):
                     connection.transport.close()
-            await asyncio.sleep(_STEP_SECONDS)
         if state.connections:
             log.warning("closed %d unfinished connections", len(state.connections))
         for connection in list(state.connections):
