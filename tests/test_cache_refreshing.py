@@ -423,6 +423,24 @@ def test_an_answer_that_is_too_old_when_it_comes(
     assert len(due.handed) == 2
 
 
+def test_a_refusal_makes_no_room_for_good_answers(
+    refreshing: Make, clock: Clock
+) -> None:
+    """A refusal that replaced a good answer, and expires at the same moment, isn't
+    evicted when good answers need room.
+    """
+    cache = refreshing(max_entries=2)
+    keep_old(cache, clock, "key")
+    cache.get("key")
+    loaded = Loaded("new", NEGATIVE, 10.0)
+    cache.refresh(["key"], lambda keys, _: [("key", loaded)])
+    assert cache.get("key") == ("new", NEGATIVE, 0, 10)
+    keep(cache, "other")
+    keep(cache, "another")
+    assert cache.get("key") == ("new", NEGATIVE, 0, 10)
+    assert checked(cache, 2).evicted["bound"] == 1
+
+
 # Claims
 
 
