@@ -413,6 +413,7 @@ def test_a_call_is_repeated_once(make: Make) -> None:
         sound.clear()
         records.clear()
         error = load(client)
+        client.close(wait=True)
     assert (error.status, error.upstream_status, error.kind) == (502, 0, "fault")
     assert events_only(records) == [(0, True), (0, True)]
 
@@ -421,14 +422,17 @@ def test_a_new_connection_that_closes(make: Make) -> None:
     """A new connection that closes without an answer is a fault, and isn't tried again."""
     records: list[CallRecord] = []
     with Fickle(lambda is_first: False) as upstream:
-        assert load(make(upstream.base_url, on_call=records.append)).status == 502
+        client = make(upstream.base_url, on_call=records.append)
+        assert load(client).status == 502
+        client.close(wait=True)
     assert events_only(records) == [(0, True)]
 
 
 class Fickle:
     """Answers each request with 404, or closes the connection instead.
 
-    `answers` is told whether the request is the first on its connection.
+    `answers` is told whether the request is the first on its connection. Close clients
+    before this ends: it waits until they have closed their connections.
     """
 
     def __init__(
@@ -497,10 +501,11 @@ def test_an_upstream_that_closes_at_random(
         client = make(upstream.base_url, on_fault=faults.append)
 
         def some_loads() -> None:
-            for _ in range(25):
+            for _ in range(75):
                 load(client)
 
-        at_once(*[some_loads] * 4)
+        at_once(*[some_loads] * 6)
+        client.close(wait=True)
     assert faults == []
 
 
@@ -998,6 +1003,7 @@ def test_certificates_are_read_once(
     with Fickle(lambda is_first: True, trusted) as upstream:
         client = make(upstream.base_url)
         at_once(*[lambda: load(client)] * 8)
+        client.close(wait=True)
     assert len(read) == 1
 
 
