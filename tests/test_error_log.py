@@ -71,7 +71,7 @@ def test_every_error_is_found(start: Start, upstream: Standin) -> None:
     ):
         answer = service.request(method, path)
         assert answer.status_code == status
-        ids.append((answer.headers["X-Request-ID"], status, path))
+        ids.append((answer.headers["X-Request-ID"], status, f" {method} '{path}"))
     with service.connect() as sock:
         sock.sendall(b"GET / HTTP/3.0\r\n\r\n")
         malformed = receive(sock)
@@ -141,6 +141,8 @@ def test_the_next_line_counts(caplog: Any) -> None:
     assert "(8 errors like it since the last line)" in first
     assert "errors like it" not in second
     assert [record.fields["left_out"] for record in caplog.records] == [8, 0]
+    others = {errors.on_rejection(400, "bad") for _ in range(MAX_LINES)}
+    assert len(others) == MAX_LINES - 2, "as many lines as in each interval"
 
 
 def test_paused_loads_are_counted_too(caplog: Any) -> None:
