@@ -247,26 +247,38 @@ def test_when_to_ask_again(
 UNUSABLE: dict[str, tuple[dict[str, Any], str, int]] = {
     "reset": ({"reset": True}, "could not be reached, or broke off", 0),
     "truncated": ({"truncate": True}, "could not be reached, or broke off", 0),
-    "gzip": ({"body": b"hello", "headers": {"Content-Encoding": "gzip"}}, "could not be reached, or broke off", 0),
-    **{f"{status}": ({"status": status}, f"answered {status}", status) for status in
-       (201, 204, 206, 300, 304, 399, 600, 999)},
-    **{name: ({"body": body}, "sent no JSON", 200) for name, body in {
-        "html": "<!doctype html><p>Welcome",
-        "empty": b"",
-        "blank": b" \n",
-        "not UTF-8": b'{"data": "\xff"}',
-        "half": b'{"data": [',
-        "two": b'{"data": []}{"data": []}',
-        "nested": b"[" * 200_000,
-        "nested objects": b'{"a":' * 200_000,
-        "huge number": b'{"meta_data": {"count": 1' + b"0" * 5000 + b'}, "data": []}',
-    }.items()},
+    "gzip": (
+        {"body": b"hello", "headers": {"Content-Encoding": "gzip"}},
+        "could not be reached, or broke off",
+        0,
+    ),
+    **{
+        f"{status}": ({"status": status}, f"answered {status}", status)
+        for status in (201, 204, 206, 300, 304, 399, 600, 999)
+    },
+    **{
+        name: ({"body": body}, "sent no JSON", 200)
+        for name, body in {
+            "html": "<!doctype html><p>Welcome",
+            "empty": b"",
+            "blank": b" \n",
+            "not UTF-8": b'{"data": "\xff"}',
+            "half": b'{"data": [',
+            "two": b'{"data": []}{"data": []}',
+            "nested": b"[" * 200_000,
+            "nested objects": b'{"a":' * 200_000,
+            "huge number": b'{"meta_data": {"count": 1'
+            + b"0" * 5000
+            + b'}, "data": []}',
+        }.items()
+    },
     "9 MiB": ({"body": 9}, "sent more than 8388608 bytes", 200),
     "gzip bomb": (
         {"body": gzip.compress(b" " * 2**24), "headers": {"Content-Encoding": "gzip"}},
-        "sent more than 8388608 bytes", 200,
+        "sent more than 8388608 bytes",
+        200,
     ),
-}  # fmt: skip
+}
 
 
 @pytest.mark.parametrize("endpoint", ENDPOINTS)
@@ -1233,8 +1245,8 @@ def test_log(make: Make, upstream: Standin, caplog: pytest.LogCaptureFixture) ->
     assert vars(negative)["fields"]["names"] is None
     assert fault.levelno == logging.WARNING
     assert (
-        " outcome=fault status=504: Calendar42 did not answer within 10 seconds (events "
-        in fault.getMessage()
+        " outcome=fault status=504: "
+        "Calendar42 did not answer within 10 seconds (events " in fault.getMessage()
     )
     assert vars(fault)["fields"]["outcome"] == "fault"
 
@@ -1438,8 +1450,12 @@ def test_program(capsys: pytest.CaptureFixture[str], upstream: Standin) -> None:
 
 @pytest.mark.parametrize(
     ("encoding", "said"),
-    [("utf-8", "Caf\u00e9 \u590f"), ("latin-1", "Caf\\u00e9 \\u590f"), ("ascii", "Caf\\u00e9 \\u590f")],
-)  # fmt: skip
+    [
+        ("utf-8", "Caf\u00e9 \u590f"),
+        ("latin-1", "Caf\\u00e9 \\u590f"),
+        ("ascii", "Caf\\u00e9 \\u590f"),
+    ],
+)
 def test_terminals(upstream: Standin, encoding: str, said: str) -> None:
     """What a terminal can't print is escaped, and the answer stays JSON."""
     upstream.add_event("E", title="Caf\u00e9 \u590f")

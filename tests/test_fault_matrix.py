@@ -36,25 +36,47 @@ FAULTS: dict[str, dict[str, Any]] = {
     "reset in the body": {"reset_halfway": True},
     "cut short": {"truncate": True},
     "less than its length": {"headers": {"Content-Length": "9"}},
-    "chunked garbage": {"body": "garbage\r\n", "headers": {"Transfer-Encoding": "chunked", "Content-Length": None}},
+    "chunked garbage": {
+        "body": "garbage\r\n",
+        "headers": {"Transfer-Encoding": "chunked", "Content-Length": None},
+    },
     "not gzip": {"headers": {"Content-Encoding": "gzip"}},
-    "gzip bomb": {"body": gzip.compress(b" " * 2**24), "headers": {"Content-Encoding": "gzip"}},
+    "gzip bomb": {
+        "body": gzip.compress(b" " * 2**24),
+        "headers": {"Content-Encoding": "gzip"},
+    },
     "8 MiB and more": {"body": 8},
-    **{f"status {status} first": {"informational": status} for status in (101, 102, 103)},
+    **{
+        f"status {status} first": {"informational": status}
+        for status in (101, 102, 103)
+    },
     "HTML": {"body": "<html></html>", "content_type": "text/html"},
     "empty": {"body": ""},
     "no UTF-8": {"body": b'{"data": ["\xff"]}'},
     "nested": {"body": "[" * 100_000},
     "no number as its length": {"headers": {"Content-Length": "nine"}},
-    **{f"status {status}": {"status": status} for status in (201, 202, 206, 300, 301, 302, 303, 304, 307, 308)},
+    **{
+        f"status {status}": {"status": status}
+        for status in (201, 202, 206, 300, 301, 302, 303, 304, 307, 308)
+    },
     **{
         f"shape {shape}": {"body": shape}
         for shape in (
-            "null", "true", "42", '"data"', "[]", "{}", '{"data": null}', '{"data": {}}', '{"data": "events"}',
-            '{"data": [null]}', '{"data": [1]}', '{"data": [[]]}',
+            "null",
+            "true",
+            "42",
+            '"data"',
+            "[]",
+            "{}",
+            '{"data": null}',
+            '{"data": {}}',
+            '{"data": "events"}',
+            '{"data": [null]}',
+            '{"data": [1]}',
+            '{"data": [[]]}',
         )
     },
-}  # fmt: skip
+}
 FAULTS_OF_EVENTS: dict[str, dict[str, Any]] = {
     "another event": {
         "body": '{"data": [{"id": "another", "title": "Not asked for"}]}'
@@ -70,7 +92,8 @@ FAULTS_OF_SUBSCRIPTIONS: dict[str, dict[str, Any]] = {
     "more than 100,000": {"body": '{"meta_data": {"count": 100001}, "data": []}'},
     "fewer than counted": {"body": '{"meta_data": {"count": 3}, "data": []}'},
     "a name that is not text": {
-        "body": '{"meta_data": {"count": 1}, "data": [{"event_id": "%s", "subscriber": {"first_name": 1}}]}'
+        "body": '{"meta_data": {"count": 1}, "data": '
+        '[{"event_id": "%s", "subscriber": {"first_name": 1}}]}'
     },
 }
 HANGS: dict[str, dict[str, Any]] = {

@@ -230,7 +230,7 @@ def test_wrong_shapes(said: Any) -> None:
     "title", [1, True, [], {}, ["x"], float("nan")], ids=json.dumps
 )
 def test_wrong_titles(title: Any) -> None:
-    """A title that is neither text nor null is unusable; an event without one has none."""
+    """A title that is neither text nor null is unusable; an event may have none."""
     with pytest.raises(C42Error, match=r"sent a title that is not text$"):
         payload.title({"E": {"id": "E", "title": title}}, "E", ["E"])
     for event in {"id": "E"}, {"id": "E", "title": None}:
@@ -435,17 +435,34 @@ def pause_for(retry_after: str) -> float:
 @pytest.mark.parametrize(
     ("retry_after", "left"),
     [
-        ("30", 30), ("0", 0), ("007", 7), ("3600", 3600), ("3601", MAX_PAUSE),
-        *((huge, MAX_PAUSE) for huge in ("86400", "9" * 400, "Fri, 31 Dec 9999 23:59:59 GMT")),
+        ("30", 30),
+        ("0", 0),
+        ("007", 7),
+        ("3600", 3600),
+        ("3601", MAX_PAUSE),
+        *(
+            (huge, MAX_PAUSE)
+            for huge in ("86400", "9" * 400, "Fri, 31 Dec 9999 23:59:59 GMT")
+        ),
         *(
             (nonsense, 6)
             for nonsense in (
-                "", "soon", "-5", "+5", "1.5", "1e3", "\u0663", "\u00b2", "5 s", "Mon, 32 Jan 2020 99:99:99 GMT",
-                "Mon, 01 Jan 99999999999999999999 00:00:00 GMT", "Fri, 31 Dec 9999 23:59:59 +9999999999999999999999",
+                "",
+                "soon",
+                "-5",
+                "+5",
+                "1.5",
+                "1e3",
+                "\u0663",
+                "\u00b2",
+                "5 s",
+                "Mon, 32 Jan 2020 99:99:99 GMT",
+                "Mon, 01 Jan 99999999999999999999 00:00:00 GMT",
+                "Fri, 31 Dec 9999 23:59:59 +9999999999999999999999",
             )
         ),
     ],
-)  # fmt: skip
+)
 def test_retry_after(retry_after: str, left: float) -> None:
     """A Retry-After is a number of seconds, an hour at most, or the default if it is
     invalid.
@@ -494,7 +511,8 @@ def test_a_date_is_read_as_gmt(monkeypatch: pytest.MonkeyPatch) -> None:
 @given(
     st.text()
     | st.from_regex(
-        r"[A-Z][a-z]{2},? [0-9]{1,2}[ -][A-Z][a-z]{2}[ -][0-9]{1,5} [0-9:]{5,9} (GMT|[+-]\d+)?"
+        r"[A-Z][a-z]{2},? [0-9]{1,2}[ -][A-Z][a-z]{2}[ -][0-9]{1,5} "
+        r"[0-9:]{5,9} (GMT|[+-]\d+)?"
     )
 )
 @example("Sun Nov  6 08:49:37 1994")
