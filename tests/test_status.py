@@ -233,7 +233,7 @@ def test_refused_token_is_a_trouble_of_its_own(
     for _ in range(5):
         metrics.recent.on_load(FAULT, 0.1)
         metrics.on_fault(fault(status))
-    assert read_status(metrics)["troubles"] == ["token"]
+        assert read_status(metrics)["troubles"] == ["token"]
     loads(metrics, failed=1, good=0)
     assert read_status(metrics)["troubles"] == ["token", "faults"]
     clock.now += 60
