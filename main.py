@@ -30,12 +30,11 @@ from calendar42.calls import Pause
 from operations import VERSION, check, health, logs, settings
 from operations.error_log import ErrorLog
 from operations.metrics import Metrics
-from operations.refreshing import MAX_REFRESHES, Refresher
+from operations.refreshing import Refresher
 from operations.settings import RESERVED_THREADS, Settings, SettingsError
 from serving.connection import FindFastPath, Serialized, serialize
 from serving.server import Server
 from serving.system import open_standard_streams, return_memory_early
-from sharing.pool import DaemonPool
 
 if TYPE_CHECKING:
     from sharing.tier import SharedTier  # needs redis, which few have installed
@@ -92,13 +91,7 @@ def create_app(
     client = client or _make_client(config, pause, metrics)
     load = _make_loader(config, client, metrics, error_log, tier, refresh=False)
     refresh = _make_loader(config, client, metrics, error_log, tier, refresh=True)
-    refresher = Refresher(
-        cache,
-        refresh,
-        timeout=config.timeout,
-        is_paused=lambda: pause.left > 0,
-        submit=DaemonPool(MAX_REFRESHES, "c42c-refresh").submit,
-    )
+    refresher = Refresher(cache, refresh, timeout=config.timeout, pause=pause)
     cache.on_refresh_due = refresher.on_refresh_due
 
     app = Flask(__name__, static_folder=None)  # the status page brings its own

@@ -1,16 +1,15 @@
 """Loads answers again before they expire, in a few threads of its own.
 
-They are the same under any WSGI server, are started when they are first needed, and
-never keep the process from ending.
+They are the same under any WSGI server, and are started when they are first needed.
 """
 
 import logging
 import secrets
 import time
-from collections.abc import Callable
-from functools import partial
+from concurrent.futures import ThreadPoolExecutor
 
 from cache import Cache, Loader
+from calendar42.calls import Pause
 from operations import logs
 
 MAX_REFRESHES = 8  # at once
@@ -21,29 +20,25 @@ log = logging.getLogger("c42c")
 class Refresher:
     """Refreshes what the cache says is due, by `load`, within `timeout` seconds.
 
-    `submit` runs a function in a thread. While `is_paused()`, nothing is refreshed.
+    Nothing is refreshed in a `pause`.
     """
 
     def __init__(
-        self,
-        cache: Cache,
-        load: Loader,
-        *,
-        timeout: float,
-        is_paused: Callable[[], bool],
-        submit: Callable[[Callable[[], None]], object],
+        self, cache: Cache, load: Loader, *, timeout: float, pause: Pause
     ) -> None:
         self._cache = cache
         self._load = load
         self._timeout = timeout
-        self._is_paused = is_paused
-        self._submit = submit
+        self._pause = pause
+        self._threads = ThreadPoolExecutor(
+            MAX_REFRESHES, thread_name_prefix="c42c-refresh"
+        )
 
     def on_refresh_due(self, event_ids: list[str]) -> bool:
         """Refresh events soon, all by one load; return False during a pause."""
-        if self._is_paused():
+        if self._pause.left:
             return False
-        self._submit(partial(self._refresh, event_ids))
+        self._threads.submit(self._refresh, event_ids)
         return True
 
     def _refresh(self, event_ids: list[str]) -> None:

@@ -1,12 +1,11 @@
 """Tries Redis once, for `python main.py --check`."""
 
-from functools import partial
+from concurrent.futures import ThreadPoolExecutor
 from typing import NamedTuple
 
 import redis
 
 from sharing.client import PATIENCE, address, explain, make_client, probe
-from sharing.pool import DaemonPool
 
 # A prefix of keys that no instance uses.
 _PREFIX = "c42c:check:"
@@ -29,13 +28,13 @@ def check(url: str) -> Finding:
         client = make_client(url)
     except ValueError as error:
         return Finding(False, str(error))
-    pool = DaemonPool(1, "c42c-check")
+    thread = ThreadPoolExecutor(1)
     try:
-        version = pool.submit(partial(_try, client)).result(PATIENCE)
+        version = thread.submit(_try, client).result(PATIENCE)
     except Exception as error:
         return Finding(False, f"Redis at {address(client)}: {explain(error)}")
     finally:
-        pool.close()
+        thread.shutdown(wait=False)
         client.connection_pool.disconnect()
     rights = "all commands that c42c needs are permitted"
     return Finding(True, f"connected to {version} at {address(client)}; {rights}")

@@ -9,18 +9,15 @@ connection.
 """
 
 import logging
-import math
 import threading
 import time
 from collections.abc import Callable, Sequence
-from concurrent.futures import Future
-from functools import partial
+from concurrent.futures import ThreadPoolExecutor
 from typing import Any, TypeVar
 
 import redis
 
 from sharing.client import address, explain, make_client, probe
-from sharing.pool import DaemonPool
 
 RETRY_AFTER = 5.0  # seconds after a failure
 _THREADS = 8  # and at most as many connections
@@ -48,7 +45,7 @@ class Link:
         self._prefix = prefix
         self._patience = patience
         self._retry_after = retry_after
-        self._pool = DaemonPool(_THREADS, "c42c-redis")
+        self._threads = ThreadPoolExecutor(_THREADS, thread_name_prefix="c42c-redis")
         self._lock = threading.Lock()
         # Replaced after a failure. What is heard over an old one counts no more.
         self._client = make_client(url, patience)
@@ -67,38 +64,24 @@ class Link:
         Raises `Unavailable`. If `read` raises, the replies were invalid.
         """
         client = self._admit()
+        deadline = time.monotonic() + self._patience
         try:
-            exchange = self._pool.submit(partial(self._exchange, client, commands))
-        except RuntimeError:
-            raise Unavailable("the system allows no more threads") from None
+            exchange = self._threads.submit(self._exchange, client, commands, deadline)
+        except RuntimeError:  # the system allows no more threads
+            raise Unavailable from None
         try:
-            result = read(self._wait(exchange))
+            result = read(exchange.result(self._patience))
         except Exception as error:
-            if exchange.cancel():
-                raise Unavailable("all threads are busy") from None
-            reason = explain(error)
-            self._fail(client, reason)
-            raise Unavailable(reason) from None
+            if exchange.cancel():  # all threads are busy
+                raise Unavailable from None
+            self._fail(client, explain(error))
+            raise Unavailable from None
         self._succeed(client)
         return result
 
-    def _wait(self, exchange: Future[T]) -> T:
-        """Return the exchange's result, or raise TimeoutError. On a busy machine, the
-        time for which this thread is held up doesn't count against Redis.
-        """
-        began = time.monotonic()
-        try:
-            return exchange.result(self._patience)
-        except TimeoutError:
-            held_up = time.monotonic() - began - self._patience
-            return exchange.result(held_up)
-
     def close(self) -> None:
         """Disconnect, and ask no more."""
-        with self._lock:
-            self._reason = "closed"
-            self._next_try = math.inf
-        self._pool.close()
+        self._threads.shutdown(wait=False)
         self._client.connection_pool.disconnect()
 
     def _admit(self) -> redis.Redis:
@@ -107,29 +90,27 @@ class Link:
             if self._reason:
                 now = time.monotonic()
                 if now < self._next_try:
-                    raise Unavailable(self._reason)
+                    raise Unavailable
                 self._next_try = now + self._retry_after
             return self._client
 
-    def _exchange(self, client: redis.Redis, commands: Sequence[Command]) -> list[Any]:
+    def _exchange(
+        self, client: redis.Redis, commands: Sequence[Command], deadline: float
+    ) -> list[Any]:
         """Run in a thread of the pool."""
         if not self._proven:
             probe(client, self._prefix)
-        if client is not self._client:
-            raise Unavailable("nobody waits any more")  # so no lock may be taken
+        if time.monotonic() >= deadline:  # nobody waits, so no lock may be taken
+            raise TimeoutError
         pipeline = client.pipeline(transaction=False)
         for command in commands:
             pipeline.execute_command(*command)  # type: ignore[no-untyped-call]
-        replies: list[Any] = pipeline.execute(raise_on_error=False)
-        for reply in replies:
-            if isinstance(reply, Exception):
-                raise reply
-        return replies
+        return pipeline.execute()
 
     def _fail(self, client: redis.Redis, reason: str) -> None:
         """Begin to do without Redis, unless another exchange has found that out."""
         with self._lock:
-            if client is not self._client or self._next_try == math.inf:
+            if client is not self._client:
                 return
             is_news = reason != self._reason
             self._reason = reason

@@ -1,5 +1,6 @@
 """Several instances keep the promises of one."""
 
+import signal
 import threading
 import time
 from collections.abc import Callable, Iterator
@@ -159,12 +160,12 @@ def test_an_instance_dies_in_mid_load(
 
 
 HANGING_NAME_SERVER = """
-import os, runpy, socket, time
+import runpy, socket, time
 look_up = socket.getaddrinfo
 def hang(host, *rest, **options):
     if host == "redis.test":
         print("looking up", flush=True)
-        time.sleep(60)
+        time.sleep(600)
     return look_up(host, *rest, **options)
 socket.getaddrinfo = hang
 runpy.run_path("main.py", run_name="__main__")
@@ -177,14 +178,36 @@ class Stuck(Service):
     program = ("-c", HANGING_NAME_SERVER)
 
 
-def test_stops_while_a_name_is_looked_up(upstream: Standin) -> None:
-    """Redis's name server may hang: the service answers, and stops when it is told."""
-    upstream.add_event(event_id := new_id(), names=["Ada"])
-    service = Stuck(upstream, C42_CACHE_URL="redis://redis.test")
+@pytest.fixture
+def stuck(upstream: Standin) -> Iterator[Stuck]:
+    service = Stuck(upstream, C42_CACHE_URL="redis://redis.test", C42_TIMEOUT="600")
     try:
         service.wait_until_ready()
-        assert service.event(event_id).status_code == 200
-        assert "looking up" in service.log
-        assert service.stop() == 0
+        yield service
     finally:
         service.end()
+
+
+def test_stops_while_a_name_is_looked_up(stuck: Stuck, upstream: Standin) -> None:
+    """Redis's name server may hang: the service answers, and stops when it is told."""
+    upstream.add_event(event_id := new_id(), names=["Ada"])
+    assert stuck.event(event_id).status_code == 200
+    assert "looking up" in stuck.log
+    assert stuck.stop() == 0
+
+
+def test_a_second_signal_while_a_name_is_looked_up(
+    stuck: Stuck, upstream: Standin
+) -> None:
+    """A second SIGTERM ends the service at once, even if a request is active."""
+    upstream.rule("events", event_id := new_id(), hang=True)
+    with stuck.connect() as client:
+        client.sendall(
+            f"GET /events-with-subscriptions/{event_id} HTTP/1.1\r\n"
+            "Host: c42c\r\n\r\n".encode()
+        )
+        until(lambda: upstream.calls("events", event_id) == 1)
+        assert "looking up" in stuck.log
+        stuck.process.send_signal(signal.SIGTERM)
+        until(lambda: "stopping" in stuck.log)
+        assert stuck.stop() == 1
