@@ -34,7 +34,7 @@ def loader(
                 seconds = time.monotonic() - began
                 yield event_id, keep(outcome, request_id, seconds)
             else:
-                yield event_id, Loaded(success(outcome._asdict()), OK, expiry)
+                yield event_id, Loaded(success(outcome), OK, expiry)
 
     def keep(error: C42Error, request_id: str, seconds: float) -> Loaded:
         """Return what is kept of an error that was found so many seconds after the

@@ -5,12 +5,12 @@ headers are made from.
 import http.client
 import json
 import re
-from collections.abc import Mapping
 from hashlib import blake2b
 from typing import Any, NamedTuple, cast
 
 from cache import Loaded
 from calendar42.errors import C42Error
+from calendar42.payload import Event
 
 JSON = "application/json"
 _DIGEST = 16  # bytes
@@ -26,10 +26,7 @@ StoredTuple = tuple[Any, ...]
 
 
 class StoredAnswer(NamedTuple):
-    """What is kept of an answer.
-
-    Whoever changes these fields must raise `sharing.tier.FORMAT`.
-    """
+    """What is kept of an answer."""
 
     body: bytes
     status: int
@@ -41,9 +38,9 @@ class StoredAnswer(NamedTuple):
     request_id: str = ""  # the log tells under it how an error came about
 
 
-def success(answer: Mapping[str, Any]) -> StoredTuple:
-    """Return what is kept of a merged answer."""
-    body = encode(answer)
+def success(event: Event) -> StoredTuple:
+    """Return what is kept of an event."""
+    body = encode(event._asdict())
     stored = StoredAnswer(
         body=body,
         status=200,

@@ -25,11 +25,12 @@ from bench.machine import free_port
 from cache import OK, Cache, Found, Loaded, clock
 from calendar42.calls import Pause
 from calendar42.errors import C42Error
+from calendar42.payload import Event
 from sharing.tier import SharedTier
 from tests.fixtures import PATIENCE, new_id, until
 
 PASSWORD = "se%2Fcret"
-VALUE = values.success({"id": "1", "title": "Ein schöner Titel\n", "names": []})
+VALUE = values.success(Event(id="1", title="Ein schöner Titel\n", names=[]))
 TIMEOUT = 1.6  # seconds; a lock lasts half as long
 GOOD = values.pack(Loaded(VALUE, OK, 252.0))
 RETRY_AFTER = 0.1  # seconds

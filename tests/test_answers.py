@@ -42,7 +42,7 @@ errors = st.builds(
 )
 good = st.builds(
     lambda title, names, lifetime: Loaded(
-        value.success({"id": "1", "title": title, "names": names}), OK, lifetime
+        value.success(Event("1", title, names)), OK, lifetime
     ),
     st.none() | st.text(),
     st.lists(st.text()),
@@ -79,7 +79,7 @@ def test_what_redis_keeps_stays_the_same() -> None:
     """The form of what Redis keeps is fixed, so that instances of several versions can
     share answers.
     """
-    kept = Loaded(value.success({"id": "1", "title": "\u00dc", "names": []}), OK, 252.0)
+    kept = Loaded(value.success(Event("1", "\u00dc", [])), OK, 252.0)
     assert value.pack(kept) == (
         b"\xb5{\x9b8\x1a\xf2\x81\xa0o\xba\x99\x1f*.s\xfe"
         b'["ok", 252.0, 200, "application/json", "\\"8ae40f06660b8fbcf41ecf8f\\"", '
@@ -244,17 +244,13 @@ def test_what_is_kept_of_an_outcome(
             for event_id in ("1", "2")
         ]
     else:
-        expected = [value.success(outcome._asdict())] * 2
+        expected = [value.success(outcome)] * 2
     assert [first.value, second.value] == expected
 
 
 def found(result: str, failed: C42Error | None = None, **more: Any) -> Found:
     """Make what the cache gives, 10 s after the birth of a good answer or an error."""
-    kept = (
-        value.failure(failed)
-        if failed
-        else value.success({"id": "1", "title": None, "names": []})
-    )
+    kept = value.failure(failed) if failed else value.success(Event("1", None, []))
     return Found(
         **{
             "value": kept,
@@ -525,7 +521,7 @@ def test_hits_are_what_the_route_answers(
 @pytest.mark.parametrize(
     ("kind", "stored", "last_says"),
     [
-        (OK, value.success({"id": "1"}), b"max-age=8\r\n"),
+        (OK, value.success(Event("1", None, [])), b"max-age=8\r\n"),
         (
             PAUSED,
             value.failure(error(Paused, status=429), extra_wait=1),

@@ -12,6 +12,7 @@ import pytest
 
 from answers import value as values
 from cache import FAULT, OK, Loaded
+from calendar42.payload import Event
 from standin import Standin
 from tests.fixtures import PATIENCE, TOKEN, Start, new_id, until
 from tests.machines import (
@@ -57,7 +58,7 @@ def test_a_lock_that_is_gone_is_lost(
 
 @pytest.mark.parametrize(
     "late",
-    [failed(504), values.success({"id": "1", "title": "old", "names": []})],
+    [failed(504), values.success(Event("1", "old", []))],
     ids=["504", "200"],
 )
 def test_a_late_answer_replaces_no_other(

@@ -15,6 +15,7 @@ from hypothesis import strategies as st
 
 from answers import value as values
 from cache import OK, Loaded
+from calendar42.payload import Event
 from sharing.client import PATIENCE as WAIT
 from tests.fixtures import PATIENCE, TOKEN, new_id, until
 from tests.machines import (
@@ -264,9 +265,7 @@ def test_nothing_half_read_is_used(
         machine(between.url, patience=1.0),
         machine(shared_redis.url, patience=1.0),
     )
-    other.answer = lambda: Loaded(
-        values.success({"id": "2", "title": None, "names": []}), OK, 252.0
-    )
+    other.answer = lambda: Loaded(values.success(Event("2", None, [])), OK, 252.0)
     other.ask(late := new_id())
     one.ask(new_id())
     between.spoil = lambda data, sink: held_back.append((data, sink))

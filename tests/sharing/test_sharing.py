@@ -14,6 +14,7 @@ from answers import response
 from answers import value as values
 from cache import FAULT, KINDS, NEGATIVE, OK, Loaded, clock
 from calendar42.calls import Pause
+from calendar42.payload import Event
 from sharing.client import PATIENCE as WAIT
 from sharing.tier import LOOK_UP
 from standin import Standin
@@ -456,7 +457,7 @@ def test_a_shorter_pause_replaces_no_longer_one(
 # Refreshing ahead
 
 DUE = 25.2  # seconds: answers with less left are to be refreshed
-NEW_VALUE = values.success({"id": "1", "title": "New", "names": []})
+NEW_VALUE = values.success(Event("1", "New", []))
 
 
 def make_due(first: Machine) -> str:
