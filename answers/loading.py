@@ -44,7 +44,9 @@ def loader(
             stored = failure(error, request_id=request_id)
             return Loaded(stored, NEGATIVE, expiry)
         lifetime = fault_expiry
-        if error.kind == PAUSED:
+        if error.private:
+            lifetime = 0.0  # it isn't kept: c42c would ask again at once
+        elif error.kind == PAUSED:
             lifetime = min(max(error.retry_after, fault_expiry), expiry)
         stored = failure(
             error,

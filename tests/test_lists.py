@@ -236,7 +236,7 @@ def test_the_whole_fails(
     code: str,
 ) -> None:
     """If the call fails as a whole, each id gets that fault and it is kept for none of
-    them; but a pause is for all.
+    them, so that each may be asked for again soon; but a pause is for all.
     """
     service, event_ids = inside(), new_events(upstream, 3)
     rule = upstream.rule(endpoint, **fault)
@@ -244,6 +244,7 @@ def test_the_whole_fails(
     assert list(answer.json["errors"]) == event_ids
     for error in answer.json["errors"].values():
         assert (error["status_code"], error["code"]) == (status, code)
+        assert (error["retry_after"] == 1) is (status != 429)
     assert lifetime(answer) is None
     rule.remove()
     if status == 429:
