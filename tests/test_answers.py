@@ -22,6 +22,7 @@ from calendar42.ids import BadIds
 from calendar42.payload import Event
 from serving.connection import serialize
 from serving.request import Request
+from sharing.tier import FORMAT
 
 unhurried = settings(deadline=None)  # a busy machine is not a finding
 
@@ -76,9 +77,10 @@ def test_what_redis_keeps_is_read_as_it_was(loaded: Loaded) -> None:
 
 
 def test_what_redis_keeps_stays_the_same() -> None:
-    """The form of what Redis keeps is fixed, so that instances of several versions can
-    share answers.
+    """Instances of several versions share answers, so what Redis keeps has one form for
+    each FORMAT: whoever changes one of the two here changes both.
     """
+    assert FORMAT == 5
     kept = Loaded(value.success(Event("1", "\u00dc", [])), OK, 252.0)
     assert value.pack(kept) == (
         b"\xb5{\x9b8\x1a\xf2\x81\xa0o\xba\x99\x1f*.s\xfe"
