@@ -492,7 +492,8 @@ def test_not_found_does_not_wait(service: Service, upstream: Standin) -> None:
 
 BODIES = {
     "envelope": (
-        b'{"error":  {"code": "NO", "message": "\xc3\xa9", "status_code": 500}, "x": 1}',
+        b'{"error":  {"code": "NO", "message": "\xc3\xa9", "status_code": 500},'
+        b' "x": 1}',
         "application/json",
     ),
     "other JSON": (b'{"error": "\xc3\xa9"}', "text/plain; charset=utf-8"),

@@ -1,5 +1,4 @@
-"""`python -m tests.mutants`: changes the code in small ways, and counts the changes that
-no test notices.
+"""`python -m tests.mutants` changes the code in small ways that tests should notice.
 
 Takes a random sample of all possible changes, applies each to a copy of the project and
 runs the tests that belong to the file, then all others. A change that every test

@@ -20,7 +20,7 @@ def cache_status(answer: Any) -> dict[str, Any]:
 
 
 def lifetime(answer: Any) -> int | None:
-    """Return the seconds that `Cache-Control` gives, None where nothing may be stored."""
+    """Return the seconds that `Cache-Control` gives; None: don't store."""
     if answer.headers["Cache-Control"] == "no-store":
         return None
     (seconds,) = re.fullmatch(

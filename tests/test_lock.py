@@ -38,7 +38,8 @@ def test_lock_pins_everything() -> None:
     text = (ROOT / "requirements.lock").read_text()
     for entry in re.split(r"\n(?=[a-z])", text)[1:]:
         assert re.match(
-            r"[a-z0-9-]+==[0-9.]+ (; .+ )?\\\n(    --hash=sha256:[0-9a-f]{64}( \\)?\n?)+$",
+            r"[a-z0-9-]+==[0-9.]+ (; .+ )?\\\n"
+            r"(    --hash=sha256:[0-9a-f]{64}( \\)?\n?)+$",
             entry,
         ), entry
     assert not re.search("://|index|find-links", text)

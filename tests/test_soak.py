@@ -113,7 +113,7 @@ def story() -> Story:
 
 
 def test_accepts_what_is_right(story: Story) -> None:
-    """A right answer is no violation, while it lasts: fresh, as a 304, and in a list."""
+    """A right answer is no violation while it lasts, alone, in a list or as a 304."""
     said = story.load()
     headers = HIT | {"etag": '"1"'}
     assert not story.answer(said, sent=100.0, headers=headers)

@@ -17,8 +17,9 @@ from tests.test_contract import DOCUMENT
 def test_schemathesis_finds_nothing(
     service: Service, upstream: Standin, tmp_path: Path
 ) -> None:
-    """Every answer to generated requests, valid or not, alone or one after the other, is
-    one that the document describes.
+    """The document describes every answer to generated requests.
+
+    They are valid or not, alone or one after the other.
     """
     command = [
         str(Path(sys.executable).with_name("schemathesis")),
