@@ -3,30 +3,14 @@
 import re
 import secrets
 from pathlib import Path
-from urllib.parse import urlsplit
 
 import redis
 from redis.backoff import NoBackoff
-from redis.connection import parse_url
 from redis.retry import Retry
 
 PATIENCE = 0.25  # seconds that a caller waits for one exchange
 # The commands that Redis's user needs, beside SELECT for another database than 0.
 COMMANDS = ("EVAL", "GET", "SET", "DEL", "PTTL", "PEXPIREAT", "TIME")
-# Others, such as time-outs, would interfere with ours.
-OPTIONS = (
-    "db",
-    "username",
-    "password",
-    "ssl_ca_certs",
-    "ssl_certfile",
-    "ssl_keyfile",
-    "ssl_cert_reqs",
-)
-EXPECTED = (
-    "expected redis://, rediss:// or unix:// with an address, and no options but "
-    + ", ".join(OPTIONS)
-)
 _PROBE = Path(__file__).with_name("probe.lua").read_text()
 # What an error's class or text contains, and what is said of it. The text itself is
 # never shown: what answers may not be a Redis, and may send the password back.
@@ -45,11 +29,9 @@ _REASONS = (
 def make_client(url: str, patience: float = PATIENCE) -> redis.Redis:
     """Make a client for callers with that many seconds. It doesn't connect yet.
 
-    Raises ValueError, without showing the URL, for what redis-py doesn't understand,
-    and for what it would ignore.
+    Raises ValueError, without showing the URL, if redis-py doesn't understand it.
     """
     try:
-        _check(url)
         client = redis.Redis.from_url(
             url,
             protocol=2,
@@ -61,13 +43,18 @@ def make_client(url: str, patience: float = PATIENCE) -> redis.Redis:
         )
         # Options are checked when they are used. This doesn't connect either.
         client.connection_pool.make_connection()
-    except (ValueError, TypeError, redis.RedisError):
-        raise ValueError(EXPECTED) from None
+        address(client)
+    except (ValueError, TypeError, KeyError, redis.RedisError):
+        message = "expected redis://, rediss:// or unix:// with an address"
+        raise ValueError(message) from None
     return client
 
 
 def address(client: redis.Redis) -> str:
-    """Return where Redis is: host and port, or the path of a socket."""
+    """Return where Redis is: host and port, or the path of a socket.
+
+    Raises KeyError if the URL doesn't say.
+    """
     options = client.connection_pool.connection_kwargs
     if "path" in options:
         return str(options["path"])
@@ -107,17 +94,3 @@ def _missing_right(said: str) -> str:
     if match is None:
         return "its user may not use the keys or commands that c42c needs"
     return f"its user may not run {match[1].upper()}"
-
-
-def _check(url: str) -> None:
-    """Raise ValueError for what redis-py would ignore."""
-    options: dict[str, object] = parse_url(url)  # type: ignore[no-untyped-call]
-    if not options.keys() <= {"host", "port", "path", "connection_class", *OPTIONS}:
-        raise ValueError("unknown options")
-    if "host" not in options and "path" not in options:
-        raise ValueError("no address")
-    if re.search(r"[\s#]", url):
-        raise ValueError("characters that should have been escaped")
-    database = urlsplit(url).path.strip("/")
-    if "path" not in options and database and not database.isdecimal():
-        raise ValueError("a database that is no number")
