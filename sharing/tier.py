@@ -41,8 +41,7 @@ FORMAT = 5
 # Seconds that an instance waits for another's load, and that a lock lasts; or half of
 # the time-out if that is shorter, so that there is time left to load.
 LONGEST_WAIT = 5.0
-_SHORTEST_PAUSE = 0.01  # seconds between two looks
-_LONGEST_PAUSE = 0.05
+_LOOK_AGAIN = 0.03  # seconds between two looks, while another instance loads
 _NO_ANSWER = 2**53  # milliseconds that no answer has left
 
 log = logging.getLogger("c42c.redis")
@@ -167,9 +166,8 @@ class SharedTier:
     def _load(
         self, load: Loader, least_left: int, event_ids: list[str], deadline: float
     ) -> _Pairs:
-        asked = time.monotonic()
         began = self._clock()
-        give_up = min(asked + self._longest_wait, deadline)
+        give_up = min(time.monotonic() + self._longest_wait, deadline)
         load_here = partial(self._load_here, load, deadline, began)
         wanted = dict.fromkeys(event_ids, least_left)
         awaited = set[str]()
@@ -191,11 +189,9 @@ class SharedTier:
                     del wanted[event_id]
                 yield from self._load_for_all(load_here, look, began)
             elif look.awaited:
-                now = time.monotonic()
-                if now >= give_up:
+                if time.monotonic() >= give_up:
                     break
-                pause = max((now - asked) / 5, _SHORTEST_PAUSE)
-                time.sleep(min(pause, _LONGEST_PAUSE))
+                time.sleep(_LOOK_AGAIN)
         if wanted:
             self._count("alone", len(wanted))
             yield from load_here(list(wanted))

@@ -1,7 +1,6 @@
 """One instance loads for all: the one that holds the lock."""
 
 import signal
-import socket
 import threading
 import time
 from collections import Counter
@@ -18,7 +17,6 @@ from tests.fixtures import PATIENCE, TOKEN, Start, new_id, until
 from tests.machines import (
     VALUE,
     Make,
-    MakeProxy,
     Redis,
     Said,
     begin_load,
@@ -176,30 +174,6 @@ def test_nobody_waits_longer_than_the_time_out(
     assert 0 < time.monotonic() - deadline < 2
     assert loaded.age < -0.3  # it counts from its own load
     assert one.tier.snapshot()["alone"] == 1
-
-
-def test_looks_become_rarer(
-    shared_redis: Redis, proxy: MakeProxy, machine: Make, pool: ThreadPoolExecutor
-) -> None:
-    """The longer another instance's load takes, the longer are the pauses between two
-    looks, up to 50 ms.
-    """
-    between, looks = proxy(shared_redis.port), list[float]()
-    first = machine(shared_redis.url, timeout=PATIENCE)
-    second = machine(between.url, timeout=PATIENCE)
-
-    def note(data: bytes, sink: socket.socket) -> None:
-        if b"wait" in data:
-            looks.append(time.monotonic())
-        sink.sendall(data)
-
-    event_id, gate, loading = begin_load(first, pool)
-    between.spoil = note
-    waiting = pool.submit(second.ask, event_id)
-    until(lambda: len(looks) >= 40)
-    assert looks[19] - looks[0] > 0.4
-    gate.set()
-    assert loading.result(PATIENCE).value == waiting.result(PATIENCE).value == VALUE
 
 
 @pytest.mark.parametrize(("timeout", "longest"), [(4.0, 2.0), (60.0, 5.0)])
