@@ -15,6 +15,7 @@ from prometheus_client.openmetrics.parser import (
 )
 from prometheus_client.parser import text_string_to_metric_families
 
+from calendar42 import ENDPOINTS
 from standin import Gate, Standin
 from tests.fixtures import (
     PREFIX,
@@ -248,6 +249,16 @@ def test_durations_are_in_buckets(inside: MakeInside) -> None:
     assert f'{name}_count{{route="/a"}} 5.0\n' in text
     (total,) = re.findall(rf'{name}_sum{{route="/a"}} (.*)\n', text)
     assert float(total) == pytest.approx(sum(took.values()))
+
+
+def test_durations_begin_at_zero(inside: MakeInside) -> None:
+    """Each endpoint has its histogram before its first call, so that no rate misses
+    the first.
+    """
+    text = inside().http.get("/metrics").text
+    for endpoint in ENDPOINTS:
+        name = "c42_upstream_request_duration_seconds_count"
+        assert f'{name}{{endpoint="{endpoint}"}} 0.0\n' in text
 
 
 def test_labels_are_bounded(service: Service) -> None:
