@@ -96,6 +96,24 @@ def test_document_gives_good_types() -> None:
     )
 
 
+def schemas(node: Any = DOCUMENT) -> Iterator[dict[str, Any]]:
+    """Yield each part of the document that requires members of an object."""
+    if isinstance(node, list):
+        node = dict(enumerate(node))
+    if not isinstance(node, dict):
+        return
+    if isinstance(node.get("required"), list):
+        yield node
+    for part in node.values():
+        yield from schemas(part)
+
+
+def test_required_members_are_described() -> None:
+    """Each member that an object must have is described."""
+    for schema in schemas():
+        assert set(schema["required"]) <= schema["properties"].keys()
+
+
 def test_error_codes_are_listed() -> None:
     """The table of c42c's own errors has the code of each status, the type of `code`
     has the same ones, and every status that the server rejects with is there.
