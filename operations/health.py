@@ -141,7 +141,13 @@ def _add_numbers(app: Flask, metrics: Metrics) -> None:
         # It chooses the format and the compression that the client asks for. It knows
         # GET alone; of a response to HEAD, Flask leaves out the body.
         environ = {**request.environ, "REQUEST_METHOD": "GET"}
-        response = Response.from_app(prometheus_app, environ)
+        if request.accept_encodings["gzip"] == 0:
+            environ.pop("HTTP_ACCEPT_ENCODING", None)  # it overlooks `gzip;q=0`
+        try:
+            response = Response.from_app(prometheus_app, environ)
+        except TypeError:  # it can't compare a version in Accept
+            environ.pop("HTTP_ACCEPT")
+            response = Response.from_app(prometheus_app, environ)
         response.headers.extend([NO_STORE, NOSNIFF])
         return response
 

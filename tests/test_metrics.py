@@ -327,6 +327,35 @@ def test_form_is_the_one_asked_for(service: Service) -> None:
     assert raw.headers["X-Content-Type-Options"] == "nosniff"
 
 
+@pytest.mark.parametrize(
+    "refusal", ["gzip;q=0", "identity, gzip;q=0.0", "gzip;q=0, *", "deflate"]
+)
+def test_no_compression_for_those_who_refuse_it(service: Service, refusal: str) -> None:
+    """What a client refuses by a quality of 0 isn't sent (RFC 9110, 12.5.3)."""
+    plain = service.raw(b"/metrics", b"GET", f"Accept-Encoding: {refusal}".encode())
+    assert plain.headers["Content-Encoding"] is None
+    assert b"c42_build_info" in plain.body
+
+
+@pytest.mark.parametrize(
+    "accept",
+    [
+        "text/plain;version=x",
+        "text/plain;version=1..0",
+        "application/openmetrics-text;version=1.0.0-rc.1",
+        f"text/plain;version={'9' * 5000}",
+        "text/plain;version",
+        ";;,,=",
+        "image/png",
+    ],
+)
+def test_a_form_that_there_is_not(service: Service, accept: str) -> None:
+    """Whatever form a client asks for, it gets one that there is."""
+    answer = service.get("/metrics", headers={"Accept": accept})
+    assert answer.status_code == 200
+    assert "c42_build_info" in answer.text
+
+
 def test_head_has_the_headers_alone(service: Service) -> None:
     """HEAD on /metrics has the headers of GET, and no body."""
     head = service.request("HEAD", "/metrics")
