@@ -113,7 +113,8 @@ class Metrics(Collector):
         self.recent = Recent(cache.clock)
         self.history = History(self._sample)
         self._random = secrets.token_hex(4)
-        self.registry = CollectorRegistry()
+        # It asks which names there are, so that `/metrics?name[]=…` finds them.
+        self.registry = CollectorRegistry(auto_describe=True)
         self.registry.register(self)
         ProcessCollector(registry=self.registry)
 

@@ -356,6 +356,24 @@ def test_a_form_that_there_is_not(service: Service, accept: str) -> None:
     assert "c42_build_info" in answer.text
 
 
+@pytest.mark.parametrize(
+    "name",
+    [
+        "c42_cache_requests_total",
+        "c42_build_info",
+        "c42_upstream_request_duration_seconds_count",
+        "process_open_fds",
+    ],
+)
+def test_the_metrics_that_are_named(service: Service, name: str) -> None:
+    """A client may name the metrics that it wants, as with any program that uses
+    prometheus_client.
+    """
+    answer = service.get("/metrics", params={"name[]": name})
+    found = re.findall(r"^[a-z]\w+", answer.text, re.M)
+    assert set(found) == {name}
+
+
 def test_head_has_the_headers_alone(service: Service) -> None:
     """HEAD on /metrics has the headers of GET, and no body."""
     head = service.request("HEAD", "/metrics")
