@@ -1116,6 +1116,17 @@ def test_rejections_may_be_read_by_pages(start: Start) -> None:
         assert answer.headers["Vary"] == "Origin"
 
 
+def test_padded_origins_hold_nobody_up(start: Start) -> None:
+    """Looking for the origin of malformed requests takes no time to speak of, however
+    it is padded: with the square of its length, these would take minutes.
+    """
+    service = start()
+    padded = b"Origin:" + b" \t" * 16_000 + b"\xff"
+    reject = partial(service.raw, b"/", b"GET", padded, b"no colon")
+    for answer in at_once(*[reject] * 4):
+        assert answer.status == 400
+
+
 def test_idle_connections(service: Service) -> None:
     """1,200 idle connections don't keep other clients out."""
     socks: list[socket.socket] = []
