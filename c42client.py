@@ -22,7 +22,13 @@ from typing import Any, TypeVar
 import requests
 from requests.auth import AuthBase
 
-from calendar42 import EVENTS_ENDPOINT, SUBSCRIPTIONS_ENDPOINT, ids, payload
+from calendar42 import (
+    EVENTS_ENDPOINT,
+    SUBSCRIPTIONS_ENDPOINT,
+    Endpoint,
+    ids,
+    payload,
+)
 from calendar42.calls import Attempt, CallRecord, Pause, read_retry_after
 from calendar42.errors import (
     FAULT,
@@ -299,7 +305,7 @@ class Calls:
         self._threads = ThreadPoolExecutor(MAX_CALLS, thread_name_prefix="c42c-call")
 
     def begin(
-        self, endpoint: str, rest: str, attempt: Attempt, read: Callable[[Any], T]
+        self, endpoint: Endpoint, rest: str, attempt: Attempt, read: Callable[[Any], T]
     ) -> Future[T]:
         """Make a call in a thread, which returns what `read` finds in its JSON."""
         try:
@@ -308,7 +314,7 @@ class Calls:
             message = "c42c can't start another thread (ulimit -u, TasksMax)"
             raise _exhausted(endpoint, message) from None
 
-    def wait(self, endpoint: str, call: Future[T], attempt: Attempt) -> T:
+    def wait(self, endpoint: Endpoint, call: Future[T], attempt: Attempt) -> T:
         """Wait for a call until the deadline and `SLACK`."""
         left = attempt.deadline - time.monotonic()
         try:
@@ -329,7 +335,7 @@ class Calls:
         self._session.close()
 
     def _call(
-        self, endpoint: str, rest: str, attempt: Attempt, read: Callable[[Any], T]
+        self, endpoint: Endpoint, rest: str, attempt: Attempt, read: Callable[[Any], T]
     ) -> T:
         pause_left = self._pause.left
         if pause_left:
@@ -346,7 +352,7 @@ class Calls:
             self._room.give_back(len(body))
 
     def _reply(
-        self, endpoint: str, path: str, attempt: Attempt, body: bytearray
+        self, endpoint: Endpoint, path: str, attempt: Attempt, body: bytearray
     ) -> Reply:
         """Get a path; raise `C42Error` if no whole reply comes.
 
@@ -374,7 +380,7 @@ class Calls:
 
     def _recorded(
         self,
-        endpoint: str,
+        endpoint: Endpoint,
         path: str,
         attempt: Attempt,
         body: bytearray,
@@ -447,7 +453,7 @@ class Calls:
             if len(body) > limit:
                 return
 
-    def _late(self, endpoint: str, attempt: Attempt) -> TimedOut:
+    def _late(self, endpoint: Endpoint, attempt: Attempt) -> TimedOut:
         had_little_time = attempt.deadline - attempt.began < self._timeout / 2
         return TimedOut(
             endpoint=endpoint,
@@ -457,7 +463,7 @@ class Calls:
             private=had_little_time,  # which says nothing about the event
         )
 
-    def _refusal(self, endpoint: str, reply: Reply) -> C42Error:
+    def _refusal(self, endpoint: Endpoint, reply: Reply) -> C42Error:
         """Return the error that Calendar42 sent."""
         body = self.redactor.error_body(reply.body)
         if reply.status == 429:
@@ -516,7 +522,7 @@ def _halves(event_ids: list[str]) -> list[list[str]]:
 
 
 def _paused(
-    endpoint: str, retry_after: float, upstream_status: int = 0, body: bytes = b""
+    endpoint: Endpoint, retry_after: float, upstream_status: int = 0, body: bytes = b""
 ) -> Paused:
     return Paused(
         endpoint=endpoint,
@@ -528,7 +534,7 @@ def _paused(
     )
 
 
-def _exhausted(endpoint: str, message: str) -> Exhausted:
+def _exhausted(endpoint: Endpoint, message: str) -> Exhausted:
     return Exhausted(
         endpoint=endpoint,
         message=message,

@@ -2,6 +2,10 @@
 errors, event ids, and connections whose calls end at a deadline.
 """
 
-EVENTS_ENDPOINT = "events"
-SUBSCRIPTIONS_ENDPOINT = "event-subscriptions"
-ENDPOINTS = (EVENTS_ENDPOINT, SUBSCRIPTIONS_ENDPOINT)  # all that are called
+from typing import Final, Literal, get_args
+
+# All that are called. The metrics and the status page have figures for each.
+Endpoint = Literal["events", "event-subscriptions"]
+ENDPOINTS: tuple[Endpoint, ...] = get_args(Endpoint)
+EVENTS_ENDPOINT: Final = "events"
+SUBSCRIPTIONS_ENDPOINT: Final = "event-subscriptions"

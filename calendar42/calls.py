@@ -10,6 +10,8 @@ from typing import NamedTuple
 
 from werkzeug.http import parse_date
 
+from calendar42 import Endpoint
+
 MAX_PAUSE = 3600.0  # seconds of a pause: Calendar42 counts its limits by the hour
 log = logging.getLogger("c42c.upstream")
 
@@ -17,7 +19,7 @@ log = logging.getLogger("c42c.upstream")
 class CallRecord(NamedTuple):
     """A call to Calendar42 that has ended."""
 
-    endpoint: str  # "events" or "event-subscriptions"
+    endpoint: Endpoint
     status: int  # 0: no whole reply came
     seconds: float
     trouble: str = ""  # why no whole reply came

@@ -5,6 +5,8 @@ differently.
 from dataclasses import dataclass
 from typing import Final
 
+from calendar42 import Endpoint
+
 NEGATIVE: Final = "negative"  # a definite refusal: asking again soon changes nothing
 FAULT: Final = "fault"  # something is broken: worth asking again soon
 PAUSED: Final = "paused"  # Calendar42 asked for a pause
@@ -21,7 +23,7 @@ class C42Error(Exception):
     The defaults mean that Calendar42's reply can't be understood.
     """
 
-    endpoint: str  # where it was found
+    endpoint: Endpoint  # where it was found
     message: str
     status: int = 502  # what the client is told
     upstream_status: int = 200  # of Calendar42's reply; 0: no whole reply came

@@ -9,7 +9,7 @@ from typing import Any, NamedTuple
 from jsonpath_ng.jsonpath import JSONPath
 from jsonpath_ng.parser import parse
 
-from calendar42 import EVENTS_ENDPOINT, SUBSCRIPTIONS_ENDPOINT
+from calendar42 import EVENTS_ENDPOINT, SUBSCRIPTIONS_ENDPOINT, Endpoint
 from calendar42.errors import C42Error, TooLarge
 
 MAX_ROWS = 100_000  # of one answer; a larger count is taken for a mistake
@@ -136,7 +136,7 @@ def join(pages: list[Page]) -> list[tuple[str, str]] | None:
     return names
 
 
-def _rows(endpoint: str, body: Any) -> list[Json]:
+def _rows(endpoint: Endpoint, body: Any) -> list[Json]:
     """Return the rows of a reply."""
     rows = _value(_ROWS, body)
     if not isinstance(rows, list) or not all(isinstance(row, dict) for row in rows):
@@ -164,7 +164,7 @@ def _value(path: JSONPath, data: Any) -> Any:
     return None
 
 
-def _unusable(endpoint: str, what: str) -> C42Error:
+def _unusable(endpoint: Endpoint, what: str) -> C42Error:
     return C42Error(endpoint=endpoint, message=f"Calendar42 {what}")
 
 

@@ -11,6 +11,7 @@ from contextlib import suppress
 from typing import Any, NamedTuple, TypeVar
 from urllib.parse import unquote
 
+from calendar42 import Endpoint
 from calendar42.errors import C42Error, TooLarge
 
 MAX_BODY = 8 * 2**20  # bytes of one reply, unpacked
@@ -64,7 +65,7 @@ def max_body(status: int) -> int:
     return 0
 
 
-def read_json(endpoint: str, reply: Reply) -> Any:
+def read_json(endpoint: Endpoint, reply: Reply) -> Any:
     """Return the JSON of a good reply; raise `C42Error` if it isn't one."""
     if reply.status != 200:
         raise C42Error(

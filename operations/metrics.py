@@ -26,7 +26,7 @@ from prometheus_client.registry import Collector
 
 from answers import EVENT_PATH
 from cache import FAULT, NEGATIVE, OK, PAUSED, Cache, Loaded, Loader, Stats
-from calendar42 import ENDPOINTS
+from calendar42 import ENDPOINTS, Endpoint
 from calendar42.calls import CallRecord, Pause
 from calendar42.errors import C42Error
 from operations import VERSION, logs
@@ -48,7 +48,7 @@ class SharedTier(Protocol):
 
 
 class _Call(NamedTuple):
-    endpoint: str
+    endpoint: Endpoint
     status: str
 
 
@@ -107,7 +107,7 @@ class Metrics(Collector):
         self._calls = Counter[_Call]()
         # prometheus_client's own histograms write files if the environment has
         # PROMETHEUS_MULTIPROC_DIR, which may be meant for another program.
-        self._call_seconds = defaultdict[str, Histogram](Histogram)  # by endpoint
+        self._call_seconds: dict[Endpoint, Histogram] = {}
         for endpoint in ENDPOINTS:
             self._call_seconds[endpoint] = Histogram()
         self.recent = Recent(cache.clock)
@@ -165,13 +165,13 @@ class Metrics(Collector):
 
         return watched
 
-    def calls_by_endpoint(self) -> dict[str, int]:
+    def calls_by_endpoint(self) -> dict[Endpoint, int]:
         """Return how many calls to each endpoint have ended."""
         made = dict.fromkeys(ENDPOINTS, 0)
         with self._lock:
             calls = self._calls.copy()
         for call, count in calls.items():
-            made[call.endpoint] = made.get(call.endpoint, 0) + count
+            made[call.endpoint] += count
         return made
 
     def _sample(self) -> Sample:

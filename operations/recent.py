@@ -14,7 +14,7 @@ from datetime import UTC, datetime
 from typing import NamedTuple
 
 from cache import FAULT, PAUSED
-from calendar42 import ENDPOINTS
+from calendar42 import ENDPOINTS, Endpoint
 from calendar42.calls import CallRecord
 from calendar42.errors import C42Error, TimedOut
 from operations import logs
@@ -75,7 +75,7 @@ class Fault:
     """
 
     time: str  # of the first
-    endpoint: str
+    endpoint: Endpoint
     status: int  # what Calendar42 answered with; 0: no whole answer came
     cause: str
     request_id: str  # of the request whose load met the first
@@ -111,9 +111,9 @@ class Recent:
         self._token_refused = SlidingCount(MINUTE, 1.0, clock)
         self._refused = SlidingCount(MINUTE, 1.0, clock)
         self._faults = deque[Fault](maxlen=FAULTS_KEPT)
-        self._trouble: dict[str, str] = {}  # of the latest call, by endpoint
+        self._trouble: dict[Endpoint, str] = {}  # of the latest call
         self._slowest = 0.0  # seconds of the slowest load since the last sample
-        self._seconds: dict[str, deque[float]] = {}  # of the latest calls, by endpoint
+        self._seconds: dict[Endpoint, deque[float]] = {}  # of the latest calls
         for endpoint in ENDPOINTS:
             self._seconds[endpoint] = deque(maxlen=CALLS_KEPT)
 
@@ -122,9 +122,7 @@ class Recent:
         with self._lock:
             self._calls.add()
             self._trouble[call.endpoint] = call.trouble
-            latest = self._seconds.get(call.endpoint)
-            if latest is not None:
-                latest.append(call.seconds)
+            self._seconds[call.endpoint].append(call.seconds)
 
     def on_load(self, kind: str, seconds: float) -> None:
         """Remember the outcome of loading an event. In a pause nothing is loaded."""
@@ -204,8 +202,8 @@ class Recent:
         with self._lock:
             return [replace(fault) for fault in self._faults]
 
-    def latency(self) -> dict[str, Latency]:
-        """Return how long the latest calls took, by endpoint."""
+    def latency(self) -> dict[Endpoint, Latency]:
+        """Return how long the latest calls took."""
         latencies = {}
         with self._lock:
             for endpoint, seconds in self._seconds.items():
@@ -247,7 +245,7 @@ class Sample(NamedTuple):
     at: float  # by the cache's clock
     outcomes: Outcomes
     refreshes: int
-    latency: dict[str, Latency]
+    latency: dict[Endpoint, Latency]
     slowest_load: float  # seconds, of the loads since the sample before
 
 

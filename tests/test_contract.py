@@ -11,6 +11,7 @@ import pytest
 import requests
 
 from answers.value import envelope
+from calendar42 import ENDPOINTS
 from standin import DEMO_EVENTS, Gate, Standin
 from tests.fixtures import ROOT, Inside, Service, new_id
 
@@ -173,6 +174,17 @@ def test_troubles_are_those_of_the_status_page() -> None:
         for name in re.findall('data-trouble="(.*?)"', page)
         if name not in ("none", "silent")
     ]
+
+
+def test_endpoints_are_those_that_are_called() -> None:
+    """The document and the style sheet of the status page have each endpoint of
+    Calendar42 that is called.
+    """
+    names = DOCUMENT["components"]["schemas"]["EndpointName"]["enum"]
+    assert names == list(ENDPOINTS)
+    css = (ROOT / "operations/static/status.css").read_text()
+    lines = {f".{name}-{part}" for name in names for part in ("median", "p99")}
+    assert lines == set(re.findall(r"\.[a-z-]+-(?:median|p99)\b", css))
 
 
 def test_document_is_served(service: Service) -> None:

@@ -7,8 +7,7 @@ import pytest
 from flask import Flask
 
 from cache import Cache
-from calendar42.calls import CallRecord, Pause
-from calendar42.errors import C42Error
+from calendar42.calls import Pause
 from operations import health
 from operations.error_log import ErrorLog
 from operations.metrics import Metrics
@@ -136,23 +135,6 @@ def test_redis_does_not_make_it_unready(cache: Cache, up: bool, says: str) -> No
     """/readyz says whether Redis is there, and is 200 without it."""
     status, body = ready(Metrics(cache, Pause(1), 252.0, tier=Tier(up)))
     assert (status, body["shared_tier"]) == (200, says)
-
-
-def test_unknown_endpoint_is_counted(cache: Cache) -> None:
-    """A call to an endpoint that no list names is counted like any other."""
-    metrics = Metrics(cache, Pause(1), 252.0)
-    metrics.on_call(CallRecord("new", 200, 0.1))
-    metrics.on_fault(C42Error("new", "broken"))
-    app = Flask(__name__)
-    health.register(app, metrics, ErrorLog())
-    client = app.test_client()
-    numbers = client.get("/status.json").json
-    text = client.get("/metrics").text
-    metrics.history.close()
-    assert numbers is not None
-    assert numbers["upstream"]["requests"] == 1
-    assert numbers["upstream"]["requests_last_hour"] == 1
-    assert 'c42_upstream_requests_total{endpoint="new",status="200"} 1.0' in text
 
 
 def test_endpoints_keep_secrets(service: Service, upstream: Standin) -> None:
