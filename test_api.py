@@ -306,10 +306,9 @@ def test_expiry_is_exact(
 
 @pytest.fixture(scope="module")
 def forgetful(shared_upstream: Standin) -> Iterator[Service]:
-    """Start a service that keeps everything for 0.3 s."""
-    with started(
-        Service(shared_upstream, C42_EXPIRY="0.005", C42_TIMEOUT="2")
-    ) as service:
+    """Start a service that keeps everything for 0.3 s, and refreshes nothing."""
+    options = {"C42_EXPIRY": "0.005", "C42_REFRESH_AHEAD": "0", "C42_TIMEOUT": "2"}
+    with started(Service(shared_upstream, (), **options)) as service:
         yield service
 
 
