@@ -83,12 +83,20 @@ def create_app(
     the first request.
     """
     config = config or _configure(os.environ)
-    pause = Pause(config.fault_expiry)
     cache = _make_cache(config, clock)
+    pause = Pause(config.fault_expiry)
     tier = _make_tier(config, pause)
-    metrics = _make_metrics(config, cache, pause, tier, server)
+    metrics = Metrics(
+        cache,
+        pause,
+        config.expiry,
+        tier=tier,
+        stopping=lambda: server is not None and server.stopping,
+    )
     error_log = ErrorLog()
-    client = client or _make_client(config, pause, metrics)
+    client = client or client_for(
+        config, pause, on_call=metrics.on_call, on_fault=metrics.on_fault
+    )
     load = _make_loader(config, client, metrics, error_log, tier, refresh=False)
     refresh = _make_loader(config, client, metrics, error_log, tier, refresh=True)
     refresher = Refresher(cache, refresh, timeout=config.timeout, pause=pause)
@@ -164,23 +172,6 @@ def _make_tier(config: Settings, pause: Pause) -> "SharedTier | None":
         timeout=config.timeout,
         pause=pause,
     )
-
-
-def _make_metrics(
-    config: Settings,
-    cache: Cache,
-    pause: Pause,
-    tier: "SharedTier | None",
-    server: Server | None,
-) -> Metrics:
-    def is_stopping() -> bool:
-        return server is not None and server.stopping
-
-    return Metrics(cache, pause, config.expiry, tier=tier, stopping=is_stopping)
-
-
-def _make_client(config: Settings, pause: Pause, metrics: Metrics) -> Client:
-    return client_for(config, pause, on_call=metrics.on_call, on_fault=metrics.on_fault)
 
 
 def _make_loader(
