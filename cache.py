@@ -279,13 +279,13 @@ class Cache:
         self.max_bytes = max_bytes
         self.max_waiting = max_waiting
         self.clock = clock
+        self.on_refresh_due = on_refresh_due
         self._refresh_ahead = refresh_ahead
         self._retry_refresh = retry_refresh
-        self.on_refresh_due = on_refresh_due
         self._lock = threading.Lock()
         self._entries: dict[str, _EntryTuple] = {}
         max_bad = max(1, max_entries // 10)
-        self._max_size = max_bytes // 10
+        self._max_size = max_bytes // 10  # of one entry, and of all bad ones
         self._bad = _Part(max_bad, self._max_size)
         self._good = _Part(max(1, max_entries - max_bad), max_bytes - self._max_size)
         self._loads: dict[str, _Running] = {}
@@ -443,18 +443,16 @@ class Cache:
         """Load the missing keys into `got`, and wait for those that others load."""
         wait_until = deadline + GRACE
         is_late = time.monotonic() >= wait_until
+        mine = {}
+        theirs = {}
         with self._lock:
-            missing = self._look_up(keys, got, self.clock())
-            theirs = {}
-            if not is_late:
-                theirs = {
-                    key: self._loads[key] for key in missing if key in self._loads
-                }
-            self._collapsed += len(theirs)
-            mine = {}
-            for key in missing:
-                if key not in theirs:
+            for key in self._look_up(keys, got, self.clock()):
+                running = self._loads.get(key)
+                if running is None or is_late:
                     mine[key] = self._begin_load(key)
+                else:
+                    theirs[key] = running
+            self._collapsed += len(theirs)
         if mine:
             got.update(self._run(mine, load, deadline))
         for key, running in theirs.items():
@@ -472,14 +470,14 @@ class Cache:
         return running
 
     def _run(
-        self, running: dict[str, _Running], load: Loader, deadline: float
+        self, mine: dict[str, _Running], load: Loader, deadline: float
     ) -> dict[str, _Outcome]:
         """Load keys. Whatever happens, waiting callers are released."""
-        left = running.copy()
+        left = mine.copy()
         outcomes = {}
         began = self.clock()
         try:
-            for key, loaded in load(list(running), deadline):
+            for key, loaded in load(list(mine), deadline):
                 outcomes[key] = self._settle(key, left[key], loaded, began)
                 del left[key]
             if left:
