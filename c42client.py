@@ -365,11 +365,12 @@ class Calls:
             return self._recorded(endpoint, path, attempt, body, needs_new=True)
         except TimeoutError:
             raise self._late(endpoint, attempt) from None
-        except ConnectionError:
+        except ConnectionError as error:
             raise C42Error(
                 endpoint=endpoint,
                 message="Calendar42 could not be reached, or broke off",
                 upstream_status=0,
+                trouble=_trouble(error),
             ) from None
         except OSError as error:
             message = "c42c is reading too many large replies of Calendar42 at once"
@@ -395,7 +396,7 @@ class Calls:
             status = reply.status
             return reply
         except OSError as error:
-            trouble = error.strerror or str(error)
+            trouble = _trouble(error)
             raise
         finally:
             seconds = time.monotonic() - began
@@ -519,6 +520,11 @@ def _halves(event_ids: list[str]) -> list[list[str]]:
     if len(event_ids) > 1:
         halves.append(event_ids[middle:])
     return halves
+
+
+def _trouble(error: OSError) -> str:
+    """Return why no whole reply came."""
+    return error.strerror or str(error)
 
 
 def _paused(

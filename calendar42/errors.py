@@ -32,6 +32,7 @@ class C42Error(Exception):
     # Only for its caller: the whole list failed, or there was too little time to judge
     # the event.
     private: bool = False
+    trouble: str = ""  # why no whole reply came, if the message doesn't say it
 
     def __str__(self) -> str:
         return self.message

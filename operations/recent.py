@@ -16,7 +16,7 @@ from typing import NamedTuple
 from cache import FAULT, PAUSED
 from calendar42 import ENDPOINTS, Endpoint
 from calendar42.calls import CallRecord
-from calendar42.errors import C42Error, TimedOut
+from calendar42.errors import C42Error
 from operations import logs
 
 MINUTE = 60.0  # seconds
@@ -111,7 +111,6 @@ class Recent:
         self._token_refused = SlidingCount(MINUTE, 1.0, clock)
         self._refused = SlidingCount(MINUTE, 1.0, clock)
         self._faults = deque[Fault](maxlen=FAULTS_KEPT)
-        self._trouble: dict[Endpoint, str] = {}  # of the latest call
         self._slowest = 0.0  # seconds of the slowest load since the last sample
         self._seconds: dict[Endpoint, deque[float]] = {}  # of the latest calls
         for endpoint in ENDPOINTS:
@@ -121,7 +120,6 @@ class Recent:
         """Remember a call to Calendar42."""
         with self._lock:
             self._calls.add()
-            self._trouble[call.endpoint] = call.trouble
             self._seconds[call.endpoint].append(call.seconds)
 
     def on_load(self, kind: str, seconds: float) -> None:
@@ -146,7 +144,7 @@ class Recent:
     def _fault_like(self, error: C42Error) -> Fault:
         """Return the fault that `error` repeats, or a new one. The lock is held."""
         now = self._clock()
-        cause = self._cause(error)
+        cause = _cause(error)
         for fault in self._faults:
             kind = (fault.endpoint, fault.status, fault.cause)
             same = kind == (error.endpoint, error.upstream_status, cause)
@@ -163,19 +161,6 @@ class Recent:
         )
         self._faults.appendleft(new)
         return new
-
-    def _cause(self, error: C42Error) -> str:
-        """Return what went wrong, with the reason if no reply came. The lock is held.
-
-        The reason is that of the latest call. With several calls at once, it may be
-        another's, but then Calendar42 has that trouble too.
-        """
-        if error.upstream_status != 0 or isinstance(error, TimedOut):
-            return error.message
-        trouble = self._trouble.get(error.endpoint, "")
-        if not trouble:
-            return error.message
-        return f"{error.message} ({trouble})"
 
     def on_full(self) -> None:
         """Remember that a request was refused because too many were waiting."""
@@ -302,6 +287,13 @@ class History:
         self._closed.set()
         if self._thread is not None:
             self._thread.join()
+
+
+def _cause(error: C42Error) -> str:
+    """Return what went wrong, with the reason if no reply came."""
+    if not error.trouble:
+        return error.message
+    return f"{error.message} ({error.trouble})"
 
 
 def _quantile(ordered: Sequence[float], share: float) -> float | None:

@@ -11,7 +11,7 @@ from prometheus_client import generate_latest
 
 from cache import FAULT, NEGATIVE, OK, PAUSED, Cache, Loaded
 from calendar42.calls import CallRecord, Pause
-from calendar42.errors import C42Error, TimedOut
+from calendar42.errors import C42Error
 from operations import logs
 from operations.metrics import Metrics
 from operations.recent import SPAN, STEP, SlidingCount
@@ -158,24 +158,19 @@ def test_different_faults_are_listed(metrics: Metrics, other: C42Error) -> None:
     assert [one["count"] for one in faults] == [1, 1]
 
 
-def test_fault_says_why_no_reply_came(metrics: Metrics) -> None:
+def test_fault_says_why_no_reply_came(inside: MakeInside, upstream: Standin) -> None:
     """If no reply came, the cause of a fault says what became of the call; otherwise
     the reply is the cause.
     """
-    refused = CallRecord("events", 0, 0.1, "Connection refused")
-    metrics.on_call(refused)
-    metrics.on_call(CallRecord("event-subscriptions", 200, 0.1))
-    metrics.on_fault(fault(0, "Calendar42 could not be reached"))
-    metrics.on_fault(fault(503, "Calendar42 answered 503"))
-    metrics.on_fault(TimedOut("events", "no answer within 10 seconds", 504, 0))
-    metrics.on_call(CallRecord("events", 200, 0.1))
-    metrics.on_fault(fault(0, "later"))
-    faults = read_status(metrics)["upstream"]["faults"]
-    assert [one["cause"] for one in faults] == [
-        "later",
-        "no answer within 10 seconds",
+    service = inside(C42_TIMEOUT="1")
+    for fault in ({"reset": True}, {"status": 503}, {"hang": True}):
+        upstream.rule("events", **fault)
+        service.event(new_id())
+        upstream.clear_rules()
+    assert [one["cause"] for one in service.status()["upstream"]["faults"]] == [
+        "Calendar42 did not answer within 1 seconds",
         "Calendar42 answered 503",
-        "Calendar42 could not be reached (Connection refused)",
+        "Calendar42 could not be reached, or broke off (Connection reset by peer)",
     ]
 
 
