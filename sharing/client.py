@@ -21,6 +21,12 @@ _REASONS = (
     ("OutOfMemory|OOM", "it is full"),
     ("ReadOnly|READONLY", "it is a read-only replica"),
     ("BusyLoading|LOADING", "it is loading its data"),
+    ("MasterDown|MASTERDOWN", "it is a replica that has lost its master"),
+    ("MISCONF", "it can't save its data to disk, and takes no more"),
+    ("NOREPLICAS", "it has too few replicas"),
+    ("MovedError|AskError|CLUSTER|Cluster|CROSSSLOT", "it is part of a cluster"),
+    ("BUSY", "it is busy with a script"),
+    ("DENIED", "it takes local clients only (protected mode)"),
     ("max number of clients", "it has too many clients"),
     ("ConnectionError", "it closed the connection"),
 )
