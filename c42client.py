@@ -437,9 +437,6 @@ class Calls:
                 self._read_body(response, body)
                 return Reply(status, headers, body)
             return Reply(status, headers, b"")
-        length = headers.get("Content-Length", "0")
-        if not re.fullmatch("[0-9, ]+", length):
-            raise ValueError  # `requests` would read until the connection ends
         self._read_body(response, body)
         return Reply(status, headers, body)
 
@@ -447,6 +444,9 @@ class Calls:
         limit = max_body(response.status_code)
         if limit == 0:
             return
+        length = response.headers.get("Content-Length", "0")
+        if not re.fullmatch("[0-9]+", length):
+            raise ValueError  # `requests` would read until the connection ends
         for part in response.iter_content(65536):
             if not self._room.take(len(part)):
                 raise OSError(errno.ENOBUFS, "too many large replies at once")

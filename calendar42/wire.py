@@ -126,6 +126,24 @@ class _Response(http.client.HTTPResponse):
         wire = _Wire(sock, self.fp.detach())
         self.fp = io.BufferedReader(wire)
 
+    def begin(self) -> None:
+        """Read status line and headers, and make all that is said of the length one.
+
+        A line may say it twice (RFC 9110, 8.6). By itself, http.client would take that
+        for no length, and read until the connection ends.
+        """
+        super().begin()
+        lines = self.headers.get_all("Content-Length", [])
+        lengths = {length.strip() for length in ",".join(lines).split(",")}
+        if len(lengths) > 1:
+            raise http.client.HTTPException("several lengths")
+        (length,) = lengths
+        if length.isascii() and length.isdigit():
+            del self.headers["Content-Length"]
+            self.headers["Content-Length"] = length
+            if self.length is None and not self.chunked:
+                self.length = int(length)
+
 
 class _Connection(HTTPConnection):
     response_class = _Response

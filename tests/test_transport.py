@@ -590,6 +590,19 @@ def test_a_reply_that_ends_with_the_connection(
     assert [ask(client).body for _ in range(2)] == [b"{}", b"[1]"]
 
 
+@pytest.mark.parametrize("length", [b"2, 2", b"2,2", b" 2 ,\t2"])
+@pytest.mark.parametrize("status", [b"200 OK", b"404 Not Found", b"429 Slow down"])
+def test_a_length_that_a_line_says_twice(
+    scripted: Scripted, make: Make, length: bytes, status: bytes
+) -> None:
+    """A line may say the same length twice, as a proxy makes it of two lines: the body
+    is read, and nobody waits for the end of the connection.
+    """
+    reply = b"HTTP/1.1 " + status + b"\r\nContent-Length: " + length + b"\r\n\r\n{}"
+    client = make(scripted([reply, OTHER], [OTHER]).base_url)
+    assert [ask(client, seconds=2).body for _ in range(2)] == [b"{}", b"[1]"]
+
+
 ODD: dict[str, bytes] = {
     "103": b"HTTP/1.1 103 Early Hints\r\n\r\n",
     "101": b"HTTP/1.1 101 Switching Protocols\r\nUpgrade: x\r\n\r\n",
@@ -694,6 +707,13 @@ BROKEN = {
         HTTP + b"Content-Length: 2\r\nContent-Length: 3\r\n\r\n{} ",
         INVALID,
     ),
+    "two lengths in a line": (HTTP + b"Content-Length: 2, 3\r\n\r\n{} ", INVALID),
+    "a length with a blank": (HTTP + b"Content-Length: 2 0\r\n\r\n{} ", INVALID),
+    "a list of no lengths": (HTTP + b"Content-Length: ,\r\n\r\n{} ", INVALID),
+    "a signed length": (HTTP + b"Content-Length: +2\r\n\r\n{}", INVALID),
+    "a negative length": (HTTP + b"Content-Length: -2\r\n\r\n{}", INVALID),
+    "a length with an underscore": (HTTP + b"Content-Length: 0_2\r\n\r\n{}", INVALID),
+    "a negative chunk": (HTTP + b"Transfer-Encoding: chunked\r\n\r\n-2\r\n{}", INVALID),
     "no chunk": (HTTP + b"Transfer-Encoding: chunked\r\n\r\nzz\r\n", INVALID),
     "cut": (HTTP + b"Content-Length: 5\r\n\r\n{}", NOT_WHOLE),
     "cut chunk": (HTTP + b"Transfer-Encoding: chunked\r\n\r\n5\r\n{}", NOT_WHOLE),
@@ -941,6 +961,14 @@ def test_a_429_with_a_broken_body(make: Make, scripted: Scripted, body: bytes) -
     assert isinstance(error, Paused)
     assert 29 < error.retry_after <= 30
     assert len(script.requests) == 1
+
+
+def test_a_429_whose_length_is_none(make: Make, scripted: Scripted) -> None:
+    """Nobody waits for the body of a 429 that doesn't say where it ends."""
+    reply = b"HTTP/1.1 429 Slow down\r\nContent-Length: many\r\n\r\n"
+    client = make(scripted([reply, OTHER], [OTHER]).base_url)
+    assert ask(client, seconds=2).status == 429
+    assert ask(client, seconds=2).body == b"[1]"
 
 
 def test_a_429_begins_its_pause_before_its_body(make: Make, scripted: Scripted) -> None:
