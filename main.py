@@ -52,7 +52,7 @@ class Components(NamedTuple):
     metrics: Metrics
     error_log: ErrorLog
     origins: frozenset[str]  # whose pages may read answers
-    immediate: FindFastPath  # answers hits in the event loop, without the app
+    find_fast_path: FindFastPath  # answers hits in the event loop, without the app
 
     def reject(self, status: int, message: str, origin: str = "") -> Serialized:
         """Count, log and answer a request that the server rejects before the app sees
@@ -144,7 +144,7 @@ def create_app(
         metrics=metrics,
         error_log=error_log,
         origins=config.cors_origins,
-        immediate=_make_fast_path(config, cache, metrics),
+        find_fast_path=_make_fast_path(config, cache, metrics),
     )
     return app
 
@@ -207,7 +207,7 @@ def _make_fast_path(config: Settings, cache: Cache, metrics: Metrics) -> FindFas
     """
     if log.isEnabledFor(logging.DEBUG):
         return lambda request: None
-    return hits.immediate(cache, config.cors_origins, metrics.hits_by_status)
+    return hits.fast_path_finder(cache, config.cors_origins, metrics.hits_by_status)
 
 
 def _read_settings(environ: Mapping[str, str]) -> Settings:
@@ -316,7 +316,7 @@ def _serve(
         print(make_greeting(url), end="", flush=True)
     server.serve(
         app.wsgi_app,
-        find_fast_path=components.immediate,
+        find_fast_path=components.find_fast_path,
         reject=components.reject,
         threads=config.threads,
         drain=config.drain,

@@ -18,7 +18,7 @@ _BODY = StoredAnswer._fields.index("body")
 _ETAG = StoredAnswer._fields.index("etag")
 
 
-def immediate(
+def fast_path_finder(
     cache: Cache, origins: frozenset[str], hits_by_status: MutableMapping[bytes, int]
 ) -> FindFastPath:
     """Return a function that finds the fast path of a request for one event: it answers

@@ -95,7 +95,7 @@ def filled(config: Settings, count: str) -> None:
         components.cache.get_or_load([f"{number:032x}_14602021609581"], components.load)
     server.serve(
         app.wsgi_app,
-        find_fast_path=components.immediate,
+        find_fast_path=components.find_fast_path,
         reject=lambda *_: (b"HTTP/1.1 400 Bad Request\r\n", b""),
         threads=config.threads,
         drain=0,

@@ -515,7 +515,7 @@ def test_hits_are_what_the_route_answers(
     cache: Any = SimpleNamespace(get=lambda key: tuple(next(held)[:4]))
     headers = {} if asked is None else {"if-none-match": asked}
     request = Request("GET", f"{EVENT_PREFIX}1", "", "HTTP/1.1", headers, 0, True)
-    shortcut = hits.immediate(cache, frozenset(), Counter())(request)
+    shortcut = hits.fast_path_finder(cache, frozenset(), Counter())(request)
     assert shortcut
     for each in found:
         assert shortcut() == serialize(*response.render(each, asked))
@@ -545,7 +545,7 @@ def test_a_hit_is_rendered_once_a_second(
     waiting = iter(held)
     cache: Any = SimpleNamespace(get=lambda key: (held[0].value, *next(waiting)[1:4]))
     served = Counter[bytes]()
-    shortcut = hits.immediate(cache, frozenset(), served)(
+    shortcut = hits.fast_path_finder(cache, frozenset(), served)(
         Request("GET", f"{EVENT_PREFIX}1", "", "HTTP/1.1", {}, 0, True)
     )
     assert shortcut

@@ -4,7 +4,7 @@ import itertools
 import json
 import random
 import re
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
@@ -18,7 +18,9 @@ from standin import DEMO_EVENTS, Gate, Standin
 from tests.fixtures import (
     PREFIX,
     Inside,
+    MakeInside,
     Service,
+    Start,
     listed,
     load_outcomes,
     new_events,
@@ -29,8 +31,6 @@ from tests.reading import cache_status, lifetime
 from tests.wire import Desk, Wire
 
 PAGE = "https://app.example.com"
-MakeInside = Callable[..., Inside]
-Start = Callable[..., Service]
 
 # Hits and the route
 
@@ -42,7 +42,7 @@ class Asked:
         self.raw = raw
         self._app = service.app.wsgi_app
         self._request = parse(raw)
-        self._shortcut = service.components.immediate(self._request)
+        self._shortcut = service.components.find_fast_path(self._request)
 
     def immediate(self) -> Serialized | None:
         """Return the immediate answer, if there is one."""
@@ -151,7 +151,7 @@ def test_only_hits_are_answered_at_once(inside: MakeInside, upstream: Standin) -
     """There is no immediate answer for a cold event, or at its very expiry."""
     service, event_id = inside(), new_events(upstream, 1)[0]
     get = f"GET {PREFIX}{event_id} HTTP/1.1\r\nHost: c42c\r\n\r\n".encode()
-    shortcut = service.components.immediate(parse(get))
+    shortcut = service.components.find_fast_path(parse(get))
     assert shortcut
     for seconds, fresh in (
         (0.0, False),
@@ -191,7 +191,7 @@ def test_hits_do_not_reach_flask(inside: MakeInside, upstream: Standin) -> None:
     """
     service, (event_id, cold) = inside(), new_events(upstream, 2)
     service.event(event_id)
-    desk = Desk(immediate=service.components.immediate)
+    desk = Desk(immediate=service.components.find_fast_path)
     for raw in (
         f"GET {PREFIX}{event_id} HTTP/1.1",
         f"HEAD {PREFIX}{event_id}/?x HTTP/1.1",
