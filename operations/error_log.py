@@ -29,7 +29,7 @@ log = logging.getLogger("c42c.errors")
 
 
 @dataclass
-class _Recent:
+class _Latest:
     """The latest errors of one status and route."""
 
     began: float  # when the present interval began
@@ -57,7 +57,7 @@ class ErrorLog:
     def __init__(self, clock: Callable[[], float] = time.monotonic) -> None:
         self._clock = clock
         self._lock = threading.Lock()
-        self._recent: dict[tuple[str, int], _Recent] = {}
+        self._latest: dict[tuple[str, int], _Latest] = {}
 
     def on_error(
         self, status: int, message: str, exception: Exception | None = None
@@ -101,18 +101,18 @@ class ErrorLog:
         """Log or count an error; return the id under which the log has it."""
         with self._lock:
             now = self._clock()
-            recent = self._recent.setdefault((error.route, error.status), _Recent(now))
-            if now - recent.began >= INTERVAL:
-                recent.began = now
-                recent.lines = 0
-            if recent.lines == MAX_LINES:
-                recent.left_out += 1
-                return recent.last_id
-            recent.lines += 1
-            recent.last_id = its_id
-            left_out = recent.left_out
-            recent.left_out = 0
-            is_last = recent.lines == MAX_LINES
+            latest = self._latest.setdefault((error.route, error.status), _Latest(now))
+            if now - latest.began >= INTERVAL:
+                latest.began = now
+                latest.lines = 0
+            if latest.lines == MAX_LINES:
+                latest.left_out += 1
+                return latest.last_id
+            latest.lines += 1
+            latest.last_id = its_id
+            left_out = latest.left_out
+            latest.left_out = 0
+            is_last = latest.lines == MAX_LINES
         before = logs.request_id.set(its_id)
         _write(error, left_out, is_last)
         logs.request_id.reset(before)

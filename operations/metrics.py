@@ -40,7 +40,7 @@ BUCKETS = _FAST + _SLOW
 NO_ROUTE = "other"
 
 
-class SharedTier(Protocol):
+class TierNumbers(Protocol):
     """What the metrics need of `sharing.tier.SharedTier`."""
 
     def snapshot(self) -> Mapping[str, int]:
@@ -89,7 +89,7 @@ class Metrics(Collector):
         expiry: float,
         *,
         stopping: Callable[[], bool] = lambda: False,
-        tier: SharedTier | None = None,
+        tier: TierNumbers | None = None,
     ) -> None:
         """`stopping` says whether the service was told to stop."""
         self.cache = cache
@@ -311,7 +311,7 @@ class Metrics(Collector):
         )
         yield gauge("stopping", "1 once the service was told to stop.", self.stopping())
 
-    def _of_the_tier(self, tier: SharedTier) -> Iterator[Metric]:
+    def _of_the_tier(self, tier: TierNumbers) -> Iterator[Metric]:
         loads = dict(tier.snapshot())
         yield gauge("shared_tier_up", "1 while Redis answers.", loads.pop("up"))
         yield counter(

@@ -4,7 +4,7 @@ from operator import attrgetter
 from typing import Protocol
 
 
-class Client(Protocol):
+class Recipient(Protocol):
     """A connection with an answer that its client hasn't taken in full."""
 
     since: float  # when its client took the last byte, or was answered
@@ -25,10 +25,10 @@ class UnsentAnswers:
     def __init__(self, max_bytes: int) -> None:
         self._max_bytes = max_bytes
         self._bytes = 0
-        self._answers: dict[Client, list[bytes]] = {}
+        self._answers: dict[Recipient, list[bytes]] = {}
         self._holders: dict[int, int] = {}  # how many clients hold an answer, by its id
 
-    def add(self, client: Client, data: bytes) -> None:
+    def add(self, client: Recipient, data: bytes) -> None:
         """Count an answer that `client` hasn't taken yet."""
         self._answers.setdefault(client, []).append(data)
         holders = self._holders.get(id(data), 0)
@@ -38,7 +38,7 @@ class UnsentAnswers:
         if self._bytes > self._max_bytes:
             self._drop_slowest(keep=client)
 
-    def remove(self, client: Client) -> None:
+    def remove(self, client: Recipient) -> None:
         """Stop counting the answers of `client`: it has taken them, or is gone."""
         for data in self._answers.pop(client, ()):
             holders = self._holders.pop(id(data)) - 1
@@ -47,7 +47,7 @@ class UnsentAnswers:
             else:
                 self._bytes -= len(data)
 
-    def _drop_slowest(self, keep: Client) -> None:
+    def _drop_slowest(self, keep: Recipient) -> None:
         enough = self._max_bytes - self._max_bytes // 16
         others = [client for client in self._answers if client is not keep]
         others.sort(key=attrgetter("since"))

@@ -11,14 +11,14 @@ from sharing.client import PATIENCE, address, explain, make_client, probe
 _PREFIX = "c42c:check:"
 
 
-class Finding(NamedTuple):
+class RedisReport(NamedTuple):
     """Whether Redis can be used, and a line that says so or why not."""
 
     usable: bool
     line: str
 
 
-def check(url: str) -> Finding:
+def check(url: str) -> RedisReport:
     """Connect to Redis and use each command that c42c needs, in the time that a request
     has for it.
 
@@ -27,17 +27,17 @@ def check(url: str) -> Finding:
     try:
         client = make_client(url)
     except ValueError as error:
-        return Finding(False, str(error))
+        return RedisReport(False, str(error))
     thread = ThreadPoolExecutor(1)
     try:
         version = thread.submit(_try, client).result(PATIENCE)
     except Exception as error:
-        return Finding(False, f"Redis at {address(client)}: {explain(error)}")
+        return RedisReport(False, f"Redis at {address(client)}: {explain(error)}")
     finally:
         thread.shutdown(wait=False)
         client.connection_pool.disconnect()
     rights = "all commands that c42c needs are permitted"
-    return Finding(True, f"connected to {version} at {address(client)}; {rights}")
+    return RedisReport(True, f"connected to {version} at {address(client)}; {rights}")
 
 
 def _try(client: redis.Redis) -> str:

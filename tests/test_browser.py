@@ -5,7 +5,7 @@ import re
 import threading
 import time
 from collections import Counter
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from datetime import timedelta
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from typing import TYPE_CHECKING, Any, NamedTuple
@@ -13,13 +13,19 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 import pytest
 
 from standin import DEMO_EVENTS, Standin
-from tests.fixtures import PREFIX, Service, listed, new_events, new_id, started, until
+from tests.fixtures import (
+    PREFIX,
+    Service,
+    listed,
+    new_events,
+    new_id,
+    started,
+    until,
+)
 
 if TYPE_CHECKING:
     import requests_cache
     from selenium import webdriver
-
-Start = Callable[..., Service]
 
 
 class Page(NamedTuple):

@@ -1,7 +1,7 @@
 """CORS: which pages of other origins may read answers."""
 
 import re
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
@@ -13,7 +13,8 @@ from tests.fixtures import (
     PREFIX,
     TOKEN,
     Inside,
-    Service,
+    MakeInside,
+    Start,
     listed,
     load_outcomes,
     new_id,
@@ -23,8 +24,6 @@ from tests.reading import cache_status
 
 PAGE = "https://app.example.com"
 EXPOSED = {"Cache-Status", "ETag", "Retry-After", "X-Request-ID"}
-MakeInside = Callable[..., Inside]
-Start = Callable[..., Service]
 
 
 def every_answer(service: Inside, upstream: Standin, **headers: str) -> Iterator[Any]:

@@ -3,7 +3,6 @@
 import json
 import re
 import time
-from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from functools import partial
 from typing import Any
@@ -17,7 +16,9 @@ from tests.fixtures import (
     PATIENCE,
     PREFIX,
     Inside,
+    MakeInside,
     Service,
+    Start,
     at_once,
     listed,
     new_events,
@@ -25,9 +26,6 @@ from tests.fixtures import (
     until,
 )
 from tests.reading import cache_status, lifetime
-
-MakeInside = Callable[..., Inside]
-Start = Callable[..., Service]
 
 
 def answers_of(service: Inside, event_ids: list[str]) -> Any:

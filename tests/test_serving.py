@@ -36,6 +36,7 @@ from tests.fixtures import (
     ROOT,
     TOKEN,
     Service,
+    Start,
     at_once,
     new_id,
     receive,
@@ -48,8 +49,6 @@ from tests.wire import reject, responses
 # Ten restarts during more than 10,000 requests have been run.
 RESTARTS = 3
 PER_RESTART = 20
-
-Start = Callable[..., Service]
 
 
 def finish(*arguments: str, **environ: str) -> tuple[int, str, str]:
