@@ -96,12 +96,12 @@ class Session(requests.Session):
         """Say that there is none: else the whole body of a redirect would be read."""
 
 
-class Client:
-    """Gets events from Calendar42, except in a `pause`.
+class Calls:
+    """Makes single calls to Calendar42, except in a `pause`, and says what became of
+    each.
 
     Thread-safe. `timeout` is the usual time for a load, in seconds. `on_call` is called
-    with each call that has ended, in any thread, and `on_fault` with each event's
-    fault.
+    with each call that has ended, in any thread.
     """
 
     def __init__(
@@ -112,188 +112,6 @@ class Client:
         timeout: float,
         pause: Pause,
         on_call: Callable[[CallRecord], None] = lambda call: None,
-        on_fault: Callable[[C42Error], None] = lambda error: None,
-    ) -> None:
-        self._on_fault = on_fault
-        self._calls = Calls(
-            base_url=base_url,
-            token=token,
-            timeout=timeout,
-            pause=pause,
-            on_call=on_call,
-        )
-
-    def fetch(
-        self, event_ids: list[str], deadline: float, refresh: bool = False
-    ) -> Iterator[Outcome]:
-        """Yield each event, or a `C42Error`, as soon as it is known.
-
-        All are known by `deadline`, a moment of `time.monotonic`, and `SLACK`. If the
-        call for events fails, that is known at once. A list that is too large or
-        refused is asked for again in halves, down to single events. If a list fails for
-        another reason, or time runs out, each of its events gets that error. `refresh`
-        is for the log: the events are still in the cache.
-        """
-        lists = [event_ids]
-        while lists:
-            wanted = lists.pop()
-            attempt = Attempt(deadline, refresh)
-            missing = dict.fromkeys(wanted)
-            try:
-                for event_id, outcome in self._load(wanted, attempt):
-                    del missing[event_id]
-                    self._report(event_id, outcome, attempt)
-                    yield event_id, outcome
-            except C42Error as error:
-                left = list(missing)
-                is_list = len(wanted) > 1
-                if is_list and _may_be_about_one(error):
-                    log.info(
-                        "a list of %d events failed (%s): asking for its halves",
-                        len(left),
-                        error,
-                    )
-                    lists += reversed(_halves(left))
-                    continue
-                is_private = error.private or (
-                    is_list and not isinstance(error, Paused)
-                )
-                for event_id in left:
-                    its_error = replace(error, private=is_private)
-                    self._report(event_id, its_error, attempt)
-                    yield event_id, its_error
-            finally:
-                attempt.is_over = True
-
-    def ask(self, path: str, deadline: float) -> Reply:
-        """Get `path` as it is, without regard to a pause; raise what `explain` returns
-        if no whole reply comes by the deadline.
-        """
-        return self._calls.ask(path, deadline)
-
-    def close(self, wait: bool = False) -> None:
-        """Close the connections, once active calls have ended; `wait` for those.
-
-        No further calls can be made.
-        """
-        self._calls.close(wait)
-
-    def _load(self, event_ids: list[str], attempt: Attempt) -> Iterator[Outcome]:
-        """Yield each event with its answer or an error of its own; raise `C42Error` if
-        a call fails.
-        """
-        if len(event_ids) > PAGE or len(",".join(event_ids)) > MAX_URL_IDS:
-            message = "too many ids for one call"
-            raise TooLarge(endpoint=EVENTS_ENDPOINT, message=message)
-        events_call = self._begin_events(event_ids, attempt)
-        page_call = self._begin_page(event_ids, 0, attempt)
-        events = self._calls.wait(EVENTS_ENDPOINT, events_call, attempt)
-        titles: dict[str, str | None] = {}
-        for event_id in event_ids:
-            try:
-                titles[event_id] = payload.title(events, event_id, event_ids)
-            except C42Error as error:
-                yield event_id, error
-        if not titles:
-            return
-        known = [event_id for event_id in event_ids if event_id in events]
-        if known != event_ids:
-            # An unknown id may have made Calendar42 ignore its filter.
-            page_call = self._begin_page(known, 0, attempt)
-        names = self._names(known, page_call, attempt)
-        for event_id, title in titles.items():
-            shown = self._calls.redactor.redact(title)
-            yield event_id, Event(id=event_id, title=shown, names=names[event_id])
-
-    def _names(
-        self, event_ids: list[str], first: Future[Page], attempt: Attempt
-    ) -> dict[str, list[str]]:
-        """Return the names of each event, from all pages; `first` gets the first.
-
-        If the list changes while it is being read, read it again, once.
-        """
-        pages = self._pages(event_ids, first, attempt)
-        found = payload.join(pages)
-        if found is None and len(pages) > 1:
-            first = self._begin_page(event_ids, 0, attempt)
-            found = payload.join(self._pages(event_ids, first, attempt))
-        if found is None:
-            raise C42Error(
-                endpoint=SUBSCRIPTIONS_ENDPOINT,
-                message="Calendar42 sent subscriptions that don't add up",
-            )
-        names = defaultdict[str, list[str]](list)
-        for event_id, name in found:
-            names[event_id].append(self._calls.redactor.redact(name))
-        return names
-
-    def _pages(
-        self, event_ids: list[str], first: Future[Page], attempt: Attempt
-    ) -> list[Page]:
-        """Return all pages, of which `first` gets the first."""
-        page = self._calls.wait(SUBSCRIPTIONS_ENDPOINT, first, attempt)
-        pages = [page]
-        offsets = range(PAGE, page.total, PAGE)
-        for start in range(0, len(offsets), PAGES_AT_ONCE):
-            calls = [
-                self._begin_page(event_ids, offset, attempt)
-                for offset in offsets[start : start + PAGES_AT_ONCE]
-            ]
-            for call in calls:
-                page = self._calls.wait(SUBSCRIPTIONS_ENDPOINT, call, attempt)
-                pages.append(page)
-        return pages
-
-    def _begin_events(
-        self, event_ids: list[str], attempt: Attempt
-    ) -> Future[dict[str, Json]]:
-        """Begin the call for the events themselves."""
-        if len(event_ids) == 1:
-            rest = f"{event_ids[0]}/"
-        else:
-            rest = f"?ids=[{','.join(event_ids)}]&limit={PAGE}"
-
-        def read(body: Any) -> dict[str, Json]:
-            return payload.events(body, event_ids)
-
-        return self._calls.begin(EVENTS_ENDPOINT, rest, attempt, read)
-
-    def _begin_page(
-        self, event_ids: list[str], offset: int, attempt: Attempt
-    ) -> Future[Page]:
-        """Begin the call for one page of their subscriptions."""
-        rest = f"?event_ids=[{','.join(event_ids)}]&limit={PAGE}&offset={offset}"
-
-        def read(body: Any) -> Page:
-            return payload.page(body, event_ids)
-
-        return self._calls.begin(SUBSCRIPTIONS_ENDPOINT, rest, attempt, read)
-
-    def _report(
-        self, event_id: str, outcome: Event | C42Error, attempt: Attempt
-    ) -> None:
-        if isinstance(outcome, Paused):
-            return  # a pause has a log line of its own, and is no fault
-        if isinstance(outcome, C42Error) and outcome.kind == FAULT:
-            self._on_fault(outcome)
-        _log_load(event_id, outcome, attempt)
-
-
-class Calls:
-    """Makes single calls to Calendar42, except in a `pause`, and says what became of
-    each.
-
-    Thread-safe. `on_call` is called with each call that has ended, in any thread.
-    """
-
-    def __init__(
-        self,
-        *,
-        base_url: str,
-        token: str,
-        timeout: float,
-        pause: Pause,
-        on_call: Callable[[CallRecord], None],
     ) -> None:
         self.redactor = Redactor(token)
         self._base_url = base_url
@@ -312,7 +130,7 @@ class Calls:
             return self._threads.submit(self._call, endpoint, rest, attempt, read)
         except RuntimeError:
             message = "c42c can't start another thread (ulimit -u, TasksMax)"
-            raise _exhausted(endpoint, message) from None
+            raise Exhausted(endpoint, message) from None
 
     def wait(self, endpoint: Endpoint, call: Future[T], attempt: Attempt) -> T:
         """Wait for a call until the deadline and `SLACK`."""
@@ -329,8 +147,11 @@ class Calls:
         call = self._threads.submit(self._send, path, deadline, bytearray())
         return call.result(deadline - time.monotonic() + SLACK)
 
-    def close(self, wait: bool) -> None:
-        """Close the connections, once active calls have ended; `wait` for those."""
+    def close(self, wait: bool = False) -> None:
+        """Close the connections, once active calls have ended; `wait` for those.
+
+        No further calls can be made.
+        """
         self._threads.shutdown(wait=wait)
         self._session.close()
 
@@ -339,7 +160,7 @@ class Calls:
     ) -> T:
         pause_left = self._pause.left
         if pause_left:
-            raise _paused(endpoint, retry_after=pause_left)
+            raise Paused(endpoint, retry_after=pause_left)
         if attempt.is_over or time.monotonic() >= attempt.deadline:
             raise self._late(endpoint, attempt)
         body = bytearray()
@@ -377,7 +198,7 @@ class Calls:
             if error.errno != errno.ENOBUFS:
                 limit = "limit of open files (ulimit -n, LimitNOFILE)"
                 message = f"c42c has reached its {limit} and can't call Calendar42"
-            raise _exhausted(endpoint, message) from None
+            raise Exhausted(endpoint, message) from None
 
     def _recorded(
         self,
@@ -459,8 +280,6 @@ class Calls:
         return TimedOut(
             endpoint=endpoint,
             message=f"Calendar42 did not answer within {self._timeout:g} seconds",
-            status=504,
-            upstream_status=0,
             private=had_little_time,  # which says nothing about the event
         )
 
@@ -468,8 +287,12 @@ class Calls:
         """Return the error that Calendar42 sent."""
         body = self.redactor.error_body(reply.body)
         if reply.status == 429:
-            retry_after = max(self._pause.left, 0.001)
-            return _paused(endpoint, retry_after, upstream_status=429, body=body)
+            return Paused(
+                endpoint,
+                upstream_status=429,
+                body=body,
+                retry_after=max(self._pause.left, 0.001),
+            )
         return C42Error(
             endpoint=endpoint,
             message=f"Calendar42 answered {reply.status}",
@@ -480,6 +303,163 @@ class Calls:
         )
 
 
+class Client:
+    """Gets events from Calendar42, by the calls of `calls`.
+
+    Thread-safe. `on_fault` is called with each event's fault.
+    """
+
+    def __init__(
+        self,
+        calls: Calls,
+        on_fault: Callable[[C42Error], None] = lambda error: None,
+    ) -> None:
+        self.calls = calls
+        self._on_fault = on_fault
+
+    def fetch(
+        self, event_ids: list[str], deadline: float, refresh: bool = False
+    ) -> Iterator[Outcome]:
+        """Yield each event, or a `C42Error`, as soon as it is known.
+
+        All are known by `deadline`, a moment of `time.monotonic`, and `SLACK`. If the
+        call for events fails, that is known at once. A list that is too large or
+        refused is asked for again in halves, down to single events. If a list fails for
+        another reason, or time runs out, each of its events gets that error. `refresh`
+        is for the log: the events are still in the cache.
+        """
+        lists = [event_ids]
+        while lists:
+            wanted = lists.pop()
+            attempt = Attempt(deadline, refresh)
+            missing = dict.fromkeys(wanted)
+            try:
+                for event_id, outcome in self._load(wanted, attempt):
+                    del missing[event_id]
+                    self._report(event_id, outcome, attempt)
+                    yield event_id, outcome
+            except C42Error as error:
+                left = list(missing)
+                is_list = len(wanted) > 1
+                if is_list and _may_be_about_one(error):
+                    log.info(
+                        "a list of %d events failed (%s): asking for its halves",
+                        len(left),
+                        error,
+                    )
+                    lists += reversed(_halves(left))
+                    continue
+                is_private = error.private or (
+                    is_list and not isinstance(error, Paused)
+                )
+                for event_id in left:
+                    its_error = replace(error, private=is_private)
+                    self._report(event_id, its_error, attempt)
+                    yield event_id, its_error
+            finally:
+                attempt.is_over = True
+
+    def _load(self, event_ids: list[str], attempt: Attempt) -> Iterator[Outcome]:
+        """Yield each event with its answer or an error of its own; raise `C42Error` if
+        a call fails.
+        """
+        if len(event_ids) > PAGE or len(",".join(event_ids)) > MAX_URL_IDS:
+            message = "too many ids for one call"
+            raise TooLarge(endpoint=EVENTS_ENDPOINT, message=message)
+        events_call = self._begin_events(event_ids, attempt)
+        page_call = self._begin_page(event_ids, 0, attempt)
+        events = self.calls.wait(EVENTS_ENDPOINT, events_call, attempt)
+        titles: dict[str, str | None] = {}
+        for event_id in event_ids:
+            try:
+                titles[event_id] = payload.title(events, event_id, event_ids)
+            except C42Error as error:
+                yield event_id, error
+        if not titles:
+            return
+        known = [event_id for event_id in event_ids if event_id in events]
+        if known != event_ids:
+            # An unknown id may have made Calendar42 ignore its filter.
+            page_call = self._begin_page(known, 0, attempt)
+        names = self._names(known, page_call, attempt)
+        for event_id, title in titles.items():
+            shown = self.calls.redactor.redact(title)
+            yield event_id, Event(id=event_id, title=shown, names=names[event_id])
+
+    def _names(
+        self, event_ids: list[str], first: Future[Page], attempt: Attempt
+    ) -> dict[str, list[str]]:
+        """Return the names of each event, from all pages; `first` gets the first.
+
+        If the list changes while it is being read, read it again, once.
+        """
+        pages = self._pages(event_ids, first, attempt)
+        found = payload.join(pages)
+        if found is None and len(pages) > 1:
+            first = self._begin_page(event_ids, 0, attempt)
+            found = payload.join(self._pages(event_ids, first, attempt))
+        if found is None:
+            raise C42Error(
+                endpoint=SUBSCRIPTIONS_ENDPOINT,
+                message="Calendar42 sent subscriptions that don't add up",
+            )
+        names = defaultdict[str, list[str]](list)
+        for event_id, name in found:
+            names[event_id].append(self.calls.redactor.redact(name))
+        return names
+
+    def _pages(
+        self, event_ids: list[str], first: Future[Page], attempt: Attempt
+    ) -> list[Page]:
+        """Return all pages, of which `first` gets the first."""
+        page = self.calls.wait(SUBSCRIPTIONS_ENDPOINT, first, attempt)
+        pages = [page]
+        offsets = range(PAGE, page.total, PAGE)
+        for start in range(0, len(offsets), PAGES_AT_ONCE):
+            calls = [
+                self._begin_page(event_ids, offset, attempt)
+                for offset in offsets[start : start + PAGES_AT_ONCE]
+            ]
+            for call in calls:
+                page = self.calls.wait(SUBSCRIPTIONS_ENDPOINT, call, attempt)
+                pages.append(page)
+        return pages
+
+    def _begin_events(
+        self, event_ids: list[str], attempt: Attempt
+    ) -> Future[dict[str, Json]]:
+        """Begin the call for the events themselves."""
+        if len(event_ids) == 1:
+            rest = f"{event_ids[0]}/"
+        else:
+            rest = f"?ids=[{','.join(event_ids)}]&limit={PAGE}"
+
+        def read(body: Any) -> dict[str, Json]:
+            return payload.events(body, event_ids)
+
+        return self.calls.begin(EVENTS_ENDPOINT, rest, attempt, read)
+
+    def _begin_page(
+        self, event_ids: list[str], offset: int, attempt: Attempt
+    ) -> Future[Page]:
+        """Begin the call for one page of their subscriptions."""
+        rest = f"?event_ids=[{','.join(event_ids)}]&limit={PAGE}&offset={offset}"
+
+        def read(body: Any) -> Page:
+            return payload.page(body, event_ids)
+
+        return self.calls.begin(SUBSCRIPTIONS_ENDPOINT, rest, attempt, read)
+
+    def _report(
+        self, event_id: str, outcome: Event | C42Error, attempt: Attempt
+    ) -> None:
+        if isinstance(outcome, Paused):
+            return  # a pause has a log line of its own, and is no fault
+        if isinstance(outcome, C42Error) and outcome.kind == FAULT:
+            self._on_fault(outcome)
+        _log_load(event_id, outcome, attempt)
+
+
 def client_for(
     config: Settings,
     pause: Pause,
@@ -488,14 +468,14 @@ def client_for(
     on_fault: Callable[[C42Error], None] = lambda error: None,
 ) -> Client:
     """Make the client that the settings describe."""
-    return Client(
+    calls = Calls(
         base_url=config.base_url,
         token=config.token,
         timeout=config.timeout,
         pause=pause,
         on_call=on_call,
-        on_fault=on_fault,
     )
+    return Client(calls, on_fault)
 
 
 def ask(config: Settings, path: str) -> Reply:
@@ -504,8 +484,8 @@ def ask(config: Settings, path: str) -> Reply:
     Raises TimeoutError, ConnectionError with the reason, or an OSError with a number if
     this machine has run out of something.
     """
-    with closing(client_for(config, Pause(0))) as client:
-        return client.ask(path, time.monotonic() + config.timeout)
+    with closing(client_for(config, Pause(0)).calls) as calls:
+        return calls.ask(path, time.monotonic() + config.timeout)
 
 
 def _may_be_about_one(error: C42Error) -> bool:
@@ -525,29 +505,6 @@ def _halves(event_ids: list[str]) -> list[list[str]]:
 def _trouble(error: OSError) -> str:
     """Return why no whole reply came."""
     return error.strerror or str(error)
-
-
-def _paused(
-    endpoint: Endpoint, retry_after: float, upstream_status: int = 0, body: bytes = b""
-) -> Paused:
-    return Paused(
-        endpoint=endpoint,
-        message="Calendar42 asked for a pause",
-        status=429,
-        upstream_status=upstream_status,
-        body=body,
-        retry_after=retry_after,
-    )
-
-
-def _exhausted(endpoint: Endpoint, message: str) -> Exhausted:
-    return Exhausted(
-        endpoint=endpoint,
-        message=message,
-        status=503,
-        upstream_status=0,
-        retry_after=1.0,
-    )
 
 
 def _log_load(event_id: str, outcome: Event | C42Error, attempt: Attempt) -> None:
@@ -612,7 +569,8 @@ def main(arguments: list[str], environ: Mapping[str, str] = os.environ) -> int:
     except (ids.BadIds, settings.SettingsError) as error:
         print(error, file=sys.stderr)
         return 2
-    with closing(client_for(config, Pause(config.fault_expiry))) as client:
+    client = client_for(config, Pause(config.fault_expiry))
+    with closing(client.calls):
         deadline = time.monotonic() + config.timeout
         ((_, outcome),) = client.fetch([event_id], deadline)
     if isinstance(outcome, C42Error):

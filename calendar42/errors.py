@@ -46,10 +46,15 @@ class C42Error(Exception):
         return FAULT
 
 
+@dataclass(eq=False)
 class Paused(C42Error):
     """Calendar42 asked for a pause (429), now or earlier; no calls are made until it is
     over.
     """
+
+    message: str = "Calendar42 asked for a pause"
+    status: int = 429
+    upstream_status: int = 0
 
     @property
     def kind(self) -> str:
@@ -57,13 +62,22 @@ class Paused(C42Error):
         return PAUSED
 
 
+@dataclass(eq=False)
 class TimedOut(C42Error):
     """No whole reply came in time."""
+
+    status: int = 504
+    upstream_status: int = 0
 
 
 class TooLarge(C42Error):
     """The reply exceeds a limit."""
 
 
+@dataclass(eq=False)
 class Exhausted(C42Error):
     """c42c lacks something that a call needs: a file descriptor, a thread or memory."""
+
+    status: int = 503
+    upstream_status: int = 0
+    retry_after: float = 1.0

@@ -238,7 +238,7 @@ class Inside:
         """
         self.cache.close()
         self.components.metrics.history.close()
-        self.components.client.close(wait=True)
+        self.components.client.calls.close(wait=True)
         if self.components.tier:
             self.components.tier.close()
 

@@ -26,7 +26,7 @@ import pytest
 
 import c42client
 import cache
-from c42client import Client
+from c42client import Calls, Client
 from calendar42.calls import CallRecord, Pause
 from calendar42.errors import (
     FAULT,
@@ -68,7 +68,10 @@ def make(upstream: Standin) -> Iterator[Make]:
                 "timeout": 10,
                 "pause": Pause(6),
             }
-            return stack.enter_context(contextlib.closing(Client(**usual | options)))
+            on_fault = options.pop("on_fault", lambda error: None)
+            calls = Calls(**usual | options)
+            stack.callback(calls.close)
+            return Client(calls, on_fault)
 
         yield client
 
@@ -721,7 +724,7 @@ def test_closing_waits_for_no_call(make: Make, upstream: Standin) -> None:
         under_way = pool.submit(fetch, client, event_id)
         gate.wait_for(2)
         for _ in range(1000):
-            client.close()
+            client.calls.close()
         assert not under_way.done()
         gate.open()
         assert under_way.result().id == event_id

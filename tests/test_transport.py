@@ -23,7 +23,7 @@ from typing import Any
 import pytest
 import requests.adapters
 
-from c42client import Client
+from c42client import Calls, Client
 from calendar42 import wire
 from calendar42.calls import CallRecord, Pause
 from calendar42.errors import C42Error, Exhausted, Paused, TimedOut
@@ -113,8 +113,10 @@ def make() -> Iterator[Callable[..., Client]]:
 
         def client(base_url: str, **options: Any) -> Client:
             usual: dict[str, Any] = {"timeout": PATIENCE, "pause": Pause(6)}
-            made = Client(base_url=base_url, token="x-sent", **usual | options)
-            return stack.enter_context(contextlib.closing(made))
+            on_fault = options.pop("on_fault", lambda error: None)
+            calls = Calls(base_url=base_url, token="x-sent", **usual | options)
+            stack.callback(calls.close)
+            return Client(calls, on_fault)
 
         yield client
 
@@ -125,7 +127,7 @@ Make = Callable[..., Client]
 
 def ask(client: Client, path: str = "", seconds: float = PATIENCE) -> Reply:
     """Get `path`, which takes exactly one request."""
-    return client.ask(path, time.monotonic() + seconds)
+    return client.calls.ask(path, time.monotonic() + seconds)
 
 
 def load(client: Client, seconds: float = PATIENCE) -> C42Error:
@@ -258,7 +260,7 @@ def test_a_proxy_that_is_reached_over_tls(
     client = make(f"https://localhost:{upstream.port}/")
     assert [ask(client).body for _ in range(2)] == [b"{}", b"[1]"]
     assert proxy.requests[0].startswith(b"CONNECT localhost:")
-    client.close()
+    client.calls.close()
 
 
 def copy(source: socket.socket, target: socket.socket) -> None:
@@ -393,7 +395,7 @@ def test_a_kept_connection_that_closes_upon_the_request(make: Make) -> None:
     with Fickle(lambda is_first: is_first) as upstream:
         client = make(upstream.base_url, on_call=records.append)
         assert [load(client).status for _ in range(5)] == [404] * 5
-        client.close(wait=True)
+        client.calls.close(wait=True)
         assert len(records) == upstream.requests
     repeated = [call for call in records if call.trouble]
     assert len(repeated) >= 4
@@ -413,7 +415,7 @@ def test_a_call_is_repeated_once(make: Make) -> None:
         sound.clear()
         records.clear()
         error = load(client)
-        client.close(wait=True)
+        client.calls.close(wait=True)
     assert (error.status, error.upstream_status, error.kind) == (502, 0, "fault")
     assert events_only(records) == [(0, True), (0, True)]
 
@@ -424,7 +426,7 @@ def test_a_new_connection_that_closes(make: Make) -> None:
     with Fickle(lambda is_first: False) as upstream:
         client = make(upstream.base_url, on_call=records.append)
         assert load(client).status == 502
-        client.close(wait=True)
+        client.calls.close(wait=True)
     assert events_only(records) == [(0, True)]
 
 
@@ -505,7 +507,7 @@ def test_an_upstream_that_closes_at_random(
                 load(client)
 
         at_once(*[some_loads] * 6)
-        client.close(wait=True)
+        client.calls.close(wait=True)
     assert faults == []
 
 
@@ -530,13 +532,13 @@ def test_close(scripted: Scripted, make: Make) -> None:
 
     def close_and_reply(sock: socket.socket) -> None:
         for _ in range(1000):
-            client.close()
+            client.calls.close()
         sock.sendall(REPLY)
 
     kept = scripted([REPLY, REPLY])
     client = make(kept.base_url)
     assert ask(client).body == b"{}"
-    client.close()
+    client.calls.close()
     kept.end()
     active = scripted([close_and_reply, REPLY])
     client = make(active.base_url)
@@ -880,7 +882,7 @@ def test_a_look_up_ends_at_the_deadline(
         error = load(client, seconds=0.2)
         assert isinstance(error, TimedOut)
         answered.set()
-        client.close(wait=True)
+        client.calls.close(wait=True)
     assert looked_up.is_set()
     assert script.requests == []
     with contextlib.suppress(ConnectionError):
@@ -1036,7 +1038,7 @@ def test_certificates_are_read_once(
     with Fickle(lambda is_first: True, trusted) as upstream:
         client = make(upstream.base_url)
         at_once(*[lambda: load(client)] * 8)
-        client.close(wait=True)
+        client.calls.close(wait=True)
     assert len(read) == 1
 
 
