@@ -285,7 +285,7 @@ class Calls:
 
     def _refusal(self, endpoint: Endpoint, reply: Reply) -> C42Error:
         """Return the error that Calendar42 sent."""
-        body = self.redactor.error_body(reply.body)
+        body = self.redactor.error_body(reply)
         if reply.status == 429:
             return Paused(
                 endpoint,

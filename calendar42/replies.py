@@ -17,6 +17,8 @@ from calendar42.errors import C42Error, TooLarge
 MAX_BODY = 8 * 2**20  # bytes of one reply, unpacked
 MAX_BODIES = 64 * 2**20  # bytes of all replies that are being read
 MAX_ERROR_BODY = 8 * 2**10  # bytes of an error that are passed through
+# Content-Encodings that `requests` undoes, though only gzip was asked for.
+_UNDONE = frozenset({"", "identity", "gzip", "x-gzip", "deflate"})
 Text = TypeVar("Text", str, str | None)
 
 
@@ -95,10 +97,14 @@ class Redactor:
             return text
         return text.replace(self._token, "***")
 
-    def error_body(self, body: bytes | bytearray) -> bytes:
+    def error_body(self, reply: Reply) -> bytes:
         """Return the part of an error's body to pass through: nothing if it contains
-        the token, or an escaped one.
+        the token, or an escaped one, or is encoded in a way that nobody asked for.
         """
+        coding = reply.headers.get("Content-Encoding", "")
+        if coding.strip().lower() not in _UNDONE:
+            return b""
+        body = reply.body
         # In UTF-16, a token has a NUL beside each character.
         said = body[: 2 * MAX_ERROR_BODY].decode("latin-1").replace("\0", "")
         # ValueError: an HTML reference to a number with thousands of digits, which may

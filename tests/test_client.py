@@ -16,6 +16,7 @@ import subprocess
 import sys
 import threading
 import time
+import zlib
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from functools import partial
@@ -1371,6 +1372,37 @@ def test_a_body_without_the_token_keeps_its_bytes(
         rule.remove()
     upstream.rule("events", status=500, body=b"." * 8193)
     assert failure(make(), DEMO_EVENTS["plain"]).body == b"." * 8192
+
+
+@pytest.mark.parametrize("coding", ["br", "zstd", "gzip-ish"])
+def test_a_body_in_a_coding_that_nobody_asked_for(
+    make: Make, upstream: Standin, coding: str
+) -> None:
+    """The body of an error that can't be unpacked isn't passed on: it would be noise,
+    and might contain the token.
+    """
+    body = b"\x1b\x05\x00noise\xff"
+    upstream.rule("events", status=404, body=body, headers={"Content-Encoding": coding})
+    error = failure(make(), DEMO_EVENTS["plain"])
+    assert (error.status, error.kind, error.body) == (404, "negative", b"")
+
+
+@pytest.mark.parametrize(
+    ("coding", "packed"),
+    [
+        ("identity", b"why"),
+        ("gzip", gzip.compress(b"why")),
+        ("X-GZip", gzip.compress(b"why")),
+        ("deflate", zlib.compress(b"why")),
+    ],
+)
+def test_a_body_that_can_be_unpacked(
+    make: Make, upstream: Standin, coding: str, packed: bytes
+) -> None:
+    """The body of an error is passed on unpacked."""
+    headers = {"Content-Encoding": coding}
+    upstream.rule("events", status=404, body=packed, headers=headers)
+    assert failure(make(), DEMO_EVENTS["plain"]).body == b"why"
 
 
 def test_token_in_titles_and_names(
