@@ -19,7 +19,8 @@ from urllib.parse import unquote_to_bytes
 from httptools import HttpParserError, HttpParserUpgrade, HttpRequestParser
 
 _LINE = re.compile(rb"([!#$%&'*+.^_`|~0-9A-Za-z-]+) ([!-~]+) HTTP/([0-9]\.[0-9])\r\n")
-_TARGET = re.compile(r"(?!\?)(?:https?://([^/?]+))?(/[^?]*)?(?:\?(.*))?", re.I)
+# Without a fragment (RFC 9112, 3.2): a proxy may cut it off where we would not.
+_TARGET = re.compile(r"(?!\?)(?:https?://([^/?#]+))?(/[^?#]*)?(?:\?([^#]*))?", re.I)
 # Labels of at most 63 characters, or an IPv6 address, and a port; at most 255
 # characters in all.
 _HOST = re.compile(
