@@ -125,13 +125,21 @@ def _content_type(body: bytes) -> str:
     no browser ever runs its body.
     """
     try:
-        error = json.loads(body.decode(), parse_constant=_no_constant)["error"]
-        types = [type(error[name]) for name in ("status_code", "message", "code")]
+        text = body.decode()
     except UnicodeDecodeError:
         return "text/plain"
+    if _is_envelope(text):
+        return JSON
+    return "text/plain; charset=utf-8"
+
+
+def _is_envelope(text: str) -> bool:
+    try:
+        error = json.loads(text, parse_constant=_no_constant)["error"]
+        types = [type(error[name]) for name in ("status_code", "message", "code")]
     except (ValueError, RecursionError, LookupError, TypeError):
-        types = []
-    return JSON if types == [int, str, str] else "text/plain; charset=utf-8"
+        return False
+    return types == [int, str, str]
 
 
 def _no_constant(name: str) -> None:

@@ -144,47 +144,41 @@ def _history(metrics: Metrics) -> dict[str, Any]:
     now = metrics.cache.clock()
     stats = metrics.cache.snapshot()
     oldest = samples[0]
-    since = _since(oldest.outcomes, outcomes(stats))
+    since = Outcomes(*map(sub, outcomes(stats), oldest.outcomes))
     slowest = metrics.recent.slowest_load()
     for sample in samples[1:]:
         slowest = max(slowest, sample.slowest_load)
+    moments = [sample.at for sample in samples]
+    rates = {}
+    for outcome in Outcomes._fields:
+        counts = [getattr(sample.outcomes, outcome) for sample in samples]
+        rates[outcome] = _per_second(moments, counts)
+    refreshes = [sample.refreshes for sample in samples]
     return {
         "seconds": round(now - oldest.at, 1),
         "outcomes": since._asdict(),
         "refreshes": sum(stats.refreshes.values()) - oldest.refreshes,
         "hit_ratio": _ratio(since.hit, sum(since)),
         "slowest_load_seconds": round(slowest, 4) or None,
-        "seconds_ago": [round(now - sample.at, 1) for sample in samples],
-        "requests_per_second": _rates(samples),
-        "refreshes_per_second": _refresh_rates(samples),
+        "seconds_ago": [round(now - moment, 1) for moment in moments],
+        "requests_per_second": rates,
+        "refreshes_per_second": _per_second(moments, refreshes),
         "latency_seconds": _latencies(samples),
     }
 
 
-def _since(before: Outcomes, after: Outcomes) -> Outcomes:
-    """Return how many there were of each outcome between two moments."""
-    return Outcomes(*map(sub, after, before))
-
-
-def _rates(samples: Sequence[Sample]) -> dict[str, list[float | None]]:
-    """Return the rate of each outcome between each sample and the one before."""
-    rates: dict[str, list[float | None]] = {}
-    for outcome in Outcomes._fields:
-        rates[outcome] = [None]
-    for before, after in pairwise(samples):
-        passed = after.at - before.at
-        happened = _since(before.outcomes, after.outcomes)
-        for outcome, count in happened._asdict().items():
-            rates[outcome].append(_rate(count, passed))
-    return rates
-
-
-def _refresh_rates(samples: Sequence[Sample]) -> list[float | None]:
-    """Return the rate of refreshes between each sample and the one before."""
+def _per_second(moments: Sequence[float], counts: Sequence[int]) -> list[float | None]:
+    """Return by how much a count rose each second, from each moment to the next; None
+    for the first.
+    """
     rates: list[float | None] = [None]
-    for before, after in pairwise(samples):
-        passed = after.at - before.at
-        rates.append(_rate(after.refreshes - before.refreshes, passed))
+    for (earlier, later), (before, after) in zip(
+        pairwise(moments), pairwise(counts), strict=True
+    ):
+        rate = None
+        if later > earlier:
+            rate = round((after - before) / (later - earlier), 3)
+        rates.append(rate)
     return rates
 
 
@@ -197,12 +191,6 @@ def _latencies(samples: Sequence[Sample]) -> dict[str, dict[str, list[float | No
             "p99": [latency.p99 for latency in latencies],
         }
     return series
-
-
-def _rate(count: int, seconds: float) -> float | None:
-    if seconds <= 0:
-        return None
-    return round(count / seconds, 3)
 
 
 def _ratio(part: int, whole: int) -> float | None:
