@@ -61,8 +61,8 @@ class Components(NamedTuple):
         `origin` is its Origin header, as far as it can be read.
         """
         self.metrics.on_rejection(status)
-        its_id = self.error_log.on_rejection(status, message)
-        answer = response.error(status, message, ("X-Request-ID", its_id))
+        request_id = self.error_log.on_rejection(status, message)
+        answer = response.error(status, message, ("X-Request-ID", request_id))
         if status == 503:
             answer.headers.append(response.SOON)
         answer.headers.extend(response.cors(self.origins, origin, "GET"))

@@ -110,6 +110,6 @@ class _ErrorHandlers:
         *headers: tuple[str, str],
         bug: Exception | None = None,
     ) -> flask.Response:
-        its_id = self._on_error(status, message, bug)
-        answer = response.error(status, message, *headers, ("X-Request-ID", its_id))
+        request_id = self._on_error(status, message, bug)
+        answer = response.error(status, message, *headers, ("X-Request-ID", request_id))
         return respond(answer)

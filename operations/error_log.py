@@ -1,4 +1,4 @@
-"""A log line for each error that no line of a load tells of, at a limited rate.
+"""Logs the errors that have no line of a load, at a limited rate.
 
 Whatever clients do, an `X-Request-ID` that comes with an error is in the log. If there
 are many errors of one status and route, only the first few of each interval get a line.
@@ -91,13 +91,13 @@ class ErrorLog:
 
         A load that ends in a pause has none, so it is logged here.
         """
-        its_id = logs.request_id.get()
+        request_id = logs.request_id.get()
         if not isinstance(error, Paused):
-            return its_id
+            return request_id
         line = _Error(error.status, EVENT_PATH, str(error), event=event_id)
-        return self._record(line, its_id)
+        return self._record(line, request_id)
 
-    def _record(self, error: _Error, its_id: str) -> str:
+    def _record(self, error: _Error, request_id: str) -> str:
         """Log or count an error; return the id under which the log has it."""
         with self._lock:
             now = self._clock()
@@ -109,14 +109,14 @@ class ErrorLog:
                 latest.left_out += 1
                 return latest.last_id
             latest.lines += 1
-            latest.last_id = its_id
+            latest.last_id = request_id
             left_out = latest.left_out
             latest.left_out = 0
             is_last = latest.lines == MAX_LINES
-        before = logs.request_id.set(its_id)
+        before = logs.request_id.set(request_id)
         _write(error, left_out, is_last)
         logs.request_id.reset(before)
-        return its_id
+        return request_id
 
 
 def _write(error: _Error, left_out: int, is_last: bool) -> None:
