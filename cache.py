@@ -749,8 +749,8 @@ class Cache:
 
     def close(self) -> None:
         """Stop the reaper. The cache remains usable."""
+        self._closed = True  # at once: the reaper may take the lock again and again
         with self._lock:
-            self._closed = True
             reaper = self._reaper
         self._wake.set()
         if reaper is not None:

