@@ -19,6 +19,13 @@ from serving.connection import FAILED
 # the id under which the log has it.
 OnError = Callable[[int, str, Exception | None], str]
 
+_IGNORED_HEADERS = (
+    "RANGE",
+    "IF_MATCH",
+    "IF_MODIFIED_SINCE",
+    "IF_UNMODIFIED_SINCE",
+)
+
 
 def register(
     app: Flask,
@@ -54,11 +61,12 @@ def respond(answer: Response) -> flask.Response:
 
 
 def _ignore_headers() -> None:
-    """Ignore ranges, which no client needs (RFC 9110, 14.2), and dates: ETags do
-    better, and Werkzeug fails on some.
+    """Ignore ranges, which no client needs (RFC 9110, 14.2), and all conditions but
+    If-None-Match, which the routes of events don't know either: Werkzeug fails on some
+    dates, and its 412 isn't in the envelope.
     """
-    request.environ.pop("HTTP_RANGE", None)
-    request.environ.pop("HTTP_IF_MODIFIED_SINCE", None)
+    for name in _IGNORED_HEADERS:
+        request.environ.pop(f"HTTP_{name}", None)
 
 
 def _refuse_odd_path() -> None:

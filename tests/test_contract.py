@@ -215,6 +215,12 @@ def test_document_is_served(service: Service) -> None:
             ).status_code
             == 200
         )
+    for condition in (
+        {"If-Match": '"x"'},
+        {"If-Unmodified-Since": "Thu, 01 Jan 1970 00:00:00 GMT"},
+    ):  # nor is 412
+        answer = service.get("/openapi.json", headers=condition)
+        assert answer.status_code == 200
 
 
 @contextmanager
