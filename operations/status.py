@@ -3,7 +3,6 @@
 Nothing here names an event, a person or the token.
 """
 
-import os
 import socket
 from collections.abc import Mapping, Sequence
 from datetime import UTC, datetime
@@ -11,6 +10,7 @@ from itertools import pairwise
 from operator import sub
 from typing import Any
 
+from cache import Cache
 from calendar42 import ENDPOINTS
 from operations import VERSION
 from operations.metrics import Metrics, outcomes
@@ -32,26 +32,14 @@ def read_status(metrics: Metrics, port: int | None = None) -> dict[str, Any]:
     stats = cache.snapshot()
     asked = outcomes(stats)
     requests = sum(asked)
-    held = {
-        "hits": sum(stats.hits.values()),
-        "hits_by_kind": stats.hits,
-        "entries": sum(stats.entries.values()),
-        "entries_by_kind": stats.entries,
-        "max_entries": cache.max_entries,
-        "max_bytes": cache.max_bytes,
-        "max_waiting": cache.max_waiting,
-    }
     return {
         "instance": metrics.instance,
         "host": socket.gethostname(),
         "port": port,
-        "pid": os.getpid(),
         "version": VERSION,
         "uptime_seconds": round(cache.clock() - metrics.began, 1),
         "now": datetime.now(UTC).strftime(TIME),
         "troubles": troubles(metrics, tier),
-        "stopping": metrics.stopping(),
-        "reaper_alive": cache.reaper_alive,
         "expiry_seconds": metrics.expiry,
         "requests": requests,
         "hit_ratio": _ratio(asked.hit, requests),
@@ -61,7 +49,7 @@ def read_status(metrics: Metrics, port: int | None = None) -> dict[str, Any]:
         "refreshes": sum(stats.refreshes.values()),
         "last_minute": metrics.recent.last_minute()._asdict(),
         "history": _history(metrics),
-        "cache": stats._asdict() | held,
+        "cache": _cache(cache),
         "upstream": _upstream(metrics),
         "shared_tier": tier,
     }
@@ -100,6 +88,21 @@ def _faults(minute: LastMinute) -> list[str]:
     if faults >= OUTAGE_FAULTS and faults > OUTAGE_SHARE * minute.loads:
         return ["outage"]
     return ["faults"]
+
+
+def _cache(cache: Cache) -> dict[str, Any]:
+    """Return what is held and under way now, and the limits."""
+    stats = cache.snapshot()
+    return {
+        "entries": sum(stats.entries.values()),
+        "entries_by_kind": stats.entries,
+        "max_entries": cache.max_entries,
+        "bytes": stats.bytes,
+        "max_bytes": cache.max_bytes,
+        "waiting": stats.waiting,
+        "max_waiting": cache.max_waiting,
+        "loading": stats.loading,
+    }
 
 
 def _upstream(metrics: Metrics) -> dict[str, Any]:
