@@ -36,7 +36,7 @@ class Patient(Service):
 @pytest.fixture(scope="module")
 def services(shared_upstream: Standin, shared_redis: Redis) -> Iterator[list[Service]]:
     """Start four instances that share a Redis."""
-    made = [
+    made: list[Service] = [
         Patient(shared_upstream, (), **LIKE_ALL, C42_CACHE_URL=shared_redis.url)
         for _ in range(4)
     ]
