@@ -16,6 +16,7 @@ from collections.abc import Callable, Iterator, Mapping
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import closing, suppress
 from dataclasses import replace
+from functools import partial
 from http.cookiejar import DefaultCookiePolicy
 from typing import Any, TypeVar
 
@@ -111,7 +112,7 @@ class Calls:
         token: str,
         timeout: float,
         pause: Pause,
-        on_call: Callable[[CallRecord], None] = lambda call: None,
+        on_call: Callable[[CallRecord], None],
     ) -> None:
         self.redactor = Redactor(token)
         self._base_url = base_url
@@ -161,7 +162,7 @@ class Calls:
         pause_left = self._pause.left
         if pause_left:
             raise Paused(endpoint, retry_after=pause_left)
-        if attempt.is_over or time.monotonic() >= attempt.deadline:
+        if time.monotonic() >= attempt.deadline:
             raise self._late(endpoint, attempt)
         body = bytearray()
         try:
@@ -309,11 +310,7 @@ class Client:
     Thread-safe. `on_fault` is called with each event's fault.
     """
 
-    def __init__(
-        self,
-        calls: Calls,
-        on_fault: Callable[[C42Error], None] = lambda error: None,
-    ) -> None:
+    def __init__(self, calls: Calls, on_fault: Callable[[C42Error], None]) -> None:
         self.calls = calls
         self._on_fault = on_fault
 
@@ -356,8 +353,6 @@ class Client:
                     its_error = replace(error, private=is_private)
                     self._report(event_id, its_error, attempt)
                     yield event_id, its_error
-            finally:
-                attempt.is_over = True
 
     def _load(self, event_ids: list[str], attempt: Attempt) -> Iterator[Outcome]:
         """Yield each event with its answer or an error of its own; raise `C42Error` if
@@ -434,9 +429,7 @@ class Client:
         else:
             rest = f"?ids=[{','.join(event_ids)}]&limit={PAGE}"
 
-        def read(body: Any) -> dict[str, Json]:
-            return payload.events(body, event_ids)
-
+        read = partial(payload.events, asked=event_ids)
         return self.calls.begin(EVENTS_ENDPOINT, rest, attempt, read)
 
     def _begin_page(
@@ -444,10 +437,7 @@ class Client:
     ) -> Future[Page]:
         """Begin the call for one page of their subscriptions."""
         rest = f"?event_ids=[{','.join(event_ids)}]&limit={PAGE}&offset={offset}"
-
-        def read(body: Any) -> Page:
-            return payload.page(body, event_ids)
-
+        read = partial(payload.page, event_ids=event_ids)
         return self.calls.begin(SUBSCRIPTIONS_ENDPOINT, rest, attempt, read)
 
     def _report(

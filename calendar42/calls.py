@@ -36,7 +36,6 @@ class Attempt:
     refresh: bool = False  # of answers that are still valid
     began: float = field(default_factory=time.monotonic)
     calls: list[CallRecord] = field(default_factory=list)  # that have ended
-    is_over: bool = False  # nobody needs a further call
 
 
 class Pause:

@@ -112,7 +112,11 @@ def make() -> Iterator[Callable[..., Client]]:
     with contextlib.ExitStack() as stack:
 
         def client(base_url: str, **options: Any) -> Client:
-            usual: dict[str, Any] = {"timeout": PATIENCE, "pause": Pause(6)}
+            usual: dict[str, Any] = {
+                "timeout": PATIENCE,
+                "pause": Pause(6),
+                "on_call": lambda call: None,
+            }
             on_fault = options.pop("on_fault", lambda error: None)
             calls = Calls(base_url=base_url, token="x-sent", **usual | options)
             stack.callback(calls.close)
