@@ -83,3 +83,23 @@ def certificate(tmp_path_factory: pytest.TempPathFactory) -> Path:
     )
     subprocess.run(command.split(), cwd=folder, check=True, capture_output=True)
     return folder
+
+
+# Python runs it when it starts.
+HANGING_NAMES = """
+import socket, time
+look_up = socket.getaddrinfo
+def hang(host, *args, **options):
+    if host == "hanging.invalid":
+        print("looking up", flush=True)
+        time.sleep(600)
+    return look_up(host, *args, **options)
+socket.getaddrinfo = hang
+"""
+
+
+@pytest.fixture
+def hanging_names(tmp_path: Path) -> str:
+    """Return a PYTHONPATH with which looking up the name `hanging.invalid` hangs."""
+    (tmp_path / "sitecustomize.py").write_text(HANGING_NAMES)
+    return str(tmp_path)

@@ -1190,30 +1190,18 @@ def test_no_threads(
 
 # A name server that hangs, when the service is to stop
 
-HANGING = """
-import socket, time
-look_up = socket.getaddrinfo
-def hang(host, *args, **kwargs):
-    if host == "upstream.invalid":
-        print("looking up", flush=True)
-        time.sleep(600)
-    return look_up(host, *args, **kwargs)
-socket.getaddrinfo = hang
-"""
-
 
 @pytest.mark.parametrize("signals", [1, 2])
 def test_stops_while_a_name_server_hangs(
-    start: Start, tmp_path: Path, signals: int
+    start: Start, hanging_names: str, signals: int
 ) -> None:
     """SIGTERM ends the service in time while a name is being looked up, and a second
     one ends it at once.
     """
-    (tmp_path / "sitecustomize.py").write_text(HANGING)
     service = start(
-        C42_BASE_URL="http://upstream.invalid/",
+        C42_BASE_URL="http://hanging.invalid/",
         C42_TIMEOUT="1" if signals == 1 else "600",
-        PYTHONPATH=str(tmp_path),
+        PYTHONPATH=hanging_names,
     )
     with service.connect() as client:
         client.sendall(

@@ -11,7 +11,7 @@ import pytest
 import requests
 
 from standin import Standin
-from tests.fixtures import PATIENCE, Service, new_id, started, until
+from tests.fixtures import PATIENCE, Service, Start, new_id, started, until
 from tests.machines import Redis
 from tests.reading import lifetime
 
@@ -183,48 +183,27 @@ def test_an_instance_dies_in_mid_load(
         lost.result(PATIENCE)
 
 
-HANGING_NAME_SERVER = """
-import runpy, socket, time
-look_up = socket.getaddrinfo
-def hang(host, *rest, **options):
-    if host == "redis.test":
-        print("looking up", flush=True)
-        time.sleep(600)
-    return look_up(host, *rest, **options)
-socket.getaddrinfo = hang
-runpy.run_path("main.py", run_name="__main__")
-"""
-
-
-class Stuck(Service):
-    """A service whose name server doesn't answer when it is asked for Redis's name."""
-
-    program = ("-c", HANGING_NAME_SERVER)
-
-
-@pytest.fixture
-def stuck(upstream: Standin) -> Iterator[Stuck]:
-    service = Stuck(upstream, C42_CACHE_URL="redis://redis.test", C42_TIMEOUT="600")
-    try:
-        service.wait_until_ready()
-        yield service
-    finally:
-        service.end()
-
-
-def test_stops_while_a_name_is_looked_up(stuck: Stuck, upstream: Standin) -> None:
+def test_stops_while_a_name_is_looked_up(
+    start: Start, upstream: Standin, hanging_names: str
+) -> None:
     """Redis's name server may hang: the service answers, and stops when it is told."""
     upstream.add_event(event_id := new_id(), names=["Ada"])
+    stuck = start(C42_CACHE_URL="redis://hanging.invalid", PYTHONPATH=hanging_names)
     assert stuck.event(event_id).status_code == 200
     assert "looking up" in stuck.log
     assert stuck.stop() == 0
 
 
 def test_a_second_signal_while_a_name_is_looked_up(
-    stuck: Stuck, upstream: Standin
+    start: Start, upstream: Standin, hanging_names: str
 ) -> None:
     """A second SIGTERM ends the service at once, even if a request is active."""
     upstream.rule("events", event_id := new_id(), hang=True)
+    stuck = start(
+        C42_CACHE_URL="redis://hanging.invalid",
+        C42_TIMEOUT="600",
+        PYTHONPATH=hanging_names,
+    )
     with stuck.connect() as client:
         client.sendall(
             f"GET /events-with-subscriptions/{event_id} HTTP/1.1\r\n"
