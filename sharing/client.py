@@ -3,6 +3,7 @@
 import re
 import secrets
 from pathlib import Path
+from urllib.parse import urlsplit
 
 import redis
 from redis.backoff import NoBackoff
@@ -35,9 +36,11 @@ _REASONS = (
 def make_client(url: str, patience: float = PATIENCE) -> redis.Redis:
     """Make a client for callers with that many seconds. It doesn't connect yet.
 
-    Raises ValueError, without showing the URL, if redis-py doesn't understand it.
+    Raises ValueError, without showing the URL, if redis-py doesn't understand it, or
+    takes a part of the password for a path.
     """
     try:
+        _check_password(url)
         client = redis.Redis.from_url(
             url,
             protocol=2,
@@ -51,9 +54,21 @@ def make_client(url: str, patience: float = PATIENCE) -> redis.Redis:
         client.connection_pool.make_connection()
         address(client)
     except (ValueError, TypeError, KeyError, redis.RedisError):
-        message = "expected redis://, rediss:// or unix:// with an address"
+        message = (
+            "expected redis://, rediss:// or unix:// with an address, "
+            "and / ? # @ of a password escaped"
+        )
         raise ValueError(message) from None
     return client
+
+
+def _check_password(url: str) -> None:
+    """Raise ValueError if `/`, `?` or `#` of a password ends the address too early: the
+    rest would be shown in the log.
+    """
+    parts = urlsplit(url)
+    if "@" in parts.path + parts.query + parts.fragment:
+        raise ValueError("a password that isn't escaped")
 
 
 def address(client: redis.Redis) -> str:

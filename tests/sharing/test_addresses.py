@@ -222,6 +222,9 @@ def test_what_the_check_finds(
         "http://:se/cret@localhost",
         "redis://",
         "redis://:se/cret@localhost",  # the slash should have been escaped
+        "redis://user:12/se-cret@localhost",  # 12 isn't the port
+        "redis://user:12?se-cret@localhost",
+        "redis://user:12#se-cret@localhost",
         "redis://:secret@localhost:70000",
         "redis://:secret@localhost?no_such_option=1",
         "redis://:secret@localhost?db=one",
