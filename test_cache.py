@@ -761,7 +761,7 @@ def random_traffic(cache: Cache, rng: random.Random) -> Counter[str]:
     return seen
 
 
-class Refresher:
+class CountingRefresher:
     """Refreshes in threads of its own, and counts what comes of it."""
 
     def __init__(self) -> None:
@@ -805,7 +805,7 @@ def test_counters_add_up_under_traffic(
     """With random traffic from eight threads, the counters add up at every moment and
     are exact in the end, with refreshing and without.
     """
-    refresher = Refresher()
+    refresher = CountingRefresher()
     cache = make(
         max_entries=40,
         max_waiting=4,

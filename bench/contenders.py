@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import NamedTuple
 
 from bench import machine
-from bench.machine import Load, Server
+from bench.machine import RunningServer, WrkRun
 
 C42C, C42C_CORS, CONSTANT = "c42c", "c42c, CORS on", "a constant on the same server"
 FLASK = "plain Flask"
@@ -81,7 +81,7 @@ class Round(NamedTuple):
     """What all contenders did, one after the other, with one kind of request."""
 
     request: str  # a key of REQUESTS
-    loads: dict[str, Load]  # by contender
+    loads: dict[str, WrkRun]  # by contender
 
 
 def program(name: str) -> str | None:
@@ -133,7 +133,9 @@ def contest(
                 yield Round(request, loads)
 
 
-def _start(base_url: str, path: str, stack: contextlib.ExitStack) -> dict[str, Server]:
+def _start(
+    base_url: str, path: str, stack: contextlib.ExitStack
+) -> dict[str, RunningServer]:
     place = Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="c42c-bench-")))
     enter = stack.enter_context
     servers = {
@@ -159,7 +161,7 @@ def _start(base_url: str, path: str, stack: contextlib.ExitStack) -> dict[str, S
 
 def cache(
     name: str, origin: int, place: Path, options: str = "proxy_cache_lock on;"
-) -> contextlib.AbstractContextManager[Server]:
+) -> contextlib.AbstractContextManager[RunningServer]:
     """Run one of the programs that cache in front of `origin`.
 
     `options` are directives of nginx.

@@ -22,7 +22,7 @@ from pathlib import Path
 from typing import NamedTuple
 
 from bench import machine
-from bench.machine import NAMES, PREFIX, TITLE, Server
+from bench.machine import NAMES, PREFIX, TITLE, RunningServer
 from standin import Gate, Standin
 
 # Cold answers a second, during the hits: seven times what Calendar42's limit of 10,000
@@ -32,7 +32,7 @@ _CLIENTS = 10  # threads that ask for them
 
 _numbers = itertools.count(1)
 
-ServiceContext = contextlib.AbstractContextManager[Server]
+ServiceContext = contextlib.AbstractContextManager[RunningServer]
 
 
 class Row(NamedTuple):
@@ -150,7 +150,9 @@ def waiting_room(upstreams: Upstreams, scale: Scale) -> Iterator[Row]:
 
 
 @contextlib.contextmanager
-def _waiting(service: Server, upstream: Standin) -> Iterator[list[socket.socket]]:
+def _waiting(
+    service: RunningServer, upstream: Standin
+) -> Iterator[list[socket.socket]]:
     """Fill the waiting room with requests for different events, until one is refused;
     yield those that wait.
     """
@@ -272,7 +274,7 @@ def _filled(upstreams: Upstreams, count: int, scale: Scale) -> ServiceContext:
     )
 
 
-def _bytes_held(server: Server) -> int:
+def _bytes_held(server: RunningServer) -> int:
     _, _, body = machine.get(server.port, "/status.json")
     held: int = json.loads(body)["cache"]["bytes"]
     return held

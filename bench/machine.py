@@ -37,14 +37,14 @@ _cores = sorted(os.sched_getaffinity(0))
 SERVER_CORE, LOAD_CORE = _cores[0], _cores[-1]
 
 
-class Server(NamedTuple):
+class RunningServer(NamedTuple):
     """A running server."""
 
     port: int
     pid: int
 
 
-class Load(NamedTuple):
+class WrkRun(NamedTuple):
     """What one run of wrk saw, and what it cost the server."""
 
     rate: float  # answers per second
@@ -91,7 +91,7 @@ def free_port() -> int:
 @contextlib.contextmanager
 def running(
     command: Sequence[str], port: int, environ: Mapping[str, str] = os.environ
-) -> Iterator[Server]:
+) -> Iterator[RunningServer]:
     """Run a server on its core; yield it once it answers on `port`, and end it with its
     children.
     """
@@ -106,7 +106,7 @@ def running(
     )
     try:
         _wait_until_ready(port, process)
-        yield Server(port, process.pid)
+        yield RunningServer(port, process.pid)
     finally:
         family = tree(process.pid)
         process.send_signal(signal.SIGTERM)
@@ -121,7 +121,7 @@ def running(
 
 def service(
     base_url: str, command: Sequence[str] = ("main.py",), **settings: str
-) -> contextlib.AbstractContextManager[Server]:
+) -> contextlib.AbstractContextManager[RunningServer]:
     """Run the service as `python main.py` does, or a variant of it; `settings` are
     environment variables.
     """
@@ -179,14 +179,14 @@ def get(port: int, path: str) -> tuple[int, list[tuple[str, str]], bytes]:
 
 
 def wrk(
-    server: Server,
+    server: RunningServer,
     path: str,
     seconds: float,
     *,
     connections: int = 32,
     headers: Mapping[str, str] | None = None,
     ids: int = 0,
-) -> Load:
+) -> WrkRun:
     """Request `path` on so many keep-alive connections; with `ids`, a random id below
     that is added to `path`.
     """
@@ -214,7 +214,7 @@ def wrk(
     if trouble := re.search("Non-2xx.*|Socket errors.*", said):
         raise ValueError(f"wrk had trouble: {trouble[0]}")
     p99 = _find(r"99%\s+([\d.]+)(us|ms|s)\b", said)
-    return Load(
+    return WrkRun(
         rate=float(_find(r"Requests/sec:\s+([\d.]+)", said)[1]),
         p99=float(p99[1]) * {"us": 0.001, "ms": 1.0, "s": 1000.0}[p99[2]],
         cost=used * 1e6 / max(1, int(_find(r"(\d+) requests in", said)[1])),

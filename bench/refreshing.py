@@ -21,7 +21,7 @@ import httptools
 
 from bench import contenders, machine
 from bench.contenders import NGINX, VARNISH
-from bench.machine import PREFIX, Server
+from bench.machine import PREFIX, RunningServer
 
 LIFETIME = 5.0  # seconds
 ORIGIN_SECONDS = 0.3  # until an origin answers
@@ -202,7 +202,7 @@ async def _ask_all(ports: list[int], seconds: float) -> list[_Crowd]:
 
 def _start(
     place: Path, stack: contextlib.ExitStack
-) -> Iterator[tuple[str, _Origin, Server]]:
+) -> Iterator[tuple[str, _Origin, RunningServer]]:
     for name in (C42C, C42C_WITHOUT, NGINX_LOCK, NGINX_STALE, VARNISH_GRACE):
         program = VARNISH if name == VARNISH_GRACE else NGINX
         if name not in (C42C, C42C_WITHOUT) and program in contenders.missing():

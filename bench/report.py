@@ -16,7 +16,7 @@ from bench.contenders import (
     Round,
 )
 from bench.figures import Row, spread
-from bench.machine import Load
+from bench.machine import WrkRun
 from bench.refreshing import Course
 
 QUIET = (
@@ -81,7 +81,7 @@ load, the others one.
 
 def compared(rounds: Sequence[Round]) -> Iterator[Row]:
     """Make the rows of the figures that compare the service with others."""
-    measures: dict[str, Callable[[Load, Load], float]] = {
+    measures: dict[str, Callable[[WrkRun, WrkRun], float]] = {
         "CPU per hit, its / ours": lambda its, ours: its.cost / ours.cost,
         "hits a second, ours / its": lambda its, ours: ours.rate / its.rate,
     }
@@ -114,7 +114,7 @@ def _row(
     rounds: Sequence[Round],
     request: str,
     other: str,
-    measure: Callable[[Load, Load], float],
+    measure: Callable[[WrkRun, WrkRun], float],
     least: float,
 ) -> Row:
     off, on = (

@@ -7,7 +7,7 @@ from http.client import responses
 from typing import Any
 from urllib.parse import parse_qsl, unquote
 
-from standin.data import Catalogue, Json
+from standin.data import Catalogue, JsonObject
 
 API_ROOT = "/api/v2/"
 _DEFAULT_LIMIT, _MOST_LIMIT = 10, 100
@@ -95,14 +95,14 @@ def _one_event(event_id: str, catalogue: Catalogue) -> Answer:
     return Answer(200, _encode({"meta_data": {"count": len(data)}, "data": data}))
 
 
-def _events(call: Call, catalogue: Catalogue) -> list[Json]:
+def _events(call: Call, catalogue: Catalogue) -> list[JsonObject]:
     # The API doesn't keep the order asked for, so this reverses it: a client that
     # relies on it fails its tests.
     asked = list(reversed(call.named_ids)) or list(catalogue.events)
     return [catalogue.events[one] for one in asked if one in catalogue.events]
 
 
-def _rows(call: Call, catalogue: Catalogue) -> list[Json] | None:
+def _rows(call: Call, catalogue: Catalogue) -> list[JsonObject] | None:
     """Return the rows that match, or None for a single unknown event, which Calendar42
     answers with a 500.
     """
@@ -121,7 +121,7 @@ def _rows(call: Call, catalogue: Catalogue) -> list[Json] | None:
     )
 
 
-def _page(call: Call, found: list[Json] | None) -> Answer:
+def _page(call: Call, found: list[JsonObject] | None) -> Answer:
     limit, offset = call.number("limit", _DEFAULT_LIMIT), call.number("offset", 0)
     if limit is None or offset is None or not 1 <= limit <= _MOST_LIMIT:
         return error(

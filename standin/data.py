@@ -11,7 +11,7 @@ from functools import lru_cache
 from typing import Any
 from uuid import NAMESPACE_URL, uuid5
 
-Json = dict[str, Any]
+JsonObject = dict[str, Any]
 Names = Iterable[str | None]
 
 _FIRST_CREATED = datetime(2016, 4, 8, 11, 42, 40, 958117, tzinfo=UTC)
@@ -96,7 +96,7 @@ DEMO_EVENTS["unknown"] = make_id("unknown", len(_TELLING))
 _API_ACCOUNT = {"id": _key("0 API"), "first_name": "API", "last_name": ""}
 
 
-def _event(event_id: str, title: str | None, number: int) -> Json:
+def _event(event_id: str, title: str | None, number: int) -> JsonObject:
     start = _created(number + 7).replace(minute=0, second=0, microsecond=0)
     return {
         "id": event_id,
@@ -143,7 +143,9 @@ def _event(event_id: str, title: str | None, number: int) -> Json:
 
 
 @lru_cache(4096)
-def _row(event_id: str, first_name: str | None, number: int, position: int) -> Json:
+def _row(
+    event_id: str, first_name: str | None, number: int, position: int
+) -> JsonObject:
     user_id = _key(f"{position} {first_name}")
     created = _created(number) + timedelta(seconds=position)
     return {
@@ -179,8 +181,8 @@ class Catalogue:
     """
 
     def __init__(self) -> None:
-        self.events: dict[str, Json] = {}
-        self.rows: dict[str, list[Json]] = {}
+        self.events: dict[str, JsonObject] = {}
+        self.rows: dict[str, list[JsonObject]] = {}
         for name, title, names in _TELLING:
             self.add(DEMO_EVENTS[name], title, names)
         for number, title in enumerate(_ORDINARY_TITLES, len(DEMO_EVENTS)):

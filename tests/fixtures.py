@@ -28,6 +28,7 @@ import main
 from bench.machine import free_port
 from operations import settings
 from standin import DEMO_EVENTS, Standin
+from tests.cache_callers import Clock
 
 ROOT = Path(__file__).parent.parent
 TOKEN = "0123456789abcdef-a-token-for-tests"
@@ -200,15 +201,6 @@ class Service:
         finally:
             self._session.close()
             self._log.close()
-
-
-class Clock:
-    """Seconds that pass when a test says so."""
-
-    now = 1000.0
-
-    def __call__(self) -> float:
-        return self.now
 
 
 class Inside:

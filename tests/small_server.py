@@ -32,7 +32,7 @@ def reject(status: int, message: str, origin: str) -> Serialized:
     return b"HTTP/1.1 %d Rejected\r\nContent-Length: %d\r\n" % (status, len(body)), body
 
 
-class App:
+class SmallApp:
     """Answers what is below /hit/ in the event loop, and everything else in a worker
     thread.
     """
@@ -90,7 +90,7 @@ def main(options: str) -> None:
     }
     logging.basicConfig(level="INFO")
     signal.pthread_sigmask(signal.SIG_BLOCK, [signal.SIGHUP])
-    rounds, app = given.pop("rounds", 1), App()
+    rounds, app = given.pop("rounds", 1), SmallApp()
     settings = {
         "threads": 64,
         "drain": 0,

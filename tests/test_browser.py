@@ -28,7 +28,7 @@ if TYPE_CHECKING:
     from selenium import webdriver
 
 
-class Page(NamedTuple):
+class EmptySite(NamedTuple):
     """A site with one empty page, under two origins."""
 
     origin: str
@@ -36,7 +36,7 @@ class Page(NamedTuple):
 
 
 @pytest.fixture(scope="module")
-def page() -> Iterator[Page]:
+def page() -> Iterator[EmptySite]:
     """Serve an empty page."""
 
     class Handler(BaseHTTPRequestHandler):
@@ -54,20 +54,20 @@ def page() -> Iterator[Page]:
         thread = threading.Thread(target=server.serve_forever, args=(0.02,))
         thread.start()
         port = server.server_address[1]
-        yield Page(f"http://127.0.0.1:{port}", f"http://localhost:{port}")
+        yield EmptySite(f"http://127.0.0.1:{port}", f"http://localhost:{port}")
         server.shutdown()
         thread.join()
 
 
 @pytest.fixture(scope="module")
-def open_service(shared_upstream: Standin, page: Page) -> Iterator[Service]:
+def open_service(shared_upstream: Standin, page: EmptySite) -> Iterator[Service]:
     """Start a service whose answers the page may read."""
     with started(Service(shared_upstream, C42_CORS_ORIGINS=page.origin)) as service:
         yield service
 
 
 @pytest.fixture(scope="module")
-def short_service(shared_upstream: Standin, page: Page) -> Iterator[Service]:
+def short_service(shared_upstream: Standin, page: EmptySite) -> Iterator[Service]:
     """Start another that keeps answers for 1.2 s."""
     with started(
         Service(shared_upstream, C42_CORS_ORIGINS=page.origin, C42_EXPIRY="0.02")
@@ -106,7 +106,10 @@ def served(service: Service) -> Counter[str]:
 
 
 def test_browser(
-    browser: "webdriver.Chrome", open_service: Service, upstream: Standin, page: Page
+    browser: "webdriver.Chrome",
+    open_service: Service,
+    upstream: Standin,
+    page: EmptySite,
 ) -> None:
     """A page of an allowed origin reads answers and errors; the browser's cache saves
     the request, or the body.
@@ -171,7 +174,7 @@ def test_browser_blocks_other_origins(
     open_service: Service,
     service: Service,
     upstream: Standin,
-    page: Page,
+    page: EmptySite,
 ) -> None:
     """A page of an origin that isn't allowed can read nothing; if no origin is allowed,
     no page can.
@@ -204,7 +207,10 @@ def caching_session() -> "requests_cache.CachedSession":
 
 
 def test_clients_ask_again_in_time(
-    browser: "webdriver.Chrome", short_service: Service, upstream: Standin, page: Page
+    browser: "webdriver.Chrome",
+    short_service: Service,
+    upstream: Standin,
+    page: EmptySite,
 ) -> None:
     """A browser and requests-cache ask again when an answer has expired, and get no
     body if it didn't change.

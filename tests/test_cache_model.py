@@ -19,10 +19,11 @@ from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, rule
 
 from cache import KINDS, NEGATIVE, OK, Cache, Found, Loaded, LoadFailed, WaitingRoomFull
-from tests.fixtures import PATIENCE, Clock, until
+from tests.cache_callers import Clock
+from tests.fixtures import PATIENCE, until
 
 Entry = tuple[float, str, float, str, Any]  # expiry, key, born, kind, value
-Outcome = tuple[
+Ending = tuple[
     int, Loaded | BaseException
 ]  # what comes of a key, after so many seconds
 
@@ -75,7 +76,7 @@ class Reference:
             if entry[0] > self.now
         }
 
-    def ask(self, keys: list[str], outcomes: Iterator[Outcome]) -> dict[str, Got]:
+    def ask(self, keys: list[str], outcomes: Iterator[Ending]) -> dict[str, Got]:
         got: dict[str, Got] = {}
         waiting = 0
         while wanted := [
@@ -95,7 +96,7 @@ class Reference:
         return got
 
     def load(
-        self, keys: list[str], outcomes: Iterator[Outcome], counts: Counter[str]
+        self, keys: list[str], outcomes: Iterator[Ending], counts: Counter[str]
     ) -> Iterator[tuple[str, Loaded]]:
         for position, key in enumerate(keys):
             seconds, loaded = next(outcomes)
@@ -149,7 +150,7 @@ class Reference:
         else:
             self.retry_later(claimed)
 
-    def refresh(self, keys: list[str], outcomes: Iterator[Outcome]) -> None:
+    def refresh(self, keys: list[str], outcomes: Iterator[Ending]) -> None:
         mine = [key for key in keys if key in self.claimed]
         self.claimed.difference_update(mine)
         began = self.now
@@ -192,23 +193,23 @@ SECONDS = st.sampled_from([0, 0, 0, 1, 4])
 
 
 def script(
-    outcomes: list[Outcome], error: BaseException | None = None
-) -> Iterator[Outcome]:
+    outcomes: list[Ending], error: BaseException | None = None
+) -> Iterator[Ending]:
     """Yield the outcomes, then the error, if there is one, then the same outcome
     forever.
     """
-    last: Outcome = (0, Loaded("the last", OK, 100.0))
+    last: Ending = (0, Loaded("the last", OK, 100.0))
     return itertools.chain(
         outcomes, [(0, error)] if error else [], itertools.repeat(last)
     )
 
 
-def plain(outcomes: list[Loaded]) -> list[Outcome]:
+def plain(outcomes: list[Loaded]) -> list[Ending]:
     """Add that no time passes."""
     return [(0, loaded) for loaded in outcomes]
 
 
-def next_loaded(outcomes: Iterator[Outcome]) -> Loaded:
+def next_loaded(outcomes: Iterator[Ending]) -> Loaded:
     return cast(Loaded, next(outcomes)[1])
 
 
@@ -254,7 +255,7 @@ class CacheMachine(RuleBasedStateMachine):
         return {key: each.found(self.reference.now) for key, each in got.items()}
 
     def load(
-        self, keys: list[str], outcomes: Iterator[Outcome]
+        self, keys: list[str], outcomes: Iterator[Ending]
     ) -> Iterator[tuple[str, Loaded]]:
         for key in keys:
             seconds, loaded = next(outcomes)
@@ -304,7 +305,7 @@ class CacheMachine(RuleBasedStateMachine):
         error=ERROR,
     )
     def refresh(
-        self, keys: list[str], outcomes: list[Outcome], error: BaseException | None
+        self, keys: list[str], outcomes: list[Ending], error: BaseException | None
     ) -> None:
         """Refresh those keys of a list that were handed over."""
         expected = attempt(
@@ -324,7 +325,7 @@ class CacheMachine(RuleBasedStateMachine):
         error=ERROR,
     )
     def ask(
-        self, keys: list[str], outcomes: list[Outcome], error: BaseException | None
+        self, keys: list[str], outcomes: list[Ending], error: BaseException | None
     ) -> None:
         """Ask for a list, whose load may take time or raise in the middle."""
         expected = attempt(
@@ -411,8 +412,8 @@ class CacheMachine(RuleBasedStateMachine):
         self,
         outer: list[str],
         inner: list[str],
-        plan: Iterator[Outcome],
-        own: Iterator[Outcome],
+        plan: Iterator[Ending],
+        own: Iterator[Ending],
     ) -> Any:
         """Return what both callers of `overlap` get: the outer load begins first and
         ends last.
@@ -500,7 +501,7 @@ TestCache = CacheMachine.TestCase
 TestCache.settings = settings(max_examples=60, stateful_step_count=30, deadline=None)
 
 
-class Loader(NamedTuple):
+class PastLoad(NamedTuple):
     """A load of one key, and when it happened."""
 
     key: str
@@ -511,7 +512,7 @@ class Loader(NamedTuple):
     outcome: Loaded | BaseException
 
 
-class Asked(NamedTuple):
+class PastCall(NamedTuple):
     """One operation of a caller, and its result."""
 
     caller: int
@@ -523,7 +524,7 @@ class Asked(NamedTuple):
     came: dict[str, Found] | BaseException
 
 
-class Traffic:
+class Callers:
     """Callers in several threads, and a history of what they did."""
 
     def __init__(self) -> None:
@@ -535,11 +536,11 @@ class Traffic:
             max_entries=1000, max_bytes=10**9, max_waiting=1000, clock=self.clock
         )
         self.order = itertools.count()
-        self.loads: list[Loader] = []
+        self.loads: list[PastLoad] = []
         self.settled = defaultdict[int, float](
             lambda: math.inf
         )  # by the beginning of the load, the moment afterwards
-        self.asked: list[Asked] = []
+        self.asked: list[PastCall] = []
 
     def load_many(
         self,
@@ -568,7 +569,7 @@ class Traffic:
         if rng.random() < 0.1:
             outcome = rng.choice([ValueError, KeyboardInterrupt])(key)
         self.loads.append(
-            Loader(key, caller, begun, next(self.order), asked_at, outcome)
+            PastLoad(key, caller, begun, next(self.order), asked_at, outcome)
         )
         if isinstance(outcome, BaseException):
             raise outcome
@@ -593,14 +594,14 @@ class Traffic:
                     )
                 )
             self.asked.append(
-                Asked(
+                PastCall(
                     caller, begun, next(self.order), began_at, self.clock(), keys, came
                 )
             )
 
 
 def check_found(
-    one: Asked, found: Found, load: Loader, settled: float, loads: list[Loader]
+    one: PastCall, found: Found, load: PastLoad, settled: float, loads: list[PastLoad]
 ) -> None:
     """Assert that `found` is a legal answer to `one`, given the `load` that it is from
     and all loads of the key.
@@ -624,9 +625,9 @@ def check_found(
 
 
 def check_none(
-    one: Asked,
+    one: PastCall,
     key: str,
-    loads: dict[Any, Loader],
+    loads: dict[Any, PastLoad],
     known: dict[str, list[tuple[int, Any]]],
 ) -> None:
     """Assert that it is legal to find nothing: whatever was found before may have
@@ -644,7 +645,7 @@ def test_what_several_threads_see_is_in_a_legal_order() -> None:
     """With many threads, two loads of one key never overlap, and each answer is legal
     at its time.
     """
-    traffic = Traffic()
+    traffic = Callers()
     interval = sys.getswitchinterval()
     sys.setswitchinterval(1e-6)
     try:
@@ -653,7 +654,7 @@ def test_what_several_threads_see_is_in_a_legal_order() -> None:
     finally:
         sys.setswitchinterval(interval)
         traffic.cache.close()
-    loads_of: dict[str, list[Loader]] = defaultdict(list)
+    loads_of: dict[str, list[PastLoad]] = defaultdict(list)
     for load in sorted(traffic.loads, key=lambda load: load.begun):
         loads_of[load.key].append(load)
     for loads in loads_of.values():

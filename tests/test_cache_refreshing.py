@@ -258,13 +258,13 @@ def test_an_answer_replaces_the_old_one(
     assert (len(cache), checked(cache).evicted["expired"]) == (0, 1)
 
 
-class Watched:
+class Referenced:
     """A value that can be weakly referenced."""
 
 
 def test_a_replaced_answer_is_freed_at_once(cache: Cache, clock: Clock) -> None:
     """The cache doesn't hold an answer that has been replaced."""
-    get_or_load(cache, "key", lambda key: Loaded(Watched(), OK, LIFETIME))
+    get_or_load(cache, "key", lambda key: Loaded(Referenced(), OK, LIFETIME))
     clock.advance(90)
     old = weakref.ref(value(cache, "key"))
     before = checked(cache).bytes

@@ -14,10 +14,10 @@ from calendar42.errors import C42Error, Paused
 from operations import logs
 from operations.error_log import INTERVAL, MAX_LINES, ErrorLog
 from standin import Gate, Standin
+from tests.cache_callers import Clock
 from tests.fixtures import (
     PREFIX,
     ROOT,
-    Clock,
     MakeInside,
     Start,
     listed,

@@ -617,7 +617,7 @@ def test_an_app_that_raises(small: Callable[..., SmallServer]) -> None:
         assert server.log.count("unhandled exception") == number
 
 
-class Client:
+class SteadyClient:
     """Sends one request after the other until nobody listens, and notes which were
     lost.
     """
@@ -661,7 +661,7 @@ def stop_under_load(server: SmallServer, number: int) -> None:
     """
     until(lambda: server.log.count("serving with") == number)
     clients = [
-        Client(server, path, keep)
+        SteadyClient(server, path, keep)
         for path in ("/hit/a", "/miss", "/sleep")
         for keep in (True, False)
     ]

@@ -12,8 +12,8 @@ from typing import Any
 import pytest
 
 from tests.fixtures import ROOT, until
-from tests.soak.checker import Answer, Checker, Rules
-from tests.soak.upstream import FAULTS, Call, Stamp, is_removed
+from tests.soak.checker import Answered, Checker, Rules
+from tests.soak.upstream import FAULTS, Stamp, UpstreamCall, is_removed
 
 RULES = Rules(expiry=3.0, fault_expiry=0.6, timeout=2.0)
 HIT = {"cache-control": "max-age=1", "cache-status": "c42c; hit; ttl=1"}
@@ -34,12 +34,12 @@ OUR_502 = {
 }
 
 
-class Story:
+class SoakStory:
     """What an upstream was asked, and a checker that knows it."""
 
     def __init__(self) -> None:
-        self._calls: dict[int, Call] = {}
-        self._by_event: defaultdict[str, deque[Call]] = defaultdict(deque)
+        self._calls: dict[int, UpstreamCall] = {}
+        self._by_event: defaultdict[str, deque[UpstreamCall]] = defaultdict(deque)
         self.checker = Checker(RULES, self._calls, self._by_event)
 
     def call(
@@ -49,10 +49,10 @@ class Story:
         endpoint: str = "events",
         fault: str = "",
         **more: Any,
-    ) -> Call:
+    ) -> UpstreamCall:
         """Have the upstream asked; by default it answers after 10 ms."""
         statuses = FAULTS[fault][1] if fault else frozenset({200})
-        call = Call(
+        call = UpstreamCall(
             len(self._calls) + 1,
             more.pop("instance", 0),
             endpoint,
@@ -102,24 +102,26 @@ class Story:
             "headers": HIT,
         } | more
         self.checker.check(
-            Answer(sent=sent, status=status, body=json.dumps(said).encode(), **options)
+            Answered(
+                sent=sent, status=status, body=json.dumps(said).encode(), **options
+            )
         )
         return sorted(self.checker.found)
 
 
 @pytest.fixture
-def story() -> Story:
-    return Story()
+def story() -> SoakStory:
+    return SoakStory()
 
 
-def test_accepts_what_is_right(story: Story) -> None:
+def test_accepts_what_is_right(story: SoakStory) -> None:
     """A right answer is no violation while it lasts, alone, in a list or as a 304."""
     said = story.load()
     headers = HIT | {"etag": '"1"'}
     assert not story.answer(said, sent=100.0, headers=headers)
     assert not story.answer(said, sent=101.9)
     story.checker.check(
-        Answer(
+        Answered(
             sent=101.9,
             received=101.9,
             event_ids=["small-1"],
@@ -142,7 +144,7 @@ def test_accepts_what_is_right(story: Story) -> None:
 
 
 @pytest.mark.parametrize("late", [0.2, 2.0])
-def test_finds_stale_answers(story: Story, late: float) -> None:
+def test_finds_stale_answers(story: SoakStory, late: float) -> None:
     """An answer is stale when it arrives later than its lifetime after the upstream was
     asked.
     """
@@ -150,7 +152,7 @@ def test_finds_stale_answers(story: Story, late: float) -> None:
     assert story.answer(said, sent=103.0 + late, headers={}) == ["stale"]
 
 
-def test_our_own_delay_makes_no_answer_stale(story: Story) -> None:
+def test_our_own_delay_makes_no_answer_stale(story: SoakStory) -> None:
     """Delays of this process count from when the pipelined requests were sent."""
     said = story.load(asked=100.0)
     story.checker.lag = lambda since: 0.5 if since <= 102.0 else 0.0
@@ -158,11 +160,11 @@ def test_our_own_delay_makes_no_answer_stale(story: Story) -> None:
     assert story.answer(said, sent=103.5, pipelined=102.1, headers={}) == ["stale"]
 
 
-def test_finds_stale_304s(story: Story) -> None:
+def test_finds_stale_304s(story: SoakStory) -> None:
     """The body that a 304 confirms must not be stale."""
     said, headers = story.load(asked=100.0), {"etag": '"1"'}
     assert not story.answer(said, sent=100.0, headers=headers)
-    answer = Answer(
+    answer = Answered(
         sent=104.0,
         received=104.0,
         event_ids=["small-1"],
@@ -174,14 +176,14 @@ def test_finds_stale_304s(story: Story) -> None:
     assert list(story.checker.found) == ["stale"]
 
 
-def test_finds_304s_of_nothing(story: Story) -> None:
+def test_finds_304s_of_nothing(story: SoakStory) -> None:
     """A 304 with an ETag that nobody ever got is wrong."""
     assert story.answer("", sent=100.0, status=304, headers={"etag": '"2"'}) == [
         "wrong 304"
     ]
 
 
-def test_finds_untruthful_lifetimes(story: Story) -> None:
+def test_finds_untruthful_lifetimes(story: SoakStory) -> None:
     """What is left of `max-age`, less `Age`, must not be more than what is left of the
     answer's life.
     """
@@ -194,13 +196,13 @@ def test_finds_untruthful_lifetimes(story: Story) -> None:
     ]
 
 
-def test_finds_faults_that_clients_may_keep(story: Story) -> None:
+def test_finds_faults_that_clients_may_keep(story: SoakStory) -> None:
     """A fault is `no-store`."""
     story.call("small-1", asked=100.0, fault="not JSON")
     assert story.answer(OUR_502, sent=100.0, status=502) == ["untruthful"]
 
 
-def test_finds_mixed_answers(story: Story) -> None:
+def test_finds_mixed_answers(story: SoakStory) -> None:
     """A title or a name of another event is found, under whatever id it comes."""
     mine, other = story.load("small-1"), story.load("small-2")
     for key in ("title", "names"):
@@ -210,7 +212,7 @@ def test_finds_mixed_answers(story: Story) -> None:
 
 
 @pytest.mark.parametrize("names", [slice(1, None), slice(0, -1), slice(0, 0)])
-def test_finds_incomplete_answers(story: Story, names: slice) -> None:
+def test_finds_incomplete_answers(story: SoakStory, names: slice) -> None:
     """All names of one moment belong to an answer, none missing."""
     said = story.load()
     assert story.answer(said | {"names": said["names"][names]}, sent=100.1) == [
@@ -218,7 +220,7 @@ def test_finds_incomplete_answers(story: Story, names: slice) -> None:
     ]
 
 
-def test_finds_moved_pages(story: Story) -> None:
+def test_finds_moved_pages(story: SoakStory) -> None:
     """Names of two versions of the list don't make an answer."""
     said = story.load()
     last = Stamp.parse(said["names"][-1])
@@ -228,7 +230,7 @@ def test_finds_moved_pages(story: Story) -> None:
     ]
 
 
-def test_finds_two_loads_at_once(story: Story) -> None:
+def test_finds_two_loads_at_once(story: SoakStory) -> None:
     """An event is not asked for while the same instance is asking for it, alone or in a
     list.
     """
@@ -240,7 +242,7 @@ def test_finds_two_loads_at_once(story: Story) -> None:
     assert list(story.checker.found) == ["loaded twice at once"]
 
 
-def test_finds_loads_of_two_instances(story: Story) -> None:
+def test_finds_loads_of_two_instances(story: SoakStory) -> None:
     """An event is not loaded by two instances at once, unless something happened to one
     of them or to Redis.
     """
@@ -256,7 +258,7 @@ def test_finds_loads_of_two_instances(story: Story) -> None:
     )  # whether Redis was asked at all, the instances' counters tell
 
 
-def test_finds_calls_in_a_pause(story: Story) -> None:
+def test_finds_calls_in_a_pause(story: SoakStory) -> None:
     """Nothing is asked while the pause lasts that a 429 asked for."""
     story.call("small-1", asked=100.0, fault="pause")
     story.call("small-2", asked=101.1)
@@ -270,7 +272,7 @@ def test_finds_calls_in_a_pause(story: Story) -> None:
 
 
 @pytest.mark.parametrize(("took", "found"), [(3.1, []), (3.3, ["answered late"])])
-def test_finds_late_answers(story: Story, took: float, found: list[str]) -> None:
+def test_finds_late_answers(story: SoakStory, took: float, found: list[str]) -> None:
     """Every request is answered within the time-out and a second, with a tolerance of
     less than a fifth of that.
     """
@@ -288,7 +290,7 @@ def test_finds_late_answers(story: Story, took: float, found: list[str]) -> None
     )
 
 
-def test_finds_missing_answers(story: Story) -> None:
+def test_finds_missing_answers(story: SoakStory) -> None:
     """Only an instance that was stopped or dead may leave a request unanswered."""
     story.checker.suspended(1, 100.0, 102.0)
     story.checker.lost(1, 101.0, 101.1, "reset")
@@ -297,7 +299,7 @@ def test_finds_missing_answers(story: Story) -> None:
     assert list(story.checker.found) == ["no answer"]
 
 
-def test_finds_faults_without_a_reason(story: Story) -> None:
+def test_finds_faults_without_a_reason(story: SoakStory) -> None:
     """An error of the service's own needs a call that explains it, not long ago."""
     story.load()
     assert story.answer(OUR_502, sent=100.1, status=502, headers=FAULT) == [
@@ -314,7 +316,7 @@ def test_finds_faults_without_a_reason(story: Story) -> None:
 
 @pytest.mark.parametrize(("until", "found"), [(102.4, []), (101.0, ["unexplained"])])
 def test_a_suspended_instance_times_out_late(
-    story: Story, until: float, found: list[str]
+    story: SoakStory, until: float, found: list[str]
 ) -> None:
     """A time-out of another instance is as old as the moment at which that instance
     noticed it, suspended or not.
@@ -326,7 +328,7 @@ def test_a_suspended_instance_times_out_late(
 
 @pytest.mark.parametrize(("took", "found"), [(2.05, []), (1.0, ["unexplained"])])
 def test_finds_time_outs_without_a_reason(
-    story: Story, took: float, found: list[str]
+    story: SoakStory, took: float, found: list[str]
 ) -> None:
     """An event of a list may lack an answer without a call only if the rest of the list
     took all the time.
@@ -348,7 +350,7 @@ def test_finds_time_outs_without_a_reason(
 
 @pytest.mark.parametrize(("status", "lifetime"), [(500, 0.6), (401, 0.6), (410, 3.0)])
 def test_finds_errors_that_are_kept_too_long(
-    story: Story, status: int, lifetime: float
+    story: SoakStory, status: int, lifetime: float
 ) -> None:
     """A passed-on error says when it was made; a refusal is kept as long as a good
     answer, a fault is not.
@@ -367,7 +369,9 @@ def test_finds_errors_that_are_kept_too_long(
     ]
 
 
-def test_finds_faults_of_lists_that_are_kept_for_their_members(story: Story) -> None:
+def test_finds_faults_of_lists_that_are_kept_for_their_members(
+    story: SoakStory,
+) -> None:
     """The failure of a list isn't an answer for one of its events."""
     story.call("small-1", "small-2", asked=100.0, fault="not JSON")
     assert story.answer(OUR_502, sent=100.1, status=502, headers=FAULT) == [
@@ -376,7 +380,7 @@ def test_finds_faults_of_lists_that_are_kept_for_their_members(story: Story) -> 
 
 
 @pytest.mark.parametrize("of_list", [True, False])
-def test_a_list_of_which_one_event_is_known(story: Story, of_list: bool) -> None:
+def test_a_list_of_which_one_event_is_known(story: SoakStory, of_list: bool) -> None:
     """The failure of a list may reach it late, although the call that failed was for
     only one of its events.
     """

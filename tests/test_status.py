@@ -17,7 +17,9 @@ from operations.metrics import Metrics
 from operations.recent import SPAN, STEP, SlidingCount
 from operations.status import read_status
 from standin import Gate, Standin
-from tests.fixtures import Clock, MakeInside, Start, new_id, until
+from tests.cache_callers import Clock
+from tests.fixtures import MakeInside, Start, new_id, until
+from tests.test_health import Tier
 
 
 @pytest.fixture
@@ -253,17 +255,6 @@ def test_nearly_all_calls_of_the_hour(metrics: Metrics) -> None:
     assert read_status(metrics)["troubles"] == []
     metrics.on_call(CallRecord("events", 200, 0.1))
     assert read_status(metrics)["troubles"] == ["limit"]
-
-
-class Tier:
-    """A shared tier, and its numbers."""
-
-    def __init__(self, up: bool) -> None:
-        self._up = up
-
-    def snapshot(self) -> dict[str, int]:
-        """Return the numbers."""
-        return {"found": 3, "up": self._up}
 
 
 def test_troubles_of_the_service_itself(cache: Cache) -> None:

@@ -21,7 +21,7 @@ from tests.wire import Received, responses
 
 BURSTS = 10  # 1,000 have been run once
 
-Start = Callable[..., Callable[[bytes], object]]
+StartBridge = Callable[..., Callable[[bytes], object]]
 
 
 def ask(app: App, raw: bytes) -> Received:
@@ -45,7 +45,7 @@ def answering(
 ) -> App:
     """Return an app that always answers the same."""
 
-    def app(_: dict[str, Any], start_response: Start) -> list[bytes]:
+    def app(_: dict[str, Any], start_response: StartBridge) -> list[bytes]:
         start_response(status, list(headers))
         return list(chunks)
 
@@ -65,7 +65,7 @@ def test_passes_the_standard_librarys_validator(raw: bytes) -> None:
     The app never sees a body.
     """
 
-    def app(environ: dict[str, Any], start_response: Start) -> Iterator[bytes]:
+    def app(environ: dict[str, Any], start_response: StartBridge) -> Iterator[bytes]:
         body = environ["wsgi.input"].read(int(environ.get("CONTENT_LENGTH") or 0))
         assert body == b""
         start_response(
@@ -137,7 +137,7 @@ def test_answers_are_joined_and_closed() -> None:
         def close(self) -> None:
             closed.append(True)
 
-    def app(_: dict[str, Any], start_response: Start) -> Chunks:
+    def app(_: dict[str, Any], start_response: StartBridge) -> Chunks:
         write = start_response("200 OK", [("X", "y")])
         write(b"a")
         write(b"b")
@@ -151,7 +151,7 @@ def test_answers_are_joined_and_closed() -> None:
 def test_begins_late() -> None:
     """An app may begin its answer as late as with its first chunk."""
 
-    def app(_: dict[str, Any], start_response: Start) -> Iterator[bytes]:
+    def app(_: dict[str, Any], start_response: StartBridge) -> Iterator[bytes]:
         start_response("202 Accepted", [])
         yield b"late"
 
@@ -161,7 +161,7 @@ def test_begins_late() -> None:
 def test_changes_its_mind() -> None:
     """With exc_info, an app may replace the status and headers it gave before."""
 
-    def app(_: dict[str, Any], start_response: Start) -> list[bytes]:
+    def app(_: dict[str, Any], start_response: StartBridge) -> list[bytes]:
         start_response("200 OK", [("X", "y")])
         start_response("503 Service Unavailable", [], (None, None, None))
         return [b"no"]
@@ -224,7 +224,7 @@ def test_closes_what_fails() -> None:
         def close(self) -> None:
             closed.append(True)
 
-    def app(_: dict[str, Any], start_response: Start) -> Chunks:
+    def app(_: dict[str, Any], start_response: StartBridge) -> Chunks:
         start_response("200 OK", [])
         return Chunks()
 
@@ -310,7 +310,7 @@ def test_bridge(
     """
     done = queue.SimpleQueue[tuple[Serialized | None, asyncio.AbstractEventLoop]]()
 
-    def app(environ: dict[str, Any], start_response: Start) -> list[bytes]:
+    def app(environ: dict[str, Any], start_response: StartBridge) -> list[bytes]:
         if environ["REQUEST_METHOD"] == "PUT":
             raise error
         start_response("200 OK", [])
@@ -341,7 +341,7 @@ def test_requests_share_no_context(loop: asyncio.AbstractEventLoop) -> None:
     variable = ContextVar("variable", default="unset")
     seen = queue.SimpleQueue[str]()
 
-    def app(_: dict[str, Any], start_response: Start) -> list[bytes]:
+    def app(_: dict[str, Any], start_response: StartBridge) -> list[bytes]:
         seen.put(variable.get())
         variable.set("set")
         start_response("200 OK", [])

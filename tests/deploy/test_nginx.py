@@ -28,7 +28,7 @@ APP = "https://app.example.com"
 REQUESTS = 10_000
 
 
-class Answer(NamedTuple):
+class NginxAnswer(NamedTuple):
     """What nginx sent."""
 
     status: int
@@ -55,7 +55,7 @@ class Site:
             timeout=20,
         )
 
-    def get(self, path: str, source: str = "127.0.0.1", **headers: str) -> Answer:
+    def get(self, path: str, source: str = "127.0.0.1", **headers: str) -> NginxAnswer:
         """GET a path over TLS, from an address of this machine.
 
         `X_Request_ID="a"` is the header `X-Request-ID: a`.
@@ -64,7 +64,7 @@ class Site:
         named = {name.replace("_", "-"): value for name, value in headers.items()}
         connection.request("GET", path, headers=named)
         with connection.getresponse() as answer:
-            found = Answer(answer.status, answer.headers, answer.read())
+            found = NginxAnswer(answer.status, answer.headers, answer.read())
         connection.close()
         return found
 

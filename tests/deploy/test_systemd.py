@@ -97,7 +97,7 @@ def test_takes_the_socket_it_is_given(upstream: Standin) -> None:
         assert process.wait(PATIENCE) == 0
 
 
-class Machine:
+class Debian:
     """A Debian that was booted."""
 
     def __init__(self, leader: int) -> None:
@@ -148,7 +148,7 @@ def booted(
     debian: Path,
     pip_mounts: list[tuple[Path, str]],
     tmp_path_factory: pytest.TempPathFactory,
-) -> Iterator[Machine]:
+) -> Iterator[Debian]:
     """Boot Debian, with this project in /opt/c42c; its changes are discarded."""
     tmp_path = tmp_path_factory.mktemp("machine")
     if lacking := missing("systemd-nspawn", "nsenter"):
@@ -179,7 +179,7 @@ def booted(
             stderr=console,
         )
     children = Path(f"/proc/{process.pid}/task/{process.pid}/children")
-    machines: list[Machine] = []
+    machines: list[Debian] = []
 
     def is_up() -> bool:
         if process.poll() is not None:
@@ -187,7 +187,7 @@ def booted(
             pytest.skip(f"systemd-nspawn can't boot here: {said}")
         leaders = children.read_text().split()
         if leaders:
-            machines[:] = [Machine(int(leaders[0]))]
+            machines[:] = [Debian(int(leaders[0]))]
             return "running" in machines[0].run("systemctl is-system-running || true")
         return False
 
@@ -202,7 +202,7 @@ def booted(
 class Installed(NamedTuple):
     """A machine on which the service was installed as the manual says."""
 
-    machine: Machine
+    machine: Debian
     ports: list[int]
 
     def manual(self, heading: str) -> str:
@@ -220,7 +220,7 @@ class Installed(NamedTuple):
 
 
 @pytest.fixture(scope="module")
-def installed(booted: Machine, shared_upstream: Standin) -> Installed:
+def installed(booted: Debian, shared_upstream: Standin) -> Installed:
     """Install the service as the manual says."""
     service = Installed(booted, free_ports(2))
     booted.run(f"echo C42_BASE_URL={shared_upstream.base_url} > /etc/c42c.env")

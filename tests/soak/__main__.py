@@ -19,9 +19,9 @@ from collections.abc import AsyncIterator, Coroutine
 from typing import Any
 
 from tests.soak.checker import Checker, Rules
-from tests.soak.outages import TOKEN, Instance, Outages, Redis, Resources, start
-from tests.soak.traffic import Client
-from tests.soak.upstream import Call, Upstream
+from tests.soak.outages import TOKEN, Instance, Outages, Resources, SoakRedis, start
+from tests.soak.traffic import SoakClient
+from tests.soak.upstream import SoakUpstream, UpstreamCall
 
 RULES = Rules(expiry=3.0, fault_expiry=0.6, timeout=2.0)
 CLIENTS = 30
@@ -64,12 +64,12 @@ class Soak:
     def __init__(self, seconds: float, seed: int, shared: bool) -> None:
         self._seconds = seconds
         self._seed = seed
-        self._redis = Redis() if shared else None
+        self._redis = SoakRedis() if shared else None
         self._instances: list[Instance] = [
             Instance() for _ in range(3 if shared else 1)
         ]
         self._pulse = Pulse()
-        self._upstream = Upstream(seed, self._on_call)
+        self._upstream = SoakUpstream(seed, self._on_call)
         self._checker = Checker(
             RULES, self._upstream.calls, self._upstream.by_event, self._pulse.lag
         )
@@ -78,7 +78,7 @@ class Soak:
             int, Resources
         ] = {}  # by process id, once it has been at work for a while
 
-    def _on_call(self, call: Call) -> None:
+    def _on_call(self, call: UpstreamCall) -> None:
         self._checker.called(call)
 
     async def run(self) -> bool:
@@ -105,7 +105,7 @@ class Soak:
         ports = [instance.port for instance in self._instances]
         rng = random.Random(self._seed)
         clients = [
-            Client(ports, self._checker, number, random.Random(rng.random()), PAUSE)
+            SoakClient(ports, self._checker, number, random.Random(rng.random()), PAUSE)
             for number in range(CLIENTS)
         ]
         load = [client.run() for client in clients]

@@ -24,7 +24,7 @@ from multiprocessing import get_context
 from pathlib import Path
 from typing import NamedTuple
 
-from bench.machine import Server, service
+from bench.machine import RunningServer, service
 from standin import Standin
 
 TOKEN = "0123456789abcdef-a-token-for-attacks"
@@ -232,7 +232,7 @@ class Memory:
 
 
 @contextlib.contextmanager
-def started() -> Iterator[tuple[Server, Standin]]:
+def started() -> Iterator[tuple[RunningServer, Standin]]:
     """Start a stand-in for Calendar42, and the service with default settings."""
     with (
         Standin(token=TOKEN) as upstream,

@@ -15,7 +15,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
-from tests.soak.upstream import PAUSE, Call, Stamp, is_removed
+from tests.soak.upstream import PAUSE, Stamp, UpstreamCall, is_removed
 
 SLACK = 0.15  # seconds
 SHOWN = 3  # violations of each kind that are printed in full
@@ -35,7 +35,7 @@ class Rules:
 
 
 @dataclass(slots=True, kw_only=True)
-class Answer:
+class Answered:
     """One response of the service, and the request it answers. Times are in seconds.
 
     A pipelined request counts as sent once the answer before its own has been received;
@@ -73,8 +73,8 @@ class Checker:
     """
 
     rules: Rules
-    calls: Mapping[int, Call]
-    by_event: Mapping[str, Sequence[Call]]
+    calls: Mapping[int, UpstreamCall]
+    by_event: Mapping[str, Sequence[UpstreamCall]]
     lag: Callable[[float], float] = lambda since: 0.0
     counts: Counter[str] = field(default_factory=Counter)  # answers, by status
     found: Counter[str] = field(default_factory=Counter)  # violations, by kind
@@ -86,10 +86,10 @@ class Checker:
     _bodies: dict[tuple[str, str], bytes] = field(
         default_factory=dict
     )  # by request and ETag
-    _running: defaultdict[str, deque[Call]] = field(
+    _running: defaultdict[str, deque[UpstreamCall]] = field(
         default_factory=lambda: defaultdict(deque)
     )
-    _pauses: dict[int, Call] = field(
+    _pauses: dict[int, UpstreamCall] = field(
         default_factory=dict
     )  # by instance, the latest 429
     _suspended: defaultdict[int, list[tuple[float, float]]] = field(
@@ -112,7 +112,7 @@ class Checker:
         self._suspended[instance].append((begin, end))
         self._pauses.pop(instance, None)
 
-    def called(self, call: Call) -> None:
+    def called(self, call: UpstreamCall) -> None:
         """Check that nobody else is loading the events of a call that has just begun,
         and that there is no pause.
         """
@@ -154,7 +154,7 @@ class Checker:
                     self.doubled_elsewhere += 1
             running.append(call)
 
-    def _is_over(self, call: Call, now: float, tolerance: float) -> bool:
+    def _is_over(self, call: UpstreamCall, now: float, tolerance: float) -> bool:
         if call.ended is not None and call.ended <= now:
             return True
         return now > call.asked + self.rules.timeout - tolerance
@@ -176,7 +176,7 @@ class Checker:
     def _tolerance(self, since: float) -> float:
         return SLACK + 2 * self.lag(since)
 
-    def check(self, answer: Answer) -> None:
+    def check(self, answer: Answered) -> None:
         """Check one answer for one event or a list."""
         self.counts[str(answer.status)] += 1
         away = self._was_away(answer.instance, answer.sent, answer.received)
@@ -218,7 +218,7 @@ class Checker:
         except (ValueError, LookupError, TypeError, AttributeError) as error:
             self._complain("unreadable", answer, repr(error))
 
-    def _check_list(self, answer: Answer, said: Any) -> None:
+    def _check_list(self, answer: Answered, said: Any) -> None:
         data, errors = {part["id"]: part for part in said["data"]}, said["errors"]
         wanted = [
             event_id
@@ -239,7 +239,7 @@ class Checker:
             self._check_part(answer, event_id, part["status_code"], {"error": part})
 
     def _check_part(
-        self, answer: Answer, event_id: str, status: int, said: Any
+        self, answer: Answered, event_id: str, status: int, said: Any
     ) -> None:
         if status == 200:
             self._check_success(answer, event_id, said)
@@ -262,7 +262,7 @@ class Checker:
         else:
             self._check_unstamped(answer, event_id, status)
 
-    def _check_success(self, answer: Answer, event_id: str, said: Any) -> None:
+    def _check_success(self, answer: Answered, event_id: str, said: Any) -> None:
         title, names = (
             Stamp.parse(said["title"]),
             [Stamp.parse(name) for name in said["names"]],
@@ -295,7 +295,7 @@ class Checker:
         )
 
     def _check_stamped(
-        self, answer: Answer, event_id: str, status: int, stamp: Stamp
+        self, answer: Answered, event_id: str, status: int, stamp: Stamp
     ) -> None:
         call = self.calls.get(stamp.serial)
         if call and (event_id not in call.event_ids or status not in call.statuses):
@@ -331,7 +331,7 @@ class Checker:
         ):
             self._complain("list's fault kept", answer, f"{event_id}: {call}")
 
-    def _check_unstamped(self, answer: Answer, event_id: str, status: int) -> None:
+    def _check_unstamped(self, answer: Answered, event_id: str, status: int) -> None:
         """Check that something happened upstream, in time, that explains an error
         without a stamp.
         """
@@ -340,7 +340,7 @@ class Checker:
         )
         if status == 429:
             reach += max(PAUSE, self.rules.fault_expiry)
-            calls: Sequence[Call] = list(self.calls.values())[
+            calls: Sequence[UpstreamCall] = list(self.calls.values())[
                 -5000:
             ]  # a pause is for every event
         else:
@@ -377,7 +377,7 @@ class Checker:
             f"{event_id}: {status}; calls: {list(calls)[-3:] if status != 429 else ''}",
         )
 
-    def _load_ended(self, call: Call, event_id: str, now: float) -> float:
+    def _load_ended(self, call: UpstreamCall, event_id: str, now: float) -> float:
         """Return when a load ended at the latest, given one of its calls: a fault is as
         old as that.
         """
@@ -385,7 +385,9 @@ class Checker:
             self._call_ended(one, now) for one in self._load(call, event_id, now)
         )
 
-    def _load(self, call: Call, event_id: str, now: float) -> list[Call]:
+    def _load(
+        self, call: UpstreamCall, event_id: str, now: float
+    ) -> list[UpstreamCall]:
         """Return the calls that may be of the same load, this one included."""
         began, end = (
             call.asked - SLACK,
@@ -405,14 +407,14 @@ class Checker:
             ),
         ]
 
-    def _call_ended(self, call: Call, now: float) -> float:
+    def _call_ended(self, call: UpstreamCall, now: float) -> float:
         ended, due = call.ended or now, call.asked + self.rules.timeout
         if self._was_away(call.instance, due, ended):
             return ended  # its instance noticed the time-out when it was back
         return min(ended, due)
 
     def _check_age(
-        self, answer: Answer, event_id: str, since: float, lifetime: float
+        self, answer: Answered, event_id: str, since: float, lifetime: float
     ) -> None:
         if self._was_away(answer.instance, answer.sent, answer.received):
             return
@@ -437,7 +439,7 @@ class Checker:
                 f"{event_id} is {age:.3f} s old at least, of {lifetime:g}",
             )
 
-    def _complain(self, kind: str, answer: Answer, text: str) -> None:
+    def _complain(self, kind: str, answer: Answered, text: str) -> None:
         asked = ",".join(answer.event_ids)
         times = f"sent {answer.sent:.3f}, received {answer.received:.3f}"
         lines = [

@@ -14,9 +14,9 @@ import sys
 from collections.abc import Sequence
 
 from tests.soak.checker import Rules
-from tests.soak.outages import Instance, Process, Redis, start
+from tests.soak.outages import Instance, Process, SoakRedis, start
 from tests.soak.traffic import PATH
-from tests.soak.upstream import Call, Upstream
+from tests.soak.upstream import SoakUpstream, UpstreamCall
 
 RULES = Rules(expiry=252.0, fault_expiry=6.0, timeout=10.0)
 CALLERS = 400
@@ -37,10 +37,13 @@ async def get(port: int, event_id: str) -> bytes:
 
 
 async def run(
-    rounds: int, instances: Sequence[Instance], redis: Redis, calls: list[Call]
+    rounds: int,
+    instances: Sequence[Instance],
+    redis: SoakRedis,
+    calls: list[UpstreamCall],
 ) -> int:
     """Return how many of the rounds went wrong."""
-    upstream = Upstream(0, calls.append)
+    upstream = SoakUpstream(0, calls.append)
     upstream.delay = DELAY
     redis.start()
     await start(instances, upstream, RULES, redis)
@@ -78,7 +81,7 @@ async def main() -> int:
         Process(["nice", "-n", "19", sys.executable, "-c", "while True: pass"])
         for _ in range(math.ceil(options.load * 1.1))
     ]
-    instances, redis = [Instance() for _ in range(4)], Redis()
+    instances, redis = [Instance() for _ in range(4)], SoakRedis()
     try:
         for process in busy:
             process.start()

@@ -19,7 +19,7 @@ from typing import NamedTuple
 
 from bench.machine import free_port
 from tests.soak.checker import Checker, Rules
-from tests.soak.upstream import Upstream
+from tests.soak.upstream import SoakUpstream
 
 ROOT = Path(__file__).parents[2]
 TOKEN = "soak-0123456789abcdef"
@@ -188,7 +188,7 @@ class Instance(Process):
         return text if text.startswith("HTTP/1.1 200") else ""
 
 
-class Redis(Process):
+class SoakRedis(Process):
     """A Redis that keeps nothing on disk."""
 
     def __init__(self) -> None:
@@ -216,7 +216,10 @@ class Redis(Process):
 
 
 async def start(
-    instances: Sequence[Instance], upstream: Upstream, rules: Rules, redis: Redis | None
+    instances: Sequence[Instance],
+    upstream: SoakUpstream,
+    rules: Rules,
+    redis: SoakRedis | None,
 ) -> None:
     """Start all instances and return once they answer."""
     for number, instance in enumerate(instances):
@@ -245,7 +248,7 @@ class Outages:
 
     def __init__(
         self,
-        redis: Redis,
+        redis: SoakRedis,
         instances: Sequence[Instance],
         checker: Checker,
         rng: random.Random,

@@ -14,7 +14,7 @@ from collections.abc import Awaitable, Callable, Sequence
 from dataclasses import dataclass, field
 from typing import Self
 
-from tests.soak.checker import Answer, Checker
+from tests.soak.checker import Answered, Checker
 
 PATH = "/events-with-subscriptions/"
 PATIENCE = (
@@ -27,7 +27,7 @@ EVENTS = [f"{kind}-{number}" for kind, many in KINDS.items() for number in range
 
 
 @dataclass
-class Client:
+class SoakClient:
     """One client, which does one thing after another.
 
     It talks to any of the instances at `ports`.
@@ -180,7 +180,7 @@ class _Wire:
 
     async def receive(
         self, events: Sequence[str], *, is_list: bool = False, read_late: bool = False
-    ) -> Answer:
+    ) -> Answered:
         """Read the next answer and have it checked."""
         answer = await self.read(events)
         answer.is_list, answer.read_late = is_list, read_late
@@ -189,7 +189,7 @@ class _Wire:
         self._checker.check(answer)
         return answer
 
-    async def read(self, events: Sequence[str]) -> Answer:
+    async def read(self, events: Sequence[str]) -> Answered:
         """Read the next answer."""
         async with asyncio.timeout(PATIENCE):
             head = (await self.reader.readuntil(b"\r\n\r\n")).decode()
@@ -204,7 +204,7 @@ class _Wire:
                 if status == 304
                 else await self.reader.readexactly(int(headers["content-length"]))
             )
-        return Answer(
+        return Answered(
             sent=self.since,
             pipelined=self.sent,
             received=time.monotonic(),

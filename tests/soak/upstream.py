@@ -56,7 +56,7 @@ _REQUEST = re.compile(
 
 
 @dataclass(eq=False, slots=True)
-class Call:
+class UpstreamCall:
     """One call by the service."""
 
     serial: int
@@ -105,14 +105,14 @@ def is_removed(position: int) -> bool:
     return position % 17 == 5
 
 
-class Upstream:
+class SoakUpstream:
     """Serves one port for each instance of the service, so that it knows which one
     calls. `observe` sees each call.
     """
 
-    def __init__(self, seed: int, observe: Callable[[Call], None]) -> None:
-        self.calls: dict[int, Call] = {}  # by serial, the last minute's
-        self.by_event: defaultdict[str, deque[Call]] = defaultdict(deque)
+    def __init__(self, seed: int, observe: Callable[[UpstreamCall], None]) -> None:
+        self.calls: dict[int, UpstreamCall] = {}  # by serial, the last minute's
+        self.by_event: defaultdict[str, deque[UpstreamCall]] = defaultdict(deque)
         self.played: Counter[str] = Counter()
         self.trouble = 0.0  # the share of calls that go wrong
         self.delay = 0.0  # seconds until a right answer
@@ -187,7 +187,7 @@ class Upstream:
             if not calls:
                 del self.by_event[event_id]
 
-    async def _arrive(self, instance: int, head: bytes) -> Call:
+    async def _arrive(self, instance: int, head: bytes) -> UpstreamCall:
         # Calls whose connections were closed before this one came end meanwhile.
         for _ in range(10):
             await asyncio.sleep(0)
@@ -206,7 +206,7 @@ class Upstream:
             if listed
             else ()
         )
-        call = Call(next(self._serials), instance, endpoint, event_ids, asked)
+        call = UpstreamCall(next(self._serials), instance, endpoint, event_ids, asked)
         call.single = len(event_ids) == 1 and (bool(event_id) or endpoint != "events")
         offset = re.search(r"offset=(\d+)", query)
         call.offset = int(offset[1]) if offset else 0
@@ -219,7 +219,7 @@ class Upstream:
         self._observe(call)
         return call
 
-    def _spoil(self, call: Call) -> None:
+    def _spoil(self, call: UpstreamCall) -> None:
         """Choose what goes wrong with a call, if anything does."""
         if self._random.random() < self.trouble:
             names = list(FAULTS)
@@ -266,13 +266,13 @@ class Upstream:
         )
         return large if event_id.startswith("large") else small
 
-    def _event(self, call: Call, event_id: str) -> dict[str, Any]:
+    def _event(self, call: UpstreamCall, event_id: str) -> dict[str, Any]:
         if event_id.startswith("deleted"):
             return {"id": event_id, "permission": "removed"}
         stamp = Stamp(event_id, call.serial, call.asked, self._versions[event_id])
         return {"id": event_id, "title": str(stamp), "permission": "subscribed_write"}
 
-    def _rows(self, call: Call, event_id: str) -> list[dict[str, Any]]:
+    def _rows(self, call: UpstreamCall, event_id: str) -> list[dict[str, Any]]:
         total = self._total(event_id)
         rows: list[dict[str, Any]] = []
         for position in range(total):
@@ -297,7 +297,7 @@ class Upstream:
             )
         return rows
 
-    def _say(self, call: Call) -> tuple[int, Any]:
+    def _say(self, call: UpstreamCall) -> tuple[int, Any]:
         """Return the status and the JSON of the right answer."""
         if call.endpoint == "events":
             events = [
@@ -326,7 +326,7 @@ class Upstream:
             "data": rows[call.offset : call.offset + PAGE],
         }
 
-    def _respond(self, call: Call) -> bytes:
+    def _respond(self, call: UpstreamCall) -> bytes:
         """Return the whole response, spoilt as the call's fault says."""
         status, said = self._say(call)
         more = ""
@@ -367,7 +367,10 @@ class Upstream:
         )
 
     async def _answer(
-        self, call: Call, reader: asyncio.StreamReader, writer: asyncio.StreamWriter
+        self,
+        call: UpstreamCall,
+        reader: asyncio.StreamReader,
+        writer: asyncio.StreamWriter,
     ) -> bool:
         """Answer a call, or don't; return whether the connection stays open."""
         whole = self._respond(call)
@@ -412,7 +415,7 @@ async def _hung_up(reader: asyncio.StreamReader, within: float) -> bool:
     return True
 
 
-def _error(call: Call, status: int) -> dict[str, Any]:
+def _error(call: UpstreamCall, status: int) -> dict[str, Any]:
     stamp = Stamp(call.event_ids[0] if call.single else "list", call.serial, call.asked)
     return {"error": {"status_code": status, "message": str(stamp), "code": "SOAK"}}
 
