@@ -3,6 +3,7 @@
 import ctypes
 import errno
 import os
+import re
 import socket
 import sys
 from collections.abc import Mapping
@@ -69,9 +70,11 @@ def inherited_listeners(environ: Mapping[str, str]) -> list[socket.socket]:
     """
     if environ.get("LISTEN_PID") != str(os.getpid()):
         return []
-    count = int(environ.get("LISTEN_FDS", "0"))
+    count = environ.get("LISTEN_FDS", "0")
+    if not re.fullmatch("[0-9]{1,9}", count):
+        raise OSError(errno.EINVAL, "LISTEN_FDS is no number")
     listeners: list[socket.socket] = []
-    for descriptor in range(_FIRST_INHERITED, _FIRST_INHERITED + count):
+    for descriptor in range(_FIRST_INHERITED, _FIRST_INHERITED + int(count)):
         os.set_inheritable(descriptor, False)
         listener = socket.socket(fileno=descriptor)
         is_ip = listener.family in (socket.AF_INET, socket.AF_INET6)

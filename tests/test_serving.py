@@ -868,6 +868,14 @@ def test_sockets_of_others() -> None:
     assert system.inherited_listeners({}) == []
 
 
+@pytest.mark.parametrize("count", ["", "x", "-1", "1_0", "1 "])
+def test_no_number_of_sockets(count: str) -> None:
+    """A LISTEN_FDS that is no number is an error with a reason."""
+    environ = {"LISTEN_FDS": count, "LISTEN_PID": str(os.getpid())}
+    with pytest.raises(OSError, match="LISTEN_FDS is no number"):
+        system.inherited_listeners(environ)
+
+
 # Standard streams
 
 
