@@ -300,7 +300,7 @@ for number in range(count):
 print(resident() - before, cache.snapshot().bytes)
 """
     ended = subprocess.run(
-        [sys.executable, "-c", script, "60000"],
+        [sys.executable, "-c", script, "20000"],
         cwd=Path(__file__).parent.parent,
         check=True,
         capture_output=True,

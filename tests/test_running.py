@@ -55,6 +55,7 @@ def test_a_killed_run_leaves_nothing_behind(workers: list[str], tmp_path: Path) 
         "conftest",
         "-p",
         "no:cacheprovider",
+        "--assert=plain",  # rewriting takes seconds
         *workers,
         str(path),
     ]
@@ -101,11 +102,12 @@ def test_scripts_without_pytest(script: str) -> None:
 
 
 def test_scripts_print_failures_only(
-    tmp_path: Path, capfd: pytest.CaptureFixture[str]
+    tmp_path: Path,
+    capfd: pytest.CaptureFixture[str],
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    """Run as a script, tests print nothing if they pass; otherwise pytest says what
-    failed.
-    """
+    """Run as a script, tests print only what pytest says of failures."""
+    monkeypatch.setenv("PYTEST_DISABLE_PLUGIN_AUTOLOAD", "1")  # as in QUICK
     path = tmp_path / "test_few.py"
     path.write_text("def test_that_passes(): print('hello')")
     assert run_as_script(str(path)) == 0
@@ -127,6 +129,7 @@ def test_without_a_browser() -> None:
         code,
         "-p",
         "no:cacheprovider",
+        "--assert=plain",
         "tests/test_lock.py",
     ]
     ended = subprocess.run(

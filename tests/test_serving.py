@@ -672,15 +672,16 @@ def stop_under_load(server: SmallServer, number: int) -> None:
     listened = max(client.asked for client in clients)
     lost = [sent for client in clients for sent in client.lost]
     assert [sent for sent in lost if sent < listened] == []
-    until(lambda: f"round {number} of 20 is over" in server.log)
+    until(lambda: f"round {number} of " in server.log)
 
 
 def test_stops_under_load(small: Callable[..., SmallServer]) -> None:
-    """A server that is stopped under load, 20 times, answers every request that was
-    sent while it listened: on each connection that came before the last one it took.
+    """A server that is stopped under load answers what was sent while it listened.
+
+    That is every request on each connection that came before the last one it took.
     """
-    server = small(rounds=20)
-    for number in range(1, 21):
+    server = small(rounds=8)
+    for number in range(1, 9):
         stop_under_load(server, number)
         server.process.send_signal(signal.SIGHUP)
     assert server.process.wait(PATIENCE) == 0
@@ -723,15 +724,21 @@ def test_large_answers_are_shared(small: Callable[..., SmallServer]) -> None:
             assert len(responses(read_all(sock))[0].body) == 2**20
 
 
-@pytest.mark.parametrize("name", ["SIGHUP", "SIGUSR1", "SIGUSR2"])
-def test_signals_that_change_nothing(start: Start, name: str) -> None:
+def test_signals_that_change_nothing(start: Start) -> None:
     """SIGHUP, SIGUSR1 and SIGUSR2 change nothing, and the log says so."""
     service = start()
-    service.process.send_signal(getattr(signal, name))
-    until(lambda: f"{name} changes nothing" in service.log)
-    assert service.get("/livez").status_code == 200
+    for sig in (signal.SIGHUP, signal.SIGUSR1, signal.SIGUSR2):
+        service.process.send_signal(sig)
+        said = f"{sig.name} changes nothing"
+        until(partial(contains, service, said))
+        assert service.get("/livez").status_code == 200
     assert service.stop() == 0
     assert clean(service.log), service.log
+
+
+def contains(service: Service, text: str) -> bool:
+    """Tell whether the log of a service contains a text."""
+    return text in service.log
 
 
 # Started by systemd with a socket
@@ -879,7 +886,7 @@ def test_no_number_of_sockets(count: str) -> None:
 # Standard streams
 
 
-@pytest.mark.parametrize("closed", [[0], [1], [2], [0, 1], [0, 2], [1, 2], [0, 1, 2]])
+@pytest.mark.parametrize("closed", [[0], [1], [2], [0, 1, 2]])
 def test_closed_standard_streams(closed: list[int]) -> None:
     """Standard streams that are closed are opened on the null device, so no connection
     takes their place; the service works, and stops cleanly."""

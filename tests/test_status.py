@@ -18,7 +18,7 @@ from operations.recent import SPAN, STEP, SlidingCount
 from operations.status import read_status
 from standin import Gate, Standin
 from tests.cache_callers import Clock
-from tests.fixtures import MakeInside, Start, new_id, until
+from tests.fixtures import MakeInside, Service, Start, new_id, until
 from tests.test_health import Tier
 
 
@@ -428,15 +428,16 @@ def test_history_is_kept_before_anyone_looks(start: Start, upstream: Standin) ->
     until(
         lambda: len(service.get("/status.json").json()["history"]["seconds_ago"]) > 1,
         "a sample",
+        every=0.2,
     )
 
 
 # Instances
 
 
-def test_instances_can_be_told_apart(start: Start) -> None:
+def test_instances_can_be_told_apart(service: Service, start: Start) -> None:
     """Each start has another instance id, and each instance tells its port."""
-    first, second = start(), start()
+    first, second = service, start()
     told = [service.get("/status.json").json() for service in (first, second)]
     assert told[0]["instance"] != told[1]["instance"]
     assert [one["port"] for one in told] == [first.port, second.port]

@@ -506,7 +506,7 @@ def test_an_upstream_that_closes_at_random(
         client = make(upstream.base_url, on_fault=faults.append)
 
         def some_loads() -> None:
-            for _ in range(75):
+            for _ in range(25):
                 load(client)
 
         at_once(*[some_loads] * 6)
