@@ -99,6 +99,11 @@ def cors(origins: frozenset[str], origin: str, method: str) -> Headers:
     return headers
 
 
+def status_line(status: int) -> str:
+    """Return a status with its reason phrase."""
+    return f"{status} {phrase(status)}"
+
+
 def _complete(
     answer: StoredAnswer, headers: Headers, condition: str | None
 ) -> Response:
@@ -114,11 +119,6 @@ def _complete(
         ("Content-Length", str(len(answer.body))),
     ]
     return Response(status_line(answer.status), content + headers, answer.body)
-
-
-def status_line(status: int) -> str:
-    """Return a status with its reason phrase."""
-    return f"{status} {phrase(status)}"
 
 
 def _describe(parts: Collection[Found], upstream_status: int = 0) -> Headers:
