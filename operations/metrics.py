@@ -159,9 +159,10 @@ class Metrics(Collector):
             event_ids: list[str], deadline: float
         ) -> Iterator[tuple[str, Loaded]]:
             began = self.cache.clock()
-            for event_id, loaded in load(event_ids, deadline):
-                self.recent.on_load(loaded.kind, self.cache.clock() - began)
-                yield event_id, loaded
+            with self.recent.loading():
+                for event_id, loaded in load(event_ids, deadline):
+                    self.recent.on_load(loaded.kind, self.cache.clock() - began)
+                    yield event_id, loaded
 
         return watched
 
@@ -180,6 +181,7 @@ class Metrics(Collector):
         return Sample(
             at=self.cache.clock(),
             outcomes=outcomes(stats),
+            failed=failed(stats),
             refreshes=sum(stats.refreshes.values()),
             latency=self.recent.latency(),
             slowest_load=self.recent.forget_slowest_load(),
@@ -328,6 +330,15 @@ def outcomes(stats: Stats) -> Outcomes:
         collapsed=stats.collapsed,
         refused=stats.refused,
     )
+
+
+def failed(stats: Stats) -> int:
+    """Return for how many events a caller got an error: kept, just loaded, or because
+    it was refused. Callers that waited for another's load aren't counted.
+    """
+    kept = stats.hits[FAULT] + stats.hits[PAUSED]
+    loaded = stats.loads[FAULT] + stats.loads[PAUSED] + stats.loads["failed"]
+    return kept + loaded + stats.refused
 
 
 def counter(

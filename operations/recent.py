@@ -7,8 +7,8 @@ changes in `Recent`, `History._lock` its samples and its thread.
 import math
 import threading
 from collections import deque
-from collections.abc import Callable, Sequence
-from contextlib import suppress
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass, replace
 from datetime import UTC, datetime
 from typing import NamedTuple
@@ -97,6 +97,7 @@ class LastMinute(NamedTuple):
     failed: int  # of these, because of a fault
     token_refused: int  # of the failed ones, because of a 401 or 403
     refused: int  # requests, because too many were waiting
+    refused_seconds_ago: float | None  # the latest of these; None if there are none
 
 
 class Recent:
@@ -110,6 +111,9 @@ class Recent:
         self._failed = SlidingCount(MINUTE, 1.0, clock)
         self._token_refused = SlidingCount(MINUTE, 1.0, clock)
         self._refused = SlidingCount(MINUTE, 1.0, clock)
+        self._latest_refusal = -math.inf
+        # When each load under way began, the oldest first. The keys say nothing.
+        self._under_way: dict[object, float] = {}
         self._faults = deque[Fault](maxlen=FAULTS_KEPT)
         self._slowest = 0.0  # seconds of the slowest load since the last sample
         self._seconds: dict[Endpoint, deque[float]] = {}  # of the latest calls
@@ -121,6 +125,27 @@ class Recent:
         with self._lock:
             self._calls.add()
             self._seconds[call.endpoint].append(call.seconds)
+
+    @contextmanager
+    def loading(self) -> Iterator[None]:
+        """Count a load of one or more events as under way during the block."""
+        load = object()
+        with self._lock:
+            self._under_way[load] = self._clock()
+        try:
+            yield
+        finally:
+            with self._lock:
+                del self._under_way[load]
+
+    def oldest_load(self) -> float | None:
+        """Return for how many seconds the oldest load has been under way; None if
+        there is none.
+        """
+        with self._lock:
+            for began in self._under_way.values():
+                return self._clock() - began
+        return None
 
     def on_load(self, kind: str, seconds: float) -> None:
         """Remember the outcome of loading an event. In a pause nothing is loaded."""
@@ -166,6 +191,7 @@ class Recent:
         """Remember that a request was refused because too many were waiting."""
         with self._lock:
             self._refused.add()
+            self._latest_refusal = self._clock()
 
     def calls_in_the_last_hour(self) -> int:
         """Return how many calls ended in the last 3,600 seconds."""
@@ -175,11 +201,16 @@ class Recent:
     def last_minute(self) -> LastMinute:
         """Return what happened in the last 60 seconds."""
         with self._lock:
+            refused = self._refused.total()
+            refused_seconds_ago = None
+            if refused > 0:
+                refused_seconds_ago = round(self._clock() - self._latest_refusal, 1)
             return LastMinute(
                 loads=self._loads.total(),
                 failed=self._failed.total(),
                 token_refused=self._token_refused.total(),
-                refused=self._refused.total(),
+                refused=refused,
+                refused_seconds_ago=refused_seconds_ago,
             )
 
     def faults(self) -> list[Fault]:
@@ -229,6 +260,7 @@ class Sample(NamedTuple):
 
     at: float  # by the cache's clock
     outcomes: Outcomes
+    failed: int  # events whose callers got an error, whatever their outcome
     refreshes: int
     latency: dict[Endpoint, Latency]
     slowest_load: float  # seconds, of the loads since the sample before

@@ -13,7 +13,7 @@ from typing import Any
 from cache import Cache
 from calendar42 import ENDPOINTS
 from operations import VERSION
-from operations.metrics import Metrics, outcomes
+from operations.metrics import Metrics, failed, outcomes
 from operations.recent import TIME, Fault, LastMinute, Latency, Outcomes, Sample
 
 HOURLY_LIMIT = 10_000  # calls an hour and token (docs/calendar42.md)
@@ -46,6 +46,7 @@ def read_status(metrics: Metrics, port: int | None = None) -> dict[str, Any]:
         # If each had been asked for alone; an event with many pages takes more.
         "saved_calls": 2 * asked.hit,
         "outcomes": asked._asdict(),
+        "failed": failed(stats),
         "refreshes": sum(stats.refreshes.values()),
         "last_minute": metrics.recent.last_minute()._asdict(),
         "history": _history(metrics),
@@ -115,7 +116,11 @@ def _upstream(metrics: Metrics) -> dict[str, Any]:
             "median_seconds": latencies[endpoint].median,
             "p99_seconds": latencies[endpoint].p99,
         }
+    oldest_load = metrics.recent.oldest_load()
+    if oldest_load is not None:
+        oldest_load = round(oldest_load, 1)
     return {
+        "oldest_load_seconds": oldest_load,
         "pause_seconds": round(metrics.pause.left, 1),
         "requests": sum(made.values()),
         "requests_last_hour": metrics.recent.calls_in_the_last_hour(),
@@ -156,15 +161,18 @@ def _history(metrics: Metrics) -> dict[str, Any]:
     for outcome in Outcomes._fields:
         counts = [getattr(sample.outcomes, outcome) for sample in samples]
         rates[outcome] = _per_second(moments, counts)
+    failures = [sample.failed for sample in samples]
     refreshes = [sample.refreshes for sample in samples]
     return {
         "seconds": round(now - oldest.at, 1),
         "outcomes": since._asdict(),
+        "failed": failed(stats) - oldest.failed,
         "refreshes": sum(stats.refreshes.values()) - oldest.refreshes,
         "hit_ratio": _ratio(since.hit, sum(since)),
         "slowest_load_seconds": round(slowest, 4) or None,
         "seconds_ago": [round(now - moment, 1) for moment in moments],
         "requests_per_second": rates,
+        "failed_per_second": _per_second(moments, failures),
         "refreshes_per_second": _per_second(moments, refreshes),
         "latency_seconds": _latencies(samples),
     }

@@ -5,6 +5,7 @@ import random
 import re
 import threading
 from collections.abc import Iterator
+from contextlib import suppress
 
 import pytest
 from prometheus_client import generate_latest
@@ -273,8 +274,13 @@ def test_troubles_of_calendar42(inside: MakeInside, upstream: Standin) -> None:
     upstream.rule("events", event_id, status=500)
     service.event(event_id)
     assert service.status()["troubles"] == ["faults"]
-    minute = service.status()["last_minute"]
-    assert minute == {"loads": 1, "failed": 1, "token_refused": 0, "refused": 0}
+    assert service.status()["last_minute"] == {
+        "loads": 1,
+        "failed": 1,
+        "token_refused": 0,
+        "refused": 0,
+        "refused_seconds_ago": None,
+    }
     service.clock.now += 60
     assert service.status()["troubles"] == []
     upstream.rule(times=2, status=429, headers={"Retry-After": "100"})
@@ -296,15 +302,20 @@ def test_refusals_are_a_trouble_for_a_minute(
     waiting.start()
     gate.wait_for(2)
     assert service.status()["troubles"] == ["full"]
+    service.clock.now += 18
+    assert service.status()["upstream"]["oldest_load_seconds"] == 18
     assert service.event(new_id()).status_code == 503
     assert service.status()["troubles"] == ["full", "refusing"]
     assert service.status()["last_minute"]["refused"] == 1
     gate.open()
     waiting.join()
+    assert service.status()["upstream"]["oldest_load_seconds"] is None
     service.clock.now += 59.9
     assert service.status()["troubles"] == ["refusing"]
+    assert service.status()["last_minute"]["refused_seconds_ago"] == 59.9
     service.clock.now += 0.1
     assert service.status()["troubles"] == []
+    assert service.status()["last_minute"]["refused_seconds_ago"] is None
 
 
 # History
@@ -338,6 +349,45 @@ def test_history_has_rates_and_latencies(inside: MakeInside, upstream: Standin) 
     assert after > 0
     assert told["outcomes"]["hit"] == 2
     assert told["hit_ratio"] == 2 / 5
+
+
+def test_failures_are_counted(inside: MakeInside, upstream: Standin) -> None:
+    """Faults and pauses count as failed when they are loaded, and again whenever they
+    come from the cache; definite refusals don't.
+    """
+    service, good, bad = inside(), new_id(), new_id()
+    upstream.add_event(good)
+    upstream.rule("events", bad, status=500)
+    for event_id in (good, new_id(), bad, bad):
+        service.event(event_id)
+    service.components.metrics.history.sample()
+    service.clock.now += 4
+    upstream.rule(status=429, headers={"Retry-After": "100"})
+    paused = new_id()
+    for event_id in (paused, paused, new_id(), good):
+        service.event(event_id)
+    service.components.metrics.history.sample()
+    told = service.status()
+    assert told["failed"] == 5
+    assert told["history"]["failed"] == 5
+    assert told["history"]["failed_per_second"] == [None, None, 0.75]
+
+
+def test_oldest_load_is_told(metrics: Metrics, clock: Clock) -> None:
+    """The load that has been under way for longest is told, also if one raises."""
+
+    def told() -> object:
+        return read_status(metrics)["upstream"]["oldest_load_seconds"]
+
+    assert told() is None
+    with suppress(ZeroDivisionError), metrics.recent.loading():
+        clock.now += 7
+        with metrics.recent.loading():
+            clock.now += 3
+            assert told() == 10
+        assert told() == 10
+        raise ZeroDivisionError
+    assert told() is None
 
 
 def test_refreshes_are_counted(clock: Clock) -> None:
