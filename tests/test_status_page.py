@@ -126,6 +126,16 @@ def test_formats(browser: Chrome, service: Service) -> None:
             90061.5: "1 d 1 h",
             8_640_000: "100 d 0 h",
         },
+        "span": {
+            5.9: "5 s",
+            60: "1 min",
+            604.9: "10 min",
+        },
+        "taken": {
+            0.3: "300 ms",
+            1.9: "1.90 s",
+            18.2: "18 s: Calendar42 is slow",
+        },
         "pause": {
             0: "none",
             0.1: "1 s",
@@ -274,33 +284,59 @@ def test_says_so_when_the_service_is_silent(
     """
     service = start(C42_LOGLEVEL="WARNING")
     browser.get(service.url)
-    shows(browser, "#troubles", "All is well.")
+    shows(browser, "#troubles", WELL)
     service.stop()
-    shows(browser, "#troubles", "The service does not answer.")
-    assert "All is well" not in text(browser, "#troubles")
+    shows(browser, "#troubles", "Down: the service does not answer.")
+    assert WELL not in text(browser, "#troubles")
     assert browser.title == "(!) c42c status"
     try_event(browser, DEMO_EVENTS["plain"])
     shows(browser, "#try-status", "The service gave no answer")
     successor = start(ready=False, C42_PORT=str(service.port))
-    shows(browser, "#troubles", "All is well.")
+    shows(browser, "#troubles", WELL)
     shows(browser, RATE, ".")
     assert browser.title == "c42c status"
     assert successor.process.poll() is None
     assert complaints(browser) == []
 
 
+# What is wrong, what clients get, and what to do.
 TROUBLES = {
-    "stopping": "The service is stopping.",
-    "reaper": "The reaper has died",
-    "full": "The waiting room is full",
-    "refusing": "Requests were refused",
-    "pause": "asked for a pause (429)",
-    "token": "Calendar42 refuses the token",
-    "outage": "Calendar42 is out of order",
-    "faults": "Calendar42 had faults",
-    "limit": "of the calls that Calendar42 allows in an hour",
-    "redis": "Redis is lost",
+    "stopping": "Warning: stopping, as it was told to. Active requests are finished, "
+    "new ones should go elsewhere.",
+    "reaper": "Failing: the reaper has died. Clients still get correct answers, but "
+    "expired ones fill the memory, and /readyz says 503. Restart the service.",
+    "full": "Failing: too many requests are waiting for loads. Every further "
+    "uncached request gets a 503; cached answers are served. The oldest load has taken "
+    "18 s: Calendar42 is slow. Check Calendar42. A shorter C42_TIMEOUT frees places "
+    "sooner, a higher C42_THREADS makes more.",
+    "refusing": "Failing: requests were refused (503), because too many were waiting "
+    "for loads. In the last minute: 12, the latest 40 s ago. Cached answers are "
+    "served. If it goes on, check Calendar42, or raise C42_THREADS.",
+    "pause": "Failing: Calendar42 asked for a pause (429). Until it ends, uncached "
+    "requests get a 429; cached answers are served. Wait: it ends in 1 min 40 s. If "
+    "pauses come again, make fewer calls, for example with a longer C42_EXPIRY.",
+    "token": "Failing: Calendar42 refuses the token (401 or 403). Uncached requests "
+    "get an error; cached answers are served. Check C42_TOKEN and restart.",
+    "outage": "Failing: Calendar42 is out of order. 72 of 80 loads failed in the last "
+    "minute. Most uncached requests get an error; cached answers are served. See the "
+    "latest faults, and check Calendar42. c42c keeps trying.",
+    "faults": "Warning: Calendar42 had faults. 72 of 80 loads failed in the last "
+    "minute. Clients that waited for those got an error; cached answers aren't "
+    "affected. See the latest faults.",
+    "limit": "Warning: this instance has made more than 80 % of the calls that "
+    "Calendar42 allows in an hour. No client is affected yet. At the limit, Calendar42 "
+    "asks for a pause. A longer C42_EXPIRY saves calls.",
+    "redis": "Warning: Redis is lost. Clients still get answers, but instances no "
+    "longer share them, so Calendar42 gets more calls. Check Redis.",
 }
+MINUTE = {
+    "loads": 80,
+    "failed": 72,
+    "token_refused": 0,
+    "refused": 12,
+    "refused_seconds_ago": 40.4,
+}
+WELL = "OK: all is well."
 
 
 class Pretence:
@@ -337,13 +373,20 @@ def pretence(browser: Chrome, service: Service) -> Pretence:
 TIER = {"found": 1, "awaited": 22, "loaded": 333, "alone": 4444, "up": False}
 
 
+def says(browser: Chrome, sentences: str) -> bool:
+    """Tell whether the page says exactly this about troubles."""
+    return " ".join(text(browser, "#troubles").split()) == sentences
+
+
 def test_troubles_are_shown(browser: Chrome, pretence: Pretence) -> None:
-    """The page shows a sentence for each trouble that the server names, no others, and
-    marks its title.
+    """For each trouble that the server names, and no others, the page says how bad it
+    is, what is wrong, what clients get and what to do. It marks its title.
     """
-    for name, sentence in TROUBLES.items():
+    pretence.numbers["last_minute"] = MINUTE
+    pretence.numbers["upstream"] |= {"oldest_load_seconds": 18.2, "pause_seconds": 99.5}
+    for name, sentences in TROUBLES.items():
         pretence.say(troubles=[name])
-        shows(browser, "#troubles", sentence)
+        soon(partial(says, browser, sentences), sentences)
         shown = browser.find_elements(By.CSS_SELECTOR, "#troubles > :not([hidden])")
         assert len(shown) == 1
         assert browser.title == "(!) c42c status"
@@ -356,7 +399,7 @@ def test_troubles_are_shown(browser: Chrome, pretence: Pretence) -> None:
         "all of them",
     )
     pretence.say()
-    soon(lambda: text(browser, "#troubles") == "All is well.", "none of them")
+    soon(lambda: text(browser, "#troubles") == WELL, "none of them")
     assert browser.title == "c42c status"
 
 
@@ -364,8 +407,7 @@ def test_severity_is_seen(browser: Chrome, pretence: Pretence) -> None:
     """An outage says how many loads failed, and looks worse than single faults do."""
     looks = {}
     for name, failed in {"faults": 1, "outage": 72}.items():
-        minute = {"loads": 80, "failed": failed, "token_refused": 0, "refused": 0}
-        pretence.say(troubles=[name], last_minute=minute)
+        pretence.say(troubles=[name], last_minute=MINUTE | {"failed": failed})
         shows(browser, "#troubles", f"{failed} of 80 loads failed in the last minute.")
         banner = browser.find_element(By.CSS_SELECTOR, f"[data-trouble={name}]")
         looks[name] = {
@@ -422,7 +464,8 @@ def test_redis_is_shown(browser: Chrome, pretence: Pretence) -> None:
     assert not browser.find_element(By.ID, "shared-tier").is_displayed()
     pretence.say(shared_tier=TIER)
     shows(browser, "#shared-tier", "lost")
-    assert "loaded for all: 333, alone: 4,444" in text(browser, "#shared-tier")
+    tile = text(browser, "#shared-tier")
+    assert "loaded for all: 333, alone (without Redis): 4,444" in tile
 
 
 def test_starts_afresh_with_another_instance(
@@ -481,9 +524,43 @@ def test_plots_have_history_when_the_page_is_opened(
     # Three lines: of 595 and 590, of 100 and 95, and of 0 seconds ago.
     assert re.sub("[^A-Za-z]", "", path) == "MhLMhLMh"
     label = browser.find_element(By.ID, "plot-requests").get_attribute("aria-label")
-    assert "last ten minutes. hit: 50 now, from 10 to 50; kept error: 0.0 now" in (
+    assert "last 10 min. hit: 50 now, from 10 to 50; kept error: 0.0 now" in (
         label or ""
     )
+
+
+def has_marks(browser: Chrome, first: list[str]) -> bool:
+    """Tell whether the time axis of a plot begins with these marks."""
+    marks = browser.execute_script(
+        """
+        return [...document.querySelectorAll("#plot-latency :is(.start, .middle)")]
+          .map((mark) => mark.textContent);
+        """
+    )
+    return bool(marks == first)
+
+
+def test_plots_fit_a_short_history(browser: Chrome, pretence: Pretence) -> None:
+    """A plot begins ten minutes ago, or later if the service has just begun."""
+    for oldest, expected in {
+        20.0: ["−1 min", "−30 s"],
+        61.0: ["−2 min", "−1 min"],
+        200.0: ["−4 min", "−2 min"],
+        604.0: ["−10 min", "−5 min"],
+    }.items():
+        ago = [oldest, 0.0]
+        pretence.say(history=pretence.numbers["history"] | {"seconds_ago": ago})
+        soon(partial(has_marks, browser, expected), expected[0])
+
+
+def test_failed_requests_have_a_row(browser: Chrome, pretence: Pretence) -> None:
+    """Events whose callers got an error have a row of their own: of now, of the last
+    minutes and of the whole time.
+    """
+    seconds = {"seconds": 83.0, "failed": 22, "failed_per_second": [None, 4.5]}
+    pretence.say(failed=333, history=pretence.numbers["history"] | seconds)
+    shows(browser, "main", "failed, of all these 4.5 22 333")
+    shows(browser, "[aria-labelledby=requests] thead", "Last 1 min")
 
 
 def test_meter_warns_near_the_limit(browser: Chrome, pretence: Pretence) -> None:

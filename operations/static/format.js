@@ -19,6 +19,12 @@ export function duration(seconds) {
   return parts.slice(0, 2).map(([amount, unit]) => `${amount} ${unit}`).join(" ");
 }
 
+// How much of the last ten minutes is known.
+export const span = (seconds) => seconds < 60 ? duration(seconds) : `${Math.floor(seconds / 60)} min`;
+
+// Calendar42 rarely takes a second.
+export const taken = (seconds) => seconds < 2 ? latency(seconds) : `${duration(seconds)}: Calendar42 is slow`;
+
 export function latency(seconds) {
   if (seconds >= 0.9995) return `${rounded(seconds, 2)} s`;
   return `${rounded(seconds * 1000, seconds >= 0.01 ? 0 : 1)} ms`;

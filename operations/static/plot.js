@@ -1,10 +1,9 @@
-// A plot of the last ten minutes. The scale is logarithmic: a few refusals are visible next to thousands of hits.
+// A plot of the last ten minutes, or of less if less is known. The scale is logarithmic: a few refusals are visible next to thousands of hits.
 
-const SPAN = 600; // seconds
+const SPANS = [[60, "1 min", "30 s"], [120, "2 min", "1 min"], [240, "4 min", "2 min"], [600, "10 min", "5 min"]]; // seconds, and their halves
 const GAP = 15; // seconds without a value after which a line breaks
 const LEFT = 56, RIGHT = 8, TOP = 8, BOTTOM = 24; // pixels around the plot, for the labels
 const MOST_TICKS = 7;
-const MARKS = [[SPAN, "−10 min", "start"], [SPAN / 2, "−5 min", "middle"], [0, "now", "end"]];
 
 export class Plot {
   #svg; #title; #lines; #floor; #label; #tick; #ago = []; #series = [];
@@ -32,20 +31,27 @@ export class Plot {
     const right = this.#svg.clientWidth - RIGHT, bottom = this.#svg.clientHeight - BOTTOM;
     const ticks = this.#ticks();
     const height = (bottom - TOP) / Math.log(ticks.at(-1) / ticks[0]);
-    const x = (ago) => right - Math.min(ago / SPAN, 1) * (right - LEFT);
+    const [span, whole, half] = this.#span();
+    const marks = [[span, `−${whole}`, "start"], [span / 2, `−${half}`, "middle"], [0, "now", "end"]];
+    const x = (ago) => right - Math.min(ago / span, 1) * (right - LEFT);
     const y = (value) => bottom - Math.log(Math.max(value / ticks[0], 1)) * height;
     this.#svg.replaceChildren(
       ...ticks.flatMap((tick) => [
         make("path", { class: "grid", d: `M${LEFT} ${y(tick)}H${right}` }),
         make("text", { class: "end", x: LEFT - 8, y: y(tick) + 4 }, this.#tick(tick === this.#floor ? 0 : tick)),
       ]),
-      ...MARKS.flatMap(([ago, text, anchor]) => [
+      ...marks.flatMap(([ago, text, anchor]) => [
         make("path", { class: "grid", d: `M${x(ago)} ${TOP}V${bottom}` }),
         make("text", { class: anchor, x: x(ago), y: bottom + 17 }, text),
       ]),
       ...this.#lines.map(([style], at) => make("path", { class: `line ${style}`, d: this.#path(this.#series[at] ?? [], x, y) })),
     );
     this.#svg.setAttribute("aria-label", this.#describe());
+  }
+
+  // Return the shortest span that has all values.
+  #span() {
+    return SPANS.find(([span]) => !(this.#ago[0] > span)) ?? SPANS.at(-1);
   }
 
   // Return the values for the grid lines: 1, 2, 5, 10 …, or only powers of ten if those are too many.
@@ -82,7 +88,7 @@ export class Plot {
       const [now, least, most] = [values.at(-1), Math.min(...values), Math.max(...values)].map(this.#label);
       return `${name}: ${now} now, from ${least} to ${most}`;
     });
-    return `${this.#title}, last ten minutes. ${lines.join("; ")}.`;
+    return `${this.#title}, last ${this.#span()[1]}. ${lines.join("; ")}.`;
   }
 }
 

@@ -27,7 +27,7 @@ const requests = new Plot(byId("plot-requests"), {
   tick: formats.count,
 });
 const latencies = new Plot(byId("plot-latency"), {
-  title: "Upstream latency",
+  title: "Latency of Calendar42",
   lines: Object.fromEntries(endpoints.flatMap((name) => [
     [`${name}-median`, `${name}, median`], [`${name}-p99`, `${name}, 99th percentile`],
   ])),
@@ -64,11 +64,12 @@ async function read() {
 
 // Everything shown is of the instance that has just answered, its history included: nothing is kept of another.
 function show(numbers) {
-  const { seconds_ago, requests_per_second, refreshes_per_second, latency_seconds } = numbers.history;
+  const { seconds_ago, requests_per_second, failed_per_second, refreshes_per_second, latency_seconds } = numbers.history;
   const rates = outcomes.map((name) => requests_per_second[name]);
   requests.show(seconds_ago, rates);
   latencies.show(seconds_ago, endpoints.flatMap((name) => [latency_seconds[name].median, latency_seconds[name].p99]));
   numbers.rates = Object.fromEntries(outcomes.map((name, at) => [name, rates[at].at(-1)]));
+  numbers.rates.failed = failed_per_second.at(-1);
   numbers.rates.refreshes = refreshes_per_second.at(-1);
   byId("shared-tier").hidden = !numbers.shared_tier;
   for (const place of document.querySelectorAll("[data-number]")) showNumber(place, numbers);
