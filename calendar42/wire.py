@@ -127,22 +127,14 @@ class _Response(http.client.HTTPResponse):
         self.fp = io.BufferedReader(wire)
 
     def begin(self) -> None:
-        """Read status line and headers, and make all that is said of the length one.
+        """Read status line and headers; reject several lengths, even if they are equal.
 
-        A line may say it twice (RFC 9110, 8.6). By itself, http.client would take that
-        for no length, and read until the connection ends.
+        urllib3 notices them too late to close the connection.
         """
         super().begin()
-        lines = self.headers.get_all("Content-Length", [])
-        lengths = {length.strip() for length in ",".join(lines).split(",")}
-        if len(lengths) > 1:
+        lengths = self.headers.get_all("Content-Length", [])
+        if "," in ",".join(lengths):
             raise http.client.HTTPException("several lengths")
-        (length,) = lengths
-        if length.isascii() and length.isdigit():
-            del self.headers["Content-Length"]
-            self.headers["Content-Length"] = length
-            if self.length is None and not self.chunked:
-                self.length = int(length)
 
 
 class _Connection(HTTPConnection):
