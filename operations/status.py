@@ -10,7 +10,7 @@ from itertools import pairwise
 from operator import sub
 from typing import Any
 
-from cache import Cache
+from cache import Cache, Stats
 from calendar42 import ENDPOINTS
 from operations import VERSION
 from operations.metrics import Metrics, failed, outcomes
@@ -39,7 +39,7 @@ def read_status(metrics: Metrics, port: int | None = None) -> dict[str, Any]:
         "version": VERSION,
         "uptime_seconds": round(cache.clock() - metrics.began, 1),
         "now": datetime.now(UTC).strftime(TIME),
-        "troubles": troubles(metrics, tier),
+        "troubles": _troubles(metrics, stats, tier),
         "expiry_seconds": metrics.expiry,
         "requests": requests,
         "hit_ratio": _ratio(asked.hit, requests),
@@ -49,16 +49,17 @@ def read_status(metrics: Metrics, port: int | None = None) -> dict[str, Any]:
         "failed": failed(stats),
         "refreshes": sum(stats.refreshes.values()),
         "last_minute": metrics.recent.last_minute()._asdict(),
-        "history": _history(metrics),
-        "cache": _cache(cache),
+        "history": _history(metrics, stats),
+        "cache": _cache(cache, stats),
         "upstream": _upstream(metrics),
         "shared_tier": tier,
     }
 
 
-def troubles(metrics: Metrics, tier: Mapping[str, Any] | None) -> list[str]:
+def _troubles(
+    metrics: Metrics, stats: Stats, tier: Mapping[str, Any] | None
+) -> list[str]:
     """Return the names of what is wrong now."""
-    stats = metrics.cache.snapshot()
     minute = metrics.recent.last_minute()
     found = []
     if metrics.stopping():
@@ -91,9 +92,8 @@ def _faults(minute: LastMinute) -> list[str]:
     return ["faults"]
 
 
-def _cache(cache: Cache) -> dict[str, Any]:
+def _cache(cache: Cache, stats: Stats) -> dict[str, Any]:
     """Return what is held and under way now, and the limits."""
-    stats = cache.snapshot()
     return {
         "entries": sum(stats.entries.values()),
         "entries_by_kind": stats.entries,
@@ -146,11 +146,10 @@ def _describe(fault: Fault) -> dict[str, Any]:
     }
 
 
-def _history(metrics: Metrics) -> dict[str, Any]:
+def _history(metrics: Metrics, stats: Stats) -> dict[str, Any]:
     """Return the last ten minutes: a point for each sample, and sums of them all."""
     samples = metrics.history.samples()
     now = metrics.cache.clock()
-    stats = metrics.cache.snapshot()
     oldest = samples[0]
     since = Outcomes(*map(sub, outcomes(stats), oldest.outcomes))
     slowest = metrics.recent.slowest_load()
