@@ -95,7 +95,8 @@ class Loaded(NamedTuple):
     lifetime: float  # seconds from the value's birth to its expiry
     # Seconds from its birth to the load's beginning; negative if it was born later.
     age: float = 0.0
-    # Or, from a shared cache: "shared" (it was there) or "awaited" (another loaded it).
+    # "miss" if it was loaded here; from a shared cache, "shared" if it was there, or
+    # "awaited" if another instance was loading it.
     source: str = "miss"
     # Only for the caller that loaded it: it isn't kept, and waiting callers load again.
     private: bool = False
@@ -115,8 +116,7 @@ class Found(NamedTuple):
     kind: str
     age: float
     ttl: float
-    # "hit", "collapsed" (another caller loaded it), or what the load said: "miss",
-    # "shared", "awaited".
+    # "hit", "collapsed" if another caller loaded it, or what the load said.
     source: str
     stored: bool
 
@@ -289,7 +289,8 @@ class Cache:
         self._bad = _Part(max_bad, self._max_size)
         self._good = _Part(max(1, max_entries - max_bad), max_bytes - self._max_size)
         self._loads: dict[str, _Running] = {}
-        self._claimed: set[str] = set()  # keys whose refresh hasn't begun yet
+        # Keys that were handed to `on_refresh_due`, and whose refresh hasn't begun.
+        self._claimed: set[str] = set()
         self._waiting = 0
         self._hits = dict.fromkeys(KINDS, 0)
         self._misses = 0
