@@ -248,15 +248,18 @@ class Connection(asyncio.BufferedProtocol):
 
     def buffer_updated(self, size: int) -> None:
         server = self._server
-        data = server.buffer[:size].tobytes()
+        received = server.buffer[:size].tobytes()
         if self._state is _READING and not self._unread:
-            arrival = server.find_known(data)
+            arrival = server.find_known(received)
             if arrival is not None and self._request is None:
-                answer = self._answer(arrival)
-                self.transport.write(answer)
                 self.since = server.now
+                data = self._answer_at_once(arrival)
+                if data is None:
+                    self._hand_to_worker(arrival)
+                    return
+                self.transport.write(data)
                 if self._state is not _READING or self._blocked or self._rest:
-                    self._follow_up(answer)
+                    self._follow_up(data)
                 return
         if self.idle:
             self.since = server.loop.time()
@@ -264,7 +267,7 @@ class Connection(asyncio.BufferedProtocol):
             # Unread data would make the system reset the connection, and the last
             # answer could get lost.
             return
-        self._unread += data
+        self._unread += received
         if self._state is _FULL:
             self._reject(503, "all connections are busy")
         elif self._state is _WORKING:
@@ -385,9 +388,10 @@ class Connection(asyncio.BufferedProtocol):
     def _answer_requests(self) -> bool:
         """Answer as many requests as a turn allows; return whether these were all."""
         limits = self._server.limits
-        answers: list[bytes] = []
+        sent: list[bytes] = []
         size = 0
         is_done = False
+        for_worker: Arrival | None = None
         try:
             for _ in range(limits.max_requests):
                 if not self._may_answer or size >= limits.max_answers:
@@ -395,14 +399,19 @@ class Connection(asyncio.BufferedProtocol):
                 arrival = self._take()
                 if arrival is None:
                     is_done = True
-                    answers.append(self._interim_answer())
+                    sent.append(self._interim_answer())
                     break
-                answer = self._answer(arrival)
-                answers.append(answer)
-                size += len(answer)
+                data = self._answer_at_once(arrival)
+                if data is None:
+                    for_worker = arrival
+                    break
+                sent.append(data)
+                size += len(data)
         except MalformedRequest as error:
-            answers.append(self._make_rejection(error.status, error.message))
-        self._write(b"".join(answers))
+            sent.append(self._begin_rejection(error.status, error.message))
+        self._write(b"".join(sent))
+        if for_worker is not None:
+            self._hand_to_worker(for_worker)
         return is_done
 
     def _take(self) -> Arrival | None:
@@ -452,25 +461,30 @@ class Connection(asyncio.BufferedProtocol):
 
     # Answering
 
-    def _answer(self, arrival: Arrival) -> bytes:
-        """Return the answer to a request if that needs no worker, or b""."""
-        # At once, since this is the hit path.
-        head, method, keep_alive, _, _, fast_path = arrival
-        if fast_path is not None:
-            try:
-                answer = fast_path()
-            except Exception:
-                log.exception("an immediate answer failed")
-                answer = None
-            if answer is not None:
-                return self._complete(answer, keep_alive, method)
-        size = len(head) + _BYTES_BESIDE_HEAD
+    def _answer_at_once(self, arrival: Arrival) -> bytes | None:
+        """Begin the answer of the fast path. Return None if a worker is needed."""
+        # In one step, since this is the hit path.
+        _, method, keep_alive, _, _, fast_path = arrival
+        if fast_path is None:
+            return None
+        try:
+            answer = fast_path()
+        except Exception:
+            log.exception("an immediate answer failed")
+            return None
+        if answer is None:
+            return None
+        return self._begin(answer, keep_alive, method)
+
+    def _hand_to_worker(self, arrival: Arrival) -> None:
+        """Have a worker answer a request, or reject it if too many wait for one."""
+        size = len(arrival.head) + _BYTES_BESIDE_HEAD
         if self._server.pending + size > self._server.limits.max_pending:
-            return self._make_rejection(503, "too many requests are waiting")
+            self._reject(503, "too many requests are waiting")
+            return
         self._state = _WORKING
         self._server.pending += size
-        self._server.dispatch(head, partial(self._finish, arrival))
-        return b""
+        self._server.dispatch(arrival.head, partial(self._finish, arrival))
 
     def _finish(self, arrival: Arrival, answer: Serialized | None) -> None:
         """Send the answer of a worker."""
@@ -481,37 +495,47 @@ class Connection(asyncio.BufferedProtocol):
         self._state = _READING
         if answer is None:
             answer = self._server.reject(500, FAILED, find_origin(arrival.head))
-        self._write(self._complete(answer, arrival.keep_alive, arrival.method))
+        self._write(self._begin(answer, arrival.keep_alive, arrival.method))
         self.advance()
 
     def _reject(self, status: int, message: str) -> None:
-        self._write(self._make_rejection(status, message))
+        self._write(self._begin_rejection(status, message))
 
-    def _make_rejection(self, status: int, message: str) -> bytes:
-        """Return the last answer of this connection."""
+    def _begin_rejection(self, status: int, message: str) -> bytes:
+        """Begin the last answer of this connection."""
         if self._request is not None:
             head: bytes | bytearray = self._request.head
         else:
             head = self._unread[: self._server.limits.max_head].lstrip(_EMPTY_LINE)
         method = head.split(b" ", 1)[0].decode("latin-1")
         answer = self._server.reject(status, message, find_origin(head))
-        return self._complete(answer, False, method)
+        return self._begin(answer, False, method)
 
-    def _complete(self, answer: Serialized, keep_alive: bool, method: str) -> bytes:
-        """Return an answer as it is sent, without its body if that is large."""
+    def _begin(self, answer: Serialized, keep_alive: bool, method: str) -> bytes:
+        """Return the bytes that an answer begins with, and note what comes after them.
+
+        That is a large body, and the end of the connection if this is its last answer.
+        `_follow_up` sees to both.
+        """
         server = self._server
         head, body = answer
         if keep_alive and not server.closing:
             tail = server.tail_keep_alive
         else:
             tail = server.tail_close
-            self._state = _ENDED
+            self._end_after_this()
         if method == "HEAD":
             return head + tail
         if len(body) > _LARGE:
-            self._rest = memoryview(body)
+            self._send_after_this(body)
             return head + tail
         return head + tail + body
+
+    def _end_after_this(self) -> None:
+        self._state = _ENDED
+
+    def _send_after_this(self, body: bytes) -> None:
+        self._rest = memoryview(body)
 
     def _write(self, data: bytes) -> None:
         """Send answers; then the body of the last one if it is large, and the end if it
