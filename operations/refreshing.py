@@ -35,10 +35,15 @@ class Refresher:
         )
 
     def on_refresh_due(self, event_ids: list[str]) -> bool:
-        """Refresh events soon, all by one load; return False during a pause."""
+        """Refresh events soon, all by one load; return False during a pause, or if the
+        system allows no more threads.
+        """
         if self._pause.left:
             return False
-        self._threads.submit(self._refresh, event_ids)
+        try:
+            self._threads.submit(self._refresh, event_ids)
+        except RuntimeError:
+            return False
         return True
 
     def _refresh(self, event_ids: list[str]) -> None:

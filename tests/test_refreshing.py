@@ -111,6 +111,32 @@ def test_no_refresh_during_a_pause(inside: MakeInside, upstream: Standin) -> Non
     assert upstream.calls("events") == 2
 
 
+def test_no_refresh_without_a_thread(
+    inside: MakeInside,
+    upstream: Standin,
+    caplog: pytest.LogCaptureFixture,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """If the system allows no more threads, hits are answered and nothing is
+    refreshed, until it allows some again.
+    """
+
+    def refuse(thread: threading.Thread) -> None:
+        raise RuntimeError("can't start new thread")
+
+    service = inside()
+    (event_id,) = new_events(upstream, 1)
+    load(service, event_id)
+    with monkeypatch.context() as patch:
+        patch.setattr(threading.Thread, "start", refuse)
+        assert service.event(event_id).status_code == 200
+    assert service.cache.snapshot().refreshing == 0
+    assert [record for record in caplog.records if record.exc_info] == []
+    service.clock.now += 6
+    assert service.event(event_id).status_code == 200
+    until(lambda: refreshes(service) == 1)
+
+
 def test_a_refresh_has_an_id_of_its_own(
     inside: MakeInside, upstream: Standin, caplog: pytest.LogCaptureFixture
 ) -> None:
