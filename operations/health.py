@@ -138,8 +138,8 @@ def _add_numbers(app: Flask, metrics: Metrics) -> None:
 
     @app.get("/metrics")
     def prometheus() -> werkzeug.Response:
-        # It chooses the format and the compression that the client asks for. It knows
-        # GET alone; of a response to HEAD, Flask leaves out the body.
+        # prometheus_client chooses the format and the compression that the client asks
+        # for. It knows only GET; Flask leaves out the body of a response to HEAD.
         environ = {**request.environ, "REQUEST_METHOD": "GET"}
         if request.accept_encodings["gzip"] == 0:
             environ.pop("HTTP_ACCEPT_ENCODING", None)  # it overlooks `gzip;q=0`

@@ -79,8 +79,8 @@ class _Formatter(logging.Formatter):
 
 
 def _find_token(token: str) -> re.Pattern[str]:
-    """Return a pattern that finds the token, also where `repr` or JSON, or one after
-    the other, have escaped its quotes and backslashes.
+    """Return a pattern that finds the token, even if `repr`, JSON or both have escaped
+    its quotes and backslashes.
     """
     pattern = ""
     if token[0] in "\\\"'":

@@ -113,7 +113,7 @@ class Metrics(Collector):
         self.recent = Recent(cache.clock)
         self.history = History(self._sample)
         self._random = secrets.token_hex(4)
-        # It asks which names there are, so that `/metrics?name[]=…` finds them.
+        # The registry collects all names now, so that `/metrics?name[]=…` finds them.
         self.registry = CollectorRegistry(auto_describe=True)
         self.registry.register(self)
         ProcessCollector(registry=self.registry)

@@ -245,7 +245,7 @@ class Recent:
 class Outcomes(NamedTuple):
     """Events asked for, by what the cache made of them; each has exactly one outcome.
 
-    Hits on kept errors are no hits here: whoever asked didn't get the event.
+    A hit on a kept error isn't a `hit`: the client didn't get the event.
     """
 
     hit: int

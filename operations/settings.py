@@ -282,7 +282,7 @@ def facts(config: Settings) -> dict[str, object]:
 
 
 def _complete_token(values: dict[str, Any], _: Mapping[str, str]) -> None:
-    """Have `token` be the one to use, from whichever variable."""
+    """Check that one token is given, and read it if it is in a file."""
     if "token" not in values:
         return  # it's invalid
     token = values["token"]
