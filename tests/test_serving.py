@@ -515,6 +515,17 @@ def test_expect_on_the_wire(service: Service) -> None:
         assert receive(sock, "POST").status == 405
 
 
+def test_a_rejection_reaches_a_client_that_is_still_sending(service: Service) -> None:
+    """A body that is too large is rejected at once, and read for a while, so that no
+    proxy meets a reset and answers 502 in place of the 413.
+    """
+    size = 4 * 2**20
+    with service.connect() as sock:
+        head = f"POST /livez HTTP/1.1\r\nHost: a\r\nContent-Length: {size}\r\n\r\n"
+        sock.sendall(head.encode() + b"x" * size)
+        assert receive(sock, "POST").status == 413
+
+
 def test_bad_clients_are_let_go(small: Callable[..., SmallServer]) -> None:
     """A client that sends slowly, 400 silent ones, 64 with half a head and 20 that read
     nothing are disconnected, and a good client beside them waits less than 50 ms for
