@@ -161,9 +161,12 @@ def _add_numbers(app: Flask, metrics: Metrics) -> None:
 
 
 def _port() -> int | None:
-    """Return the port that the server listens on; None if it listens on none."""
-    port = request.environ["SERVER_PORT"]
-    if not port:
+    """Return the port that the server listens on; None if it listens on none.
+
+    On a Unix socket, some servers say that it is "", others "None".
+    """
+    port: str = request.environ["SERVER_PORT"]
+    if not port.isdecimal():
         return None
     return int(port)
 

@@ -514,3 +514,16 @@ def test_numbers_are_few(cache: Cache, metrics: Metrics, clock: Clock) -> None:
         clock.now += STEP
         metrics.history.sample()
     assert len(json.dumps(read_status(metrics))) < 16_000
+
+
+@pytest.mark.parametrize(
+    ("said", "port"), [("5000", 5000), ("", None), ("None", None), ("/a.sock", None)]
+)
+def test_a_server_without_a_port(
+    inside: MakeInside, said: str, port: int | None
+) -> None:
+    """On a Unix socket there is no port, whatever the server says in its place."""
+    environ = {"SERVER_PORT": said}
+    answer = inside().http.get("/status.json", environ_overrides=environ)
+    assert answer.status_code == 200
+    assert json.loads(answer.text)["port"] == port
