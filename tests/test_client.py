@@ -1392,8 +1392,8 @@ def test_a_body_in_a_coding_that_nobody_asked_for(
     ("coding", "packed"),
     [
         ("identity", b"why"),
-        ("gzip", gzip.compress(b"why")),
-        ("X-GZip", gzip.compress(b"why")),
+        ("gzip", gzip.compress(b"why", mtime=0)),
+        ("X-GZip", gzip.compress(b"why", mtime=0)),
         ("deflate", zlib.compress(b"why")),
     ],
 )
