@@ -335,5 +335,5 @@ if __name__ == "__main__":
     open_standard_streams()
     return_memory_early()
     status = main(sys.argv[1:], os.environ)
-    logging.shutdown()  # writes the last lines of the log, in a second at most
+    logs.flush()  # in a second at most
     os._exit(status)  # doesn't wait for threads that wait for Calendar42

@@ -3,8 +3,9 @@
 Logging holds nobody up. The thread that logs makes the line and queues it; another
 thread writes it. If stderr takes nothing for so long that the queue is full, further
 lines are dropped and counted, and the log says how many when it goes on.
-`logging.shutdown()` waits at most `FLUSH_SECONDS` for the queued lines; call it before
-`os._exit`.
+`flush()` waits at most `FLUSH_SECONDS` for the queued lines; call it before `os._exit`.
+`logging.shutdown()` would wait for ever while stderr takes nothing: Flask and Python
+have handlers of their own, which flush stderr, and that waits for the writing thread.
 
 Values for programs to read, `extra={"fields": {…}}`, are only in the JSON object; a
 request's id is in both.
@@ -156,8 +157,10 @@ class _Handler(QueueHandler):
         """Wait until all is written, or `FLUSH_SECONDS`."""
         if self._pid != os.getpid():
             return
+        self.acquire()
         if self._unreported:
             self._report()
+        self.release()
         end = time.monotonic() + FLUSH_SECONDS
         while self._writer.written < self._queued and time.monotonic() < end:
             time.sleep(0.001)
@@ -202,6 +205,12 @@ def configure(level: str, form: str, token: str) -> None:
     handler.setFormatter(_Formatter(form, token))
     logging.basicConfig(level=logging.WARNING, handlers=[handler], force=True)
     logging.getLogger("c42c").setLevel(level)
+
+
+def flush() -> None:
+    """Wait until all queued lines are written, `FLUSH_SECONDS` at most."""
+    for handler in logging.getLogger().handlers:
+        handler.flush()
 
 
 def dropped() -> int:

@@ -96,7 +96,9 @@ class Server:
 
     def _stop(self, *_: object) -> None:
         if self.stopping:
-            logging.shutdown()  # writes the last lines of the log
+            # Not `logging.shutdown()`: handlers of others may wait for a stuck stderr.
+            for handler in logging.getLogger().handlers:
+                handler.flush()
             os._exit(1)
         self.stopping = True
         self._call_in_loop(self._told.set)

@@ -117,7 +117,7 @@ class Service:
         inherited = {
             name: value
             for name, value in os.environ.items()
-            if not re.match(r"C42_|.*_PROXY$", name, re.I)
+            if not re.match(r"C42_|.*_PROXY$|PYTHONUNBUFFERED$", name, re.I)
         }
         self._log = tempfile.TemporaryFile()  # noqa: SIM115 - closed in end()
         self.process = subprocess.Popen(
