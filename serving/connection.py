@@ -142,7 +142,7 @@ class ServerState:
         if len(self.connections) >= most:
             # A sixteenth at once, so that not every new connection causes a search.
             idle = [each for each in self.connections if each.idle]
-            idle.sort(key=attrgetter("since"))
+            idle.sort(key=attrgetter("last_progress"))
             for each in idle[: most // 16 + 1]:
                 each.transport.close()
                 self.connections.discard(each)
@@ -164,7 +164,7 @@ class ServerState:
             return
         enough = self.limits.max_pending - self.limits.max_pending // 16
         unfinished = [each for each in self.connections if each.has_unread]
-        unfinished.sort(key=attrgetter("since"))
+        unfinished.sort(key=attrgetter("last_progress"))
         for each in unfinished:
             each.give_up_reading()
             if self.pending <= enough:
@@ -207,14 +207,14 @@ class Connection(asyncio.BufferedProtocol):
         "_state",
         "_unread",
         "_unsent_size",
-        "since",
+        "last_progress",
         "transport",
     )
 
     def __init__(self, server: ServerState) -> None:
         self.transport: asyncio.Transport
         # When the client connected, began a request, took data, or was answered.
-        self.since = server.loop.time()
+        self.last_progress = server.loop.time()
         self._server = server
         self._state = _READING
         self._unread = bytearray()
@@ -252,7 +252,7 @@ class Connection(asyncio.BufferedProtocol):
         if self._state is _READING and not self._unread:
             arrival = server.find_known(received)
             if arrival is not None and self._request is None:
-                self.since = server.now
+                self.last_progress = server.now
                 data = self._answer_at_once(arrival)
                 if data is None:
                     self._hand_to_worker(arrival)
@@ -262,7 +262,7 @@ class Connection(asyncio.BufferedProtocol):
                     self._follow_up(data)
                 return
         if self.idle:
-            self.since = server.loop.time()
+            self.last_progress = server.loop.time()
         elif self._state is _ENDED:
             # Unread data would make the system reset the connection, and the last
             # answer could get lost.
@@ -313,7 +313,7 @@ class Connection(asyncio.BufferedProtocol):
         """Whether the client connected, or was answered, less than `seconds` ago: its
         next request may be on its way.
         """
-        return self._server.loop.time() - self.since < seconds
+        return self._server.loop.time() - self.last_progress < seconds
 
     def enforce_timeouts(self, now: float) -> None:
         """Disconnect the client if it takes too long."""
@@ -322,11 +322,11 @@ class Connection(asyncio.BufferedProtocol):
             size = self._measure_unsent()
             if size != self._unsent_size:
                 self._unsent_size = size
-                self.since = now
-            elif now - self.since >= limits.stuck_seconds:
+                self.last_progress = now
+            elif now - self.last_progress >= limits.stuck_seconds:
                 self.drop()
             return
-        waited = now - self.since
+        waited = now - self.last_progress
         if self._state is _READING:
             if not self.idle:
                 if waited >= limits.request_seconds:
@@ -543,13 +543,13 @@ class Connection(asyncio.BufferedProtocol):
         """
         if data:
             self.transport.write(data)
-            self.since = self._server.loop.time()
+            self.last_progress = self._server.loop.time()
         self._follow_up(data)
 
     def _follow_up(self, data: bytes) -> None:
         """Do what is left to do after `data` was handed to the transport."""
         if self._blocked and data:
-            self.since = self._server.loop.time()
+            self.last_progress = self._server.loop.time()
             self._server.unsent.add(self, data)
             self._unsent_size = self._measure_unsent()
         if self._rest is not None:
@@ -562,7 +562,7 @@ class Connection(asyncio.BufferedProtocol):
         """Send as much of a large body as the client takes."""
         while self._rest is not None and not self._blocked:
             self.transport.write(self._rest[:_PIECE])
-            self.since = self._server.loop.time()
+            self.last_progress = self._server.loop.time()
             self._rest = self._rest[_PIECE:] if len(self._rest) > _PIECE else None
         if self._blocked:
             self._unsent_size = self._measure_unsent()

@@ -7,7 +7,7 @@ from typing import Protocol
 class Recipient(Protocol):
     """A connection with an answer that its client hasn't taken in full."""
 
-    since: float  # when its client took the last byte, or was answered
+    last_progress: float  # when its client took the last byte, or was answered
 
     def drop(self) -> None:
         """Disconnect the client at once, and remove it here."""
@@ -50,7 +50,7 @@ class UnsentAnswers:
     def _drop_slowest(self, keep: Recipient) -> None:
         enough = self._max_bytes - self._max_bytes // 16
         others = [client for client in self._answers if client is not keep]
-        others.sort(key=attrgetter("since"))
+        others.sort(key=attrgetter("last_progress"))
         for client in others:
             client.drop()
             if self._bytes <= enough:
