@@ -60,7 +60,7 @@ _CONTINUE = b"HTTP/1.1 100 Continue\r\n\r\n"
 _LARGE = 16 * 1024
 _PIECE = 64 * 1024
 # What a request that waits for a worker takes beside its head: 2,160 as measured.
-_BYTES_BESIDE_HEAD = 2304
+_WAITING_OVERHEAD = 2304
 _RESET = struct.pack("ii", 1, 0)  # for SO_LINGER
 log = logging.getLogger("c42c")
 
@@ -112,7 +112,7 @@ class ServerState:
         self.requests = KnownRequests(find_fast_path, limits)
         self.find_known = self.requests.arrivals.get
         self.unsent = UnsentAnswers(limits.max_unsent)
-        self.pending = 0  # bytes of requests without an answer
+        self._pending = 0  # bytes of requests without an answer
         # Each read is copied out of it at once.
         self.buffer = memoryview(bytearray(limits.max_read))
         self._delayed: deque[Connection] = deque()  # those that wait for their turn
@@ -159,16 +159,20 @@ class ServerState:
         """Count bytes of requests that have no answer yet. If they are too many, reject
         the requests that have been incomplete longest.
         """
-        self.pending += difference
-        if difference <= 0 or self.pending <= self.limits.max_pending:
+        self._pending += difference
+        if difference <= 0 or self._pending <= self.limits.max_pending:
             return
         enough = self.limits.max_pending - self.limits.max_pending // 16
         unfinished = [each for each in self.connections if each.has_unread]
         unfinished.sort(key=attrgetter("last_progress"))
         for each in unfinished:
             each.give_up_reading()
-            if self.pending <= enough:
+            if self._pending <= enough:
                 break
+
+    def has_room_for(self, size: int) -> bool:
+        """Whether a request that takes `size` bytes may wait for a worker."""
+        return self._pending + size <= self.limits.max_pending
 
     def delay(self, connection: "Connection") -> None:
         """Let a connection go on in a later turn."""
@@ -478,18 +482,18 @@ class Connection(asyncio.BufferedProtocol):
 
     def _hand_to_worker(self, arrival: Arrival) -> None:
         """Have a worker answer a request, or reject it if too many wait for one."""
-        size = len(arrival.head) + _BYTES_BESIDE_HEAD
-        if self._server.pending + size > self._server.limits.max_pending:
+        size = len(arrival.head) + _WAITING_OVERHEAD
+        if not self._server.has_room_for(size):
             self._reject(503, "too many requests are waiting")
             return
         self._state = _WORKING
-        self._server.pending += size
+        self._server.count_pending(size)
         self._server.dispatch(arrival.head, partial(self._finish, arrival))
 
     def _finish(self, arrival: Arrival, answer: Serialized | None) -> None:
         """Send the answer of a worker."""
         # It held the request until now, even if the client has gone.
-        self._server.pending -= len(arrival.head) + _BYTES_BESIDE_HEAD
+        self._server.count_pending(-len(arrival.head) - _WAITING_OVERHEAD)
         if self._state is not _WORKING:  # the client is gone
             return
         self._state = _READING

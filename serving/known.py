@@ -17,7 +17,7 @@ FastPath = Callable[[], Serialized | None]
 FindFastPath = Callable[[Request], FastPath | None]
 
 # A tuple, a fast path and the headers that it has rendered: 1,160 bytes as measured.
-_BYTES_BESIDE_HEAD = 1536
+_REMEMBERED_OVERHEAD = 1536
 
 
 class Arrival(NamedTuple):
@@ -70,7 +70,7 @@ class KnownRequests:
         return arrival
 
     def _remember(self, arrival: Arrival) -> None:
-        size = len(arrival.head) + _BYTES_BESIDE_HEAD
+        size = len(arrival.head) + _REMEMBERED_OVERHEAD
         if self._bytes + size > self._limits.max_known:
             self.arrivals.clear()
             self._bytes = 0
