@@ -484,7 +484,9 @@ class Connection(asyncio.BufferedProtocol):
         """Have a worker answer a request, or reject it if too many wait for one."""
         size = len(arrival.head) + _WAITING_OVERHEAD
         if not self._server.has_room_for(size):
-            self._reject(503, "too many requests are waiting")
+            origin = find_origin(arrival.head)
+            answer = self._server.reject(503, "too many requests are waiting", origin)
+            self._write(self._begin(answer, False, arrival.method))
             return
         self._state = _WORKING
         self._server.count_pending(size)
@@ -506,7 +508,7 @@ class Connection(asyncio.BufferedProtocol):
         self._write(self._begin_rejection(status, message))
 
     def _begin_rejection(self, status: int, message: str) -> bytes:
-        """Begin the last answer of this connection."""
+        """Begin the last answer of this connection, to what is arriving."""
         if self._request is not None:
             head: bytes | bytearray = self._request.head
         else:

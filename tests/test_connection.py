@@ -924,6 +924,16 @@ def test_waiting_requests_are_bounded() -> None:
     assert Wire(desk).send(large).open
 
 
+@pytest.mark.parametrize("before", [b"", HIT])
+def test_a_request_too_many(before: bytes) -> None:
+    """A request that may not wait is rejected by its own method and Origin."""
+    head = get(b"Origin: https://a.example", method=b"HEAD", target=b"/miss")
+    answers = Wire(Desk(max_pending=1000)).send(before + head + MISS).answers
+    *_, rejection = answers("GET", "HEAD") if before else answers("HEAD")
+    assert (rejection.status, rejection.body) == (503, b"")
+    assert rejection.headers["X-Origin"] == "https://a.example"
+
+
 def test_many_small_requests_are_bounded() -> None:
     """What a waiting request takes beside its head counts, too."""
     desk = Desk(max_pending=50_000)
