@@ -27,6 +27,7 @@ _REASONS = (
     ("NOREPLICAS", "it has too few replicas"),
     ("MovedError|AskError|CLUSTER|Cluster|CROSSSLOT", "it is part of a cluster"),
     ("BUSY", "it is busy with a script"),
+    ("unknown command.{0,2}EVAL", "it has no EVAL, which c42c needs"),
     ("DENIED", "it takes local clients only (protected mode)"),
     ("max number of clients", "it has too many clients"),
     ("ConnectionError", "it closed the connection"),

@@ -333,6 +333,7 @@ REASONS = [
     ("NOPERM this user has no permissions to run the 'eval' command", "run EVAL"),
     ("NOPERM no permissions to run the 'flushall' command", "the keys or commands"),
     ("ERR max number of clients reached", "it has too many clients"),
+    ("ERR unknown command 'EVAL', with args", "it has no EVAL, which c42c needs"),
     ("ERR unknown command", "invalid reply"),
 ]
 
