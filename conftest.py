@@ -4,6 +4,8 @@
 - `test_api.py`: the service over HTTP, as a client sees it.
 - `tests/test_SUBJECT.py`: everything else, by subject; `tests/fixtures.py` has what
   several of them share.
+- `tests/client/`, `tests/transport/`: the client of Calendar42 by itself, and its
+  connections.
 - `tests/sharing/`: answers shared through Redis; `tests/machines.py` has what those
   tests share.
 - `tests/deploy/`: slow tests: deployment (image, nginx, systemd, Prometheus) and

@@ -29,13 +29,15 @@ MODULES = ("main.py", "cache.py", "c42client.py")
 # The tests that are most likely to notice a change, by the first part of the path.
 # They run first, because all tests take a minute.
 TESTS = {
-    "cache.py": ("test_cache.py", "tests/test_cache*.py"),
-    "c42client.py": ("tests/test_client*.py", "tests/test_lists.py"),
-    "calendar42": ("tests/test_payload.py", "tests/test_client*.py"),
+    "cache.py": ("test_cache.py", "tests/test_cache_*.py"),
+    "c42client.py": ("tests/client/", "tests/transport/", "tests/test_lists.py"),
+    "calendar42": ("tests/test_payload.py", "tests/client/", "tests/transport/"),
     "answers": (
-        "tests/test_answers*.py",
+        "tests/test_answers.py",
         "tests/test_cors.py",
         "tests/test_http_caching.py",
+        "tests/test_refreshing.py",
+        "tests/test_lists.py",
     ),
     "operations": (
         "tests/test_settings.py",
@@ -46,9 +48,15 @@ TESTS = {
         "tests/test_status.py",
         "tests/test_error_log.py",
     ),
-    "serving": ("tests/test_connection*.py", "tests/test_wsgi.py"),
-    "sharing": ("tests/sharing/test_*.py",),
-    "main.py": ("test_api.py", "tests/test_running.py"),
+    "serving": (
+        "tests/test_connection*.py",
+        "tests/test_wsgi.py",
+        "tests/test_serving.py",
+        "tests/test_listening.py",
+        "tests/test_odd_clients.py",
+    ),
+    "sharing": ("tests/sharing/",),
+    "main.py": ("test_api.py", "tests/test_running.py", "tests/test_settings.py"),
 }
 LEAST = 0.95  # of the changes must be noticed
 AT_ONCE = 2

@@ -3,7 +3,7 @@ design's table, row by row.
 
 Each row is tried at each of the two calls, for a single event and for a list, all four
 at once, each in a service of its own. Most rows share these four services. Moving pages
-are in `test_client.py`.
+are in `tests/client/`.
 """
 
 import gzip

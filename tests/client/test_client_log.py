@@ -1,0 +1,428 @@
+"""What the client says of its calls, in the log and as a program, and what not."""
+
+import gzip
+import html
+import json
+import logging
+import os
+import re
+import subprocess
+import sys
+import time
+import zlib
+from typing import Any
+
+import pytest
+
+import c42client
+from calendar42.calls import CallRecord
+from calendar42.errors import (
+    C42Error,
+)
+from calendar42.replies import MAX_ERROR_BODY
+from standin import DEMO_EVENTS, Standin
+from tests.client.callers import ENDPOINTS, Make, failure, fetch, fetch_list
+from tests.fixtures import TOKEN, new_events, new_id
+
+# What is said of a load
+
+
+def test_observed_calls(make: Make, upstream: Standin) -> None:
+    """Each call that ends is observed with its endpoint, its status, its time, and what
+    kept the answer from coming.
+    """
+    calls: list[CallRecord] = []
+    client = make(on_call=calls.append)
+    fetch(client, DEMO_EVENTS["plain"])
+    assert sorted(call[:2] for call in calls) == [
+        ("event-subscriptions", 200),
+        ("events", 200),
+    ]
+    assert all(0 < call.seconds < 10 and call.trouble == "" for call in calls)
+    calls.clear()
+    upstream.rule("events", reset=True)
+    failure(client, DEMO_EVENTS["plain"])
+    resets = [call for call in calls if call.endpoint == "events"]
+    assert len(resets) == 2  # the first went over a connection that was kept
+    for call in resets:
+        assert (call.status, call.trouble) == (0, "Connection reset by peer")
+    calls.clear()
+    upstream.rule("events", hang=True)
+    failure(client, DEMO_EVENTS["plain"], 0.2)
+    (call,) = [call for call in calls if call.endpoint == "events"]
+    assert (call.status, call.trouble) == (0, "timed out")
+    assert call.seconds >= 0.19
+
+
+FOUND: list[tuple[str, dict[str, Any], bool]] = [
+    ("events", {"status": 500}, True),
+    ("events", {"status": 404}, False),
+    ("events", {"body": '{"data": [{"id": "E", "title": 1}]}'}, True),
+    ("events", {"body": '{"data": []}'}, False),
+    ("events", {"reset": True}, True),
+    ("event-subscriptions", {"status": 500}, True),
+    ("event-subscriptions", {"status": 404}, False),
+    ("event-subscriptions", {"body": '{"data": []}'}, True),
+    ("event-subscriptions", {"truncate": True}, True),
+]
+
+
+@pytest.mark.parametrize(("endpoint", "fault", "is_fault"), FOUND)
+def test_observed_faults(
+    make: Make, upstream: Standin, endpoint: str, fault: dict[str, Any], is_fault: bool
+) -> None:
+    """Each fault is observed once, with the endpoint where it was found; a definite
+    refusal isn't one.
+    """
+    faults: list[C42Error] = []
+    upstream.add_event("E")
+    upstream.rule(endpoint, **fault)
+    error = failure(make(on_fault=faults.append), "E")
+    assert error.endpoint == endpoint
+    assert faults == ([error] if is_fault else [])
+
+
+def test_log(make: Make, upstream: Standin, caplog: pytest.LogCaptureFixture) -> None:
+    """Each load is one line in the log, with its outcome and the time of each call."""
+    client = make()
+    with caplog.at_level(logging.INFO, logger="c42c"):
+        fetch(client, DEMO_EVENTS["plain"])
+        failure(client, DEMO_EVENTS["deleted"])
+        upstream.rule("event-subscriptions", DEMO_EVENTS["plain"], hang=True)
+        failure(client, DEMO_EVENTS["plain"], 0.3)
+    ok, negative, fault = caplog.records
+    calls = (
+        r"\((events|event-subscriptions) \d+ ms, (events|event-subscriptions) \d+ ms\)"
+    )
+    event_id = DEMO_EVENTS["plain"]
+    assert {record.name for record in caplog.records} == {"c42c.upstream"}
+    assert ok.levelno == negative.levelno == logging.INFO
+    assert ok.getMessage().startswith(
+        f"load event={event_id} outcome=ok status=200: 3 names (event"
+    )
+    fields = vars(ok)["fields"]
+    assert [fields[name] for name in ("event", "outcome", "status", "names")] == [
+        event_id,
+        "ok",
+        200,
+        3,
+    ]
+    assert {call["endpoint"] for call in fields["calls"]} == set(ENDPOINTS)
+    assert [(call["status"], call["trouble"]) for call in fields["calls"]] == [
+        (200, "")
+    ] * 2
+    assert all(
+        0 < call["seconds"] == round(call["seconds"], 4) for call in fields["calls"]
+    )
+    each = r"(events|event-subscriptions) \d+ ms"
+    assert re.search(rf" \({each}, {each}\)$", ok.getMessage()), calls
+    assert (
+        " outcome=negative status=404: the event is deleted (" in negative.getMessage()
+    )
+    assert vars(negative)["fields"]["names"] is None
+    assert fault.levelno == logging.WARNING
+    assert (
+        " outcome=fault status=504: "
+        "Calendar42 did not answer within 10 seconds (events " in fault.getMessage()
+    )
+    assert vars(fault)["fields"]["outcome"] == "fault"
+
+
+def test_a_refresh_is_logged_as_one(
+    make: Make, upstream: Standin, caplog: pytest.LogCaptureFixture
+) -> None:
+    """The log says of a load whether it was a refresh."""
+    event_id = DEMO_EVENTS["plain"]
+    with caplog.at_level(logging.INFO, logger="c42c"):
+        list(make().fetch([event_id], time.monotonic() + 10, refresh=True))
+        fetch(make(), event_id)
+    assert caplog.messages[0].startswith(f"refresh event={event_id} outcome=ok ")
+    assert caplog.messages[1].startswith(f"load event={event_id} outcome=ok ")
+    refreshes = [vars(record)["fields"]["refresh"] for record in caplog.records]
+    assert refreshes == [True, False]
+
+
+def test_a_slow_load_is_a_warning(
+    make: Make,
+    upstream: Standin,
+    monkeypatch: pytest.MonkeyPatch,
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    """A load that takes more than two seconds is a warning, though all went well."""
+    assert c42client.SLOW == 2
+    monkeypatch.setattr(c42client, "SLOW", 0.1)
+    upstream.rule("events", delay=0.2)
+    fetch(make(), DEMO_EVENTS["plain"])
+    (record,) = caplog.records
+    assert record.levelno == logging.WARNING
+    assert " outcome=ok " in record.getMessage()
+    assert vars(record)["fields"]["seconds"] >= 0.2
+
+
+def test_a_split_list_is_logged(
+    make: Make, upstream: Standin, caplog: pytest.LogCaptureFixture
+) -> None:
+    """If a list is asked for in halves, the log says so, with the reason."""
+    event_ids = new_events(upstream, 2)
+    upstream.rule("events", event_ids[0], 1, status=414)
+    with caplog.at_level(logging.INFO, logger="c42c"):
+        fetch_list(make(), event_ids)
+    assert (
+        caplog.messages[0]
+        == "a list of 2 events failed (Calendar42 answered 414): asking for its halves"
+    )
+
+
+# The token
+
+
+def echoes(token: str) -> list[str | bytes]:
+    """Return the token as an upstream may echo it."""
+    escaped = "".join(f"\\u{ord(char):04x}" for char in token)
+    some = token.replace("-", "\\u002d").replace("a", "\\u0061")
+    return [
+        f"Token {token} is not valid",
+        json.dumps({"error": {"message": f"bad token {token}", token: [token]}}),
+        f'{{"error": "{escaped}"}}',
+        f'{{"error": "{some}"}}',
+        f'{{"error": "{escaped.upper().replace("U", "u")}"}}',
+        f'<html>not JSON: "{escaped}"',
+        "".join(f"&#{ord(char)};" for char in token),
+        "".join(f"&#x{ord(char):X};" for char in token),
+        f"<a href='?{''.join(f'%{ord(char):02X}' for char in token)}'>",
+        f"<p>{html.escape(token)}",
+        json.dumps({"body": json.dumps({"token": token})}),
+        json.dumps(json.dumps(json.dumps(token))),
+        token.encode("utf-16"),
+        f"<p>{token}".encode("utf-32-be"),
+    ]
+
+
+@pytest.mark.parametrize("token", [TOKEN, 'q"u/o\\t<e>&', "100%25\\u0041&amp;"])
+@pytest.mark.parametrize("status", [401, 404, 429, 500])
+def test_the_token_is_passed_on_in_no_error(
+    make: Make, upstream: Standin, token: str, status: int
+) -> None:
+    """The body of an error that has the token in it, however the upstream writes it, is
+    not passed on.
+    """
+    for body in echoes(token):
+        rule = upstream.rule(status=status, body=body)
+        assert failure(make(token=token), DEMO_EVENTS["plain"]).body == b"", body
+        rule.remove()
+
+
+@pytest.mark.parametrize(
+    "before", range(MAX_ERROR_BODY - len(TOKEN) - 1, MAX_ERROR_BODY + 2, 4)
+)
+@pytest.mark.parametrize(
+    "written",
+    [TOKEN, "".join(f"\\u{ord(char):04x}" for char in TOKEN)],
+    ids=["plain", "escaped"],
+)
+def test_token_is_not_cut_out(
+    make: Make, upstream: Standin, before: int, written: str
+) -> None:
+    """Where a body is cut at 8 KiB, no part of the token is left at its end."""
+    upstream.rule(
+        "events", status=500, body=b"." * before + written.encode() + b"!" * 10
+    )
+    assert failure(make(), DEMO_EVENTS["plain"]).body in (b"", b"." * MAX_ERROR_BODY)
+
+
+def test_a_body_without_the_token_keeps_its_bytes(
+    make: Make, upstream: Standin
+) -> None:
+    """A body that is passed on keeps its bytes, up to 8 KiB."""
+    for body in (
+        b'{"a" : "\\u00e9", "a":1.0e5}\r\n',
+        b"\xff\xfe\x00",
+        b"\\u002d %2D &#45;",
+        TOKEN[:-1].encode(),
+    ):
+        rule = upstream.rule("events", status=500, body=body)
+        assert failure(make(), DEMO_EVENTS["plain"]).body == body
+        rule.remove()
+    upstream.rule("events", status=500, body=b"." * 8193)
+    assert failure(make(), DEMO_EVENTS["plain"]).body == b"." * 8192
+
+
+@pytest.mark.parametrize("coding", ["br", "zstd", "gzip-ish"])
+def test_a_body_in_a_coding_that_nobody_asked_for(
+    make: Make, upstream: Standin, coding: str
+) -> None:
+    """The body of an error that can't be unpacked isn't passed on: it would be noise,
+    and might contain the token.
+    """
+    body = b"\x1b\x05\x00noise\xff"
+    upstream.rule("events", status=404, body=body, headers={"Content-Encoding": coding})
+    error = failure(make(), DEMO_EVENTS["plain"])
+    assert (error.status, error.kind, error.body) == (404, "negative", b"")
+
+
+@pytest.mark.parametrize(
+    ("coding", "packed"),
+    [
+        ("identity", b"why"),
+        ("gzip", gzip.compress(b"why", mtime=0)),
+        ("X-GZip", gzip.compress(b"why", mtime=0)),
+        ("deflate", zlib.compress(b"why")),
+    ],
+    ids=["identity", "gzip", "X-GZip", "deflate"],
+)
+def test_a_body_that_can_be_unpacked(
+    make: Make, upstream: Standin, coding: str, packed: bytes
+) -> None:
+    """The body of an error is passed on unpacked."""
+    headers = {"Content-Encoding": coding}
+    upstream.rule("events", status=404, body=packed, headers=headers)
+    assert failure(make(), DEMO_EVENTS["plain"]).body == b"why"
+
+
+def test_token_in_titles_and_names(
+    make: Make, upstream: Standin, caplog: pytest.LogCaptureFixture
+) -> None:
+    """The token is blanked out of titles and names."""
+    event_id = new_id()
+    upstream.add_event(event_id, title=f"<{TOKEN}>", names=[TOKEN, f"A{TOKEN}B{TOKEN}"])
+    with caplog.at_level(logging.DEBUG):
+        answer = fetch(make(), event_id)
+    assert answer == (event_id, "<***>", ["***", "A***B***"])
+    assert TOKEN not in caplog.text
+
+
+# As a program
+
+
+def run(
+    capsys: pytest.CaptureFixture[str], *arguments: str, **environ: str
+) -> tuple[int, str, str]:
+    """Run the client as a program; return its status, and what it said on stdout and
+    stderr.
+    """
+    try:
+        status = c42client.main(list(arguments), environ)
+    except SystemExit as ended:
+        status = int(str(ended.code))
+    return status, *capsys.readouterr()
+
+
+def test_program(capsys: pytest.CaptureFixture[str], upstream: Standin) -> None:
+    """`python c42client.py EVENT_ID` prints the merged answer, or says in one line why
+    there is none.
+    """
+    right = {"C42_TOKEN": TOKEN, "C42_BASE_URL": upstream.base_url}
+    upstream.add_event("E", title="Caf\u00e9")
+    status, said, complaint = run(capsys, "E", **right)
+    assert (status, said, complaint) == (
+        0,
+        '{"id": "E", "title": "Caf\u00e9", "names": []}\n',
+        "",
+    )
+    upstream.add_event("half")
+    upstream.rule(
+        "events", "half", body=r'{"data": [{"id": "half", "title": "\ud800x"}]}'
+    )
+    assert run(capsys, "half", **right) == (
+        0,
+        '{"id": "half", "title": "\\ud800x", "names": []}\n',
+        "",
+    )
+    assert run(capsys, DEMO_EVENTS["unknown"], **right) == (
+        1,
+        "",
+        "Calendar42 answered 404\n",
+    )
+    wrong = right | {"C42_TOKEN": "wrong-token"}
+    assert run(capsys, DEMO_EVENTS["plain"], **wrong) == (
+        1,
+        "",
+        "Calendar42 answered 401\n",
+    )
+    upstream.rule(hang=True)
+    late = run(capsys, DEMO_EVENTS["plain"], **right, C42_TIMEOUT="0.2")
+    assert late == (1, "", "Calendar42 did not answer within 0.2 seconds\n")
+    status, said, complaint = run(
+        capsys, DEMO_EVENTS["plain"], **right, C42_TIMEOUT="soon"
+    )
+    assert (status, said, complaint.count("\n"), complaint[:16]) == (
+        2,
+        "",
+        1,
+        "C42_TIMEOUT=soon",
+    )
+    status, said, complaint = run(capsys, DEMO_EVENTS["plain"])
+    assert (status, said, complaint[:20]) == (2, "", "C42_TOKEN is missing")
+    status, said, complaint = run(capsys, "a/b", **right)
+    assert (status, said, complaint[:24]) == (2, "", "an event id is 1 to 128 ")
+
+
+@pytest.mark.parametrize(
+    ("encoding", "said"),
+    [
+        ("utf-8", "Caf\u00e9 \u590f"),
+        ("latin-1", "Caf\\u00e9 \\u590f"),
+        ("ascii", "Caf\\u00e9 \\u590f"),
+    ],
+)
+def test_terminals(upstream: Standin, encoding: str, said: str) -> None:
+    """What a terminal can't print is escaped, and the answer stays JSON."""
+    upstream.add_event("E", title="Caf\u00e9 \u590f")
+    environ = {"C42_TOKEN": TOKEN, "C42_BASE_URL": upstream.base_url}
+    ended = subprocess.run(
+        [sys.executable, c42client.__file__, "E"],
+        env=os.environ | environ | {"PYTHONIOENCODING": encoding},
+        check=False,
+        capture_output=True,
+    )
+    printed = ended.stdout.decode(encoding)
+    assert (ended.returncode, ended.stderr) == (0, b"")
+    assert printed == f'{{"id": "E", "title": "{said}", "names": []}}\n'
+    assert json.loads(printed)["title"] == "Caf\u00e9 \u590f"
+
+
+def test_usage(capsys: pytest.CaptureFixture[str], upstream: Standin) -> None:
+    """`--help` says how to use it, and anything but one id is a mistake; neither asks
+    for anything.
+    """
+    right = {"C42_TOKEN": TOKEN, "C42_BASE_URL": upstream.base_url}
+    usage = "usage: python c42client.py [-h] EVENT_ID\n"
+    for arguments in (), ("a", "b"), ("--other",):
+        status, said, complaint = run(capsys, *arguments, **right)
+        assert (status, said, complaint[: len(usage)]) == (2, "", usage)
+    status, said, complaint = run(capsys, "--help", **right)
+    assert (status, said[: len(usage)], complaint) == (0, usage, "")
+    assert "\nPrint an event's title and attendees.\n" in said
+    assert upstream.calls() == 0
+    assert (
+        subprocess.run(
+            [sys.executable, c42client.__file__], check=False, capture_output=True
+        ).returncode
+        == 2
+    )
+    program = [sys.executable, c42client.__file__, DEMO_EVENTS["unknown"]]
+    ended = subprocess.run(
+        program,
+        env=os.environ | right,
+        check=False,
+        capture_output=True,
+        text=True,
+        timeout=20,
+    )
+    assert (ended.returncode, ended.stdout, ended.stderr) == (
+        1,
+        "",
+        "Calendar42 answered 404\n",
+    )
+
+
+@pytest.mark.parametrize("body", ["&#" + "1" * 5000, "\\" * 16_000 + "x"])
+def test_bodies_that_are_hard_to_read(make: Make, upstream: Standin, body: str) -> None:
+    """An error's body that is hard to search for the token changes nothing about the
+    error, and takes no time.
+    """
+    upstream.rule("events", status=502, body=body)
+    began = time.process_time()
+    error = failure(make(), DEMO_EVENTS["plain"])
+    assert (error.status, error.upstream_status) == (502, 502)
+    assert time.process_time() - began < 2

@@ -1,0 +1,330 @@
+"""One client gets no more of the server than its share, of time and of memory."""
+
+import tracemalloc
+from collections.abc import Callable
+
+import pytest
+
+from serving.connection import Serialized
+from tests.test_connection import HIT, MISS, get
+from tests.wire import Desk, Wire
+
+
+def test_a_turn_answers_32_requests_of_a_client() -> None:
+    """A turn of the loop answers at most 32 requests of a client that pipelines
+    endlessly, and answers others in between.
+    """
+    desk = Desk()
+    greedy, modest = Wire(desk), Wire(desk)
+    greedy.queue(HIT * 3000)
+    turns = 0
+    while greedy.turn():
+        modest.queue(HIT)
+        modest.turn()
+        turns += 2
+        assert modest.received.count(b"200 OK") == turns // 2
+        assert greedy.received.count(b"200 OK") <= turns * 32
+    assert len(greedy.answers()) == 3000
+
+
+def test_no_more_is_read_than_is_needed() -> None:
+    """While a worker has a request, at most 64 KiB of what the client sends next are
+    read.
+    """
+    for pieces in ([MISS * 10_000], [MISS] * 10_000):
+        wire = Wire(desk := Desk()).send(*pieces)
+        assert len(desk.waiting) == 1
+        assert len(MISS) * 10_000 - wire.untaken <= 64 * 1024
+
+
+def test_a_client_that_takes_nothing_is_asked_nothing() -> None:
+    """While a client takes no data, no more answers are made for it; the rest follow
+    once it does.
+    """
+    wire = Wire(desk := Desk())
+    wire.stuck = True
+    wire.send(*[HIT] * 5000)
+    assert wire.unsent < 100 * 1024
+    assert wire.untaken > 100 * 1024
+    while wire.unsent:
+        wire.take(10_000)
+        wire.run()
+        assert wire.unsent < 100 * 1024
+    assert len(wire.answers()) == len(desk.seen) == 5000
+
+
+LARGE_BODY = bytes(range(250)) * 4000
+
+
+def large_answer(made: list[int]) -> Callable[[], Serialized]:
+    """Return a fast path to a large answer, which notes in `made` that it was asked."""
+
+    def answer() -> Serialized:
+        made.append(1)
+        return b"HTTP/1.1 200 OK\r\nContent-Length: 1000000\r\n", LARGE_BODY
+
+    return answer
+
+
+def test_no_second_large_answer_for_a_client_that_takes_nothing() -> None:
+    """While a client takes none of a large answer, no second one is made for it, and
+    its transport holds little of the first."""
+    desk = Desk(immediate=lambda _: large_answer(made))
+    made: list[int] = []
+    wire = Wire(desk)
+    wire.stuck = True
+    wire.send(HIT * 3)
+    assert len(made) == 1
+    while wire.unsent:
+        assert wire.unsent <= 64 * 1024
+        wire.take(100_000)
+        wire.run()
+    assert [answer.body for answer in wire.answers()] == [LARGE_BODY] * 3
+
+
+def test_one_body_for_many_clients() -> None:
+    """A large answer that many clients don't take is in memory once."""
+    desk = Desk(immediate=lambda _: large_answer([]))
+    wires = [Wire(desk) for _ in range(50)]
+    tracemalloc.start()
+    try:
+        for wire in wires:
+            wire.stuck = True
+            wire.send(HIT)
+        held, _ = tracemalloc.get_traced_memory()
+    finally:
+        tracemalloc.stop()
+    assert all(wire.open for wire in wires)
+    # The stand-in for a transport copies the first piece.
+    assert held < 50 * (64 + 8) * 1024
+
+
+def test_untaken_answers_are_bounded() -> None:
+    """When the answers that clients don't take exceed their bound, those that have gone
+    longest without taking a byte are dropped, and a sixteenth of the bound is free."""
+    desk = Desk(at_once="", max_unsent=160_000)
+    wires = []
+    for _ in range(16):
+        wire = Wire(desk)
+        wire.stuck = True
+        wires.append(wire)
+        wire.send(MISS)
+    desk.loop.now += 1
+    for number, wire in enumerate(wires):
+        desk.loop.now += 1
+        _, on_done = desk.waiting.popleft()
+        on_done((b"HTTP/1.1 200 OK\r\nContent-Length: 10000\r\n", bytes(10_000)))
+        wire.run()
+        if number == 10:
+            wires[0].take(5)
+            desk.tick(1)  # the server notices
+    # Each takes 10,000 bytes and its headers, so the sixteenth is too much.
+    assert [at for at, wire in enumerate(wires) if wire.aborted] == [1, 2]
+    assert all(wire.reset for wire in wires if wire.aborted)
+    for wire in wires:
+        wire.take(20_000)
+        wire.run()
+    assert sum(len(wire.answers()) for wire in wires if not wire.aborted) == 14
+
+
+def test_a_very_large_answer_is_sent() -> None:
+    """One answer may be larger than the bound: its client isn't dropped for it, but
+    others are."""
+    desk = Desk(
+        immediate=lambda request: (
+            large_answer([]) if request.path == "/hit/a" else None
+        ),
+        max_unsent=500_000,
+    )
+    slow, large = Wire(desk), Wire(desk)
+    for wire in slow, large:
+        wire.stuck = True
+    slow.send(MISS)
+    slow.settle()
+    assert slow.unsent
+    large.send(HIT)
+    assert (slow.aborted, large.aborted) == (True, False)
+    while large.unsent:
+        large.take(100_000)
+        large.run()
+    assert large.answers()[0].body == LARGE_BODY
+
+
+def test_bodies_are_not_held() -> None:
+    """What has arrived of a body isn't kept in memory."""
+    desk = Desk()
+    wires = [Wire(desk) for _ in range(50)]
+    post = get(b"Content-Length: 65536", method=b"POST")
+    tracemalloc.start()
+    try:
+        for wire in wires:
+            wire.send(post, b"x" * 16_000, b"x" * 16_000, b"x" * 16_000)
+        held, _ = tracemalloc.get_traced_memory()
+    finally:
+        tracemalloc.stop()
+    assert held < 50 * 4_000
+
+
+def test_incomplete_requests_are_bounded() -> None:
+    """When the requests that have arrived in part exceed their bound, the ones that
+    began first are rejected, and a sixteenth of the bound is free."""
+    desk = Desk(max_pending=160_000)
+    wires = []
+    for number in range(16):
+        desk.loop.now = 2000.0 + number
+        wires.append(Wire(desk).send(get(b"X: " + b"y" * 10_000)[:-1]))
+    assert [at for at, wire in enumerate(wires) if not wire.open] == [0, 1]
+    (answer,) = wires[0].answers()
+    assert answer.status == 503
+    for wire in wires[2:]:
+        wire.send(b"\n")
+        assert [answer.status for answer in wire.answers()] == [200]
+
+
+def test_waiting_requests_are_bounded() -> None:
+    """When the requests that wait for a worker exceed the bound, others get a 503, and
+    hits are answered."""
+    desk = Desk(max_pending=100_000)
+    large = get(b"X: " + b"y" * 10_000, target=b"/miss")
+    wires = [Wire(desk).send(large) for _ in range(12)]
+    rejected = [wire for wire in wires if not wire.open]
+    assert len(desk.waiting) == 8
+    assert [wire.answers()[0].status for wire in rejected] == [503] * 4
+    assert Wire(desk).send(HIT).answers()[0].status == 200
+    for wire in wires[:7]:  # the workers still have their requests
+        wire.abort()
+        wire.run()
+    assert not Wire(desk).send(large).open
+    wires[7].settle()
+    assert wires[7].answers()[0].status == 200
+    assert Wire(desk).send(large).open
+
+
+@pytest.mark.parametrize("before", [b"", HIT])
+def test_a_request_too_many(before: bytes) -> None:
+    """A request that may not wait is rejected by its own method and Origin."""
+    head = get(b"Origin: https://a.example", method=b"HEAD", target=b"/miss")
+    answers = Wire(Desk(max_pending=1000)).send(before + head + MISS).answers
+    *_, rejection = answers("GET", "HEAD") if before else answers("HEAD")
+    assert (rejection.status, rejection.body) == (503, b"")
+    assert rejection.headers["X-Origin"] == "https://a.example"
+
+
+def test_many_small_requests_are_bounded() -> None:
+    """What a waiting request takes beside its head counts, too."""
+    desk = Desk(max_pending=50_000)
+    for _ in range(50):
+        Wire(desk).send(MISS)
+    assert 15 < len(desk.waiting) < 25
+
+
+def test_newcomers_come_first() -> None:
+    """While new clients connect, one that has pipelined many requests waits for its
+    next turn, though not for ever."""
+    desk = Desk()
+    greedy = Wire(desk)
+    greedy.queue(HIT * 200)
+    greedy.turn()
+    served = greedy.received.count(b"200 OK")
+    assert served <= 32
+    for _ in range(10):
+        Wire(desk)
+        desk.loop.turn()
+        assert greedy.received.count(b"200 OK") == served
+    desk.loop.now += 0.03
+    Wire(desk)
+    desk.loop.turn()
+    desk.loop.turn()
+    assert greedy.received.count(b"200 OK") == served + 32
+    greedy.run()
+    assert len(greedy.answers()) == 200
+
+
+def test_idle_connections_make_room() -> None:
+    """At the limit, a new connection takes the place of those that have been idle
+    longest, a sixteenth of all.
+    """
+    desk = Desk(max_connections=32)
+    wires = [Wire(desk).send(MISS)]
+    desk.finish()
+    for seconds in range(31):
+        desk.loop.now = 2000 + seconds
+        wires.append(Wire(desk))
+    wires[1].send(MISS)
+    wires[2].send(HIT[:-1])
+    desk.loop.now += 1
+    wires[3].send(HIT)
+    assert all(wire.open for wire in wires)
+    newest = Wire(desk).send(HIT)
+    assert [at for at, wire in enumerate(wires) if not wire.open] == [0, 4, 5]
+    assert [answer.status for answer in newest.answers()] == [200]
+    assert not any(wire.reset for wire in wires)
+
+
+def test_no_room() -> None:
+    """At the limit, a new connection gets a 503 if no other is idle."""
+    desk = Desk(max_connections=3)
+    busy = [Wire(desk).send(MISS) for _ in range(3)]
+    rejected = Wire(desk).send(get(b"Origin: https://a.example"))
+    (answer,) = rejected.answers()
+    assert answer.headers["X-Origin"] == "https://a.example"
+    assert (answer.status, answer.headers["Connection"], rejected.ended) == (
+        503,
+        "close",
+        True,
+    )
+    assert b'"all connections are busy"' in answer.body
+    busy[0].settle()
+    assert all(len(wire.answers()) == 1 and wire.open for wire in busy)
+    rejected.send(half_close=True)
+    assert [answer.status for answer in Wire(desk).send(HIT).answers()] == [200]
+
+
+def test_far_too_many() -> None:
+    """Connections that are too many, and send nothing, take no descriptors from the
+    app: only a few wait for their 503, for 2 s at most."""
+    desk = Desk(max_connections=16)
+    busy = [Wire(desk).send(MISS) for _ in range(16)]
+    wires = [Wire(desk) for _ in range(10)]
+    assert [wire.aborted for wire in wires] == [False] * 2 + [True] * 8
+    assert wires[0].send(HIT).answers()[0].status == 503
+    desk.tick(2)
+    assert all(wire.closed for wire in wires)
+    assert all(wire.open for wire in busy)
+
+
+@pytest.mark.parametrize("lines", [[], [b"X-%d: y" % number for number in range(80)]])
+def test_known_requests_are_bounded(lines: list[bytes]) -> None:
+    """The requests that the server remembers take at most so many bytes of memory,
+    their fast paths included, however many there are."""
+    desk = Desk(max_known=500_000)
+    wire = Wire(desk)
+    tracemalloc.start()
+    try:
+        for number in range(700):
+            wire.send(get(*lines, target=b"/hit/%d" % number))
+        wire.received.clear()
+        desk.seen.clear()
+        held, _ = tracemalloc.get_traced_memory()
+    finally:
+        tracemalloc.stop()
+    assert 10 < len(desk.server.requests.arrivals) < 500
+    assert held < 600_000
+
+
+def test_what_is_remembered() -> None:
+    """A request is remembered if it has a fast path, no body, and at most 2 KiB."""
+    desk = Desk(
+        immediate=lambda request: None if "none" in request.path else lambda: None
+    )
+    largest = get(b"X: " + b"y" * (2048 - len(get(b"X: "))))
+    others = [
+        get(target=b"/none"),
+        get(b"Content-Length: 1") + b"x",
+        largest.replace(b"X:", b"XX:"),
+    ]
+    for raw in others:
+        Wire(desk).send(raw)
+    assert list(desk.server.requests.arrivals) == []
+    Wire(desk).send(largest)
+    assert list(desk.server.requests.arrivals) == [largest]

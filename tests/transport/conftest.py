@@ -1,0 +1,70 @@
+"""Upstreams and clients, for the tests of the transport."""
+
+import contextlib
+import ssl
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from c42client import Calls, Client
+from calendar42.calls import Pause
+from tests.fixtures import PATIENCE
+from tests.transport.upstreams import Script, Sent, server_side
+
+
+@pytest.fixture
+def scripted() -> Iterator[Callable[..., Script]]:
+    """Give a test a way to serve a script: `scripted([b"HTTP/1.1 …"])`; each list is
+    one connection.
+    """
+    scripts: list[Script] = []
+
+    def serve(*connections: list[Sent], tls: ssl.SSLContext | None = None) -> Script:
+        scripts.append(Script(connections, tls))
+        return scripts[-1]
+
+    yield serve
+    for script in scripts:
+        script.end()
+
+
+@pytest.fixture
+def make() -> Iterator[Callable[..., Client]]:
+    """Give a test a way to make clients: `make(base_url)`."""
+    with contextlib.ExitStack() as stack:
+
+        def client(base_url: str, **options: Any) -> Client:
+            usual: dict[str, Any] = {
+                "timeout": PATIENCE,
+                "pause": Pause(6),
+                "on_call": lambda call: None,
+            }
+            on_fault = options.pop("on_fault", lambda error: None)
+            calls = Calls(base_url=base_url, token="x-sent", **usual | options)
+            stack.callback(calls.close)
+            return Client(calls, on_fault)
+
+        yield client
+
+
+@pytest.fixture
+def proxied(monkeypatch: pytest.MonkeyPatch) -> Callable[[str], None]:
+    """Give a test a way to name a proxy in the environment."""
+
+    def name(proxy: str) -> None:
+        for scheme in "http", "https":
+            monkeypatch.setenv(f"{scheme}_proxy", proxy)
+            monkeypatch.setenv(f"{scheme.upper()}_PROXY", proxy)
+        for variable in "no_proxy", "NO_PROXY":
+            monkeypatch.setenv(variable, "127.0.0.1")
+
+    return name
+
+
+@pytest.fixture
+def trusted(certificate: Path, monkeypatch: pytest.MonkeyPatch) -> ssl.SSLContext:
+    """Return a server's side of TLS with a certificate that is trusted."""
+    monkeypatch.setenv("REQUESTS_CA_BUNDLE", str(certificate / "fullchain.pem"))
+    return server_side(certificate)

@@ -1,0 +1,234 @@
+"""Which replies are accepted, byte for byte."""
+
+import contextlib
+import gzip
+import logging
+import socket
+import threading
+import tracemalloc
+import zlib
+
+import pytest
+
+from calendar42.replies import MAX_BODY
+from tests.fixtures import PATIENCE
+from tests.transport.upstreams import (
+    HTTP,
+    OTHER,
+    REPLY,
+    Make,
+    Scripted,
+    answer,
+    ask,
+    chunked,
+)
+
+# Which replies are accepted
+
+WHOLE = {
+    "length": (REPLY, b"{}"),
+    "empty": (answer(b""), b""),
+    "chunked": (chunked(b"[1,", b"2]"), b"[1,2]"),
+    "trailer": (chunked(b"{}", trailer=b"X-Sum: 1\r\n"), b"{}"),
+    "gzip": (answer(gzip.compress(b"{}"), b"Content-Encoding: gzip"), b"{}"),
+    "x-gzip": (answer(gzip.compress(b"{}"), b"Content-Encoding: X-GZIP"), b"{}"),
+    "gzip in members": (
+        answer(gzip.compress(b"{") + gzip.compress(b"}"), b"Content-Encoding: gzip"),
+        b"{}",
+    ),
+    "identity": (answer(b"{}", b"Content-Encoding: identity"), b"{}"),
+    "no gzip needed": (answer(b"", b"Content-Encoding: gzip"), b""),
+    "100 first": (b"HTTP/1.1 100 Continue\r\n\r\n" + REPLY, b"{}"),
+    "lines that end in LF": (REPLY.replace(b"\r\n", b"\n"), b"{}"),
+    "blank after the chunk size": (
+        b"HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\n\r\n2 \r\n{}\r\n0\r\n\r\n",
+        b"{}",
+    ),
+}
+
+
+@pytest.mark.parametrize(("reply", "body"), WHOLE.values(), ids=WHOLE)
+def test_whole_replies(
+    scripted: Scripted, make: Make, reply: bytes, body: bytes
+) -> None:
+    """A whole reply is read to its end and not beyond, and then the same connection has
+    the next one.
+    """
+    client = make(scripted([reply, OTHER]).base_url)
+    assert [ask(client).body for _ in range(2)] == [body, b"[1]"]
+
+
+@pytest.mark.parametrize("version", [b"1.0", b"1.1"])
+def test_a_reply_that_ends_with_the_connection(
+    scripted: Scripted, make: Make, version: bytes
+) -> None:
+    """A reply that doesn't say how long it is ends with its connection."""
+    reply = b"HTTP/" + version + b" 200 OK\r\n\r\n{}"
+    client = make(scripted([reply], [OTHER]).base_url)
+    assert [ask(client).body for _ in range(2)] == [b"{}", b"[1]"]
+
+
+ODD: dict[str, bytes] = {
+    "103": b"HTTP/1.1 103 Early Hints\r\n\r\n",
+    "101": b"HTTP/1.1 101 Switching Protocols\r\nUpgrade: x\r\n\r\n",
+    "redirect": b"HTTP/1.1 302 Found\r\nLocation: /\r\nContent-Length: 99999\r\n\r\n",
+    "204": b"HTTP/1.1 204 No Content\r\n\r\n",
+    "more than the reply": REPLY + b"x" * 200_000,
+    "a long error": answer(b"x" * 200_000, status=b"500 Internal Server Error"),
+}
+
+
+@pytest.mark.parametrize("reply", ODD.values(), ids=ODD)
+@pytest.mark.parametrize("late", [b"", REPLY], ids=["alone", "with a late reply"])
+def test_a_connection_with_an_odd_reply_is_not_used_again(
+    scripted: Scripted, make: Make, reply: bytes, late: bytes
+) -> None:
+    """After anything odd, the connection isn't used again: what still comes would be
+    taken for the next reply.
+    """
+    asked = threading.Event()
+
+    def send(sock: socket.socket) -> None:
+        sock.sendall(reply)
+        asked.wait(PATIENCE)
+        with contextlib.suppress(OSError):
+            sock.sendall(late)
+
+    client = make(scripted([send], [OTHER]).base_url)
+    assert ask(client).status != 0
+    asked.set()
+    assert ask(client).body == b"[1]"
+
+
+@pytest.mark.parametrize("size", [MAX_BODY, MAX_BODY + 1])
+@pytest.mark.parametrize("framing", ["length", "chunks", "gzip"])
+def test_the_largest_reply(
+    scripted: Scripted, make: Make, framing: str, size: int
+) -> None:
+    """A reply may have 8 MiB, unpacked; of a longer one, not much more is read."""
+    body = b" " * size
+    if framing == "length":
+        reply = answer(body)
+    elif framing == "gzip":
+        reply = answer(gzip.compress(body, 1), b"Content-Encoding: gzip")
+    else:
+        pieces = [body[start : start + 60_000] for start in range(0, size, 60_000)]
+        reply = chunked(*pieces)
+    read = len(ask(make(scripted([reply]).base_url)).body)
+    assert read == size if size == MAX_BODY else MAX_BODY < read <= MAX_BODY + 2**16
+
+
+def test_gzip_bomb(scripted: Scripted, make: Make) -> None:
+    """Not much more than 8 MiB are unpacked of what 64 KiB of gzip hold."""
+    bomb = gzip.compress(b"x" * 60_000_000)
+    script = scripted([answer(bomb, b"Content-Encoding: gzip")])
+    client = make(script.base_url)
+    tracemalloc.start()
+    try:
+        assert MAX_BODY < len(ask(client).body) <= MAX_BODY + 2**16
+        assert tracemalloc.get_traced_memory()[1] < 2 * MAX_BODY
+    finally:
+        tracemalloc.stop()
+
+
+ENDLESS = {
+    "status line": (b"HTTP/1.1 200 ", b"a"),
+    "chunk size": (b"HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\n\r\n1;", b"a"),
+    "trailers": (
+        b"HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\n\r\n0\r\n",
+        b"X: " + b"y" * 9995 + b"\r\n",  # short lines would take seconds to read
+    ),
+}
+
+
+@pytest.mark.parametrize(("begin", "more"), ENDLESS.values(), ids=ENDLESS)
+def test_what_never_ends(
+    scripted: Scripted, make: Make, begin: bytes, more: bytes
+) -> None:
+    """What surrounds a body is limited too, however fast it comes."""
+
+    def send(sock: socket.socket) -> None:
+        sock.sendall(begin)
+        with contextlib.suppress(ConnectionError):
+            while True:
+                sock.sendall(more * (10_000 // len(more)))
+
+    with pytest.raises(ConnectionError, match=r"^sent an invalid answer$"):
+        ask(make(scripted([send]).base_url))
+
+
+NOT_WHOLE, INVALID = "sent no whole answer", "sent an invalid answer"
+BROKEN = {
+    "no HTTP": (b"hello\r\n\r\n", INVALID),
+    "zeros": (b"\x00" * 100 + b"\r\n", INVALID),
+    "nothing": (b"", NOT_WHOLE),
+    "no status": (b"HTTP/1.1 abc OK\r\n\r\n", INVALID),
+    "low status": (b"HTTP/1.1 099 Low\r\n\r\n", INVALID),
+    "version": (b"HTTP/9.9 200 OK\r\n\r\n", INVALID),
+    "long header": (HTTP + b"X-Long: " + b"a" * 70_000 + b"\r\n\r\n", INVALID),
+    "many headers": (HTTP + b"X-Many: 1\r\n" * 7000 + b"\r\n", INVALID),
+    "two lengths": (
+        HTTP + b"Content-Length: 2\r\nContent-Length: 3\r\n\r\n{} ",
+        INVALID,
+    ),
+    "the same length twice": (answer(b"{}", b"Content-Length: 2"), INVALID),
+    "the same length twice in a line": (
+        HTTP + b"Content-Length: 2, 2\r\n\r\n{}",
+        INVALID,
+    ),
+    "two lengths in a line": (HTTP + b"Content-Length: 2, 3\r\n\r\n{} ", INVALID),
+    "a length with a blank": (HTTP + b"Content-Length: 2 0\r\n\r\n{} ", INVALID),
+    "a list of no lengths": (HTTP + b"Content-Length: ,\r\n\r\n{} ", INVALID),
+    "a signed length": (HTTP + b"Content-Length: +2\r\n\r\n{}", INVALID),
+    "a negative length": (HTTP + b"Content-Length: -2\r\n\r\n{}", INVALID),
+    "a length with an underscore": (HTTP + b"Content-Length: 0_2\r\n\r\n{}", INVALID),
+    "a negative chunk": (HTTP + b"Transfer-Encoding: chunked\r\n\r\n-2\r\n{}", INVALID),
+    "no chunk": (HTTP + b"Transfer-Encoding: chunked\r\n\r\nzz\r\n", INVALID),
+    "cut": (HTTP + b"Content-Length: 5\r\n\r\n{}", NOT_WHOLE),
+    "cut chunk": (HTTP + b"Transfer-Encoding: chunked\r\n\r\n5\r\n{}", NOT_WHOLE),
+    "no gzip": (answer(b"{}", b"Content-Encoding: gzip"), INVALID),
+    "zlib's form": (answer(zlib.compress(b"{}"), b"Content-Encoding: gzip"), INVALID),
+}
+
+
+@pytest.mark.parametrize(("reply", "why"), BROKEN.values(), ids=BROKEN)
+def test_no_reply(scripted: Scripted, make: Make, reply: bytes, why: str) -> None:
+    """A reply that isn't HTTP, breaks off or can't be unpacked is a fault, and its
+    connection isn't used again.
+    """
+    client = make(scripted([reply], [OTHER]).base_url)
+    with pytest.raises(ConnectionError) as raised:
+        ask(client)
+    assert str(raised.value) == why
+    assert ask(client).body == b"[1]"
+
+
+MALFORMED = [
+    HTTP + b"Content-Length: 2\r\nSECRET\r\n\r\n{}",
+    HTTP + b"SECRET header: x\r\nContent-Length: 2\r\n\r\n{}",
+    HTTP + b": SECRET\r\n\r\n{}",
+    HTTP + b" SECRET\r\n\r\n{}",
+    b"HTTP/1.1 200 SECRET\r\nContent-Length: 2\r\n\r\n{}",
+    b"HTTP/1.1 SECRET\r\n\r\n",
+    HTTP + b"Content-Length: SECRET\r\n\r\n{}",
+    HTTP + b"Transfer-Encoding: chunked\r\n\r\nSECRET\r\n",
+    answer(b"SECRET", b"Content-Encoding: gzip"),
+    b"SECRET",
+]
+
+
+@pytest.mark.parametrize("reply", MALFORMED)
+def test_nothing_that_came_is_logged(
+    scripted: Scripted, make: Make, caplog: pytest.LogCaptureFixture, reply: bytes
+) -> None:
+    """No part of a reply gets into the log, or into the reason that is given, at
+    whatever level.
+    """
+    caplog.set_level(logging.DEBUG)
+    client = make(scripted([reply]).base_url)
+    said = ""
+    try:
+        ask(client)
+    except OSError as error:
+        said = str(error)
+    assert "SECRET" not in caplog.text + said

@@ -1,0 +1,210 @@
+"""Certificates, and what this machine runs out of."""
+
+import errno
+import logging
+import os
+import socket
+import ssl
+import subprocess
+import threading
+import time
+from pathlib import Path
+from typing import Any
+
+import pytest
+import requests.adapters
+
+from calendar42 import wire
+from calendar42.calls import CallRecord
+from calendar42.errors import Exhausted
+from tests.fixtures import at_once, no_descriptors, until
+from tests.transport.test_replies import ODD
+from tests.transport.upstreams import (
+    OTHER,
+    REPLY,
+    Fickle,
+    Make,
+    Scripted,
+    ask,
+    load,
+    reply_once,
+    server_side,
+)
+
+# TLS, and this machine's own trouble
+
+
+def test_tls(scripted: Scripted, make: Make, trusted: ssl.SSLContext) -> None:
+    """Over TLS too a connection is kept, is replaced when it is closed, and isn't used
+    after an odd reply.
+    """
+    script = scripted([REPLY, OTHER], [ODD["103"] + REPLY], [OTHER], tls=trusted)
+    client = make(script.base_url)
+    statuses = [ask(client).status for _ in range(2)]
+    until(lambda: script.replied.acquire(blocking=False))
+    time.sleep(0.05)  # the end of the connection arrives
+    statuses += [ask(client).status for _ in range(2)]
+    assert statuses == [200, 200, 103, 200]
+
+
+def test_certificates_are_read_once(
+    make: Make, trusted: ssl.SSLContext, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """All connections share one set of certificates, however many are made at once."""
+    read: list[int] = []
+    load_locations = ssl.SSLContext.load_verify_locations
+
+    def count(context: ssl.SSLContext, *args: Any, **kwargs: Any) -> None:
+        read.append(id(context))
+        load_locations(context, *args, **kwargs)
+
+    monkeypatch.setattr(ssl.SSLContext, "load_verify_locations", count)
+    wire._read_certificates.cache_clear()
+    with Fickle(lambda is_first: True, trusted) as upstream:
+        client = make(upstream.base_url)
+        at_once(*[lambda: load(client)] * 8)
+        client.calls.close(wait=True)
+    assert len(read) == 1
+
+
+def test_the_certificates_of_requests(
+    scripted: Scripted,
+    make: Make,
+    trusted: ssl.SSLContext,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """If the environment names no certificates, those that `requests` brings along
+    count.
+    """
+    script = scripted([REPLY], tls=trusted)
+    bundle = os.environ["REQUESTS_CA_BUNDLE"]
+    monkeypatch.delenv("REQUESTS_CA_BUNDLE")
+    monkeypatch.delenv("CURL_CA_BUNDLE", raising=False)
+    monkeypatch.setattr(requests.adapters, "DEFAULT_CA_BUNDLE_PATH", bundle)
+    assert ask(make(script.base_url)).body == b"{}"
+
+
+def test_a_folder_of_certificates(
+    scripted: Scripted,
+    make: Make,
+    trusted: ssl.SSLContext,
+    certificate: Path,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """The certificates may be in a folder, as OpenSSL wants it: each file's name is the
+    hash of its subject.
+    """
+    pem = certificate / "fullchain.pem"
+    command = ["openssl", "x509", "-noout", "-hash", "-in", str(pem)]
+    hashed = subprocess.run(command, check=True, capture_output=True, text=True)
+    (tmp_path / f"{hashed.stdout.strip()}.0").write_bytes(pem.read_bytes())
+    monkeypatch.setenv("REQUESTS_CA_BUNDLE", str(tmp_path))
+    assert ask(make(scripted([REPLY], tls=trusted).base_url)).body == b"{}"
+
+
+def test_an_unknown_certificate(
+    scripted: Scripted, make: Make, certificate: Path
+) -> None:
+    """The reason says what is wrong with a certificate."""
+    script = scripted([], tls=server_side(certificate))
+    with pytest.raises(
+        ConnectionError, match=r"^certificate: self-signed certificate$"
+    ):
+        ask(make(script.base_url))
+
+
+@pytest.mark.parametrize(
+    ("bundle", "why"),
+    [
+        ("missing", "^certificate bundle: no such file$"),
+        ("nonsense", "no certificate or crl found"),
+    ],
+)
+def test_an_unreadable_bundle(
+    make: Make,
+    monkeypatch: pytest.MonkeyPatch,
+    tmp_path: Path,
+    bundle: str,
+    why: str,
+) -> None:
+    """A missing or invalid certificate bundle is a fault, and the reason says so."""
+    (tmp_path / "nonsense").write_text("no certificates")
+    monkeypatch.setenv("REQUESTS_CA_BUNDLE", str(tmp_path / bundle))
+    with (
+        socket.create_server(("127.0.0.1", 0)) as listener,
+        pytest.raises(ConnectionError, match=why),
+    ):
+        ask(make(f"https://127.0.0.1:{listener.getsockname()[1]}/"))
+
+
+def test_a_handshake_that_breaks_off(make: Make) -> None:
+    """If the upstream hangs up during the TLS handshake, the reason says so."""
+
+    def hang_up() -> None:
+        with listener.accept()[0] as sock:
+            sock.recv(65536)
+
+    with socket.create_server(("127.0.0.1", 0)) as listener:
+        thread = threading.Thread(target=hang_up)
+        thread.start()
+        with pytest.raises(ConnectionError, match=r"^broke off$"):
+            ask(make(f"https://127.0.0.1:{listener.getsockname()[1]}/"))
+        thread.join()
+
+
+def test_unreachable(make: Make) -> None:
+    """The reason says whether a connection was refused or a name is unknown."""
+    with pytest.raises(ConnectionError, match=r"^Connection refused$"):
+        ask(make("http://127.0.0.1:1/"))
+    with pytest.raises(ConnectionError, match=r"^not a host name$"):
+        ask(make(f"http://{'a' * 64}.invalid/"))
+    with pytest.raises(
+        ConnectionError,
+        match=r"^(Name or service not known|Temporary failure in name resolution)$",
+    ):
+        ask(make("http://no-such-host.invalid/"))
+
+
+@pytest.mark.parametrize("host", ["127.0.0.1", "localhost", "no-such-host.invalid"])
+def test_no_descriptors(make: Make, host: str) -> None:
+    """Running out of file descriptors is an error of its own, even while a name is
+    looked up; once there are some, calls work again.
+    """
+    with socket.create_server(("127.0.0.1", 0)) as listener:
+        client = make(f"http://{host}:{listener.getsockname()[1]}/")
+        with (
+            no_descriptors(),
+            pytest.raises(OSError, match="Too many open files") as raised,
+        ):
+            ask(client)
+        assert (type(raised.value), raised.value.errno) == (OSError, errno.EMFILE)
+        if host.endswith(".invalid"):
+            return
+        # Not earlier: it needs a descriptor to wait.
+        thread = threading.Thread(target=reply_once, args=(listener,))
+        thread.start()
+        assert ask(client).body == b"{}"
+        thread.join()
+
+
+def test_no_threads(
+    make: Make, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    """If the system allows no more threads, that is an error of c42c that says so, and
+    the call isn't made later.
+    """
+
+    def refuse(thread: threading.Thread) -> None:
+        raise RuntimeError("can't start new thread")
+
+    records: list[CallRecord] = []
+    client = make("http://127.0.0.1:1/", on_call=records.append)
+    with monkeypatch.context() as patch:
+        patch.setattr(threading.Thread, "start", refuse)
+        error = load(client)
+    assert isinstance(error, Exhausted)
+    assert str(error) == "c42c can't start another thread (ulimit -u, TasksMax)"
+    assert (error.status, error.kind, error.retry_after) == (503, "fault", 1.0)
+    assert [record.levelno for record in caplog.records] == [logging.ERROR]
+    assert records == []

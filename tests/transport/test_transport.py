@@ -1,0 +1,344 @@
+"""One call over a real socket: what is sent, and which connections are kept."""
+
+import contextlib
+import random
+import socket
+import ssl
+import threading
+import time
+from collections.abc import Callable
+
+import pytest
+
+from calendar42 import wire
+from calendar42.calls import CallRecord
+from calendar42.errors import C42Error
+from tests.fixtures import PATIENCE, at_once
+from tests.transport.upstreams import (
+    OTHER,
+    REPLY,
+    Fickle,
+    Make,
+    Script,
+    Scripted,
+    Sent,
+    ask,
+    load,
+)
+
+# What is sent
+
+
+def test_what_is_sent(scripted: Scripted, make: Make) -> None:
+    """A request has the documented headers, accepts gzip, and its path begins with the
+    base URL's.
+    """
+    script = scripted([REPLY])
+    assert ask(make(script.base_url + "api/"), "events/?ids=[a,b]").body == b"{}"
+    line, *headers = script.requests[0].decode().rstrip().split("\r\n")
+    assert line == "GET /api/events/?ids=%5Ba,b%5D HTTP/1.1"
+    assert {
+        f"Host: 127.0.0.1:{script.port}",
+        "Accept: application/json",
+        "Content-Type: application/json",
+        "Authorization: Token x-sent",
+        "Accept-Encoding: gzip",
+    } < set(headers)
+
+
+@pytest.mark.parametrize("proxy", ["http://{}", "{}", "http://me:%3Fsecret@{}"])
+def test_proxy(
+    scripted: Scripted, make: Make, proxied: Callable[[str], None], proxy: str
+) -> None:
+    """A call goes through the proxy that the environment names, with the credentials of
+    its address.
+    """
+    script = scripted([REPLY, OTHER])
+    proxied(proxy.format(f"127.0.0.1:{script.port}"))
+    client = make("http://upstream.invalid/api/")
+    assert [ask(client, path).body for path in ("a", "b")] == [b"{}", b"[1]"]
+    for path, request in zip("ab", script.requests, strict=True):
+        assert request.startswith(
+            f"GET http://upstream.invalid/api/{path} HTTP/1.1\r\n".encode()
+        )
+        assert b"Authorization: Token x-sent" in request
+        assert (b"Proxy-Authorization: Basic bWU6P3NlY3JldA==\r\n" in request) == (
+            "secret" in proxy
+        )
+
+
+def tunnel(script: Callable[[], Script], trusted: ssl.SSLContext) -> Sent:
+    """Return the proxy's side of a tunnel, at whose end is the upstream."""
+
+    def shake_hands(sock: socket.socket) -> None:
+        sock.sendall(b"HTTP/1.1 200\r\nVia: a proxy\r\n\r\n")
+        with trusted.wrap_socket(sock, server_side=True) as secure:
+            script().serve(secure, REPLY)
+
+    return shake_hands
+
+
+def test_tunnel(
+    scripted: Scripted,
+    make: Make,
+    proxied: Callable[[str], None],
+    trusted: ssl.SSLContext,
+) -> None:
+    """TLS goes through a tunnel, so that the proxy sees no headers; the certificate
+    must be the upstream's.
+    """
+    script = scripted([tunnel(lambda: script, trusted)])
+    proxied(script.base_url)
+    assert ask(make("https://localhost/")).body == b"{}"
+    assert script.requests[0].startswith(b"CONNECT localhost:443 HTTP/1.")
+    assert b"x-sent" not in script.requests[0]
+    assert script.requests[1].startswith(b"GET / HTTP/1.1\r\nHost: localhost\r\n")
+
+
+def test_a_proxy_that_is_reached_over_tls(
+    scripted: Scripted,
+    make: Make,
+    proxied: Callable[[str], None],
+    trusted: ssl.SSLContext,
+) -> None:
+    """A proxy may be reached over TLS, and the upstream's TLS goes inside that."""
+    upstream = scripted([REPLY, OTHER], tls=trusted)
+
+    def relay(sock: socket.socket) -> None:
+        sock.sendall(b"HTTP/1.1 200\r\n\r\n")
+        with socket.create_connection(("127.0.0.1", upstream.port)) as end:
+            thread = threading.Thread(target=copy, args=(end, sock))
+            thread.start()
+            copy(sock, end)
+            thread.join()
+
+    proxy = scripted([relay], tls=trusted)
+    proxied(f"https://localhost:{proxy.port}")
+    client = make(f"https://localhost:{upstream.port}/")
+    assert [ask(client).body for _ in range(2)] == [b"{}", b"[1]"]
+    assert proxy.requests[0].startswith(b"CONNECT localhost:")
+    client.calls.close()
+
+
+def copy(source: socket.socket, target: socket.socket) -> None:
+    """Pass on what comes, and its end."""
+    with contextlib.suppress(OSError):
+        while data := source.recv(65536):
+            target.sendall(data)
+        target.shutdown(socket.SHUT_WR)
+
+
+def test_tunnel_to_somebody_else(
+    scripted: Scripted,
+    make: Make,
+    proxied: Callable[[str], None],
+    trusted: ssl.SSLContext,
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    """If the certificate at the end of a tunnel is another's, the call fails, and
+    nothing is logged as a bug.
+    """
+
+    def shake_hands(sock: socket.socket) -> None:
+        sock.sendall(b"HTTP/1.1 200\r\n\r\n")
+        with contextlib.suppress(OSError):
+            trusted.wrap_socket(sock, server_side=True).close()
+
+    proxied(scripted([shake_hands]).base_url)
+    with pytest.raises(ConnectionError, match=r"^certificate: "):
+        ask(make("https://upstream.invalid/"))
+    assert not caplog.records
+
+
+def test_no_tunnel(
+    scripted: Scripted, make: Make, proxied: Callable[[str], None]
+) -> None:
+    """A proxy that refuses the tunnel is a fault, and gets no token."""
+    script = scripted([b"HTTP/1.1 403 Forbidden\r\nContent-Length: 0\r\n\r\n"])
+    proxied(script.base_url)
+    with pytest.raises(ConnectionError, match=r"^the proxy refuses the tunnel$"):
+        ask(make("https://upstream.invalid/"))
+    assert b"x-sent" not in script.requests[0]
+
+
+@pytest.mark.parametrize("drip", [b"", b"X: 1\r\n"])
+def test_a_proxy_that_hangs(
+    scripted: Scripted, make: Make, proxied: Callable[[str], None], drip: bytes
+) -> None:
+    """A proxy that sends no whole answer is let go, even if it goes on sending."""
+
+    let_go = threading.Event()
+
+    def hang(sock: socket.socket) -> None:
+        sock.sendall(drip and b"HTTP/1.1 200 OK\r\n")
+        sock.settimeout(0.02 if drip else PATIENCE)
+        with contextlib.suppress(ConnectionError):
+            for _ in range(500):
+                sock.sendall(drip)
+                with contextlib.suppress(TimeoutError):
+                    assert sock.recv(1) == b""
+                    break
+            else:
+                return
+        let_go.set()
+
+    script = scripted([hang])
+    proxied(script.base_url)
+    with pytest.raises(TimeoutError):
+        ask(make("https://upstream.invalid/"), seconds=0.2)
+    assert let_go.wait(PATIENCE)
+
+
+@pytest.mark.parametrize(
+    "proxy",
+    [
+        "http:///x",
+        "http://me:secret@127.0.0.1:99999",
+        "foo://127.0.0.1:1",
+        "http://u:s3cret@",
+    ],
+)
+def test_a_proxy_that_is_none(
+    make: Make, proxied: Callable[[str], None], proxy: str
+) -> None:
+    """An invalid proxy address in the environment is a fault, and the error doesn't
+    show it.
+    """
+    proxied(proxy)
+    with pytest.raises(
+        ConnectionError, match=r"^the proxy that the environment names can't be used$"
+    ):
+        ask(make("http://upstream.invalid/"))
+
+
+def test_no_proxy(
+    scripted: Scripted, make: Make, proxied: Callable[[str], None]
+) -> None:
+    """An upstream that NO_PROXY names is called directly."""
+    proxied("http://127.0.0.1:1")
+    assert ask(make(scripted([REPLY]).base_url)).body == b"{}"
+
+
+# Which connections are used again
+
+
+def test_a_kept_connection_that_was_closed(scripted: Scripted, make: Make) -> None:
+    """A kept connection that the upstream has closed is replaced by a new one, and the
+    request is sent once.
+    """
+    script = scripted([REPLY], [REPLY, OTHER])
+    client = make(script.base_url)
+    assert ask(client).body == b"{}"
+    assert script.replied.acquire(timeout=PATIENCE)
+    time.sleep(0.05)  # the end of the connection arrives
+    assert [ask(client).body for _ in range(2)] == [b"{}", b"[1]"]
+    assert len(script.requests) == 3
+
+
+def events_only(records: list[CallRecord]) -> list[tuple[int, bool]]:
+    """Return status, and whether there was trouble, of the calls for events."""
+    return [
+        (call.status, bool(call.trouble))
+        for call in records
+        if call.endpoint == "events"
+    ]
+
+
+def test_a_kept_connection_that_closes_upon_the_request(make: Make) -> None:
+    """A call over a kept connection that closes without a byte is made once more, over
+    a new one; both are counted and timed.
+    """
+    records: list[CallRecord] = []
+    with Fickle(lambda is_first: is_first) as upstream:
+        client = make(upstream.base_url, on_call=records.append)
+        assert [load(client).status for _ in range(5)] == [404] * 5
+        client.calls.close(wait=True)
+        assert len(records) == upstream.requests
+    repeated = [call for call in records if call.trouble]
+    assert len(repeated) >= 4
+    assert all(call.status == 0 and call.seconds > 0 for call in repeated)
+
+
+def test_a_call_is_repeated_once(make: Make) -> None:
+    """If the new connection closes too, that is a fault: there is no third call,
+    however many connections are kept.
+    """
+    records: list[CallRecord] = []
+    sound = threading.Event()
+    sound.set()
+    with Fickle(lambda is_first: sound.is_set()) as upstream:
+        client = make(upstream.base_url, on_call=records.append)
+        at_once(*[lambda: ask(client)] * 8)  # these aren't recorded
+        sound.clear()
+        error = load(client)
+        client.calls.close(wait=True)
+    assert (error.status, error.upstream_status, error.kind) == (502, 0, "fault")
+    assert events_only(records) == [(0, True), (0, True)]
+
+
+def test_a_new_connection_that_closes(make: Make) -> None:
+    """A new connection that closes without an answer is a fault: no second try."""
+    records: list[CallRecord] = []
+    with Fickle(lambda is_first: False) as upstream:
+        client = make(upstream.base_url, on_call=records.append)
+        assert load(client).status == 502
+        client.calls.close(wait=True)
+    assert events_only(records) == [(0, True)]
+
+
+@pytest.mark.parametrize("secure", [False, True], ids=["plain", "TLS"])
+def test_an_upstream_that_closes_at_random(
+    make: Make, trusted: ssl.SSLContext, secure: bool
+) -> None:
+    """An upstream that closes kept connections whenever it likes causes no fault."""
+    rng = random.Random(42)
+    faults: list[C42Error] = []
+
+    def keeps_answering(is_first: bool) -> bool:
+        return is_first or rng.random() < 0.5
+
+    with Fickle(keeps_answering, trusted if secure else None) as upstream:
+        client = make(upstream.base_url, on_fault=faults.append)
+
+        def some_loads() -> None:
+            for _ in range(25):
+                load(client)
+
+        at_once(*[some_loads] * 6)
+        client.calls.close(wait=True)
+    assert faults == []
+
+
+def test_an_old_connection(
+    scripted: Scripted, make: Make, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A connection that is older than a minute isn't used again: the name may have
+    another address by now.
+    """
+    script = scripted([REPLY, REPLY, REPLY], [OTHER])
+    client = make(script.base_url)
+    assert [ask(client).body for _ in range(2)] == [b"{}", b"{}"]
+    monkeypatch.setattr(wire, "MAX_AGE", 0.0)
+    with contextlib.suppress(ConnectionError):
+        assert ask(client).body == b"[1]"
+
+
+def test_close(scripted: Scripted, make: Make) -> None:
+    """Closing closes kept connections at once, and those of active calls after their
+    replies.
+    """
+
+    def close_and_reply(sock: socket.socket) -> None:
+        for _ in range(1000):
+            client.calls.close()
+        sock.sendall(REPLY)
+
+    kept = scripted([REPLY, REPLY])
+    client = make(kept.base_url)
+    assert ask(client).body == b"{}"
+    client.calls.close()
+    kept.end()
+    active = scripted([close_and_reply, REPLY])
+    client = make(active.base_url)
+    assert ask(client).body == b"{}"
+    active.end()

@@ -1,0 +1,272 @@
+"""A call ends at its deadline, whatever hangs."""
+
+import contextlib
+import signal
+import socket
+import threading
+import time
+from collections.abc import Iterator
+from typing import Any
+
+import pytest
+
+from calendar42.calls import Pause
+from calendar42.errors import Paused, TimedOut
+from tests.fixtures import PATIENCE, Start, until
+from tests.transport.upstreams import (
+    HTTP,
+    OTHER,
+    REPLY,
+    Make,
+    Scripted,
+    ask,
+    chunked,
+    load,
+    reply_once,
+)
+
+# Time
+
+
+SLOW = HTTP + b"Content-Length: 999\r\n\r\n" + b"x" * 999
+SLOW_CHUNKS = chunked(*[b"x"] * 200)
+
+
+@pytest.mark.parametrize(
+    ("reply", "at_once"),
+    [(SLOW, 0), (SLOW, 9), (SLOW, 25), (SLOW, 50), (SLOW_CHUNKS, 50)],
+    ids=["at all", "status", "headers", "body", "chunks"],
+)
+def test_deadline(scripted: Scripted, make: Make, reply: bytes, at_once: int) -> None:
+    """A reply that trickles in is cut off at the deadline, whatever has arrived."""
+    ended = threading.Event()
+    sent: list[int] = []
+
+    def trickle(sock: socket.socket) -> None:
+        sock.sendall(reply[:at_once])
+        for byte in reply[at_once:]:
+            if ended.wait(0.02):
+                break
+            sock.sendall(bytes([byte]))
+            sent.append(byte)
+
+    client = make(scripted([trickle]).base_url)
+    with pytest.raises(TimeoutError):
+        ask(client, seconds=0.2)
+    ended.set()
+    assert len(sent) < 100
+
+
+def test_a_reply_that_begins_late_and_hangs(scripted: Scripted, make: Make) -> None:
+    """Each read has what is left of the time."""
+    ended = threading.Event()
+
+    def hang(sock: socket.socket) -> None:
+        ended.wait(0.4)
+        sock.sendall(SLOW[:25])
+        ended.wait(PATIENCE)
+
+    client = make(scripted([hang]).base_url)
+    began = time.monotonic()
+    with pytest.raises(TimeoutError):
+        ask(client, seconds=0.5)
+    ended.set()
+    assert time.monotonic() - began < 0.8
+
+
+def test_no_time_left(make: Make) -> None:
+    """After the deadline no connection is made."""
+    with socket.create_server(("127.0.0.1", 0)) as listener:
+        client = make(f"http://127.0.0.1:{listener.getsockname()[1]}/")
+        assert isinstance(load(client, seconds=0), TimedOut)
+        listener.settimeout(0)
+        with pytest.raises(BlockingIOError):
+            listener.accept()
+
+
+@pytest.mark.parametrize("drip", [b"", b"\x02"], ids=["hangs", "trickles"])
+def test_a_handshake_ends_at_the_deadline(make: Make, drip: bytes) -> None:
+    """A TLS handshake that trickles in has all of the time, is cut off at the deadline,
+    and the connection is closed.
+    """
+    closed = threading.Event()
+
+    def serve(listener: socket.socket) -> None:
+        sock, _ = listener.accept()
+        with sock, contextlib.suppress(ConnectionError):
+            sock.sendall(b"\x16\x03\x03\x40\x00")  # 16 KiB of handshake follow
+            sock.settimeout(0.02)
+            for _ in range(500):
+                with contextlib.suppress(TimeoutError):
+                    while sock.recv(65536):
+                        pass
+                    break
+                sock.sendall(drip)
+            else:
+                return
+        closed.set()
+
+    with socket.create_server(("127.0.0.1", 0)) as listener:
+        thread = threading.Thread(target=serve, args=(listener,))
+        thread.start()
+        began = time.monotonic()
+        with pytest.raises(TimeoutError):
+            ask(make(f"https://127.0.0.1:{listener.getsockname()[1]}/"), seconds=0.4)
+        assert time.monotonic() - began >= 0.4
+        thread.join()
+    assert closed.is_set()
+
+
+def test_a_look_up_ends_at_the_deadline(
+    scripted: Scripted, make: Make, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A name server that doesn't answer delays no caller beyond the deadline; when it
+    does answer, no late request is sent.
+    """
+    answered = threading.Event()
+    looked_up = threading.Event()
+    look_up = socket.getaddrinfo
+
+    def slow(*args: Any, **kwargs: Any) -> Any:
+        answered.wait(PATIENCE)
+        looked_up.set()
+        return look_up(*args, **kwargs)
+
+    script = scripted([REPLY], [REPLY], [REPLY])
+    url = f"http://localhost:{script.port}/"
+    client = make(url)
+    with monkeypatch.context() as patch:
+        patch.setattr(socket, "getaddrinfo", slow)
+        error = load(client, seconds=0.2)
+        assert isinstance(error, TimedOut)
+        answered.set()
+        client.calls.close(wait=True)
+    assert looked_up.is_set()
+    assert script.requests == []
+    with contextlib.suppress(ConnectionError):
+        ask(make(url))
+    while len(script.requests) < 1:
+        ask(make(url))
+
+
+@contextlib.contextmanager
+def dropping() -> Iterator[int]:
+    """Listen on a port of 127.0.0.2 that drops the packets of whoever connects."""
+    with contextlib.ExitStack() as stack:
+        listener = stack.enter_context(socket.socket())
+        listener.bind(("127.0.0.2", 0))
+        listener.listen(0)
+        for _ in range(3):  # which fill its backlog
+            waiting = stack.enter_context(socket.socket())
+            waiting.setblocking(False)
+            waiting.connect_ex(listener.getsockname())
+        yield listener.getsockname()[1]
+
+
+def test_a_first_address_that_drops_packets(
+    make: Make, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Connecting to one address takes a third of the time at most, so that a name with
+    a dead first address works.
+    """
+    with dropping() as port, socket.socket() as listener:
+        listener.bind(("127.0.0.1", port))
+        listener.listen()
+        addresses = [
+            (socket.AF_INET, socket.SOCK_STREAM, 6, "", (f"127.0.0.{last}", port))
+            for last in (2, 1)
+        ]
+        monkeypatch.setattr(socket, "getaddrinfo", lambda *_, **__: addresses)
+        thread = threading.Thread(target=reply_once, args=(listener,))
+        thread.start()
+        assert ask(make(f"http://two.invalid:{port}/"), seconds=3).body == b"{}"
+        thread.join()
+
+
+def test_an_address_that_drops_packets(make: Make) -> None:
+    """An upstream that can't be connected to is unreachable, not late."""
+    with (
+        dropping() as port,
+        pytest.raises(ConnectionError, match=r"^timed out while connecting$"),
+    ):
+        ask(make(f"http://127.0.0.2:{port}/"), seconds=0.9)
+
+
+@pytest.mark.parametrize(
+    "body",
+    [
+        b"Content-Length: 99\r\n\r\n{}",
+        b"Content-Length: 2\r\nContent-Encoding: gzip\r\n\r\n{}",
+        b"Transfer-Encoding: chunked\r\n\r\nzz",
+        b"Content-Length: SECRET\r\n\r\n{}",
+        b"Content-Length: 99999\r\n\r\n" + b"x" * 99_999,
+    ],
+    ids=["cut", "not gzip", "no chunk", "no length", "long"],
+)
+def test_a_429_with_a_broken_body(make: Make, scripted: Scripted, body: bytes) -> None:
+    """A 429 is a pause, whatever becomes of its body: no event is asked for."""
+    reply = b"HTTP/1.1 429 Too Many Requests\r\nRetry-After: 30\r\n" + body
+    script = scripted([reply])
+    client = make(script.base_url)
+    assert ask(client).status == 429
+    error = load(client)
+    assert isinstance(error, Paused)
+    assert 29 < error.retry_after <= 30
+    assert len(script.requests) == 1
+
+
+def test_a_429_whose_length_is_none(make: Make, scripted: Scripted) -> None:
+    """Nobody waits for the body of a 429 that doesn't say where it ends."""
+    reply = b"HTTP/1.1 429 Slow down\r\nContent-Length: many\r\n\r\n"
+    client = make(scripted([reply, OTHER], [OTHER]).base_url)
+    assert ask(client, seconds=2).status == 429
+    assert ask(client, seconds=2).body == b"[1]"
+
+
+def test_a_429_begins_its_pause_before_its_body(make: Make, scripted: Scripted) -> None:
+    """A pause begins as soon as the status and the headers of a 429 are there."""
+    pause = Pause(6)
+    ended = threading.Event()
+
+    def hang(sock: socket.socket) -> None:
+        sock.sendall(b"HTTP/1.1 429 Slow down\r\nRetry-After: 30\r\n")
+        sock.sendall(b"Content-Length: 99\r\n\r\nx")
+        ended.wait(PATIENCE)
+
+    client = make(scripted([hang]).base_url, pause=pause)
+    asking = threading.Thread(target=ask, args=(client,))
+    asking.start()
+    until(lambda: pause.left > 29)
+    assert asking.is_alive()
+    ended.set()
+    asking.join()
+
+
+# A name server that hangs, when the service is to stop
+
+
+@pytest.mark.parametrize("signals", [1, 2])
+def test_stops_while_a_name_server_hangs(
+    start: Start, hanging_names: str, signals: int
+) -> None:
+    """SIGTERM ends the service in time while a name is being looked up, and a second
+    one ends it at once.
+    """
+    service = start(
+        C42_BASE_URL="http://hanging.invalid/",
+        C42_TIMEOUT="1" if signals == 1 else "600",
+        PYTHONPATH=hanging_names,
+    )
+    with service.connect() as client:
+        client.sendall(
+            b"GET /events-with-subscriptions/E HTTP/1.1\r\nHost: c42c\r\n\r\n"
+        )
+        until(lambda: "looking up" in service.log)
+        if signals == 1:
+            assert service.stop() == 0
+            assert client.recv(65536).startswith(b"HTTP/1.1 504 ")
+        else:
+            service.process.send_signal(signal.SIGTERM)
+            until(lambda: "stopping" in service.log)
+            service.process.send_signal(signal.SIGTERM)
+            service.process.wait(PATIENCE)
