@@ -10,7 +10,7 @@ requests. If it has sent more, it waits for a turn of its own, behind those who 
 just connected. `serving.limits` has all the bounds.
 
 `Connection.buffer_updated` is on the path of every hit. So it has its own short way for
-the usual case, one known request in one read, and looks nothing up twice.
+the usual case, one remembered request in one read, and looks nothing up twice.
 """
 
 import asyncio
@@ -27,9 +27,9 @@ from functools import partial
 from operator import attrgetter
 from typing import cast
 
-from serving.known import Arrival, FastPath, FindFastPath, KnownRequests, Serialized
 from serving.limits import Limits
 from serving.request import MalformedRequest, find_end, find_origin
+from serving.summary import FastPath, FindFastPath, Serialized, Summaries, Summary
 from serving.unsent import UnsentAnswers
 
 __all__ = [
@@ -109,8 +109,8 @@ class ServerState:
         self.now = 0.0  # at the last tick: exact enough for the end of a hit
         self.closing = False  # each answer is the last one of its connection
         self.connections: set[Connection] = set()
-        self.requests = KnownRequests(find_fast_path, limits)
-        self.find_known = self.requests.arrivals.get
+        self.summaries = Summaries(find_fast_path, limits)
+        self.find_summary = self.summaries.by_head.get
         self.unsent = UnsentAnswers(limits.max_unsent)
         self._pending = 0  # bytes of requests without an answer
         # Each read is copied out of it at once.
@@ -222,7 +222,7 @@ class Connection(asyncio.BufferedProtocol):
         self._server = server
         self._state = _READING
         self._unread = bytearray()
-        self._request: Arrival | None = None  # its body is arriving
+        self._request: Summary | None = None  # its body is arriving
         self._missing = 0  # bytes of that body
         self._counted = 0  # bytes, as pending
         self._rest: memoryview | None = None  # of a large answer that is being sent
@@ -254,12 +254,12 @@ class Connection(asyncio.BufferedProtocol):
         server = self._server
         received = server.buffer[:size].tobytes()
         if self._state is _READING and not self._unread:
-            arrival = server.find_known(received)
-            if arrival is not None and self._request is None:
+            request = server.find_summary(received)
+            if request is not None and self._request is None:
                 self.last_progress = server.now
-                data = self._answer_at_once(arrival)
+                data = self._answer_at_once(request)
                 if data is None:
-                    self._hand_to_worker(arrival)
+                    self._hand_to_worker(request)
                     return
                 self.transport.write(data)
                 if self._state is not _READING or self._blocked or self._rest:
@@ -395,19 +395,19 @@ class Connection(asyncio.BufferedProtocol):
         sent: list[bytes] = []
         size = 0
         is_done = False
-        for_worker: Arrival | None = None
+        for_worker: Summary | None = None
         try:
             for _ in range(limits.max_requests):
                 if not self._may_answer or size >= limits.max_answers:
                     break
-                arrival = self._take()
-                if arrival is None:
+                request = self._take()
+                if request is None:
                     is_done = True
                     sent.append(self._interim_answer())
                     break
-                data = self._answer_at_once(arrival)
+                data = self._answer_at_once(request)
                 if data is None:
-                    for_worker = arrival
+                    for_worker = request
                     break
                 sent.append(data)
                 size += len(data)
@@ -418,7 +418,7 @@ class Connection(asyncio.BufferedProtocol):
             self._hand_to_worker(for_worker)
         return is_done
 
-    def _take(self) -> Arrival | None:
+    def _take(self) -> Summary | None:
         """Return the next request if all of it has arrived. Its body is discarded: no
         app needs one.
         """
@@ -428,29 +428,29 @@ class Connection(asyncio.BufferedProtocol):
             end = find_end(unread, start, self._server.limits.max_head)
             if end is None:
                 return None
-            arrival = self._server.requests.recognize(bytes(unread[start:end]))
-            if arrival.length > self._server.limits.max_body:
+            request = self._server.summaries.summarize(bytes(unread[start:end]))
+            if request.length > self._server.limits.max_body:
                 raise MalformedRequest(413, "the body is too large")
             del unread[:end]
-            if arrival.length == 0:
-                return arrival
-            self._request = arrival
-            self._missing = arrival.length
-        arrival = self._request
+            if request.length == 0:
+                return request
+            self._request = request
+            self._missing = request.length
+        request = self._request
         arrived = min(self._missing, len(unread))
         del unread[:arrived]
         self._missing -= arrived
         if self._missing > 0:
             return None
         self._request = None
-        return arrival
+        return request
 
     def _interim_answer(self) -> bytes:
         """Return what the client wants to hear before it sends the body, if it does."""
-        arrival = self._request
-        if arrival is None or not arrival.expects_continue:
+        request = self._request
+        if request is None or not request.expects_continue:
             return b""
-        self._request = arrival._replace(expects_continue=False)
+        self._request = request._replace(expects_continue=False)
         return _CONTINUE
 
     def _count(self) -> None:
@@ -465,10 +465,10 @@ class Connection(asyncio.BufferedProtocol):
 
     # Answering
 
-    def _answer_at_once(self, arrival: Arrival) -> bytes | None:
+    def _answer_at_once(self, request: Summary) -> bytes | None:
         """Begin the answer of the fast path. Return None if a worker is needed."""
         # In one step, since this is the hit path.
-        _, method, keep_alive, _, _, fast_path = arrival
+        _, method, keep_alive, _, _, fast_path = request
         if fast_path is None:
             return None
         try:
@@ -480,28 +480,28 @@ class Connection(asyncio.BufferedProtocol):
             return None
         return self._begin(answer, keep_alive, method)
 
-    def _hand_to_worker(self, arrival: Arrival) -> None:
+    def _hand_to_worker(self, request: Summary) -> None:
         """Have a worker answer a request, or reject it if too many wait for one."""
-        size = len(arrival.head) + _WAITING_OVERHEAD
+        size = len(request.head) + _WAITING_OVERHEAD
         if not self._server.has_room_for(size):
-            origin = find_origin(arrival.head)
+            origin = find_origin(request.head)
             answer = self._server.reject(503, "too many requests are waiting", origin)
-            self._write(self._begin(answer, False, arrival.method))
+            self._write(self._begin(answer, False, request.method))
             return
         self._state = _WORKING
         self._server.count_pending(size)
-        self._server.dispatch(arrival.head, partial(self._finish, arrival))
+        self._server.dispatch(request.head, partial(self._finish, request))
 
-    def _finish(self, arrival: Arrival, answer: Serialized | None) -> None:
+    def _finish(self, request: Summary, answer: Serialized | None) -> None:
         """Send the answer of a worker."""
         # It held the request until now, even if the client has gone.
-        self._server.count_pending(-len(arrival.head) - _WAITING_OVERHEAD)
+        self._server.count_pending(-len(request.head) - _WAITING_OVERHEAD)
         if self._state is not _WORKING:  # the client is gone
             return
         self._state = _READING
         if answer is None:
-            answer = self._server.reject(500, FAILED, find_origin(arrival.head))
-        self._write(self._begin(answer, arrival.keep_alive, arrival.method))
+            answer = self._server.reject(500, FAILED, find_origin(request.head))
+        self._write(self._begin(answer, request.keep_alive, request.method))
         self.advance()
 
     def _reject(self, status: int, message: str) -> None:

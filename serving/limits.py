@@ -31,7 +31,7 @@ class Limits:
 
     # Of all clients together
     max_connections: int = 8192
-    max_known: int = 4 * MIB  # requests that are remembered, as estimated
+    max_remembered: int = 4 * MIB  # requests that are remembered, as estimated
     max_pending: int = 8 * MIB  # requests without an answer, complete or not
     max_unsent: int = 32 * MIB  # answers that clients haven't taken
 
@@ -40,8 +40,8 @@ class Limits:
     max_requests: int = 32
     max_answers: int = 64 * KIB
 
-    # A known request is only remembered up to this size. Larger ones are unusual.
-    max_known_head: int = 2 * KIB
+    # A request is only remembered up to this size. Larger ones are unusual.
+    max_remembered_head: int = 2 * KIB
 
     request_seconds: float = 10.0  # for a request to arrive, from its first byte
     # Without a request. Load balancers keep their connections for 600 s or less, and

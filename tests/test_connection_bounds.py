@@ -294,10 +294,10 @@ def test_far_too_many() -> None:
 
 
 @pytest.mark.parametrize("lines", [[], [b"X-%d: y" % number for number in range(80)]])
-def test_known_requests_are_bounded(lines: list[bytes]) -> None:
+def test_remembered_requests_are_bounded(lines: list[bytes]) -> None:
     """The requests that the server remembers take at most so many bytes of memory,
     their fast paths included, however many there are."""
-    desk = Desk(max_known=500_000)
+    desk = Desk(max_remembered=500_000)
     wire = Wire(desk)
     tracemalloc.start()
     try:
@@ -308,7 +308,7 @@ def test_known_requests_are_bounded(lines: list[bytes]) -> None:
         held, _ = tracemalloc.get_traced_memory()
     finally:
         tracemalloc.stop()
-    assert 10 < len(desk.server.requests.arrivals) < 500
+    assert 10 < len(desk.server.summaries.by_head) < 500
     assert held < 600_000
 
 
@@ -325,6 +325,6 @@ def test_what_is_remembered() -> None:
     ]
     for raw in others:
         Wire(desk).send(raw)
-    assert list(desk.server.requests.arrivals) == []
+    assert list(desk.server.summaries.by_head) == []
     Wire(desk).send(largest)
-    assert list(desk.server.requests.arrivals) == [largest]
+    assert list(desk.server.summaries.by_head) == [largest]

@@ -1,5 +1,9 @@
-"""What the event loop needs to know of a request, remembered in a bounded number of
-bytes: clients send the same bytes again and again.
+"""Summaries of requests, for the event loop. Those of requests with a fast path are
+remembered, in a bounded number of bytes.
+
+Clients send the same bytes again and again, and a request whose summary is remembered
+isn't parsed again. A summary lacks the header fields: parsed, they take many times the
+bytes of the head. The worker that needs them parses the head once more.
 """
 
 from collections.abc import Callable
@@ -20,11 +24,8 @@ FindFastPath = Callable[[Request], FastPath | None]
 _REMEMBERED_OVERHEAD = 1536
 
 
-class Arrival(NamedTuple):
-    """A request that has arrived.
-
-    Its header fields are not here: parsed, they take many times the bytes of the head.
-    """
+class Summary(NamedTuple):
+    """What the event loop needs of a request."""
 
     head: bytes
     method: str
@@ -34,29 +35,29 @@ class Arrival(NamedTuple):
     fast_path: FastPath | None
 
 
-class KnownRequests:
-    """Turns heads into arrivals, and remembers those that have a fast path.
+class Summaries:
+    """Summarizes requests, and remembers the summaries of those that have a fast path.
 
-    What is remembered takes at most `limits.max_known` bytes. Then all is forgotten:
-    what still comes is soon known again. Large heads aren't remembered.
+    They take at most `limits.max_remembered` bytes. Then all are forgotten: those that
+    are still needed are soon remembered again. Large heads aren't remembered.
     """
 
     def __init__(self, find_fast_path: FindFastPath, limits: Limits) -> None:
-        self.arrivals: dict[bytes, Arrival] = {}  # by head
+        self.by_head: dict[bytes, Summary] = {}  # those that are remembered
         self._find_fast_path = find_fast_path
         self._limits = limits
         self._bytes = 0
 
-    def recognize(self, head: bytes) -> Arrival:
+    def summarize(self, head: bytes) -> Summary:
         """Return what `head` asks for; raise `MalformedRequest` if it is malformed."""
-        known = self.arrivals.get(head)
-        if known is not None:
-            return known
+        remembered = self.by_head.get(head)
+        if remembered is not None:
+            return remembered
         check_head(head, self._limits.max_fields)
         request = parse(head)
         fast_path = self._find_fast_path(request)
         expects = request.headers.get("expect", "").lower() == "100-continue"
-        arrival = Arrival(
+        summary = Summary(
             head=head,
             method=request.method,
             keep_alive=request.keep_alive,
@@ -64,15 +65,15 @@ class KnownRequests:
             expects_continue=expects and request.protocol == "HTTP/1.1",
             fast_path=fast_path,
         )
-        is_usual = request.length == 0 and len(head) <= self._limits.max_known_head
+        is_usual = request.length == 0 and len(head) <= self._limits.max_remembered_head
         if fast_path is not None and is_usual:
-            self._remember(arrival)
-        return arrival
+            self._remember(summary)
+        return summary
 
-    def _remember(self, arrival: Arrival) -> None:
-        size = len(arrival.head) + _REMEMBERED_OVERHEAD
-        if self._bytes + size > self._limits.max_known:
-            self.arrivals.clear()
+    def _remember(self, summary: Summary) -> None:
+        size = len(summary.head) + _REMEMBERED_OVERHEAD
+        if self._bytes + size > self._limits.max_remembered:
+            self.by_head.clear()
             self._bytes = 0
-        self.arrivals[arrival.head] = arrival
+        self.by_head[summary.head] = summary
         self._bytes += size
