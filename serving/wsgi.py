@@ -10,6 +10,7 @@ from collections.abc import Callable, Iterable
 from concurrent.futures import Executor
 from contextlib import suppress
 from contextvars import Context
+from functools import partial
 from typing import Any
 
 from serving.connection import Dispatch, OnDone, Serialized, serialize
@@ -47,7 +48,7 @@ def bridge(
 
     def answer(head: bytes, on_done: OnDone) -> None:
         answered = None
-        request = parse(head)
+        request = parse(head)  # again: the event loop kept nothing but the head
         try:
             answered = run_app(app, make_environ(request, address))
         except BaseException:
@@ -56,11 +57,21 @@ def bridge(
 
     def dispatch(head: bytes, on_done: OnDone) -> None:
         # Each request has context variables of its own.
-        with suppress(RuntimeError):  # thread limit reached: a running worker takes it
-            pool.submit(Context().run, answer, head, on_done)
+        _queue(pool, partial(Context().run, answer, head, on_done))
 
     pool.submit(int)  # starts the first thread
     return dispatch
+
+
+def _queue(pool: Executor, call: Callable[[], object]) -> None:
+    """Have a thread of `pool` make a call, even if no further thread can be started.
+
+    `ThreadPoolExecutor.submit` queues the call, then starts a thread if none is idle.
+    If that raises, because the system's limit is reached, a running thread takes the
+    call. There is one: `bridge` starts it.
+    """
+    with suppress(RuntimeError):
+        pool.submit(call)
 
 
 def make_environ(request: Request, address: tuple[str, int]) -> dict[str, Any]:
