@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 from conftest import run_as_script
-from tests.fixtures import ROOT, until
+from tests.fixtures import PATIENCE, ROOT, until
 
 QUICK = os.environ | {
     "PYTEST_DISABLE_PLUGIN_AUTOLOAD": "1"
@@ -70,6 +70,7 @@ def test_a_killed_run_leaves_nothing_behind(workers: list[str], tmp_path: Path) 
             until(
                 lambda: pid_file.read_text().endswith(".") or run.poll() is not None,
                 "the service to start",
+                patience=3 * PATIENCE,  # pytest and the service start
             )
             service, below = (int(pid) for pid in pid_file.read_text()[:-1].split())
             assert lives(service)
