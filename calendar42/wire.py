@@ -127,14 +127,17 @@ class _Response(http.client.HTTPResponse):
         self.fp = io.BufferedReader(wire)
 
     def begin(self) -> None:
-        """Read status line and headers; reject several lengths, even if they are equal.
+        """Read status line and headers. Several lengths become one that is no number,
+        even if they are equal.
 
-        urllib3 notices them too late to close the connection.
+        Its reader rejects that, but knows the status first: a 429 begins a pause.
+        urllib3 would raise, too late to close the connection.
         """
         super().begin()
-        lengths = self.headers.get_all("Content-Length", [])
-        if "," in ",".join(lengths):
-            raise http.client.HTTPException("several lengths")
+        lengths = ",".join(self.headers.get_all("Content-Length", []))
+        if "," in lengths:
+            del self.headers["Content-Length"]
+            self.headers["Content-Length"] = "several"
 
 
 class _Connection(HTTPConnection):

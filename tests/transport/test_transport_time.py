@@ -215,11 +215,20 @@ def test_a_429_with_a_broken_body(make: Make, scripted: Scripted, body: bytes) -
     assert len(script.requests) == 1
 
 
-def test_a_429_whose_length_is_none(make: Make, scripted: Scripted) -> None:
-    """Nobody waits for the body of a 429 that doesn't say where it ends."""
-    reply = b"HTTP/1.1 429 Slow down\r\nContent-Length: many\r\n\r\n"
-    client = make(scripted([reply, OTHER], [OTHER]).base_url)
+@pytest.mark.parametrize(
+    "length", [b"many", b"2, 2", b"2, 3", b"2\r\nContent-Length: 3"]
+)
+def test_a_429_whose_length_is_none(
+    make: Make, scripted: Scripted, length: bytes
+) -> None:
+    """A 429 that doesn't say where its body ends is a pause, and nobody waits for the
+    body.
+    """
+    pause = Pause(6)
+    reply = b"HTTP/1.1 429 Slow down\r\nContent-Length: " + length + b"\r\n\r\n{} "
+    client = make(scripted([reply, OTHER], [OTHER]).base_url, pause=pause)
     assert ask(client, seconds=2).status == 429
+    assert 5 < pause.left <= 6
     assert ask(client, seconds=2).body == b"[1]"
 
 
