@@ -32,15 +32,17 @@ if find_spec("flask"):
 
 
 def pytest_sessionstart() -> None:
-    """Have SIGTERM end the tests as Ctrl-C does, so that they end the services that
-    they have started.
+    """Have SIGTERM end the tests as Ctrl-C does.
+
+    So they end the services that they have started.
     """
     signal.signal(signal.SIGTERM, _interrupt)
 
 
 def _interrupt(*_: object) -> NoReturn:
-    """Pass the signal on, to services, browsers and pytest-xdist's workers, and end the
-    tests.
+    """Pass the signal on, and end the tests.
+
+    Services, browsers and pytest-xdist's workers get it.
     """
     signal.signal(
         signal.SIGTERM, signal.SIG_IGN
@@ -52,9 +54,7 @@ def _interrupt(*_: object) -> NoReturn:
 
 
 def run_as_script(path: str) -> str | int:
-    """Run the tests of one file; return what pytest says if any fails, and nothing
-    else.
-    """
+    """Run the tests of one file; return what pytest says if any fails."""
     output = io.StringIO()
     options = [
         "-p",

@@ -1,6 +1,4 @@
-"""The browser, for the tests that look at pages, and a certificate, for those that
-speak TLS.
-"""
+"""The browser and the certificate that several tests need."""
 
 import shutil
 import subprocess
@@ -32,8 +30,9 @@ BROWSER_FLAGS = (
 
 @pytest.fixture(scope="session")
 def shared_browser() -> "Iterator[webdriver.Chrome]":
-    """Start a headless Chromium from Debian's packages, which contacts no servers by
-    itself.
+    """Start a headless Chromium from Debian's packages.
+
+    It contacts no servers by itself.
     """
     if not (CHROMIUM.exists() and CHROMEDRIVER.exists()):
         pytest.skip("needs Debian's packages chromium and chromium-driver")
@@ -70,8 +69,9 @@ def browser(shared_browser: "webdriver.Chrome") -> "Iterator[webdriver.Chrome]":
 
 @pytest.fixture(scope="session")
 def certificate(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Make a self-signed certificate for localhost; return the folder with
-    fullchain.pem and privkey.pem.
+    """Make a self-signed certificate for localhost.
+
+    Return the folder with fullchain.pem and privkey.pem.
     """
     if shutil.which("openssl") is None:
         pytest.skip("needs openssl, as Debian has it")

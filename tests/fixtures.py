@@ -1,5 +1,6 @@
-"""What the tests share: the service, really started, with the stand-in of Calendar42
-behind it.
+"""What the tests share: the service and the stand-in of Calendar42.
+
+The service is really started.
 """
 
 import contextlib
@@ -47,8 +48,9 @@ def until(
     patience: float = PATIENCE,
     every: float = 0.002,
 ) -> None:
-    """Wait until `condition` holds, looking `every` so many seconds; fail the test if
-    it never does.
+    """Wait until `condition` holds; fail the test if it never does.
+
+    Look `every` so many seconds.
     """
     give_up = time.monotonic() + patience
     while not condition():
@@ -57,15 +59,17 @@ def until(
 
 
 def new_id() -> str:
-    """Return an event id that no test has used yet: the service keeps its answers from
-    one test to the next.
+    """Return an event id that no test has used yet.
+
+    The service keeps its answers from one test to the next.
     """
     return f"{next(_numbers):032x}_14602021609581"
 
 
 def at_once(*actions: Callable[[], T]) -> list[T]:
-    """Do all `actions` at once, each in a thread of its own, and return what each of
-    them did, in their order.
+    """Do all `actions` at once, and return what they return, in their order.
+
+    Each has a thread of its own.
     """
     with ThreadPoolExecutor(len(actions)) as pool:
         return [
@@ -165,8 +169,9 @@ class Service:
         return socket.create_connection(("127.0.0.1", self.port), timeout=PATIENCE)
 
     def raw(self, target: bytes, method: bytes = b"GET", *headers: bytes) -> Raw:
-        """Send a request line as it is, which no HTTP client would do for every
-        address.
+        """Send a request line as it is.
+
+        No HTTP client would do so for every address.
         """
         lines = [
             method + b" " + target + b" HTTP/1.1",
@@ -225,8 +230,9 @@ class Inside:
         return self.http.get("/status.json").json
 
     def close(self) -> None:
-        """Stop its threads, and wait for its last calls: they would be counted in the
-        next test.
+        """Stop its threads, and wait for its last calls.
+
+        They would be counted in the next test.
         """
         self.cache.close()
         self.components.metrics.history.close()
@@ -357,16 +363,18 @@ def upstream(shared_upstream: Standin) -> Iterator[Standin]:
 
 @pytest.fixture
 def service(shared_service: Service, upstream: Standin) -> Service:
-    """Give a test the shared service, whose time-out is 2 s; use `new_id()`, since it
-    keeps its answers.
+    """Give a test the shared service, whose time-out is 2 s.
+
+    Use `new_id()`, since it keeps its answers.
     """
     return shared_service
 
 
 @pytest.fixture
 def start(upstream: Standin) -> Iterator[Callable[..., Service]]:
-    """Give a test a way to start services of its own: `start("--flag",
-    C42_EXPIRY="0.05")`.
+    """Give a test a way to start services of its own.
+
+    For example `start("--flag", C42_EXPIRY="0.05")`.
     """
     with contextlib.ExitStack() as stack:
 

@@ -142,8 +142,9 @@ class Proxy:
 
 
 class Machine:
-    """An instance's cache over a tier, with a load that counts, and waits at `gate` if
-    there is one.
+    """An instance's cache over a tier, with a load that counts.
+
+    The load waits at `gate` if there is one.
     """
 
     def __init__(
@@ -247,9 +248,7 @@ def failed(status: int, body: str = "", retry_after: float = 0.0) -> values.Stor
 
 
 def quickly(ask: Callable[[], Found]) -> Found:
-    """Return what `ask` returns; fail if it takes so long that it must have waited for
-    a Redis that hangs.
-    """
+    """Return what `ask` returns; fail if it waited for a Redis that hangs."""
     began = time.monotonic()
     found = ask()
     assert time.monotonic() - began < 2.0
@@ -259,8 +258,9 @@ def quickly(ask: Callable[[], Found]) -> Found:
 def begin_load(
     machine: Machine, pool: ThreadPoolExecutor
 ) -> tuple[str, threading.Event, Future[Found]]:
-    """Have a machine load an event until the gate is opened; return the event, the
-    gate, and the coming answer.
+    """Have a machine load an event until the gate is opened.
+
+    Return the event, the gate, and the coming answer.
     """
     event_id, gate = new_id(), threading.Event()
     machine.gate = gate

@@ -45,8 +45,9 @@ def reapers() -> list[threading.Thread]:
 
 
 def test_the_reaper_deletes_what_has_expired(make: Make, clock: Clock) -> None:
-    """The reaper deletes an entry when it expires, even if it was going to sleep
-    longer.
+    """The reaper deletes an entry when it expires.
+
+    It does so even if it was going to sleep longer.
     """
     cache = make(reaper=True)
     keep(cache, "long", lifetime=1000)
@@ -67,8 +68,9 @@ def test_the_reaper_deletes_what_has_expired(make: Make, clock: Clock) -> None:
 
 
 def test_the_reaper_keeps_up(make: Make, clock: Clock) -> None:
-    """The reaper works in batches, but deletes thousands of expired entries almost at
-    once.
+    """The reaper deletes thousands of expired entries almost at once.
+
+    It works in batches all the same.
     """
     cache = make(max_entries=20_000, reaper=True)
     fill(cache, 9000, lifetime=10)
@@ -99,8 +101,9 @@ def reads_by_thread(clock: Clock) -> Counter[str]:
 def test_the_reaper_wakes_for_what_expires_first(
     make: Make, clock: Clock, long: str, short: str
 ) -> None:
-    """The reaper wakes for the entry that expires first, good or bad, and deletes only
-    that.
+    """The reaper wakes for the entry that expires first, good or bad.
+
+    It deletes only that.
     """
     reads = reads_by_thread(clock)
     cache = make(reaper=True)
@@ -132,9 +135,7 @@ def test_the_reaper_sleeps_until_the_next_expiry(
 
 
 def test_reap_deletes_the_expired_only(cache: Cache, clock: Clock) -> None:
-    """`reap` deletes the entries of all kinds that have reached their expiry, and no
-    others.
-    """
+    """`reap` deletes the entries of all kinds that have expired, and no others."""
     for number, kind in itertools.product(range(10), KINDS):
         keep(cache, f"{kind}{number}", kind, lifetime=10 + number)
     clock.advance(13)
@@ -155,8 +156,9 @@ def test_reap_deletes_the_expired_only(cache: Cache, clock: Clock) -> None:
 def reap_cost(
     make: Make, clock: Clock, *, held: int, expired: int
 ) -> tuple[int, list[int]]:
-    """Return how many moments reaping compares, and how many entries were left at the
-    start of each batch.
+    """Return how many moments reaping compares.
+
+    Also return how many entries were left at the start of each batch.
     """
     cache = make(max_entries=10**6)
     clock.now = Moment(clock.now)
@@ -174,8 +176,9 @@ def reap_cost(
 
 
 def test_the_cost_of_reaping(make: Make, clock: Clock) -> None:
-    """The cost of reaping depends on what expires, not on what is held; each batch is
-    small.
+    """The cost of reaping depends on what expires, not on what is held.
+
+    Each batch is small.
     """
     base, sizes = reap_cost(make, clock, held=1000, expired=1000)
     more_held, _ = reap_cost(make, clock, held=5000, expired=1000)
@@ -190,8 +193,9 @@ def test_the_cost_of_reaping(make: Make, clock: Clock) -> None:
 
 
 def test_stopping_is_prompt(make: Make) -> None:
-    """`close` ends the reaper within a second and may be called again; the cache
-    remains usable.
+    """`close` ends the reaper within a second and may be called again.
+
+    The cache remains usable.
     """
     cache = make(reaper=True)
     keep(cache, "key", lifetime=1000)
@@ -225,8 +229,9 @@ def test_stopping_before_the_first_entry(make: Make) -> None:
 
 
 def test_a_fork_has_a_reaper_of_its_own() -> None:
-    """If a process forks before the first entry, as servers do, its children's reapers
-    work.
+    """If a process forks before the first entry, its children have reapers.
+
+    Servers do so.
     """
     script = """
 import os, time
@@ -280,8 +285,9 @@ def test_stopping_races_the_reaper(make: Make, clock: Clock) -> None:
 
 
 def close_from_the_reaper(cache: Cache, closing: list[Future[None]]) -> None:
-    """Close the cache from another thread while the reaper holds the lock for the first
-    time.
+    """Close the cache when the reaper holds the lock for the first time.
+
+    Another thread closes it.
     """
     if threading.current_thread().name == REAPER and not closing:
         closing.append(start(cache.close))

@@ -50,8 +50,10 @@ class Activated(SmallServer):
 
 
 def test_takes_the_socket_of_systemd() -> None:
-    """A server that is started with a socket listens there and nowhere else. Clients
-    that connect while it restarts are served by the next one."""
+    """A server that is started with a socket listens there and nowhere else.
+
+    Clients that connect while it restarts are served by the next one.
+    """
     with socket.create_server(("127.0.0.1", 0), backlog=100) as listener:
         with started(Activated(listener)) as server:
             with server.send(get("/miss", "Connection: close")) as sock:
@@ -103,8 +105,10 @@ class Asking:
 
 
 def test_a_restart_loses_nobody() -> None:
-    """With systemd's socket, none of many requests fails while the only instance
-    restarts again and again."""
+    """With systemd's socket, restarts lose no request.
+
+    The only instance restarts again and again during many requests.
+    """
     with (
         socket.create_server(("127.0.0.1", 0), backlog=100) as listener,
         contextlib.ExitStack() as stack,
@@ -172,8 +176,10 @@ def test_no_number_of_sockets(count: str) -> None:
 
 @pytest.mark.parametrize("closed", [[0], [1], [2], [0, 1, 2]])
 def test_closed_standard_streams(closed: list[int]) -> None:
-    """Standard streams that are closed are opened on the null device, so no connection
-    takes their place; the service works, and stops cleanly."""
+    """Standard streams that are closed are opened on the null device.
+
+    So no connection takes their place; the service works, and stops cleanly.
+    """
     port = free_port()
     environ = {"C42_TOKEN": TOKEN, "C42_PORT": str(port)}
     command = (
@@ -210,8 +216,9 @@ def test_closed_standard_streams(closed: list[int]) -> None:
 def serve(
     app: App, talk: Callable[[Callable[[bytes], socket.socket]], None], **options: Any
 ) -> None:
-    """Serve `app` while `talk`, in a thread, talks to it through the connections that
-    its argument makes; then stop.
+    """Serve `app` while `talk` talks to it, then stop.
+
+    `talk` runs in a thread; its argument makes connections.
     """
     signals = ["SIGTERM", "SIGINT", "SIGHUP", "SIGUSR1", "SIGUSR2"]
     handlers = [
@@ -273,8 +280,9 @@ def test_stops_without_idle_connections() -> None:
 
 
 def test_work_that_has_not_begun_is_dropped() -> None:
-    """When the time to finish is over, nobody waits for the worker threads, and they
-    begin nothing more.
+    """When the time to finish is over, nobody waits for worker threads.
+
+    They begin nothing more.
     """
     begun, gate = list[str](), threading.Event()
 

@@ -41,8 +41,9 @@ def lives(pid: int) -> bool:
     "workers", [[], ["-p", "xdist", "-n", "1"]], ids=["alone", "with xdist"]
 )
 def test_a_killed_run_leaves_nothing_behind(workers: list[str], tmp_path: Path) -> None:
-    """If pytest gets SIGTERM in the middle of a test, it ends what it has started, and
-    what that has started.
+    """If pytest gets SIGTERM, it ends all that its tests have started.
+
+    It is in the middle of a test, and what that has started ends too.
     """
     path, pid_file = tmp_path / "test_that_waits.py", tmp_path / "pids"
     path.write_text(WAITING)
@@ -84,8 +85,9 @@ def test_a_killed_run_leaves_nothing_behind(workers: list[str], tmp_path: Path) 
 
 @pytest.mark.parametrize("script", ["test_api.py", "test_cache.py"])
 def test_scripts_without_pytest(script: str) -> None:
-    """Without pytest, a test script prints one line that says how to get it, and exits
-    with 1.
+    """Without pytest, a test script says in one line how to get it.
+
+    It exits with 1.
     """
     code = (
         "import runpy, sys; sys.modules['pytest'] = None; "

@@ -88,9 +88,7 @@ def test_one_load_for_all(
 def test_errors_are_passed_through_by_all(
     status: int, services: list[Service], upstream: Standin, pool: ThreadPoolExecutor
 ) -> None:
-    """An upstream error is the answer of every instance, with its bytes, after one
-    call.
-    """
+    """One call gives every instance the bytes of an upstream error."""
     event_id = new_id()
     upstream.rule("events", event_id, status=status, body=f'{{"error": "{event_id}"}}')
     responses = ask_all(services, event_id, 8, pool)
@@ -103,9 +101,7 @@ def test_errors_are_passed_through_by_all(
 def test_no_answer_outlives_its_load(
     services: list[Service], upstream: Standin
 ) -> None:
-    """`max-age`, wherever an answer is served, never says more than what is left of the
-    expiry from its load.
-    """
+    """`max-age` says at most what is left of the expiry, wherever it is served."""
     upstream.add_event(event_id := new_id(), names=["Ada"])
     began = time.monotonic()
     first = services[0].event(event_id)

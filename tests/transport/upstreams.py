@@ -20,8 +20,9 @@ Sent = bytes | Callable[[socket.socket], None]
 
 
 class Script:
-    """Serves one connection after the other, a reply to each request; then it closes
-    the connection.
+    """Serves one connection after the other, a reply to each request.
+
+    Then it closes the connection.
     """
 
     def __init__(
