@@ -144,7 +144,7 @@ def create_app(
         metrics=metrics,
         error_log=error_log,
         origins=config.cors_origins,
-        find_fast_path=_make_fast_path(config, cache, metrics),
+        find_fast_path=_make_fast_path_finder(config, cache, metrics),
     )
     return app
 
@@ -201,9 +201,11 @@ def _make_loader(
     return tier.wrap(watched)
 
 
-def _make_fast_path(config: Settings, cache: Cache, metrics: Metrics) -> FindFastPath:
-    """Make what answers hits in the event loop; at DEBUG the app answers them too, so
-    that they are logged.
+def _make_fast_path_finder(
+    config: Settings, cache: Cache, metrics: Metrics
+) -> FindFastPath:
+    """Make what finds the fast path of hits. At DEBUG nothing has one: the app answers
+    hits too, so that they are logged.
     """
     if log.isEnabledFor(logging.DEBUG):
         return lambda request: None

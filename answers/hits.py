@@ -1,7 +1,7 @@
 """Answers hits in the event loop, byte for byte as the route would, at a tenth of the
 cost.
 
-This is the hot path: `_Hits.answer` runs for every hit. So it reads what the cache and
+This is the hit path: `_Hits.answer` runs for every hit. So it reads what the cache and
 `StoredAnswer` hold by position, and renders the headers only once a second.
 """
 
@@ -25,7 +25,7 @@ def fast_path_finder(
     hits, and counts them by status in `hits_by_status`.
     """
 
-    def find(request: Request) -> FastPath | None:
+    def find_fast_path(request: Request) -> FastPath | None:
         if request.method not in ("GET", "HEAD"):
             return None
         if not request.path.startswith(EVENT_PREFIX):
@@ -36,7 +36,7 @@ def fast_path_finder(
         cors = response.cors(origins, origin, request.method)
         return _Hits(cache, key, condition, cors, hits_by_status).answer
 
-    return find
+    return find_fast_path
 
 
 class _Hits:

@@ -474,7 +474,7 @@ class Connection(asyncio.BufferedProtocol):
         try:
             answer = fast_path()
         except Exception:
-            log.exception("an immediate answer failed")
+            log.exception("a fast path failed: a worker answers the request")
             return None
         if answer is None:
             return None

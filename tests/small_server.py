@@ -42,8 +42,8 @@ class SmallApp:
         self._waiting = 0
         self._lock = threading.Lock()  # guards _waiting
 
-    def immediate(self, request: Request) -> Callable[[], Serialized] | None:
-        """Return what answers a hit."""
+    def find_fast_path(self, request: Request) -> Callable[[], Serialized] | None:
+        """Return the fast path of a hit."""
         if not request.path.startswith("/hit/"):
             return None
         body = LARGE if request.path == "/hit/large" else request.path.encode()
@@ -95,7 +95,7 @@ def main(options: str) -> None:
         "threads": 64,
         "drain": 0,
         "patience": 10,
-        "find_fast_path": app.immediate,
+        "find_fast_path": app.find_fast_path,
         "reject": reject,
         "limits": Limits(**limits),
         **given,

@@ -515,10 +515,10 @@ def test_hits_are_what_the_route_answers(
     cache: Any = SimpleNamespace(get=lambda key: tuple(next(held)[:4]))
     headers = {} if asked is None else {"if-none-match": asked}
     request = Request("GET", f"{EVENT_PREFIX}1", "", "HTTP/1.1", headers, 0, True)
-    shortcut = hits.fast_path_finder(cache, frozenset(), Counter())(request)
-    assert shortcut
+    fast_path = hits.fast_path_finder(cache, frozenset(), Counter())(request)
+    assert fast_path
     for each in found:
-        assert shortcut() == serialize(*response.render(each, asked))
+        assert fast_path() == serialize(*response.render(each, asked))
 
 
 @pytest.mark.parametrize(
@@ -545,11 +545,11 @@ def test_a_hit_is_rendered_once_a_second(
     waiting = iter(held)
     cache: Any = SimpleNamespace(get=lambda key: (held[0].value, *next(waiting)[1:4]))
     served = Counter[bytes]()
-    shortcut = hits.fast_path_finder(cache, frozenset(), served)(
+    fast_path = hits.fast_path_finder(cache, frozenset(), served)(
         Request("GET", f"{EVENT_PREFIX}1", "", "HTTP/1.1", {}, 0, True)
     )
-    assert shortcut
-    first, second, third, last = (answer[0] for _ in held if (answer := shortcut()))
+    assert fast_path
+    first, second, third, last = (answer[0] for _ in held if (answer := fast_path()))
     assert first is second is third
     assert last_says in last
     assert served == {b"%d" % value.StoredAnswer(*stored).status: 4}

@@ -513,9 +513,9 @@ def test_bodies_are_discarded() -> None:
     ]
 
 
-def test_immediate_answers_are_immediate() -> None:
-    """An immediate answer is sent in the turn of the event loop that read the last byte
-    of the request.
+def test_the_fast_path_answers_at_once() -> None:
+    """The answer of a fast path is sent in the turn of the event loop that read the
+    last byte of the request.
     """
     wire = Wire(Desk())
     for count, pieces in enumerate(([HIT], [HIT], [HIT[:20], HIT[20:]]), 1):
@@ -560,9 +560,9 @@ def test_a_client_that_vanishes() -> None:
     assert (bytes(wire.received), desk.server.connections) == (b"", set())
 
 
-def test_an_immediate_answer_that_fails(caplog: pytest.LogCaptureFixture) -> None:
-    """If the immediate answer to a request fails, that is logged, and a worker answers
-    the request.
+def test_a_fast_path_that_fails(caplog: pytest.LogCaptureFixture) -> None:
+    """If the fast path of a request fails, that is logged, and a worker answers the
+    request.
     """
     wire = Wire(desk := Desk()).send(get(target=b"/hit/broken"), HIT)
     assert (wire.answers(), len(desk.waiting)) == ([], 1)
@@ -574,13 +574,9 @@ def test_an_immediate_answer_that_fails(caplog: pytest.LogCaptureFixture) -> Non
     )
 
 
-def test_a_request_without_an_immediate_answer(
-    caplog: pytest.LogCaptureFixture,
-) -> None:
-    """If a request never has an immediate answer, a worker answers it, and nothing is
-    logged.
-    """
-    Wire(desk := Desk(immediate=lambda _: None)).send(HIT)
+def test_a_request_without_a_fast_path(caplog: pytest.LogCaptureFixture) -> None:
+    """If a request has no fast path, a worker answers it, and nothing is logged."""
+    Wire(desk := Desk(find_fast_path=lambda _: None)).send(HIT)
     assert (len(desk.waiting), caplog.records) == (1, [])
 
 
@@ -815,7 +811,7 @@ def read_by_h11(raw: bytes) -> list[tuple[bytes, bytes]]:
 
 def read_by_us(raw: bytes) -> list[tuple[bytes, bytes]]:
     """Return method and target of the requests that our connection finds."""
-    desk = Desk(at_once="")
+    desk = Desk(fast_below="")
     wire, found = Wire(desk).send(raw, half_close=True), []
     while desk.waiting:
         request, _ = desk.waiting[0]

@@ -69,7 +69,7 @@ def large_answer(made: list[int]) -> Callable[[], Serialized]:
 def test_no_second_large_answer_for_a_client_that_takes_nothing() -> None:
     """While a client takes none of a large answer, no second one is made for it, and
     its transport holds little of the first."""
-    desk = Desk(immediate=lambda _: large_answer(made))
+    desk = Desk(find_fast_path=lambda _: large_answer(made))
     made: list[int] = []
     wire = Wire(desk)
     wire.stuck = True
@@ -84,7 +84,7 @@ def test_no_second_large_answer_for_a_client_that_takes_nothing() -> None:
 
 def test_one_body_for_many_clients() -> None:
     """A large answer that many clients don't take is in memory once."""
-    desk = Desk(immediate=lambda _: large_answer([]))
+    desk = Desk(find_fast_path=lambda _: large_answer([]))
     wires = [Wire(desk) for _ in range(50)]
     tracemalloc.start()
     try:
@@ -102,7 +102,7 @@ def test_one_body_for_many_clients() -> None:
 def test_untaken_answers_are_bounded() -> None:
     """When the answers that clients don't take exceed their bound, those that have gone
     longest without taking a byte are dropped, and a sixteenth of the bound is free."""
-    desk = Desk(at_once="", max_unsent=160_000)
+    desk = Desk(fast_below="", max_unsent=160_000)
     wires = []
     for _ in range(16):
         wire = Wire(desk)
@@ -131,7 +131,7 @@ def test_a_very_large_answer_is_sent() -> None:
     """One answer may be larger than the bound: its client isn't dropped for it, but
     others are."""
     desk = Desk(
-        immediate=lambda request: (
+        find_fast_path=lambda request: (
             large_answer([]) if request.path == "/hit/a" else None
         ),
         max_unsent=500_000,
@@ -315,7 +315,7 @@ def test_remembered_requests_are_bounded(lines: list[bytes]) -> None:
 def test_what_is_remembered() -> None:
     """A request is remembered if it has a fast path, no body, and at most 2 KiB."""
     desk = Desk(
-        immediate=lambda request: None if "none" in request.path else lambda: None
+        find_fast_path=lambda request: None if "none" in request.path else lambda: None
     )
     largest = get(b"X: " + b"y" * (2048 - len(get(b"X: "))))
     others = [

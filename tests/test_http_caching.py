@@ -36,17 +36,17 @@ PAGE = "https://app.example.com"
 
 
 class Asked:
-    """A repeated request. Like the server, it looks for its shortcut once."""
+    """A repeated request. Like the server, it looks for its fast path once."""
 
     def __init__(self, service: Inside, raw: bytes) -> None:
         self.raw = raw
         self._app = service.app.wsgi_app
         self._request = parse(raw)
-        self._shortcut = service.components.find_fast_path(self._request)
+        self._fast_path = service.components.find_fast_path(self._request)
 
-    def immediate(self) -> Serialized | None:
-        """Return the immediate answer, if there is one."""
-        answer = self._shortcut() if self._shortcut else None
+    def answer_at_once(self) -> Serialized | None:
+        """Return the fast path's answer, if it has one."""
+        answer = self._fast_path() if self._fast_path else None
         return (
             (answer[0], b"") if answer and self._request.method == "HEAD" else answer
         )  # no body will be sent
@@ -113,12 +113,10 @@ def requests_of(ids: dict[str, str], etag: str) -> Iterator[bytes]:
 
 
 @pytest.mark.parametrize("origins", ["", PAGE, "*"])
-def test_immediate_answers_are_the_routes(
+def test_the_fast_path_answers_as_the_route(
     inside: MakeInside, upstream: Standin, origins: str
 ) -> None:
-    """Every hit has an immediate answer, and it equals the route's answer byte for
-    byte.
-    """
+    """The fast path answers every hit, and nothing else, byte for byte as the route."""
     service = inside(C42_CORS_ORIGINS=origins)
     ids = load_outcomes(service, upstream)
     etag = service.event(ids["ok"]).headers["ETag"]
@@ -135,10 +133,10 @@ def test_immediate_answers_are_the_routes(
         service.clock.now += seconds
         hits: list[Asked] = []
         for request in requests:
-            immediate, route = request.immediate(), request.route()
-            assert immediate in (None, route), request.raw
+            fast, route = request.answer_at_once(), request.route()
+            assert fast in (None, route), request.raw
             is_hit = b"Cache-Status: c42c; hit" in route[0]
-            assert bool(immediate) == is_hit, request.raw
+            assert bool(fast) == is_hit, request.raw
             statuses.add(int(route[0][9:12]))
             assert (b" 304 " in route[0]) <= is_hit
             hits += [request] * is_hit
@@ -148,11 +146,11 @@ def test_immediate_answers_are_the_routes(
 
 
 def test_only_hits_are_answered_at_once(inside: MakeInside, upstream: Standin) -> None:
-    """There is no immediate answer for a cold event, or at its very expiry."""
+    """The fast path has no answer for a cold event, or at its very expiry."""
     service, event_id = inside(), new_events(upstream, 1)[0]
     get = f"GET {PREFIX}{event_id} HTTP/1.1\r\nHost: c42c\r\n\r\n".encode()
-    shortcut = service.components.find_fast_path(parse(get))
-    assert shortcut
+    fast_path = service.components.find_fast_path(parse(get))
+    assert fast_path
     for seconds, fresh in (
         (0.0, False),
         (0.0, True),
@@ -160,15 +158,13 @@ def test_only_hits_are_answered_at_once(inside: MakeInside, upstream: Standin) -
         (0.000001, False),
     ):
         service.clock.now += seconds
-        assert bool(shortcut()) == fresh
+        assert bool(fast_path()) == fresh
         service.event(event_id)
     assert upstream.calls("events") == 2
 
 
-def test_immediate_answers_follow_the_cache(
-    inside: MakeInside, upstream: Standin
-) -> None:
-    """After an event was loaded again, its immediate answer is the new one."""
+def test_the_fast_path_follows_the_cache(inside: MakeInside, upstream: Standin) -> None:
+    """After an event was loaded again, the fast path's answer is the new one."""
     service, event_id = inside(), new_id()
     request = Asked(
         service, f"GET {PREFIX}{event_id} HTTP/1.1\r\nHost: c42c\r\n\r\n".encode()
@@ -181,7 +177,7 @@ def test_immediate_answers_follow_the_cache(
         assert service.event(event_id).status_code == (200 if title else 404)
         for seconds in (0.0, 0.4, 0.7):
             service.clock.now += seconds
-            assert request.immediate() == request.route()
+            assert request.answer_at_once() == request.route()
         service.clock.now += 252
 
 
@@ -191,7 +187,7 @@ def test_hits_do_not_reach_flask(inside: MakeInside, upstream: Standin) -> None:
     """
     service, (event_id, cold) = inside(), new_events(upstream, 2)
     service.event(event_id)
-    desk = Desk(immediate=service.components.find_fast_path)
+    desk = Desk(find_fast_path=service.components.find_fast_path)
     for raw in (
         f"GET {PREFIX}{event_id} HTTP/1.1",
         f"HEAD {PREFIX}{event_id}/?x HTTP/1.1",

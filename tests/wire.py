@@ -92,35 +92,35 @@ class Loop:
 
 
 class Desk:
-    """A server without sockets and threads: it answers at once what is below `at_once`,
-    and a test answers the rest.
+    """A server without sockets and threads: the fast path answers what is below
+    `fast_below`, and a test the rest.
 
-    `immediate` takes the place of its own immediate answers.
+    `find_fast_path` takes the place of its own.
     """
 
     def __init__(
-        self, at_once: str = "/hit/", immediate: Any = None, **limits: Any
+        self, fast_below: str = "/hit/", find_fast_path: Any = None, **limits: Any
     ) -> None:
-        self.at_once = at_once
+        self.fast_below = fast_below
         self.loop = Loop()
         self.seen: list[Request] = []  # every request that was taken for one
         self.waiting: deque[tuple[Request, OnDone]] = deque()
         self.server = ServerState(
             loop=cast(Any, self.loop),
-            find_fast_path=immediate or self._find_fast_path,
+            find_fast_path=find_fast_path or self._find_fast_path,
             reject=reject,
             dispatch=self._dispatch,
             limits=Limits(**limits),
         )
 
     def _find_fast_path(self, request: Request) -> Callable[[], Serialized | None]:
-        return partial(self._immediate, request)
+        return partial(self._answer_at_once, request)
 
-    def _immediate(self, request: Request) -> Serialized | None:
+    def _answer_at_once(self, request: Request) -> Serialized | None:
         self.seen.append(request)
         if request.path == "/hit/broken":
             raise ZeroDivisionError
-        if self.at_once and request.path.startswith(self.at_once):
+        if self.fast_below and request.path.startswith(self.fast_below):
             return self.answer_to(request)
         return None
 
