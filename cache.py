@@ -33,8 +33,9 @@ PAUSED: Final = "paused"  # the upstream asked for a pause
 KINDS: Final = (OK, NEGATIVE, FAULT, PAUSED)
 
 # Seconds that a caller waits for another's load beyond its own deadline: that load may
-# have begun at the same moment, and needs a moment to hand out its outcome.
-GRACE: Final = 0.5
+# have begun at the same moment, and needs a moment to hand out its outcome. Answers are
+# promised within half a second of the deadline, and take a moment themselves.
+GRACE: Final = 0.4
 # Answers of each part deleted per hold of the lock: a few tenths of a millisecond.
 _REAP_BATCH = 128
 _REAP_PAUSE = 0.0001  # seconds between two batches, in which readers get the lock
