@@ -4,7 +4,6 @@ How an answer is read off a socket is in `tests/transport/`, and what is read ou
 its JSON in `tests/test_payload.py`.
 """
 
-import contextlib
 import gzip
 import json
 import logging
@@ -12,6 +11,7 @@ import threading
 import time
 from concurrent.futures import ThreadPoolExecutor
 from functools import partial
+from operator import attrgetter
 from pathlib import Path
 from typing import Any
 
@@ -265,23 +265,15 @@ def test_all_replies_have_a_common_limit(
     """
     monkeypatch.setattr(c42client, "MAX_BODIES", 18 * 2**20)
     client = make()
-    slow, large = new_events(upstream, 2), new_events(upstream, 1)[0]
+    *slow, large = new_events(upstream, 4)
     for event_id in slow:
         upstream.rule("events", event_id, body=7, hang_halfway=True)
     upstream.rule("events", large, body=7)
-
-    def hold(event_id: str) -> None:
-        while failure(client, event_id, 3).status != 504:
-            pass  # the large reply came first, so this one had no room
-
-    error: C42Error | None = None
     with ThreadPoolExecutor() as pool:
-        waiting = [pool.submit(hold, event_id) for event_id in slow]
-        while error is None and not waiting[0].done():
-            with contextlib.suppress(pytest.fail.Exception):
-                error = failure(client, large)
-        for one in waiting:
-            one.result()
+        waiting = [pool.submit(failure, client, event_id, 5) for event_id in slow]
+        errors = sorted((one.result() for one in waiting), key=attrgetter("status"))
+    assert [error.status for error in errors] == [503, 504, 504]
+    error = errors[0]
     assert isinstance(error, Exhausted)
     assert str(error) == "c42c is reading too many large replies of Calendar42 at once"
     assert (error.status, error.kind, error.retry_after) == (503, "fault", 1.0)
