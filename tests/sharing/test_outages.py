@@ -151,7 +151,7 @@ def test_a_connection_that_trickles_is_dropped(
     between = proxy(shared_redis.port)
     with shared_redis.client() as client:
         before = len(client.client_list())
-        one = machine(between.url, retry_after=PATIENCE)
+        one = machine(between.url, retry_after=PATIENCE, patience=1.0)
         one.ask(new_id())
         assert len(client.client_list()) > before
         between.spoil = trickle
