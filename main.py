@@ -168,7 +168,7 @@ def _make_tier(config: Settings, pause: Pause) -> "SharedTier | None":
 
     return SharedTier(
         config.cache_url,
-        scope=(config.base_url, config.token, config.expiry, config.fault_expiry),
+        scope=settings.scope(config),
         timeout=config.timeout,
         pause=pause,
     )

@@ -130,15 +130,27 @@ def _parse_origin(origin: str) -> str:
 
 
 def _setting(
-    parse: Parse[T], meaning: str, default: str = "", *, secret: bool = False
+    parse: Parse[T],
+    meaning: str,
+    default: str = "",
+    *,
+    secret: bool = False,
+    may_differ: bool = False,
 ) -> T:
     """Declare a setting; `default` is written as in the environment, and empty if there
     is none.
+
+    A setting that changes no answer `may_differ` between instances that share answers.
     """
     usage = meaning
     if default:
         usage = f"{meaning} ({default})"
-    metadata = {"parse": parse, "usage": usage, "default": default}
+    metadata = {
+        "parse": parse,
+        "usage": usage,
+        "default": default,
+        "may_differ": may_differ,
+    }
     declared: T = field(repr=not secret, metadata=metadata)
     return declared
 
@@ -155,17 +167,21 @@ class Settings:
         "token for Calendar42; required unless C42_TOKEN_FILE is set",
         secret=True,
     )
-    token_file: str = _setting(str, "file to read the token from")
+    token_file: str = _setting(str, "file to read the token from", may_differ=True)
     expiry: float = _setting(
         _number("minutes", _YEAR, 60), "minutes an answer is kept", "4.2"
     )
     loglevel: str = _setting(
-        _parse_level, "lowest level of log lines: DEBUG, INFO, WARNING...", "INFO"
+        _parse_level,
+        "lowest level of log lines: DEBUG, INFO, WARNING...",
+        "INFO",
+        may_differ=True,
     )
     logformat: str = _setting(
         _matching("text|json", "text or json"),
         "format of log lines: text or json",
         "text",
+        may_differ=True,
     )
     base_url: str = _setting(
         _parse_base_url,
@@ -176,10 +192,16 @@ class Settings:
         _matching(rf"({_LABEL}\.)*{_LABEL}\.?", "an address or a name of this machine"),
         "address to listen on",
         "127.0.0.1",
+        may_differ=True,
     )
-    port: int = _setting(_integer(1, 65535), "port to listen on", "5000")
+    port: int = _setting(
+        _integer(1, 65535), "port to listen on", "5000", may_differ=True
+    )
     timeout: float = _setting(
-        _number("seconds", 3600), "seconds within which Calendar42 must answer", "10"
+        _number("seconds", 3600),
+        "seconds within which Calendar42 must answer",
+        "10",
+        may_differ=True,
     )
     fault_expiry: float = _setting(
         _number("minutes", _YEAR, 60),
@@ -190,29 +212,42 @@ class Settings:
         _percent(50),
         "last percent of a lifetime in which a hit refreshes the answer; 0: never",
         "10",
+        may_differ=True,
     )
     max_entries: int = _setting(
-        _integer(2, 100_000_000), "maximum number of answers kept", "100000"
+        _integer(2, 100_000_000),
+        "maximum number of answers kept",
+        "100000",
+        may_differ=True,
     )
     max_mib: int = _setting(
-        _integer(1, 1_000_000), "maximum MiB that the answers kept take", "128"
+        _integer(1, 1_000_000),
+        "maximum MiB that the answers kept take",
+        "128",
+        may_differ=True,
     )
     threads: int = _setting(
         _integer(RESERVED_THREADS + 1, 10_000),
         "maximum number of worker threads",
         "256",
+        may_differ=True,
     )
     drain: float = _setting(
-        _integer(0, 3600), "seconds to keep taking requests after SIGTERM", "0"
+        _integer(0, 3600),
+        "seconds to keep taking requests after SIGTERM",
+        "0",
+        may_differ=True,
     )
     cors_origins: frozenset[str] = _setting(
         _parse_origins,
         "origins whose pages may read answers, separated by commas; or *",
+        may_differ=True,
     )
     cache_url: str = _setting(
         str,
         "redis://... to share answers with other instances",
         secret=True,
+        may_differ=True,
     )
 
 
@@ -257,6 +292,14 @@ def read(
     if mistakes:
         raise SettingsError(mistakes, values.get("logformat", "text"))
     return Settings(**values)
+
+
+def scope(config: Settings) -> tuple[tuple[str, object], ...]:
+    """Return what must be equal in instances that share answers: all settings that may
+    not differ, the token included.
+    """
+    decisive = [one.name for one in fields(config) if not one.metadata["may_differ"]]
+    return tuple((name, getattr(config, name)) for name in decisive)
 
 
 def facts(config: Settings) -> dict[str, object]:

@@ -7,6 +7,7 @@ import json
 import os
 import subprocess
 import sys
+from dataclasses import fields
 from pathlib import Path
 
 import pytest
@@ -186,10 +187,24 @@ def test_bounds(name: str, text: str, value: object) -> None:
     assert getattr(config, name) == value
 
 
-def test_faults_are_kept_no_longer_than_answers() -> None:
-    """A C42_EXPIRY below C42_FAULT_EXPIRY's default holds for faults too."""
-    config = settings.read({"C42_TOKEN": TOKEN, "C42_EXPIRY": "0.05"})
-    assert config.fault_expiry == 3.0
+@pytest.mark.parametrize(
+    "name", [one.name for one in fields(settings.Settings) if "expiry" in one.name]
+)
+def test_lifetimes(name: str) -> None:
+    """Every lifetime is at most C42_EXPIRY, the log's first line has it, and instances
+    with another one share no answers.
+    """
+    environ = {"C42_TOKEN": TOKEN, "C42_EXPIRY": "0.05"}  # less than any default
+    config = settings.read(environ)
+    assert getattr(config, name) == 3.0
+    assert settings.facts(config)[name] == 3.0
+    variable = f"C42_{name.upper()}"
+    other = settings.read({**environ, variable: "0.01"})
+    assert settings.scope(other) != settings.scope(config)
+    if name != "expiry":
+        with pytest.raises(settings.SettingsError) as raised:
+            settings.read({**environ, variable: "0.06"})
+        assert f"{variable}=0.06 is invalid" in str(raised.value)
 
 
 def test_secrets_are_not_shown() -> None:

@@ -15,6 +15,7 @@ from answers import value as values
 from cache import FAULT, KINDS, NEGATIVE, OK, Loaded, clock
 from calendar42.calls import Pause
 from calendar42.payload import Event
+from operations import settings
 from sharing.client import PATIENCE as WAIT
 from sharing.tier import LOOK_UP
 from standin import Standin
@@ -103,16 +104,21 @@ def test_expiry_is_the_same_for_all(
 def test_only_the_same_is_shared(
     inside: MakeInside, shared_redis: Redis, upstream: Standin
 ) -> None:
-    """Instances with another token, upstream or lifetime never get these answers, and
-    no key shows the token.
+    """Instances share no answers if any of the settings differs that decide what an
+    answer is, and no key shows the token.
     """
     other_url = upstream.base_url.replace("127.0.0.1", "localhost")
-    others = [{"C42_TOKEN": f"{TOKEN}2"}, {"C42_BASE_URL": other_url}]
-    others += [{"C42_EXPIRY": "4"}, {"C42_FAULT_EXPIRY": "0.2"}]
-    made = [
-        inside(C42_CACHE_URL=shared_redis.url, **environ)
-        for environ in [{}, {}, *others]
-    ]
+    others = {
+        "C42_TOKEN": f"{TOKEN}2",
+        "C42_BASE_URL": other_url,
+        "C42_EXPIRY": "4",
+        "C42_FAULT_EXPIRY": "0.2",
+    }
+    decisive = settings.scope(settings.read({"C42_TOKEN": TOKEN}))
+    assert others.keys() == {f"C42_{name.upper()}" for name, _ in decisive}
+    made = [inside(C42_CACHE_URL=shared_redis.url) for _ in range(2)]
+    for name, value in others.items():
+        made.append(inside(**{"C42_CACHE_URL": shared_redis.url, name: value}))
     upstream.add_event(event_id := new_id(), title="Shared")
     calls = []
     for one in made:
