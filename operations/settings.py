@@ -284,9 +284,9 @@ def read(
                 shown = f"{name}={_one_line(text)}"
             mistakes.append(f"{shown} is invalid: {error}")
     check_redis = partial(_check_redis, check_cache_url)
-    for complete in _complete_token, _limit_fault_expiry, check_redis:
+    for rule in _complete_token, _limit_fault_expiry, check_redis:
         try:
-            complete(values, environ)
+            rule(values, environ)
         except ValueError as error:
             mistakes.append(str(error))
     if mistakes:
