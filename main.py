@@ -191,7 +191,7 @@ def _make_loader(
         partial(client.fetch, refresh=refresh),
         expiry=config.expiry,
         fault_expiry=config.fault_expiry,
-        on_error=error_log.on_failed_load,
+        id_for=error_log.id_for_failed_load,
     )
     watched = metrics.watch(load)
     if tier is None:

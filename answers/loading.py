@@ -17,20 +17,20 @@ def loader(
     *,
     expiry: float,
     fault_expiry: float,
-    on_error: Callable[[str, C42Error], str],
+    id_for: Callable[[str, C42Error], str],
 ) -> Loader:
     """Return a function that loads events for the cache, by a deadline (of
     `time.monotonic`).
 
-    Times are in seconds. `on_error` gets an event's id and error, and returns the id
-    under which the log tells how it came about; that is kept with the error.
+    Times are in seconds. `id_for` gets an event's id and error, and returns the id under
+    which the log tells how it came about; that is kept with the error.
     """
 
     def load(event_ids: list[str], deadline: float) -> Iterator[tuple[str, Loaded]]:
         began = time.monotonic()
         for event_id, outcome in fetch(event_ids, deadline):
             if isinstance(outcome, C42Error):
-                request_id = on_error(event_id, outcome)
+                request_id = id_for(event_id, outcome)
                 seconds = time.monotonic() - began
                 yield event_id, keep(outcome, request_id, seconds)
             else:

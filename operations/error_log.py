@@ -85,7 +85,7 @@ class ErrorLog:
         """
         return self._record(_Error(status, NO_ROUTE, message), secrets.token_hex(8))
 
-    def on_failed_load(self, event_id: str, error: C42Error) -> str:
+    def id_for_failed_load(self, event_id: str, error: C42Error) -> str:
         """Return the id to keep with an event's error: that of the request that loads
         it, because the load has a line of its own.
 

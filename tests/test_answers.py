@@ -226,7 +226,7 @@ def test_what_is_kept_of_an_outcome(
         fetch,
         expiry=252.0,
         fault_expiry=6.0,
-        on_error=lambda event_id, error: f"load-of-{event_id}",
+        id_for=lambda event_id, error: f"load-of-{event_id}",
     )
     (one, first), (two, second) = load(["1", "2"], 0.0)
     assert (one, two) == ("1", "2")

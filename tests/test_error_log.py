@@ -153,10 +153,10 @@ def test_paused_loads_are_counted_too(caplog: Any) -> None:
     errors = ErrorLog()
     before = logs.request_id.set("report-9")
     pause = Paused("events", "a pause", 429, 0)
-    ids = {errors.on_failed_load(new_id(), pause) for _ in range(100)}
+    ids = {errors.id_for_failed_load(new_id(), pause) for _ in range(100)}
     assert ids == {"report-9"}
     assert len(caplog.records) == MAX_LINES
-    assert errors.on_failed_load("b", C42Error("events", "no")) == "report-9"
+    assert errors.id_for_failed_load("b", C42Error("events", "no")) == "report-9"
     assert len(caplog.records) == MAX_LINES
     logs.request_id.reset(before)
 
