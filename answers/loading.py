@@ -22,8 +22,8 @@ def loader(
     """Return a function that loads events for the cache, by a deadline (of
     `time.monotonic`).
 
-    Times are in seconds. `id_for` gets an event's id and error, and returns the id under
-    which the log tells how it came about; that is kept with the error.
+    Times are in seconds. `id_for` gets an event's id and error, and returns the id
+    under which the log tells how it came about; that is kept with the error.
     """
 
     def load(event_ids: list[str], deadline: float) -> Iterator[tuple[str, Loaded]]:
