@@ -32,7 +32,7 @@ from operations.error_log import ErrorLog
 from operations.metrics import Metrics
 from operations.refreshing import Refresher
 from operations.settings import RESERVED_THREADS, Settings, SettingsError
-from serving.connection import FindFastPath, Serialized, serialize
+from serving.interface import FindFastPath, Serialized, serialize
 from serving.server import Server
 from serving.system import open_standard_streams, return_memory_early
 

@@ -13,7 +13,7 @@ from answers import response
 from answers.response import Response
 from cache import WaitingRoomFull
 from calendar42.ids import BadIds
-from serving.connection import FAILED
+from serving.interface import FAILED
 
 # Logs an error (status, message and the exception, if it is a bug of ours), and returns
 # the id under which the log has it.

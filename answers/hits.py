@@ -11,7 +11,7 @@ from collections.abc import MutableMapping
 from answers import EVENT_PREFIX, response
 from answers.value import StoredAnswer
 from cache import Cache, Found, Hit
-from serving.connection import FastPath, FindFastPath, Serialized, serialize
+from serving.interface import FastPath, FindFastPath, Serialized, serialize
 from serving.request import Request
 
 _BODY = StoredAnswer._fields.index("body")

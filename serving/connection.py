@@ -19,7 +19,6 @@ import socket
 import struct
 import time
 from collections import deque
-from collections.abc import Callable, Iterable
 from contextlib import suppress
 from email.utils import formatdate
 from enum import Enum, auto
@@ -27,32 +26,17 @@ from functools import partial
 from operator import attrgetter
 from typing import cast
 
+from serving.interface import (
+    FAILED,
+    Dispatch,
+    FindFastPath,
+    MakeRejection,
+    Serialized,
+)
 from serving.limits import Limits
 from serving.request import MalformedRequest, find_end, find_origin
-from serving.summary import FastPath, FindFastPath, Serialized, Summaries, Summary
+from serving.summary import Summaries, Summary
 from serving.unsent import UnsentAnswers
-
-__all__ = [
-    "FAILED",
-    "Connection",
-    "Dispatch",
-    "FastPath",
-    "FindFastPath",
-    "MakeRejection",
-    "OnDone",
-    "Serialized",
-    "ServerState",
-    "serialize",
-]
-
-# Takes an answer, or None if the app raised.
-OnDone = Callable[[Serialized | None], None]
-# Makes an error from a status, a message, and the Origin header or "".
-MakeRejection = Callable[[int, str, str], Serialized]
-# Has a request, given as its head, answered by a worker.
-Dispatch = Callable[[bytes, OnDone], object]
-
-FAILED = "the service failed; its log says why"
 
 _EMPTY_LINE = b"\r\n"
 _CONTINUE = b"HTTP/1.1 100 Continue\r\n\r\n"
@@ -63,16 +47,6 @@ _PIECE = 64 * 1024
 _WAITING_OVERHEAD = 2304
 _RESET = struct.pack("ii", 1, 0)  # for SO_LINGER
 log = logging.getLogger("c42c")
-
-
-def serialize(
-    status: str, headers: Iterable[tuple[str, str]], body: bytes
-) -> Serialized:
-    """Return an answer as bytes; `status` is the code and the reason."""
-    lines = [f"HTTP/1.1 {status}"]
-    lines += [f"{name}: {text}" for name, text in headers]
-    lines.append("")
-    return "\r\n".join(lines).encode("latin-1"), body
 
 
 class _State(Enum):

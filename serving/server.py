@@ -14,7 +14,8 @@ from dataclasses import replace
 from functools import partial
 
 from serving import system
-from serving.connection import Connection, FindFastPath, MakeRejection, ServerState
+from serving.connection import Connection, ServerState
+from serving.interface import FindFastPath, MakeRejection
 from serving.limits import Limits
 from serving.wsgi import App, bridge
 

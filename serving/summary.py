@@ -6,19 +6,11 @@ isn't parsed again. A summary lacks the header fields: parsed, they take many ti
 bytes of the head. The worker that needs them parses the head once more.
 """
 
-from collections.abc import Callable
 from typing import NamedTuple
 
+from serving.interface import FastPath, FindFastPath
 from serving.limits import Limits
-from serving.request import Request, check_head, parse
-
-# Status line and header lines, each with its CRLF; and the body.
-Serialized = tuple[bytes, bytes]
-# Answers one particular request, or returns None if that needs a worker.
-FastPath = Callable[[], Serialized | None]
-# Finds the fast path of a request, if it has one. A fast path is remembered for as long
-# as its request is: it must hold no more than it needs, and not the request itself.
-FindFastPath = Callable[[Request], FastPath | None]
+from serving.request import check_head, parse
 
 # A tuple, a fast path and the headers that it has rendered: 1,160 bytes as measured.
 _REMEMBERED_OVERHEAD = 1536

@@ -13,7 +13,7 @@ from contextvars import Context
 from functools import partial
 from typing import Any
 
-from serving.connection import Dispatch, OnDone, Serialized, serialize
+from serving.interface import Dispatch, OnDone, Serialized, serialize
 from serving.request import Request, parse
 
 # Werkzeug would take the request for a WebSocket's, and reject it, because of Upgrade.

@@ -19,7 +19,7 @@ from collections.abc import Callable, Iterable
 from typing import Any
 
 from answers.value import envelope
-from serving.connection import Serialized
+from serving.interface import Serialized
 from serving.limits import Limits
 from serving.request import Request
 

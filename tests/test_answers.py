@@ -20,7 +20,7 @@ from cache import FAULT, KINDS, NEGATIVE, OK, PAUSED, Found, Loaded, WaitingRoom
 from calendar42.errors import C42Error, Paused, TimedOut
 from calendar42.ids import BadIds
 from calendar42.payload import Event
-from serving.connection import serialize
+from serving.interface import serialize
 from serving.request import Request
 from sharing.tier import FORMAT
 

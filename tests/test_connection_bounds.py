@@ -5,7 +5,7 @@ from collections.abc import Callable
 
 import pytest
 
-from serving.connection import Serialized
+from serving.interface import Serialized
 from tests.test_connection import HIT, MISS, get
 from tests.wire import Desk, Wire
 

@@ -11,7 +11,7 @@ from typing import Any
 
 import pytest
 
-from serving.connection import Serialized
+from serving.interface import Serialized
 from serving.request import parse
 from serving.wsgi import make_environ, run_app
 from standin import DEMO_EVENTS, Gate, Standin

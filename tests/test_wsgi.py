@@ -12,7 +12,7 @@ from wsgiref.validate import validator
 
 import pytest
 
-from serving.connection import Serialized
+from serving.interface import Serialized
 from serving.request import parse
 from serving.wsgi import App, bridge, make_environ, run_app
 from tests.fixtures import PATIENCE

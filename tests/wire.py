@@ -12,7 +12,8 @@ from functools import partial
 from typing import Any, NamedTuple, cast
 
 from answers import response
-from serving.connection import Connection, OnDone, Serialized, ServerState, serialize
+from serving.connection import Connection, ServerState
+from serving.interface import OnDone, Serialized, serialize
 from serving.limits import Limits
 from serving.request import Request, parse
 
