@@ -14,9 +14,10 @@ from dataclasses import replace
 from functools import partial
 
 from serving import system
-from serving.connection import Connection, ServerState
+from serving.connection import Connection
 from serving.interface import FindFastPath, MakeRejection
 from serving.limits import Limits
+from serving.state import ServerState
 from serving.wsgi import App, bridge
 
 try:

@@ -12,10 +12,11 @@ from functools import partial
 from typing import Any, NamedTuple, cast
 
 from answers import response
-from serving.connection import Connection, ServerState
+from serving.connection import Connection
 from serving.interface import OnDone, Serialized, serialize
 from serving.limits import Limits
 from serving.request import Request, parse
+from serving.state import ServerState
 
 
 class Received(NamedTuple):
