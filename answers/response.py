@@ -44,7 +44,7 @@ def render(found: Found, condition: str | None) -> Response:
     Of what changes with time, it depends on `int(found.ttl)` alone: see `answers.hits`.
     """
     stored = StoredAnswer(*found.value)
-    headers = _describe([found], stored.upstream_status)
+    headers = [NOSNIFF, *_cache_headers([found], stored.upstream_status)]
     if _is_fault(found):
         headers.append(("Retry-After", str(_retry_after(found, stored))))
     if stored.request_id:
@@ -70,8 +70,8 @@ def render_many(found: Mapping[str, Found], condition: str | None) -> Response:
         b",".join(data),
         encode(errors),
     )
-    answer = StoredAnswer(body, 200, JSON, make_etag(body))
-    return _complete(answer, _describe(found.values()), condition)
+    headers = [NOSNIFF, *_cache_headers(found.values())]
+    return _complete(StoredAnswer(body, 200, JSON, make_etag(body)), headers, condition)
 
 
 def error(status: int, message: str, *headers: tuple[str, str]) -> Response:
@@ -121,9 +121,9 @@ def _complete(
     return Response(status_line(answer.status), content + headers, answer.body)
 
 
-def _describe(parts: Collection[Found], upstream_status: int = 0) -> Headers:
-    """Return the headers that say how an answer came about, and for how many seconds
-    clients may keep it.
+def _cache_headers(parts: Collection[Found], upstream_status: int = 0) -> Headers:
+    """Return Cache-Control, for how many seconds clients may keep an answer, and
+    Cache-Status, how it came about.
     """
     sources = set()
     stored = True
@@ -140,7 +140,7 @@ def _describe(parts: Collection[Found], upstream_status: int = 0) -> Headers:
     if lasting and ttl > 0:
         cache_control = ("Cache-Control", f"max-age={left}")
     cache_status = _cache_status(sources, upstream_status, stored, left)
-    return [NOSNIFF, cache_control, ("Cache-Status", cache_status)]
+    return [cache_control, ("Cache-Status", cache_status)]
 
 
 def _source(found: Found) -> str:
