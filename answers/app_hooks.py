@@ -44,20 +44,20 @@ def register(
     app.register_error_handler(Exception, handlers.on_bug)
 
     @app.after_request
-    def finish(answer: flask.Response) -> flask.Response:
-        if request.method == "OPTIONS" and answer.status_code == 200:
-            answer.status_code = 204
-            del answer.headers["Content-Type"]
+    def finish(flask_response: flask.Response) -> flask.Response:
+        if request.method == "OPTIONS" and flask_response.status_code == 200:
+            flask_response.status_code = 204
+            del flask_response.headers["Content-Type"]
         # Flask writes reason phrases in capitals.
-        answer.status = response.status_line(answer.status_code)
+        flask_response.status = response.status_line(flask_response.status_code)
         origin = request.headers.get("Origin", "")
-        answer.headers.extend(response.cors(origins, origin, request.method))
-        return answer
+        flask_response.headers.extend(response.cors(origins, origin, request.method))
+        return flask_response
 
 
-def respond(answer: Response) -> flask.Response:
+def respond(rendered: Response) -> flask.Response:
     """Turn a response into Flask's."""
-    return flask.Response(answer.body, answer.status, answer.headers)
+    return flask.Response(rendered.body, rendered.status, rendered.headers)
 
 
 def _ignore_headers() -> None:
@@ -119,5 +119,5 @@ class _ErrorHandlers:
         bug: Exception | None = None,
     ) -> flask.Response:
         request_id = self._on_error(status, message, bug)
-        answer = response.error(status, message, *headers, ("X-Request-ID", request_id))
-        return respond(answer)
+        id_header = ("X-Request-ID", request_id)
+        return respond(response.error(status, message, *headers, id_header))

@@ -85,21 +85,21 @@ class _Hits:
         hit = self._cache.get(self._key)
         if hit is None:
             return None
-        stored, _, _, ttl = hit
+        value, _, _, ttl = hit
         seconds = self._seconds
-        if stored[_ETAG] is not self._etag or not seconds <= ttl < seconds + 1:
+        if value[_ETAG] is not self._etag or not seconds <= ttl < seconds + 1:
             self._render(hit)
         self._hits_by_status[self._status] += 1
         if self._has_body:
-            return self._head, stored[_BODY]
+            return self._head, value[_BODY]
         return self._head, b""
 
     def _render(self, hit: Hit) -> None:
-        stored, kind, age, ttl = hit
-        found = Found(stored, kind, age, ttl, source="hit", stored=True)
+        value, kind, age, ttl = hit
+        found = Found(value, kind, age, ttl, source="hit", stored=True)
         status, headers, body = response.render(found, self._condition)
         self._head, _ = serialize(status, headers + self._cors, body)
-        self._etag = stored[_ETAG]
+        self._etag = value[_ETAG]
         self._seconds = int(ttl)
         self._has_body = bool(body)
         self._status = status[:3].encode()

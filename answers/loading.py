@@ -41,20 +41,20 @@ def loader(
         beginning of its load.
         """
         if error.kind == NEGATIVE:
-            stored = failure(error, request_id=request_id)
-            return Loaded(stored, NEGATIVE, expiry)
+            value = failure(error, request_id=request_id)
+            return Loaded(value, NEGATIVE, expiry)
         lifetime = fault_expiry
         if error.private:
             lifetime = 0.0  # it isn't kept: c42c would ask again at once
         elif error.kind == PAUSED:
             lifetime = min(max(error.retry_after, fault_expiry), expiry)
-        stored = failure(
+        value = failure(
             error,
             extra_wait=max(0, math.ceil(error.retry_after - lifetime)),
             request_id=request_id,
         )
         return Loaded(
-            stored,
+            value,
             error.kind,
             lifetime,
             age=-seconds,  # a fault ages from when it was found

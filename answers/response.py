@@ -71,13 +71,14 @@ def render_many(found: Mapping[str, Found], condition: str | None) -> Response:
         encode(errors),
     )
     headers = [NOSNIFF, *_cache_headers(found.values())]
-    return _complete(StoredAnswer(body, 200, JSON, make_etag(body)), headers, condition)
+    stored = StoredAnswer(body, 200, JSON, make_etag(body))
+    return _complete(stored, headers, condition)
 
 
 def error(status: int, message: str, *headers: tuple[str, str]) -> Response:
     """Make the response for an error that isn't an event's; `headers` are added."""
-    answer = StoredAnswer(envelope(status, message), status, JSON, etag="")
-    return _complete(answer, [NOSNIFF, NO_STORE, *headers], None)
+    stored = StoredAnswer(envelope(status, message), status, JSON, etag="")
+    return _complete(stored, [NOSNIFF, NO_STORE, *headers], None)
 
 
 def cors(origins: frozenset[str], origin: str, method: str) -> Headers:
@@ -105,20 +106,20 @@ def status_line(status: int) -> str:
 
 
 def _complete(
-    answer: StoredAnswer, headers: Headers, condition: str | None
+    stored: StoredAnswer, headers: Headers, condition: str | None
 ) -> Response:
     """Add the headers of the body, or make it a 304 if the client has the body (RFC
     9110, 13.1.2 and 15.4.5).
     """
-    if answer.status == 200:
-        headers.append(("ETag", answer.etag))
-        if condition and parse_etags(condition).contains_weak(answer.etag[1:-1]):
+    if stored.status == 200:
+        headers.append(("ETag", stored.etag))
+        if condition and parse_etags(condition).contains_weak(stored.etag[1:-1]):
             return Response(status_line(304), headers, b"")
     content = [
-        ("Content-Type", answer.content_type),
-        ("Content-Length", str(len(answer.body))),
+        ("Content-Type", stored.content_type),
+        ("Content-Length", str(len(stored.body))),
     ]
-    return Response(status_line(answer.status), content + headers, answer.body)
+    return Response(status_line(stored.status), content + headers, stored.body)
 
 
 def _cache_headers(parts: Collection[Found], upstream_status: int = 0) -> Headers:
@@ -126,20 +127,20 @@ def _cache_headers(parts: Collection[Found], upstream_status: int = 0) -> Header
     Cache-Status, how it came about.
     """
     sources = set()
-    stored = True
+    all_kept = True
     lasting = True
     ttl = min(part.ttl for part in parts)
     for part in parts:
         sources.add(_source(part))
         if not part.stored:
-            stored = False
+            all_kept = False
         if part.kind not in (OK, NEGATIVE):
             lasting = False
     left = max(0, int(ttl))
     cache_control = NO_STORE
     if lasting and ttl > 0:
         cache_control = ("Cache-Control", f"max-age={left}")
-    cache_status = _cache_status(sources, upstream_status, stored, left)
+    cache_status = _cache_status(sources, upstream_status, all_kept, left)
     return [cache_control, ("Cache-Status", cache_status)]
 
 
@@ -155,7 +156,7 @@ def _source(found: Found) -> str:
 
 
 def _cache_status(
-    sources: set[str], upstream_status: int, stored: bool, left: int
+    sources: set[str], upstream_status: int, all_kept: bool, left: int
 ) -> str:
     """Return Cache-Status (RFC 9211, 2); `fwd` is only for requests that went on to
     Calendar42.
@@ -178,7 +179,7 @@ def _cache_status(
         said.append(f"fwd-status={upstream_status}")
     if from_redis and not loaded_here:
         said.append("detail=shared")
-    if stored:
+    if all_kept:
         said.append("stored")
         said.append(f"ttl={left}")
     return "; ".join(said)

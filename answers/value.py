@@ -21,7 +21,7 @@ _PHRASES = http.client.responses | {
     416: "Range Not Satisfiable",
     422: "Unprocessable Content",
 }
-# What the cache keeps is a plain tuple; `StoredAnswer(*stored)` reads it.
+# What the cache keeps is a plain tuple; `StoredAnswer(*value)` reads it.
 StoredTuple = tuple[Any, ...]
 
 
