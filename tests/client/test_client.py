@@ -400,8 +400,8 @@ def test_calls_end_by_their_deadline(make: Make, upstream: Standin) -> None:
     client = make()
     for _ in range(20):
         assert failure(client, DEMO_EVENTS["unknown"], 1).status == 404
-    # The one for events is kept.
-    until(lambda: upstream.connections == 1, patience=5)
+    # The one for events is kept, unless the last of these calls went over it.
+    until(lambda: upstream.connections <= 1, patience=5)
 
 
 @pytest.mark.parametrize("endpoint", ENDPOINTS)
