@@ -1,5 +1,6 @@
 """The contract: what openapi.json says is what the service does."""
 
+import copy
 import json
 import re
 from collections.abc import Callable, Iterator
@@ -54,19 +55,34 @@ def responses() -> Iterator[tuple[str, str, Any]]:
             yield path, status, resolved(response)
 
 
-@pytest.fixture(scope="module")
-def schema() -> Any:
-    """Give tests the document as Schemathesis reads it."""
+def load(document: dict[str, Any]) -> Any:
+    """Return a document as Schemathesis reads it."""
     import schemathesis  # takes a second, which pytest's other workers need not spend
 
-    return schemathesis.openapi.from_dict(DOCUMENT)
+    return schemathesis.openapi.from_dict(document)
 
 
-def test_document_is_sound(schema: Any) -> None:
+@pytest.fixture(scope="module")
+def closed() -> Any:
+    """Give tests the document as Schemathesis reads it, without room for new members.
+
+    Clients must ignore members that they don't know, but this version sends only those
+    that the document describes. Only Calendar42's own errors may have more.
+    """
+    document = copy.deepcopy(DOCUMENT)
+    parts = document["components"]["schemas"]
+    of_calendar42 = [parts["Error"], parts["ErrorDetail"]]
+    for part in schemas(document):
+        if part not in of_calendar42:
+            part.setdefault("additionalProperties", False)
+    return load(document)
+
+
+def test_document_is_sound() -> None:
     """The document is valid OpenAPI 3.1, its references resolve, and every part of it
     is used.
     """
-    schema.validate()
+    load(DOCUMENT).validate()
     text = json.dumps(DOCUMENT)
     references = set(re.findall(r'"\$ref": "#/components/(\w+/\w+)"', text))
     parts = {
@@ -113,6 +129,12 @@ def test_required_members_are_described() -> None:
     """Each member that an object must have is described."""
     for schema in schemas():
         assert set(schema["required"]) <= schema["properties"].keys()
+
+
+def test_members_can_be_added() -> None:
+    """Members can be added within a major version: the document forbids none."""
+    assert "Members, headers, codes" in DOCUMENT["info"]["description"]
+    assert not [part for part in schemas() if part.get("additionalProperties") is False]
 
 
 def test_error_codes_are_listed() -> None:
@@ -253,7 +275,7 @@ def trouble(name: str, service: Service, upstream: Standin) -> Iterator[None]:
 
 
 def test_examples_are_real(
-    schema: Any, start: Callable[..., Service], upstream: Standin
+    closed: Any, start: Callable[..., Service], upstream: Standin
 ) -> None:
     """Each example has the status and body that the service answers on the stand-in,
     and describes every header.
@@ -293,7 +315,7 @@ def test_examples_are_real(
                 is not None,
                 said,
             ) == (True, body)
-            check(schema, path, answer)
+            check(closed, path, answer)
 
 
 def check(schema: Any, path: str, answer: requests.Response) -> None:
