@@ -51,8 +51,9 @@ log = logging.getLogger("c42c.requests")
 def register(app: Flask, metrics: Metrics, error_log: ErrorLog) -> None:
     """Add the routes to `app`, give each of its requests an id, and count them.
 
-    Must come before all other handlers. A route that answers a hit says so by setting
-    `flask.g.is_hit`.
+    Must come before the app's other handlers. Flask runs those before a request in
+    this order and those after it in reverse, so that the time and the count are of all
+    of them. A route that answers a hit says so by setting `flask.g.is_hit`.
     """
     _add_health(app, metrics, error_log)
     _add_numbers(app, metrics)
