@@ -32,11 +32,13 @@ from typing import Any
 from answers.value import StoredAnswer, pack, unpack
 from cache import Loaded, Loader, clock
 from calendar42.calls import MAX_PAUSE, Pause
+from calendar42.payload import Event
 from sharing.client import PATIENCE
 from sharing.link import RETRY_AFTER, Command, Link, Unavailable
 
 # Raise it if the scripts or the meaning of what is stored change. The names of the
-# stored fields are part of the scope, so a new one needs no new format.
+# fields that are stored, and of those of an event, are part of the scope, so a new one
+# needs no new format.
 FORMAT = 5
 # Seconds that an instance waits for another's load, and that a lock lasts; or half of
 # the time-out if that is shorter, so that there is time left to load.
@@ -124,7 +126,7 @@ class SharedTier:
     ) -> None:
         self._pause = pause
         self._clock = clock
-        described = repr((StoredAnswer._fields, *scope)).encode()
+        described = repr((StoredAnswer._fields, Event._fields, *scope)).encode()
         digest = blake2b(described, digest_size=16).hexdigest()
         self._prefix = f"c42c:{FORMAT}:{digest}:"
         # Of our locks. The cache loads an event only once at a time.

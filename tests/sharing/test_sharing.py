@@ -560,14 +560,18 @@ def test_a_fault_is_refreshed(shared_redis: Redis, machine: Make) -> None:
 # What is stored
 
 
+@pytest.mark.parametrize("changed", [values.StoredAnswer, Event])
 def test_other_fields_have_other_keys(
-    shared_redis: Redis, machine: Make, monkeypatch: pytest.MonkeyPatch
+    shared_redis: Redis,
+    machine: Make,
+    monkeypatch: pytest.MonkeyPatch,
+    changed: type[values.StoredAnswer] | type[Event],
 ) -> None:
-    """Instances share only if they store the same fields: a version with other ones
-    uses other keys.
+    """Instances share only if they store the same fields, those of an event included: a
+    version with other ones uses other keys.
     """
     first = machine(shared_redis.url)
     assert first.key("1") == machine(shared_redis.url).key("1")
-    fields = [*values.StoredAnswer._fields, "another"]
-    monkeypatch.setattr(sharing.tier, "StoredAnswer", namedtuple("Changed", fields))
+    fields = [*changed._fields, "another"]
+    monkeypatch.setattr(sharing.tier, changed.__name__, namedtuple("Changed", fields))
     assert machine(shared_redis.url).key("1") != first.key("1")
