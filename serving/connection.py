@@ -120,6 +120,8 @@ class Connection(asyncio.BufferedProtocol):
                     self._hand_to_worker(request)
                     return
                 self.transport.write(data)
+                # It was the last answer, the client doesn't take it, or its large body
+                # is still to come.
                 if self._state is not _READING or self._blocked or self._rest:
                     self._follow_up(data)
                 return
@@ -396,9 +398,11 @@ class Connection(asyncio.BufferedProtocol):
         return head + tail + body
 
     def _end_after_this(self) -> None:
+        """Note that nothing comes after the answer that is being made."""
         self._state = _ENDED
 
     def _send_after_this(self, body: bytes) -> None:
+        """Note that `body` comes after the head that is being made."""
         self._rest = memoryview(body)
 
     def _write(self, data: bytes) -> None:
