@@ -22,6 +22,7 @@ from flask import Flask, g, request
 
 from answers import EVENT_PATH, LIST_PATH, app_hooks, hits, response
 from answers.loading import loader
+from answers.rejections import Rejections
 from c42client import Client, ask, client_for
 from cache import Cache, Found, Loader
 from cache import clock as default_clock
@@ -32,7 +33,7 @@ from operations.error_log import ErrorLog
 from operations.metrics import Metrics
 from operations.refreshing import Refresher
 from operations.settings import RESERVED_THREADS, Settings, SettingsError
-from serving.interface import FindFastPath, Serialized, serialize
+from serving.interface import FindFastPath, MakeRejection
 from serving.server import Server
 from serving.system import open_standard_streams, return_memory_early
 
@@ -51,22 +52,8 @@ class Components(NamedTuple):
     load: Loader
     metrics: Metrics
     error_log: ErrorLog
-    origins: frozenset[str]  # whose pages may read answers
     find_fast_path: FindFastPath  # answers hits in the event loop, without the app
-
-    def reject(self, status: int, message: str, origin: str = "") -> Serialized:
-        """Count, log and answer a request that the server rejects before the app sees
-        it.
-
-        `origin` is its Origin header, as far as it can be read.
-        """
-        self.metrics.on_rejection(status)
-        request_id = self.error_log.on_rejection(status, message)
-        answer = response.error(status, message, ("X-Request-ID", request_id))
-        if status == 503:
-            answer.headers.append(response.SOON)
-        answer.headers.extend(response.cors(self.origins, origin, "GET"))
-        return serialize(*answer)
+    reject: MakeRejection  # answers what the server rejects, without the app
 
 
 def create_app(
@@ -136,6 +123,11 @@ def create_app(
             rendered = response.render_many(found, condition)
         return app_hooks.respond(rendered)
 
+    rejections = Rejections(
+        config.cors_origins,
+        on_rejection=metrics.on_rejection,
+        log=error_log.on_rejection,
+    )
     app.extensions["c42c"] = Components(
         cache=cache,
         client=client,
@@ -143,8 +135,8 @@ def create_app(
         load=load,
         metrics=metrics,
         error_log=error_log,
-        origins=config.cors_origins,
         find_fast_path=_make_fast_path_finder(config, cache, metrics),
+        reject=rejections.reject,
     )
     return app
 

@@ -98,7 +98,7 @@ def test_floods_are_counted(inside: MakeInside, caplog: Any) -> None:
     floods: list[tuple[Callable[[], str], str]] = [
         (lambda: service.event("a.b").headers["X-Request-ID"], "status=400"),
         (lambda: service.http.get("/nothing").headers["X-Request-ID"], "status=404"),
-        (lambda: rejected(service.components.reject(400, "bad")), "route=other"),
+        (lambda: rejected(service.components.reject(400, "bad", "")), "route=other"),
     ]
     for ask, expected in floods:
         caplog.clear()

@@ -625,7 +625,7 @@ def test_rejections_say_when_to_come_back(inside: MakeInside) -> None:
     """
     reject = inside().components.reject
     for status, soon in ((400, []), (408, []), (500, []), (503, ["Retry-After: 1"])):
-        head, body = reject(status, "why")
+        head, body = reject(status, "why", "")
         line, *headers = head.decode().splitlines()
         assert line.startswith(f"HTTP/1.1 {status} ")
         assert {"Cache-Control: no-store", "X-Content-Type-Options: nosniff"} < set(
