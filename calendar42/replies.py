@@ -7,7 +7,6 @@ import json
 import re
 import threading
 from collections.abc import Mapping
-from contextlib import suppress
 from typing import Any, NamedTuple, TypeVar
 from urllib.parse import unquote
 
@@ -19,6 +18,7 @@ MAX_BODIES = 64 * 2**20  # bytes of all replies that are being read
 MAX_ERROR_BODY = 8 * 2**10  # bytes of an error that are passed through
 # Content-Encodings that `requests` undoes, though only gzip was asked for.
 _UNDONE = frozenset({"", "identity", "gzip", "x-gzip", "deflate"})
+_ESCAPES = re.compile(r"[\\&%\0]")  # a text without these has nothing escaped
 Text = TypeVar("Text", str, str | None)
 
 
@@ -92,10 +92,18 @@ class Redactor:
         self._plain_token = _plain(token)
 
     def redact(self, text: Text) -> Text:
-        """Return `text` without the token."""
+        """Return `text` without the token; nothing of it, if the token is escaped.
+
+        That is only looked for in texts of usual length: with millions of characters,
+        it would hold up all other threads.
+        """
         if text is None:
             return text
-        return text.replace(self._token, "***")
+        redacted = text.replace(self._token, "***")
+        is_usual = len(redacted) <= MAX_ERROR_BODY
+        if is_usual and _ESCAPES.search(redacted) and self._is_hidden_in(redacted):
+            return "***"
+        return redacted
 
     def error_body(self, reply: Reply) -> bytes:
         """Return the part of an error's body to pass through: nothing if it contains
@@ -107,19 +115,24 @@ class Redactor:
         body = reply.body
         # In UTF-16, a token has a NUL beside each character.
         said = body[: 2 * MAX_ERROR_BODY].decode("latin-1").replace("\0", "")
-        # ValueError: an HTML reference to a number with thousands of digits, which may
-        # hide the token.
-        with suppress(ValueError):
-            if self._token not in said and self._plain_token not in _plain(said):
-                return bytes(body[:MAX_ERROR_BODY])
-        return b""
+        if self._token in said or self._is_hidden_in(said):
+            return b""
+        return bytes(body[:MAX_ERROR_BODY])
+
+    def _is_hidden_in(self, text: str) -> bool:
+        """Tell whether the token may be in a text, escaped."""
+        try:
+            return self._plain_token in _plain(text)
+        except ValueError:
+            # An HTML reference to a number with thousands of digits may hide it.
+            return True
 
 
 def _plain(text: str) -> str:
     """Undo escaping in JSON, HTML and URLs, even if nested."""
     for _ in range(5):
-        text = re.sub(r"(?<!\\)\\+u00([0-9a-fA-F]{2})", _character, text)
-        text = unquote(html.unescape(text))
+        text = re.sub(r"(?<!\\)\\+(?:u00|x)([0-9a-fA-F]{2})", _character, text)
+        text = unquote(html.unescape(text)).replace("\0", "")
     return text.replace("\\", "")
 
 

@@ -187,6 +187,7 @@ def echoes(token: str) -> list[str | bytes]:
         f'{{"error": "{some}"}}',
         f'{{"error": "{escaped.upper().replace("U", "u")}"}}',
         f'<html>not JSON: "{escaped}"',
+        "".join(f"\\x{ord(char):02x}" for char in token),
         "".join(f"&#{ord(char)};" for char in token),
         "".join(f"&#x{ord(char):X};" for char in token),
         f"<a href='?{''.join(f'%{ord(char):02X}' for char in token)}'>",
@@ -289,6 +290,24 @@ def test_token_in_titles_and_names(
         answer = fetch(make(), event_id)
     assert answer == (event_id, "<***>", ["***", "A***B***"])
     assert TOKEN not in caplog.text
+
+
+def test_escaped_tokens_in_titles_and_names(make: Make, upstream: Standin) -> None:
+    """Nothing is left of a title or a name with an escaped token, and others keep what
+    looks like an escape.
+    """
+    texts = [text for text in echoes(TOKEN) if isinstance(text, str)]
+    texts.append("\0".join(TOKEN))
+    fine = ["100 % & more", "\\u0041&amp;%41", TOKEN[:-1]]
+    event_id = new_id()
+    upstream.add_event(event_id, title=f"&#{'9' * 5000};", names=texts + fine)
+    event = fetch(make(), event_id)
+    assert event.title == "***"
+    shown = event.names
+    assert shown[len(texts) :] == fine
+    for name in shown[: len(texts)]:
+        assert TOKEN not in name
+        assert name == "***" or "***" in name
 
 
 # As a program
