@@ -119,7 +119,7 @@ class Found(NamedTuple):
     ttl: float
     # "hit", "collapsed" if another caller loaded it, or what the load said.
     source: str
-    stored: bool
+    is_kept: bool
 
 
 class Stats(NamedTuple):
@@ -160,7 +160,7 @@ class _Outcome(NamedTuple):
 
     entry: _EntryTuple
     source: str
-    stored: bool
+    is_kept: bool
 
     def found(self, now: float) -> Found:
         entry = _Entry(*self.entry)
@@ -170,7 +170,7 @@ class _Outcome(NamedTuple):
             age=now - entry.born,
             ttl=entry.expiry - now,
             source=self.source,
-            stored=self.stored,
+            is_kept=self.is_kept,
         )
 
 
@@ -409,12 +409,12 @@ class Cache:
         for key in keys:
             outcome = got.get(key)
             if outcome is not None:
-                if outcome.entry[_EXPIRY] > now or not outcome.stored:
+                if outcome.entry[_EXPIRY] > now or not outcome.is_kept:
                     continue
                 del got[key]
             entry = self._entries.get(key)
             if entry is not None and entry[_EXPIRY] > now:
-                got[key] = _Outcome(entry, "hit", stored=True)
+                got[key] = _Outcome(entry, "hit", is_kept=True)
             else:
                 missing.append(key)
         return missing

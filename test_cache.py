@@ -266,7 +266,7 @@ def test_nothing_is_seen_half_changed(
 
     cast(Any, clock).settling = False
     clock.hook = interfere
-    assert get_or_load(cache, "key", load).stored
+    assert get_or_load(cache, "key", load).is_kept
     assert len(others) == 1
     others[0].result(BOUND)
 
@@ -392,7 +392,7 @@ def test_what_was_too_old_when_it_came_is_not_asked_for_again(
             clock.advance(1)
 
     found = cache.get_or_load(["a", "b"], load)
-    assert [(each.ttl, each.stored) for each in found.values()] == [
+    assert [(each.ttl, each.is_kept) for each in found.values()] == [
         (-2, False),
         (-2, False),
     ]
@@ -422,7 +422,7 @@ def test_an_outcome_may_be_older_or_younger_than_its_load(
     counts from the value's birth.
     """
     found = get_or_load(cache, "key", lambda key: Loaded(key, OK, 10, age))
-    assert (found.age, found.ttl, found.stored) == (age, left or 0, left is not None)
+    assert (found.age, found.ttl, found.is_kept) == (age, left or 0, left is not None)
     assert cache.get("key") == (None if left is None else ("key", OK, age, left))
 
 

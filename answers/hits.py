@@ -96,7 +96,7 @@ class _Hits:
 
     def _render(self, hit: Hit) -> None:
         value, kind, age, ttl = hit
-        found = Found(value, kind, age, ttl, source="hit", stored=True)
+        found = Found(value, kind, age, ttl, source="hit", is_kept=True)
         status, headers, body = response.render(found, self._condition)
         self._head, _ = serialize(status, headers + self._cors, body)
         self._etag = value[_ETAG]

@@ -132,7 +132,7 @@ def _cache_headers(parts: Collection[Found], upstream_status: int = 0) -> Header
     ttl = min(part.ttl for part in parts)
     for part in parts:
         sources.add(_source(part))
-        if not part.stored:
+        if not part.is_kept:
             all_kept = False
         if part.kind not in (OK, NEGATIVE):
             lasting = False

@@ -261,7 +261,7 @@ def found(result: str, failed: C42Error | None = None, **more: Any) -> Found:
             "age": 10.0,
             "ttl": 242.9,
             "source": result,
-            "stored": True,
+            "is_kept": True,
             **more,
         }
     )
@@ -283,12 +283,12 @@ REFUSAL = error(status=404, upstream_status=404)
             "max-age=242",
         ),
         (
-            [found("miss", ttl=-3.0, stored=False)],
+            [found("miss", ttl=-3.0, is_kept=False)],
             "fwd=miss; fwd-status=200",
             "no-store",
         ),
         (
-            [found("miss", ttl=0.0, stored=False)],
+            [found("miss", ttl=0.0, is_kept=False)],
             "fwd=miss; fwd-status=200",
             "no-store",
         ),
@@ -306,7 +306,7 @@ REFUSAL = error(status=404, upstream_status=404)
         ),
         ([found("miss", PAUSE, kind=PAUSED)], "detail=paused; ttl=242", "no-store"),
         (
-            [found("miss", PAUSE, kind=PAUSED, ttl=-1.0, stored=False)],
+            [found("miss", PAUSE, kind=PAUSED, ttl=-1.0, is_kept=False)],
             "detail=paused; ttl=0",
             "no-store",
         ),
@@ -336,7 +336,7 @@ REFUSAL = error(status=404, upstream_status=404)
             "fwd=partial; stored; ttl=242",
             "max-age=242",
         ),
-        ([found("hit"), found("miss", stored=False)], "fwd=partial", "max-age=242"),
+        ([found("hit"), found("miss", is_kept=False)], "fwd=partial", "max-age=242"),
         (
             [found("hit"), found("collapsed")],
             "fwd=partial; collapsed; stored; ttl=242",
@@ -413,7 +413,7 @@ def test_no_client_keeps_a_fault(loaded: Loaded, ttl: float, alone: bool) -> Non
     """A fault never has a max-age, alone or in a list; what lasts has one, for at most
     what is left.
     """
-    one = Found(loaded.value, loaded.kind, 0.0, ttl, "hit", stored=True)
+    one = Found(loaded.value, loaded.kind, 0.0, ttl, "hit", is_kept=True)
     parts = {"a": one, "b": found("hit", ttl=1e6)}
     answer = response.render_many(parts, None)
     if alone:

@@ -50,7 +50,7 @@ def test_spam_evicts_no_good_answer(make: Make) -> None:
         alive.add(key)
         assert keep(
             cache, key, (NEGATIVE, FAULT, PAUSED)[number % 3], lifetime=60 + number
-        ).stored
+        ).is_kept
         del key
     assert all(cache.get(f"good{number}") for number in range(90))
     stats = checked(cache, 100)
@@ -61,7 +61,9 @@ def test_spam_evicts_no_good_answer(make: Make) -> None:
     )
     gc.collect()
     assert len(alive) < 100
-    assert keep(cache, "better", lifetime=100).stored  # in place of another good answer
+    assert keep(
+        cache, "better", lifetime=100
+    ).is_kept  # in place of another good answer
     assert (len(cache), checked(cache, 100).entries[OK]) == (100, 90)
 
 
@@ -85,7 +87,7 @@ def test_bad_answers_hold_a_tenth(
                 f"{name}{number}",
                 kinds[number % len(kinds)],
                 lifetime=60 - number,
-            ).stored
+            ).is_kept
         # Each entry beyond the bound replaced the one that expired first: the one
         # before it.
         assert [
@@ -161,7 +163,7 @@ def test_entries_are_bounded_in_bytes(make: Make) -> None:
     """What is kept takes at most `max_bytes`; what expires first makes room."""
     cache = make(max_bytes=100_000)
     for number in range(300):
-        assert keep_bytes(cache, str(number), 1000, lifetime=60 + number).stored
+        assert keep_bytes(cache, str(number), 1000, lifetime=60 + number).is_kept
         assert checked(cache).bytes <= 100_000
     left = [number for number in range(300) if cache.get(str(number))]
     assert left == list(range(300 - len(left), 300))
@@ -169,7 +171,7 @@ def test_entries_are_bounded_in_bytes(make: Make) -> None:
     assert checked(cache).bytes > 88_000
     assert checked(cache).evicted["bound"] == 300 - len(left)
     # A single one may take the place of many.
-    assert keep_bytes(cache, "large", 9000, lifetime=1000).stored
+    assert keep_bytes(cache, "large", 9000, lifetime=1000).is_kept
     assert len(cache) < len(left) - 5
 
 
@@ -177,7 +179,7 @@ def test_keys_count(make: Make) -> None:
     """The bytes of keys count."""
     cache = make(max_bytes=100_000)
     for number in range(300):
-        assert keep_bytes(cache, f"{number:01000d}", 1).stored
+        assert keep_bytes(cache, f"{number:01000d}", 1).is_kept
     assert checked(cache).bytes <= 100_000
     assert len(cache) <= 90
 
@@ -186,12 +188,12 @@ def test_bad_answers_take_a_tenth_of_the_bytes(make: Make) -> None:
     """Errors take at most a tenth of the bytes, and evict no good answer."""
     cache = make(max_bytes=1_000_000)
     for number in range(600):
-        assert keep_bytes(cache, f"good{number}", 1000).stored
+        assert keep_bytes(cache, f"good{number}", 1000).is_kept
     good = checked(cache)
     assert good.entries[OK] == 600
     for number in range(500):
         kind = (NEGATIVE, FAULT, PAUSED)[number % 3]
-        assert keep_bytes(cache, f"bad{number}", 8000, kind, 60 + number).stored
+        assert keep_bytes(cache, f"bad{number}", 8000, kind, 60 + number).is_kept
         assert checked(cache).bytes - good.bytes <= 100_000
     stats = checked(cache)
     assert stats.entries[OK] == 600
@@ -206,7 +208,7 @@ def test_good_answers_take_nine_tenths_of_the_bytes(make: Make) -> None:
         keep_bytes(cache, f"good{number}", 1000)
     before = checked(cache)
     assert 880_000 < before.bytes <= 900_000
-    assert keep_bytes(cache, "bad", 90_000, FAULT).stored
+    assert keep_bytes(cache, "bad", 90_000, FAULT).is_kept
     assert checked(cache).entries[OK] == before.entries[OK]
 
 
@@ -222,10 +224,10 @@ def test_a_large_answer_is_not_kept(make: Make, kind: str) -> None:
     load.go.set()
     for caller in callers:
         found = caller.result(BOUND)
-        assert (len(found.value), found.stored) == (10_000, False)
+        assert (len(found.value), found.is_kept) == (10_000, False)
     assert (len(cache), checked(cache).loads[kind]) == (1, 2 if kind == OK else 1)
     assert cache.get("small")
-    assert keep_bytes(cache, "largest", 9_500, kind).stored
+    assert keep_bytes(cache, "largest", 9_500, kind).is_kept
 
 
 def test_a_large_answer_replaces_none(make: Make, clock: Clock) -> None:

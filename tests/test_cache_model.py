@@ -36,11 +36,11 @@ class Got(NamedTuple):
 
     entry: Entry
     source: str
-    stored: bool
+    is_kept: bool
 
     def found(self, now: float) -> Found:
         expiry, _, born, kind, value = self.entry
-        return Found(value, kind, now - born, expiry - now, self.source, self.stored)
+        return Found(value, kind, now - born, expiry - now, self.source, self.is_kept)
 
 
 class Large:
@@ -82,7 +82,7 @@ class Reference:
         while wanted := [
             key
             for key in keys
-            if key not in got or (got[key].stored and got[key].entry[0] <= self.now)
+            if key not in got or (got[key].is_kept and got[key].entry[0] <= self.now)
         ]:
             hits = self.hits(wanted)
             began = self.now
@@ -610,7 +610,7 @@ def check_found(
     assert found.kind == loaded.kind
     assert abs(found.age + found.ttl - loaded.lifetime) < 1e-6
     assert load.ended < one.ended, "a value from the future"
-    assert found.ttl > 0 or not found.stored, "a value that has expired since it came"
+    assert found.ttl > 0 or not found.is_kept, "a value that has expired since it came"
     if found.source == "miss":
         assert load.caller == one.caller
     elif found.source == "collapsed":
@@ -692,7 +692,7 @@ def test_what_several_threads_see_is_in_a_legal_order() -> None:
                     loads_of[key],
                 )
                 results[found.source] += 1
-                if found.stored:
+                if found.is_kept:
                     known[key].append((one.ended, found.value))
             else:
                 check_none(one, key, by_value, known)
