@@ -184,7 +184,7 @@ class Metrics(Collector):
             failed=failed(stats),
             refreshes=sum(stats.refreshes.values()),
             latency=self.recent.latency(),
-            slowest_load=self.recent.forget_slowest_load(),
+            slowest_load=self.recent.take_slowest_load(),
         )
 
     def collect(self) -> Iterator[Metric]:

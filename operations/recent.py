@@ -230,12 +230,14 @@ class Recent:
         return latencies
 
     def slowest_load(self) -> float:
-        """Return the seconds of the slowest load since `forget_slowest_load`."""
+        """Return the seconds of the slowest load since `take_slowest_load`."""
         with self._lock:
             return self._slowest
 
-    def forget_slowest_load(self) -> float:
-        """Return the seconds of the slowest load since this was last called."""
+    def take_slowest_load(self) -> float:
+        """Return the seconds of the slowest load since this was last called, and begin
+        anew.
+        """
         with self._lock:
             slowest = self._slowest
             self._slowest = 0.0
