@@ -1,4 +1,5 @@
-"""Answers as HTTP: status, headers, body, conditional requests, CORS and errors.
+"""Renders what the cache found, and errors, as HTTP: with pure functions, which return
+status, headers and body.
 
 Sources: RFC 9110 (conditional requests, Retry-After), RFC 9111 (Cache-Control), RFC
 9211 (Cache-Status), RFC 8259 (JSON), the Fetch standard (CORS). docs/design.md says why

@@ -1,9 +1,9 @@
-"""`/metrics`, the health checks, the status page and the contract; and the id, time and
-count of every request.
+"""Serves the routes for operators, and gives every request an id, a time and a count.
 
-No route here calls the upstream or waits for anything, and none shows an event id, a
-name or the token. The status page shows `/status.json`, once a second. It loads nothing
-from other hosts, and runs no inline scripts.
+These are `/metrics`, the health checks, the status page and the contract. No route here
+calls Calendar42 or waits for anything, and none shows an event id, a name or the token.
+The status page shows `/status.json`, once a second. It loads nothing from other hosts,
+and runs no inline scripts.
 """
 
 import json
