@@ -1,4 +1,4 @@
-"""The upstream: its endpoints, the meaning of its replies, extraction from its JSON,
+"""Calendar42: its endpoints, the meaning of its replies, extraction from its JSON,
 errors, event ids, and connections whose calls end at a deadline.
 """
 

@@ -17,7 +17,7 @@ from operations import settings
 from operations.settings import Settings, SettingsError
 
 QUESTION = "events/?limit=1"
-# Seconds between this clock and the upstream's, whose Date header has whole seconds.
+# Seconds between this clock and Calendar42's, whose Date header has whole seconds.
 MAX_SKEW = 60.0
 PASSED = "ok"
 WARNED = "warn"

@@ -31,8 +31,8 @@ request_id = ContextVar("request_id", default="")
 
 
 class _Formatter(logging.Formatter):
-    """Escapes control characters, so that no id and no upstream message can forge a
-    line; redacts the token.
+    """Escapes control characters, so that no id and no message of Calendar42's can
+    forge a line; redacts the token.
     """
 
     def __init__(self, form: str, token: str = "") -> None:

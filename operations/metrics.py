@@ -190,7 +190,7 @@ class Metrics(Collector):
     def collect(self) -> Iterator[Metric]:
         """Yield all metrics."""
         yield from self._of_the_cache()
-        yield from self._of_the_upstream()
+        yield from self._of_calendar42()
         yield from self._of_the_service()
         if self.tier is not None:
             yield from self._of_the_tier(self.tier)
@@ -251,7 +251,7 @@ class Metrics(Collector):
             self.cache.reaper_alive,
         )
 
-    def _of_the_upstream(self) -> Iterator[Metric]:
+    def _of_calendar42(self) -> Iterator[Metric]:
         requests = CounterMetricFamily(
             "c42_upstream_requests",
             "Calls to Calendar42; status 0: no answer.",

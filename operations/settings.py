@@ -17,7 +17,7 @@ from urllib.parse import urlsplit
 import requests
 from click import ClickException
 
-RESERVED_THREADS = 16  # worker threads that never wait for the upstream
+RESERVED_THREADS = 16  # worker threads that never wait for Calendar42
 _YEAR = 525600  # minutes
 _LEVELS = ("DEBUG", "INFO", "WARNING", "ERROR", "CRITICAL")
 # The log redacts the token: it can't be a common word.

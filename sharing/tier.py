@@ -2,7 +2,7 @@
 
 If an answer isn't in Redis, the instance that gets the event's lock loads and stores
 it; the others look again until the answer is there or the lock is free, for a bounded
-time. The upstream's pause is shared as well. While Redis is down, each instance loads
+time. Calendar42's pause is shared as well. While Redis is down, each instance loads
 for itself. An instance that lost its lock (its load took too long, or Redis was
 restarted or flushed) stores nothing: another may have loaded the event since.
 
