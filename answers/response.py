@@ -8,6 +8,7 @@ Sources: RFC 9110 (conditional requests, Retry-After), RFC 9111 (Cache-Control),
 
 import json
 from collections.abc import Collection, Mapping
+from contextlib import suppress
 from typing import Any, NamedTuple
 
 from werkzeug.http import parse_etags
@@ -204,10 +205,7 @@ def _list_error(found: Found, stored: StoredAnswer) -> dict[str, Any]:
     """Return what a list says of an event's error: the content of its envelope, and if
     it is a fault, what the headers of its own route say.
     """
-    envelope_of_it = stored.body
-    if stored.content_type != JSON:
-        envelope_of_it = envelope(stored.status, f"Calendar42 answered {stored.status}")
-    content = json.loads(envelope_of_it)["error"]
+    content = _read_envelope(stored)
     said: dict[str, Any] = {
         "status_code": stored.status,
         "message": content["message"],
@@ -218,3 +216,14 @@ def _list_error(found: Found, stored: StoredAnswer) -> dict[str, Any]:
         if stored.request_id:
             said["request_id"] = stored.request_id
     return said
+
+
+def _read_envelope(stored: StoredAnswer) -> dict[str, Any]:
+    """Return the content of an error's envelope, or of one made for it."""
+    replacement = envelope(stored.status, f"Calendar42 answered {stored.status}")
+    content: dict[str, Any] = json.loads(replacement)["error"]
+    if stored.content_type == JSON:
+        # Whoever loaded it could read such a body, but may have had more stack left.
+        with suppress(RecursionError):
+            content = json.loads(stored.body)["error"]
+    return content

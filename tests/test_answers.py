@@ -439,6 +439,26 @@ def test_errors_carry_the_id_of_their_load(source: str) -> None:
     assert "X-Request-ID" not in dict(good.headers)
 
 
+def test_lists_with_deeply_nested_errors() -> None:
+    """An error that has just been readable where it was loaded is readable in a list,
+    though less of the stack is left there.
+    """
+
+    def render(depth: int) -> response.Response:
+        if depth > 0:
+            return render(depth - 1)
+        return response.render_many({"a": part}, None)
+
+    for depth in range(0, 1000, 10):
+        nested = b"[" * depth + b"]" * depth
+        head = b'{"error":{"status_code":404,"message":"m","code":"C","x":'
+        part = found(
+            "hit", error(status=404, body=head + nested + b"}}"), kind=NEGATIVE
+        )
+        answer = json.loads(render(50).body)
+        assert answer["errors"]["a"]["status_code"] == 404
+
+
 def test_errors_in_a_list() -> None:
     """A list has the envelope's content of each error; one that isn't an envelope gets
     the service's own words.
