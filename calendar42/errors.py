@@ -7,6 +7,7 @@ from typing import Final
 
 from calendar42 import Endpoint
 
+# `cache.KINDS` has the same words, and a test keeps them equal.
 NEGATIVE: Final = "negative"  # a definite refusal: asking again soon changes nothing
 FAULT: Final = "fault"  # something is broken: worth asking again soon
 PAUSED: Final = "paused"  # Calendar42 asked for a pause
