@@ -126,8 +126,9 @@ class Stats(NamedTuple):
     """One consistent reading of the counters, which count keys.
 
     Each key that a caller asks for is a hit, a miss, collapsed or refused; it counts
-    again if its answer expires while the caller waits for the rest of a list. Refreshes
-    are none of these, since nobody asks for them. At each moment
+    again if its answer expires while the caller waits for the rest of a list, or if the
+    load that it waited for was private. Refreshes are none of these, since nobody asks
+    for them. At each moment
     - misses = all loads + loading
     - all loads and refreshes that were kept = entries + evicted
     """
