@@ -250,8 +250,8 @@ def test_finds_loads_of_two_instances(story: SoakStory) -> None:
     story.call("small-1", asked=100.5, instance=1)
     assert story.checker.doubled_elsewhere == 0
     story.checker.calm_since = 101.0
-    story.call("small-1", asked=105.0, ended=106.0)
-    story.call("small-1", asked=105.5, instance=1)
+    story.call("small-1", asked=108.0, ended=109.0)
+    story.call("small-1", asked=108.5, instance=1)
     assert story.checker.doubled_elsewhere == 1
     assert (
         not story.checker.found

@@ -273,7 +273,7 @@ class Outages:
             for act in self._rng.sample(acts, len(acts)):
                 self._checker.calm_since = time.monotonic()
                 alone = await self._alone()
-                await asyncio.sleep(self._rng.uniform(4, 6))
+                await asyncio.sleep(self._rng.uniform(7, 9))
                 if self._checker.doubled_elsewhere > await self._alone() - alone:
                     self._checker.violation(
                         "loaded by two instances",

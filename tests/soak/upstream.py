@@ -28,7 +28,7 @@ LONGEST_HANG = 30.0  # seconds; the service has long given up
 # service may answer with.
 FAULTS: dict[str, tuple[int, frozenset[int]]] = {
     "slow": (30, frozenset({200})),
-    "hints": (6, frozenset({200})),  # 103 and then 200
+    "hints": (3, frozenset({502})),  # 103 and then 200
     "stray": (6, frozenset({200})),  # a second response behind the right one
     "moved page": (12, frozenset({200, 502})),
     **{
