@@ -262,7 +262,7 @@ class Cache:
     request, at once and without the lock. It has `refresh` called soon in another
     thread and returns True, or returns False if it declines. A key that was handed over
     isn't again until its refresh has ended. After a refresh that was declined, or
-    brought nothing better than what is kept, `retry_refresh` seconds must pass.
+    brought nothing that is good for longer, `retry_refresh` seconds must pass.
     `on_refresh_due` may be set once the cache is made.
     """
 
@@ -504,7 +504,7 @@ class Cache:
             # A late caller's load isn't listed, and isn't kept.
             if self._unlist(key, running) and not loaded.private:
                 kept = self._keep(key, entry)
-            if running.is_refresh:
+            if running.is_refresh and not (kept and self._is_young(entry)):
                 self._retry_later(key)
         outcome = _Outcome(entry, loaded.source, kept)
         if loaded.private:
@@ -609,6 +609,10 @@ class Cache:
             expiry, born, kind, *_ = entry
             due = max(self._due(expiry, born, kind), soonest)
             self._entries[key] = _with_due(entry, due)
+
+    def _is_young(self, entry: _EntryTuple) -> bool:
+        """Tell whether a hit wouldn't begin a refresh yet."""
+        return self.clock() < entry[_DUE]
 
     def _due(self, expiry: float, born: float, kind: str) -> float:
         """Return from when on a hit is to begin a refresh; at the expiry: never."""

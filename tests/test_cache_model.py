@@ -155,8 +155,9 @@ class Reference:
         self.claimed.difference_update(mine)
         began = self.now
         for key, loaded in self.load(mine, outcomes, self.refreshes):
-            self.settle(key, loaded, began)
-            self.retry_later([key])
+            got = self.settle(key, loaded, began)
+            if not got.is_kept or self.due[key] <= self.now:
+                self.retry_later([key])
 
     def retry_later(self, keys: list[str]) -> None:
         for key in keys:

@@ -408,6 +408,21 @@ def test_a_refresh_that_raises(
     assert cast(LoadFailed, caller.exception(BOUND)).__cause__ is error
 
 
+def test_every_lifetime_has_its_refresh(
+    refreshing: Make, clock: Clock, due: Due
+) -> None:
+    """After a refresh that brought a young answer, that one is refreshed in its turn,
+    even if failed refreshes have to wait for longer than a lifetime.
+    """
+    cache = refreshing(retry_refresh=LIFETIME)
+    keep_old(cache, clock, "key")
+    for number in range(1, 4):
+        assert cache.get("key")
+        assert len(due.handed) == number
+        refresh(cache, "key")
+        clock.advance(LIFETIME * (1 - AHEAD))
+
+
 def test_an_answer_that_is_too_old_when_it_comes(
     cache: Cache, clock: Clock, due: Due
 ) -> None:
