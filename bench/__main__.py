@@ -17,7 +17,7 @@ from bench.figures import Row, Scale, Upstreams
 from standin import Standin
 
 HERE = Path(__file__).parent
-FULL = Scale(contest=9, rounds=5, seconds=3, many=1_000_000, cold=500, lifetimes=10)
+FULL = Scale(contest=5, rounds=3, seconds=3, many=1_000_000, cold=500, lifetimes=10)
 QUICK = Scale(contest=1, rounds=1, seconds=1, many=50_000, cold=200, lifetimes=2)
 
 
