@@ -1,5 +1,6 @@
 """The Containerfile: really built, and run as a container would be."""
 
+import contextlib
 import json
 import os
 import signal
@@ -12,6 +13,7 @@ from typing import Any, NamedTuple
 import pytest
 import requests
 
+from bench.machine import tree
 from standin import Gate, Standin
 from tests.deploy.tools import free_ports, listens, missing, ran
 from tests.fixtures import PATIENCE, ROOT, TOKEN, new_id, until
@@ -24,6 +26,14 @@ mount --bind "$ROOT" "$ROOT" && mount -o remount,bind,ro "$ROOT" &&
 mount -t proc proc "$ROOT/proc" && mount --rbind /dev "$ROOT/dev" &&
 exec chroot --userspec="$USER_AND_GROUP" "$ROOT" "$@"
 """
+
+
+def end(container: "subprocess.Popen[bytes]") -> None:
+    """End a container. Its service is another user's, so it wouldn't end by itself."""
+    for pid in tree(container.pid):
+        with contextlib.suppress(ProcessLookupError):
+            os.kill(pid, signal.SIGKILL)
+    container.wait()
 
 
 class Image(NamedTuple):
@@ -182,8 +192,7 @@ def test_runs_locked_down(image: Image, upstream: Standin) -> None:
             time.monotonic() - told < timeout + 1 + 1
         )  # a second for the container's own end
     finally:
-        container.kill()
-        container.wait()
+        end(container)
 
 
 @pytest.mark.parametrize("host", ["0.0.0.0", "::", "::1", "127.0.0.2"])
@@ -208,8 +217,7 @@ def test_health_check_finds_the_service(
     try:
         until(is_healthy, "the health check to pass")
     finally:
-        container.kill()
-        container.wait()
+        end(container)
 
 
 def test_cannot_write(image: Image) -> None:
