@@ -147,12 +147,17 @@ class Checker:
                     self.violation(
                         "loaded twice at once", f"{event_id}: {other} and {call}"
                     )
-                elif (
-                    self.calm_since is not None
-                    and other.asked > self.calm_since + SETTLING
-                ):
+                elif self._is_awaited(other, call.asked, tolerance):
                     self.doubled_elsewhere += 1
             running.append(call)
+
+    def _is_awaited(self, call: UpstreamCall, now: float, tolerance: float) -> bool:
+        """Whether other instances still wait for this call: nothing has happened to
+        Redis for a while, and the call isn't slow. They wait for half of the time-out.
+        """
+        if self.calm_since is None or call.asked <= self.calm_since + SETTLING:
+            return False
+        return now < call.asked + self.rules.timeout / 2 - tolerance
 
     def _is_over(self, call: UpstreamCall, now: float, tolerance: float) -> bool:
         if call.ended is not None and call.ended <= now:

@@ -384,6 +384,7 @@ class SoakUpstream:
                 sent += 1
         elif call.fault == "hints":
             sent = whole.index(b"\r\n\r\n") + 4
+            call.ended = time.monotonic()  # the service hangs up as soon as it reads it
             writer.write(whole[:sent])
             gone = await _hung_up(reader, self._random.uniform(0, 0.05))
         elif call.fault in ("hang in the body", "reset in the body", "cut short"):
