@@ -223,7 +223,7 @@ def _read_envelope(stored: StoredAnswer) -> dict[str, Any]:
     replacement = envelope(stored.status, f"Calendar42 answered {stored.status}")
     content: dict[str, Any] = json.loads(replacement)["error"]
     if stored.content_type == JSON:
-        # Whoever loaded it could read such a body, but may have had more stack left.
+        # The thread that loaded it could read it, but may have had more stack left.
         with suppress(RecursionError):
             content = json.loads(stored.body)["error"]
     return content

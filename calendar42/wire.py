@@ -1,8 +1,8 @@
 """Connections for `requests` on which each call ends at its deadline.
 
 By themselves, `requests` and urllib3 limit the time between two bytes, so an upstream
-that sends a byte now and then holds a call for ever. On these connections each read has
-what is left of the call's time. They are also used for a minute only, share their
+that sends a byte now and then never lets a call end. On these connections each read
+has what is left of the call's time. They are also used for a minute only, share their
 certificates, and tell whether a call failed because a kept connection was closed.
 
 A call runs in one thread. `this_call` is what its connection knows of it.

@@ -4,7 +4,7 @@ Logging holds nobody up. The thread that logs makes the line and queues it; anot
 thread writes it. If stderr takes nothing for so long that the queue is full, further
 lines are dropped and counted, and the log says how many when it goes on.
 `flush()` waits at most `FLUSH_SECONDS` for the queued lines; call it before `os._exit`.
-`logging.shutdown()` would wait for ever while stderr takes nothing: Flask and Python
+`logging.shutdown()` would not return while stderr takes nothing: Flask and Python
 have handlers of their own, which flush stderr, and that waits for the writing thread.
 
 Values for programs to read, `extra={"fields": {…}}`, are only in the JSON object; a

@@ -18,8 +18,8 @@ class UnsentAnswers:
 
     If that is more than `max_bytes`, those that have gone longest without taking a byte
     are dropped, down to fifteen sixteenths, so that not every new answer causes a
-    search. Whoever gets the new answer isn't dropped for it. One body that goes to many
-    clients is held, and counted, once.
+    search. The client of the new answer isn't dropped for it. One body that goes to
+    many clients is held, and counted, once.
     """
 
     def __init__(self, max_bytes: int) -> None:

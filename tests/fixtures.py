@@ -276,20 +276,11 @@ def new_events(upstream: Standin, count: int, people: int = 2) -> list[str]:
 
 def load_outcomes(service: Inside, upstream: Standin) -> dict[str, str]:
     """Have `service` load an event for each outcome; return the ids."""
-    ids = {
-        name: new_id()
-        for name in (
-            "negative",
-            "refused",
-            "fault",
-            "gone",
-            "empty",
-            "text",
-            "429",
-            "paused",
-        )
-    }
-    ids |= {"ok": DEMO_EVENTS["scripts"], "deleted": DEMO_EVENTS["deleted"]}
+    ids = {"ok": DEMO_EVENTS["scripts"], "deleted": DEMO_EVENTS["deleted"]}
+    for name in ("negative", "refused", "fault", "gone", "empty", "text"):
+        ids[name] = new_id()
+    ids["429"] = new_id()
+    ids["paused"] = new_id()  # asked for last, after the 429
     upstream.rule("events", ids["refused"], status=422, body='{"why":  "not today"}')
     upstream.rule("events", ids["fault"], status=500)
     upstream.rule("events", ids["gone"], reset=True)
@@ -302,19 +293,8 @@ def load_outcomes(service: Inside, upstream: Standin) -> dict[str, str]:
         content_type="text/html",
     )
     upstream.rule("events", ids["429"], status=429, headers={"Retry-After": "30"})
-    for name in (
-        "ok",
-        "deleted",
-        "negative",
-        "refused",
-        "fault",
-        "gone",
-        "empty",
-        "text",
-        "429",
-        "paused",
-    ):
-        service.event(ids[name])
+    for event_id in ids.values():
+        service.event(event_id)
     return ids
 
 
