@@ -249,8 +249,9 @@ class _Part:
 
 
 class Cache:
-    """Keeps what loads return, each value for its own lifetime. All methods may be
-    called from any thread.
+    """Keeps what loads return, each value for its own lifetime.
+
+    All methods may be called from any thread.
 
     Holds at most `max_entries` (two or more), which take at most `max_bytes`. Good
     answers get nine tenths of both, all others a tenth. If a part is full, its entries
@@ -258,11 +259,11 @@ class Cache:
     isn't kept. At most `max_waiting` callers may run a load or wait for one.
 
     A good answer that is hit in the last `refresh_ahead` of its lifetime (a share from
-    0 to 0.5) is to be refreshed: `on_refresh_due` is called with all such keys of a
-    request, at once and without the lock. It has `refresh` called soon in another
-    thread and returns True, or returns False if it declines. A key that was handed over
-    isn't again until its refresh has ended. After a refresh that was declined, or
-    brought nothing that is good for longer, `retry_refresh` seconds must pass.
+    0 to 0.5) is due for a refresh. `on_refresh_due` is called at once, without the
+    lock, with all such keys of a request. It either has `refresh` called soon in
+    another thread and returns True, or declines and returns False. A key isn't handed
+    over again until its refresh has ended. After a refresh that was declined, or
+    brought nothing that is good for longer, `retry_refresh` seconds must pass too.
     `on_refresh_due` may be set once the cache is made.
     """
 
@@ -309,8 +310,9 @@ class Cache:
         self._reaper: threading.Thread | None = None
 
     def __len__(self) -> int:
-        """The number of entries held, including expired ones that the reaper hasn't
-        deleted yet.
+        """The number of entries held.
+
+        It includes expired ones that the reaper hasn't deleted yet.
         """
         return len(self._entries)
 
@@ -335,8 +337,9 @@ class Cache:
     # Reading
 
     def get(self, key: str) -> Hit | None:
-        """Return the fresh entry of `key` and count a hit; if there is none, return
-        None and count nothing.
+        """Return the fresh entry of `key` and count a hit.
+
+        If there is none, return None and count nothing.
         """
         with self._lock:
             entry = self._entries.get(key)
@@ -354,11 +357,11 @@ class Cache:
     def get_or_load(
         self, keys: Iterable[str], load: Loader, deadline: float = math.inf
     ) -> dict[str, Found]:
-        """Return the fresh entries of `keys`, in their order; load the others together,
-        unless another caller does.
+        """Return what there is for each of `keys`, in their order, loading what isn't.
 
-        `load` yields each key with its outcome, which is kept and handed to waiting
-        callers at once; it must end by itself at `deadline`, a moment of
+        Keys without a fresh entry are loaded together, except those that another caller
+        loads already. `load` yields each key with its outcome, which is kept and handed
+        to waiting callers at once. It must end by itself at `deadline`, a moment of
         `time.monotonic`. This caller runs its own loads before it waits for others', so
         that two callers can't deadlock. Whatever expires meanwhile is loaded again.
         `GRACE` seconds after the deadline, this caller stops waiting and calls `load`
@@ -403,8 +406,9 @@ class Cache:
     def _look_up(
         self, keys: list[str], got: dict[str, _Outcome], now: float
     ) -> list[str]:
-        """Drop what has expired from `got`, add what is fresh, and return the missing
-        keys. The lock is held.
+        """Return the missing keys; drop what has expired from `got`, add what is fresh.
+
+        The lock is held.
         """
         missing = []
         for key in keys:
@@ -531,8 +535,9 @@ class Cache:
             self._loaded[outcome] += 1
 
     def _unlist(self, key: str, running: _Running) -> bool:
-        """End a load for those who come from now on; return False if it is a late
-        caller's, which wasn't listed. The lock is held.
+        """End a load for those who come from now on.
+
+        Return False if it is a late caller's, which wasn't listed. The lock is held.
         """
         if self._loads.get(key) is not running:
             return False
@@ -544,11 +549,11 @@ class Cache:
     def refresh(
         self, keys: Iterable[str], load: Loader, deadline: float = math.inf
     ) -> None:
-        """Load the keys that `on_refresh_due` was given, all in one call; skip those
-        that a caller has loaded since, or that are gone.
+        """Load the keys that `on_refresh_due` was given, all in one call.
 
-        Callers that miss meanwhile wait for the outcome, which is kept, except that a
-        fault replaces no answer that is still fresh. Raises what `load` raises.
+        Those that a caller has loaded since, or that are gone, are skipped. Callers
+        that miss meanwhile wait for the outcome, which is kept, except that a fault
+        replaces no answer that is still fresh. Raises what `load` raises.
         """
         mine = {}
         with self._lock:
@@ -600,8 +605,9 @@ class Cache:
                     self._retry_later(key)
 
     def _retry_later(self, key: str) -> None:
-        """Let at least `retry_refresh` seconds pass before a refresh of what is kept
-        now. The lock is held.
+        """Let at least `retry_refresh` seconds pass before what is kept is refreshed.
+
+        The lock is held.
         """
         entry = self._entries.get(key)
         if entry is not None:
@@ -629,10 +635,10 @@ class Cache:
         return (expiry, born, loaded.kind, loaded.value, due, size)
 
     def _keep(self, key: str, entry: _EntryTuple) -> bool:
-        """Make room for `entry` and add it; return False if it isn't kept: it has
-        expired already, is too large, or is worse than what there is.
+        """Make room for `entry` and add it; return whether it is kept.
 
-        The lock is held.
+        It isn't if it has expired already, is too large, or is worse than what there
+        is. The lock is held.
         """
         expiry, _, kind, _, _, size = entry
         now = self.clock()
@@ -673,8 +679,9 @@ class Cache:
         self._evicted[reason] += 1
 
     def _delete_first(self, part: _Part, now: float) -> None:
-        """Delete the entry of a part's first place, unless it has been replaced. The
-        lock is held.
+        """Delete the entry of a part's first place, unless it has been replaced.
+
+        The lock is held.
         """
         expiry, key = part.pop()
         entry = self._entries.get(key)
@@ -703,8 +710,9 @@ class Cache:
 
     @property
     def reaper_alive(self) -> bool:
-        """Whether expired entries are deleted. Before the first entry, the reaper isn't
-        needed and hasn't started.
+        """Whether expired entries are deleted.
+
+        Before the first entry, the reaper isn't needed and hasn't started.
         """
         with self._lock:
             if self._reaper is None:
@@ -770,8 +778,10 @@ def _with_due(entry: _EntryTuple, due: float) -> _EntryTuple:
 
 
 def _wait_for(running: _Running, until: float) -> _Outcome | None:
-    """Return the outcome of a load of another's; None if it doesn't come until then, or
-    only the other may have it. Raises `LoadFailed`.
+    """Return the outcome of another caller's load, or None.
+
+    It is None if the outcome doesn't come until then, or only the other caller may have
+    it. Raises `LoadFailed`.
     """
     seconds = until - time.monotonic()
     try:
@@ -784,8 +794,10 @@ def _wait_for(running: _Running, until: float) -> _Outcome | None:
 
 
 def _estimate(value: Hashable) -> int:
-    """Estimate the bytes that a value takes. What several values may share is counted
-    for each, except zero and what is empty: Python shares those.
+    """Estimate the bytes that a value takes.
+
+    What several values may share is counted for each, except zero and what is empty:
+    Python shares those.
     """
     if not value:
         return 0

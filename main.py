@@ -63,11 +63,10 @@ def create_app(
     clock: Callable[[], float] = default_clock,
     server: Server | None = None,
 ) -> Flask:
-    """Make the service for any WSGI server, from `config` or else from the environment
-    (raises `SettingsError`).
+    """Make the service for any WSGI server, from `config` or else the environment.
 
     `server` is our own server, if that will serve the app. No thread is started before
-    the first request.
+    the first request. Raises `SettingsError`.
     """
     config = config or _configure(os.environ)
     cache = _make_cache(config, clock)
@@ -196,8 +195,9 @@ def _make_loader(
 def _make_fast_path_finder(
     config: Settings, cache: Cache, metrics: Metrics
 ) -> FindFastPath:
-    """Make what finds the fast path of hits. At DEBUG nothing has one: the app answers
-    hits too, so that they are logged.
+    """Make what finds the fast path of hits.
+
+    At DEBUG no request has one: the app answers hits too, so that they are logged.
     """
     if log.isEnabledFor(logging.DEBUG):
         return lambda request: None

@@ -1,6 +1,4 @@
-"""Turns Calendar42's answers into what is cached and sent, down to the bytes of a
-response.
-"""
+"""Turns Calendar42's answers into what is cached, and that into HTTP responses."""
 
 LIST_PATH = "/events-with-subscriptions"
 EVENT_PREFIX = LIST_PATH + "/"

@@ -1,5 +1,7 @@
-"""What applies to all responses of the app: errors in the envelope, no redirects,
-CORS.
+"""What all responses of the app have in common.
+
+Errors are in the envelope, nothing redirects, and pages of other origins may read what
+`C42_CORS_ORIGINS` lets them.
 """
 
 from collections.abc import Callable
@@ -61,9 +63,10 @@ def respond(rendered: Response) -> flask.Response:
 
 
 def _ignore_headers() -> None:
-    """Ignore ranges, which no client needs (RFC 9110, 14.2), and all conditions but
-    If-None-Match, which the routes of events don't know either: Werkzeug fails on some
-    dates, and its 412 isn't in the envelope.
+    """Ignore ranges, and all conditions but If-None-Match.
+
+    No client needs ranges (RFC 9110, 14.2), and the routes of events know no other
+    condition. Werkzeug fails on some dates, and its 412 isn't in the envelope.
     """
     for name in _IGNORED_HEADERS:
         request.environ.pop(f"HTTP_{name}", None)

@@ -1,8 +1,8 @@
-"""Answers hits in the event loop, byte for byte as the route would, at a tenth of the
-cost.
+"""Answers hits in the event loop, byte for byte as the route would.
 
-This is the hit path: `_Hits.answer` runs for every hit. So it reads what the cache and
-`StoredAnswer` hold by position, and renders the headers only once a second.
+This is the hit path: `_Hits.answer` runs for every hit, and costs a tenth of what the
+route does. So it reads what the cache and `StoredAnswer` hold by position, and renders
+the headers only once a second.
 """
 
 import math
@@ -21,8 +21,9 @@ _ETAG = StoredAnswer._fields.index("etag")
 def fast_path_finder(
     cache: Cache, origins: frozenset[str], hits_by_status: MutableMapping[bytes, int]
 ) -> FindFastPath:
-    """Return a function that finds the fast path of a request for one event: it answers
-    hits, and counts them by status in `hits_by_status`.
+    """Return a function that finds the fast path of a request for one event.
+
+    The fast path answers hits, and counts them by status in `hits_by_status`.
     """
 
     def find_fast_path(request: Request) -> FastPath | None:

@@ -19,11 +19,11 @@ def loader(
     fault_expiry: float,
     id_for: Callable[[str, C42Error], str],
 ) -> Loader:
-    """Return a function that loads events for the cache, by a deadline (of
-    `time.monotonic`).
+    """Return a function that loads events for the cache.
 
-    Times are in seconds. `id_for` gets an event's id and error, and returns the id
-    under which the log tells how it came about; that is kept with the error.
+    It gets a deadline, a moment of `time.monotonic`. Times are in seconds. `id_for`
+    gets an event's id and error, and returns the id under which the log tells how it
+    came about; that is kept with the error.
     """
 
     def load(event_ids: list[str], deadline: float) -> Iterator[tuple[str, Loaded]]:
@@ -37,8 +37,9 @@ def loader(
                 yield event_id, Loaded(success(outcome), OK, expiry)
 
     def keep(error: C42Error, request_id: str, seconds: float) -> Loaded:
-        """Return what is kept of an error that was found so many seconds after the
-        beginning of its load.
+        """Return what is kept of an error.
+
+        `seconds` says how long after the beginning of its load it was found.
         """
         if error.kind == NEGATIVE:
             value = failure(error, request_id=request_id)

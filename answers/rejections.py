@@ -25,8 +25,9 @@ class Rejections:
         self._log = log
 
     def reject(self, status: int, message: str, origin: str) -> Serialized:
-        """Count, log and answer a request; `origin` is its Origin header, as far as it
-        can be read.
+        """Count, log and answer a request.
+
+        `origin` is its Origin header, as far as it can be read.
         """
         self._on_rejection(status)
         request_id = self._log(status, message)

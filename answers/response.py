@@ -1,5 +1,6 @@
-"""Renders what the cache found, and errors, as HTTP: with pure functions, which return
-status, headers and body.
+"""Renders what the cache found, and errors, as HTTP.
+
+All functions are pure.
 
 Sources: RFC 9110 (conditional requests, Retry-After), RFC 9111 (Cache-Control), RFC
 9211 (Cache-Status), RFC 8259 (JSON), the Fetch standard (CORS). docs/design.md says why
@@ -84,8 +85,10 @@ def error(status: int, message: str, *headers: tuple[str, str]) -> Response:
 
 
 def cors(origins: frozenset[str], origin: str, method: str) -> Headers:
-    """Return the headers that let pages of `origins` read an answer and its timing
-    (Fetch and Resource Timing standards); `*` stands for all origins.
+    """Return the headers that let pages of `origins` read an answer and its timing.
+
+    `*` stands for all origins. The rules are those of the Fetch and Resource Timing
+    standards.
     """
     headers: Headers = []
     allowed = origin
@@ -110,8 +113,9 @@ def status_line(status: int) -> str:
 def _complete(
     stored: StoredAnswer, headers: Headers, condition: str | None
 ) -> Response:
-    """Add the headers of the body, or make it a 304 if the client has the body (RFC
-    9110, 13.1.2 and 15.4.5).
+    """Add the headers of the body, or make it a 304 if the client has this body.
+
+    RFC 9110, 13.1.2 and 15.4.5.
     """
     if stored.status == 200:
         headers.append(("ETag", stored.etag))
@@ -125,8 +129,10 @@ def _complete(
 
 
 def _cache_headers(parts: Collection[Found], upstream_status: int = 0) -> Headers:
-    """Return Cache-Control, for how many seconds clients may keep an answer, and
-    Cache-Status, how it came about.
+    """Return Cache-Control and Cache-Status.
+
+    The first says for how many seconds clients may keep an answer, the second how it
+    came about.
     """
     sources = set()
     all_kept = True
@@ -147,8 +153,10 @@ def _cache_headers(parts: Collection[Found], upstream_status: int = 0) -> Header
 
 
 def _source(found: Found) -> str:
-    """Return where an answer came from: the cache's word for it, or "paused" if a pause
-    kept Calendar42 from being asked.
+    """Return where an answer came from.
+
+    This is the cache's word for it, or "paused" if a pause kept Calendar42 from being
+    asked.
     """
     if found.kind != PAUSED or found.source == "hit":
         return found.source
@@ -160,8 +168,9 @@ def _source(found: Found) -> str:
 def _cache_status(
     sources: set[str], upstream_status: int, all_kept: bool, left: int
 ) -> str:
-    """Return Cache-Status (RFC 9211, 2); `fwd` is only for requests that went on to
-    Calendar42.
+    """Return the value of Cache-Status (RFC 9211, 2).
+
+    `fwd` is only for requests that went on to Calendar42.
     """
     if sources == {"hit"}:
         return f"c42c; hit; ttl={left}"
@@ -193,17 +202,19 @@ def _is_fault(found: Found) -> bool:
 
 
 def _retry_after(found: Found, stored: StoredAnswer) -> int:
-    """Return the seconds until c42c would ask again, or until Calendar42 wants to be
-    asked if that is later.
+    """Return how many seconds to wait before asking again makes sense.
 
-    Part of a second counts as a whole one.
+    Then c42c would ask again, or later if Calendar42 wants to be asked later. Part of a
+    second counts as a whole one.
     """
     return max(0, int(found.ttl)) + 1 + stored.extra_wait
 
 
 def _list_error(found: Found, stored: StoredAnswer) -> dict[str, Any]:
-    """Return what a list says of an event's error: the content of its envelope, and if
-    it is a fault, what the headers of its own route say.
+    """Return what a list says of an event's error.
+
+    It is the content of the error's envelope and, for a fault, what the headers of the
+    event's own route say.
     """
     content = _read_envelope(stored)
     said: dict[str, Any] = {

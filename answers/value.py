@@ -1,5 +1,6 @@
-"""What the cache and Redis keep of an answer: the bytes of its body, and what its
-headers are made from.
+"""What the cache and Redis keep of an answer.
+
+That is the bytes of its body, and what its headers are made from.
 """
 
 import http.client
@@ -54,8 +55,9 @@ def success(event: Event) -> StoredTuple:
 def failure(
     error: C42Error, *, extra_wait: int = 0, request_id: str = ""
 ) -> StoredTuple:
-    """Return what is kept of an error: Calendar42's body, or the envelope if there is
-    none.
+    """Return what is kept of an error.
+
+    The body is Calendar42's, or the envelope if there is none.
     """
     body = error.body or envelope(error.status, str(error))
     stored = StoredAnswer(
@@ -71,8 +73,9 @@ def failure(
 
 
 def pack(loaded: Loaded) -> bytes:
-    """Return what Redis keeps, without the age: a digest of all that follows, a line of
-    JSON, and the body.
+    """Return an answer as Redis keeps it, without its age.
+
+    First comes a digest of all that follows, then a line of JSON, then the body.
     """
     body, *parts = cast(StoredTuple, loaded.value)
     head = json.dumps([loaded.kind, loaded.lifetime, *parts])
@@ -81,8 +84,9 @@ def pack(loaded: Loaded) -> bytes:
 
 
 def unpack(packed: bytes) -> Loaded:
-    """Return the answer that `pack` was given, without its age; raise ValueError for
-    any other bytes.
+    """Return the answer that `pack` was given, without its age.
+
+    Raises ValueError for any other bytes.
     """
     rest = packed[_DIGEST:]
     if packed[:_DIGEST] != _digest(rest):
@@ -99,8 +103,9 @@ def envelope(status: int, message: str) -> bytes:
 
 
 def encode(data: Any) -> bytes:
-    """Return compact JSON in UTF-8; half a surrogate pair, which JSON can hold and
-    UTF-8 can't, becomes U+FFFD.
+    """Return compact JSON in UTF-8.
+
+    Half a surrogate pair, which JSON can hold and UTF-8 can't, becomes U+FFFD.
     """
     text = json.dumps(data, ensure_ascii=False, separators=(",", ":"))
     return re.sub("[\ud800-\udfff]", "\ufffd", text).encode()
@@ -121,8 +126,9 @@ def _digest(data: bytes) -> bytes:
 
 
 def _content_type(body: bytes) -> str:
-    """Return an error's content type: JSON for the envelope, else plain text, so that
-    no browser ever runs its body.
+    """Return an error's content type: JSON for the envelope, else plain text.
+
+    So no browser ever runs its body.
     """
     try:
         text = body.decode()

@@ -1,5 +1,4 @@
-"""How fast c42c is, compared with other servers that cache, on this machine: `make
-bench`.
+"""Compares the speed of c42c with that of other caching servers: `make bench`.
 
 `contenders` says who is compared, `figures` has one function for each other figure,
 `machine` starts servers and loads them, `report` writes the page and the plot.

@@ -1,5 +1,6 @@
-"""Measure everything and print the results page; without --quick or --only, write the
-page, plot and profile too.
+"""Measures everything and prints the results page.
+
+Without --quick or --only, it writes the page, plot and profile too.
 """
 
 import argparse

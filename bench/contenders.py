@@ -85,9 +85,7 @@ class Round(NamedTuple):
 
 
 def program(name: str) -> str | None:
-    """Return the path of a program, which may be in a directory that only root's PATH
-    has.
-    """
+    """Return the path of a program, even if only root's PATH has its directory."""
     return shutil.which(name) or shutil.which(f"/usr/sbin/{name}")
 
 

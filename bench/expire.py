@@ -1,9 +1,8 @@
-"""How long a reader waits while very many entries expire together: `python -m
-bench.expire COUNT` prints two numbers, the longest `get` in milliseconds without and
-with the reaper at work.
+"""Measures how long a reader waits while very many entries expire together.
 
-The clock is moved, so nothing waits: all entries except the reader's own expire
-together.
+`python -m bench.expire COUNT` prints the longest `get` in milliseconds twice: without
+the reaper at work, and with it. The clock is moved, so nothing waits: all entries
+except the reader's own expire together.
 """
 
 import sys
@@ -14,9 +13,7 @@ from cache import OK, Cache, Loaded
 
 
 def main(count: int) -> None:
-    """Fill a cache, then read from it in one thread, before and while the reaper clears
-    it.
-    """
+    """Fill a cache, then read from it in one thread, before and while it is reaped."""
     ahead = 0.0
     cache = Cache(
         max_entries=2 * count,

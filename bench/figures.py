@@ -153,9 +153,7 @@ def waiting_room(upstreams: Upstreams, scale: Scale) -> Iterator[Row]:
 def _waiting(
     service: RunningServer, upstream: Standin
 ) -> Iterator[list[socket.socket]]:
-    """Fill the waiting room with requests for different events, until one is refused;
-    yield those that wait.
-    """
+    """Have as many requests wait as may, for different events; yield their sockets."""
     gate = Gate()
     rule = upstream.rule(gate=gate)
     with contextlib.ExitStack() as stack:
@@ -203,8 +201,9 @@ def beside_cold_answers(upstreams: Upstreams, scale: Scale) -> Iterator[Row]:
 
 @contextlib.contextmanager
 def _cold_answers(port: int, upstream: Standin) -> Iterator[Iterator[int]]:
-    """Ask for `COLD` new events a second; `next` of the yielded counter says how many
-    were answered.
+    """Ask for `COLD` new events a second.
+
+    `next` of the yielded counter says how many were answered.
     """
     answered, stop = itertools.count(), threading.Event()
     began = time.monotonic()
@@ -307,8 +306,9 @@ def expiry(_: Upstreams, scale: Scale) -> Iterator[Row]:
 
 
 def cold_answer(upstreams: Upstreams, scale: Scale) -> Iterator[Row]:
-    """The CPU of an answer that takes two calls to the upstream. There is no goal:
-    Calendar42's limit allows 1.4 of them a second.
+    """The CPU of an answer that takes two calls to the upstream.
+
+    There is no goal: Calendar42's limit allows 1.4 of them a second.
     """
     for tls, kind in ((False, "plain HTTP"), (True, "TLS")):
         upstream = upstreams.tls if tls else upstreams.plain
@@ -328,8 +328,9 @@ def cold_answer(upstreams: Upstreams, scale: Scale) -> Iterator[Row]:
 
 
 def profile(upstreams: Upstreams, seconds: int) -> str | None:
-    """Return where the CPU of cold answers goes, or None if py-spy is missing or not
-    allowed to look.
+    """Return where the CPU of cold answers goes.
+
+    If py-spy is missing or not allowed to look, return None.
     """
     spy = Path(sys.executable).with_name("py-spy")
     if not spy.exists():

@@ -1,8 +1,7 @@
-"""Start servers on one core, load them from the other, and read from /proc what they
-use.
+"""Starts servers on one core, loads them from the other, and measures their use.
 
 Everything is on 127.0.0.1. Each server gets its own process and is stopped by its
-process id.
+process id. What a process uses is read from /proc.
 """
 
 import contextlib
@@ -56,9 +55,7 @@ class WrkRun(NamedTuple):
 
 
 def require_two_cores_and_wrk() -> None:
-    """Exit with a reason if the bench can't run here; move this process to the load's
-    core.
-    """
+    """Move this process to the load's core, or exit if the bench can't run here."""
     if SERVER_CORE == LOAD_CORE:
         sys.exit("the bench needs two cores: one for the server, one for the load")
     for program in ("wrk", "taskset", "openssl"):
@@ -77,8 +74,9 @@ def describe() -> str:
 
 
 def free_port() -> int:
-    """Return a port on which nothing listens, and which the system gives to no client
-    (those are from 32768 on).
+    """Return a port on which nothing listens.
+
+    It is one that the system gives to no client: those are from 32768 on.
     """
     while True:
         with contextlib.suppress(OSError), socket.socket() as sock:
@@ -92,8 +90,9 @@ def free_port() -> int:
 def running(
     command: Sequence[str], port: int, environ: Mapping[str, str] = os.environ
 ) -> Iterator[RunningServer]:
-    """Run a server on its core; yield it once it answers on `port`, and end it with its
-    children.
+    """Run a server on its core, and yield it once it answers on `port`.
+
+    In the end it is stopped, with its children.
     """
     process = subprocess.Popen(
         # From the PATH, as users have it.
@@ -122,8 +121,9 @@ def running(
 def service(
     base_url: str, command: Sequence[str] = ("main.py",), **settings: str
 ) -> contextlib.AbstractContextManager[RunningServer]:
-    """Run the service as `python main.py` does, or a variant of it; `settings` are
-    environment variables.
+    """Run the service as `python main.py` does, or a variant of it.
+
+    `settings` are environment variables.
     """
     port = free_port()
     inherited = {
@@ -187,8 +187,9 @@ def wrk(
     headers: Mapping[str, str] | None = None,
     ids: int = 0,
 ) -> WrkRun:
-    """Request `path` on so many keep-alive connections; with `ids`, a random id below
-    that is added to `path`.
+    """Request `path` on so many keep-alive connections.
+
+    With `ids`, a random number below that is added to `path` as an id.
     """
     options = [f"-c{connections}", f"-d{seconds}s", "--latency", "--timeout", "20s"]
     options += [
@@ -245,8 +246,9 @@ def memory(pid: int) -> float:
 
 
 def cpu(pid: int) -> float:
-    """Return the seconds of CPU, user and system, that `pid` and all processes below it
-    have used.
+    """Return the seconds of CPU that `pid` and all processes below it have used.
+
+    User and system time together.
     """
     fields = [
         Path(f"/proc/{one}/stat").read_text().rpartition(")")[2].split()

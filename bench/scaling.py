@@ -1,5 +1,4 @@
-"""How often Calendar42 is asked: a simulation of several instances, with and without
-Redis.
+"""Simulates how often several instances ask Calendar42, with and without Redis.
 
 `python bench/scaling.py` prints the table of `scaling.md`, with the formula's result
 after each simulated figure. Every caller picks an instance and an event at random;
@@ -17,8 +16,9 @@ CALLS = 2
 def simulate(
     events: int, instances: int, per_minute: float, lifetime: float, *, shared: bool
 ) -> float:
-    """Return the upstream calls per hour, given how often each event is asked for in
-    all.
+    """Return the upstream calls per hour, by a simulation.
+
+    `per_minute` says how often each event is asked for, of all instances together.
     """
     # The same arrivals for both ways.
     rng = random.Random(f"{events} {instances} {per_minute} {lifetime}")  # noqa: S311
@@ -36,8 +36,9 @@ def simulate(
 def formula(
     events: int, instances: int, per_minute: float, lifetime: float, *, shared: bool
 ) -> float:
-    """Return the same by a formula: after each load, none is needed until it expires
-    and somebody asks again.
+    """Return the upstream calls per hour, by a formula.
+
+    After each load, none is needed until it expires and somebody asks again.
     """
     caches = 1 if shared else instances
     return CALLS * events * caches * 3600 / (lifetime + caches * 60 / per_minute)

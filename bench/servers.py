@@ -1,5 +1,7 @@
-"""The Python servers of the bench: `python -m bench.servers KIND [ARGUMENT]`, with
-settings as the service has them.
+"""The Python servers of the bench.
+
+Run one by `python -m bench.servers KIND [ARGUMENT]`, with settings as the service has
+them. KIND is one of these:
 
 constant FILE   the service's own server, which always sends the answer in FILE
 flask           the simplest implementation, on Flask's own server
@@ -72,8 +74,9 @@ def flask(config: Settings) -> None:
 
 
 class _Stub(Client):
-    """Stands in for the service's client: knows every event, each with an answer of 300
-    bytes.
+    """Stands in for the service's client: it knows every event.
+
+    Each has an answer of 300 bytes.
     """
 
     def __init__(self) -> None:

@@ -1,5 +1,6 @@
-"""What operators set and see: settings, logs, the check, metrics, health and the status
-page.
+"""What operators set and see.
+
+Settings, logs, the check, metrics, health and the status page.
 """
 
 import json

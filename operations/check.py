@@ -1,7 +1,7 @@
-"""`python main.py --check`: checks the settings, asks Calendar42 a harmless question,
-as the service would, and tries Redis.
+"""`python main.py --check` tells whether the service could work as it is set up.
 
-`main.py` hands in how to ask.
+It checks the settings, asks Calendar42 a harmless question as the service would, and
+tries Redis. `main.py` hands in how to ask.
 """
 
 import json
@@ -44,8 +44,9 @@ class Means(NamedTuple):
 
 
 def run(environ: Mapping[str, str], means: Means) -> int:
-    """Print a line for each thing checked, and return the exit status: 1 if anything
-    failed.
+    """Print a line for each thing checked, and return the exit status.
+
+    It is 1 if anything failed.
     """
     status = 0
     for finding in _findings(environ, means):
@@ -133,8 +134,9 @@ def _is_list(body: bytes | bytearray) -> bool:
 
 
 def _check_clock(date: str, asked: datetime, answered: datetime) -> Finding:
-    """Compare Calendar42's clock with this machine's: Calendar42 wrote its `date`
-    sometime between the two moments.
+    """Compare Calendar42's clock with this machine's.
+
+    Calendar42 wrote its `date` sometime between the two moments.
     """
     told = read_date(date)
     if told is None:

@@ -62,8 +62,9 @@ class ErrorLog:
     def on_error(
         self, status: int, message: str, exception: Exception | None = None
     ) -> str:
-        """Log why the app answers the present request with an error; return the id to
-        send along.
+        """Log why the app answers the present request with an error.
+
+        Return the id to send along.
         """
         route = NO_ROUTE
         if request.url_rule:
@@ -80,15 +81,16 @@ class ErrorLog:
         return self._record(error, logs.request_id.get())
 
     def on_rejection(self, status: int, message: str) -> str:
-        """Log that the server rejects a request that never reaches the app; return the
-        id to send along.
+        """Log that the server rejects a request that never reaches the app.
+
+        Return the id to send along.
         """
         return self._record(_Error(status, NO_ROUTE, message), secrets.token_hex(8))
 
     def id_for_failed_load(self, event_id: str, error: C42Error) -> str:
-        """Return the id to keep with an event's error: that of the request that loads
-        it, because the load has a line of its own.
+        """Return the id to keep with an event's error.
 
+        It is that of the request that loads it, because the load has a line of its own.
         A load that ends in a pause has none, so it is logged here.
         """
         request_id = logs.request_id.get()

@@ -31,8 +31,10 @@ request_id = ContextVar("request_id", default="")
 
 
 class _Formatter(logging.Formatter):
-    """Escapes control characters, so that no id and no message of Calendar42's can
-    forge a line; redacts the token.
+    """Makes each record one line, without the token.
+
+    Control characters are escaped, so that no id and no message of Calendar42's can
+    forge a line.
     """
 
     def __init__(self, form: str, token: str = "") -> None:
@@ -80,8 +82,9 @@ class _Formatter(logging.Formatter):
 
 
 def _find_token(token: str) -> re.Pattern[str]:
-    """Return a pattern that finds the token, even if `repr`, JSON or both have escaped
-    its quotes and backslashes.
+    """Return a pattern that finds the token, however it is escaped.
+
+    `repr`, JSON or both may have escaped its quotes and backslashes.
     """
     pattern = ""
     if token[0] in "\\\"'":
@@ -172,8 +175,9 @@ class _Handler(QueueHandler):
             self._writer.enqueue_sentinel()
 
     def _start(self) -> None:
-        """Start the thread in this process, with an empty queue. After a fork, the
-        parent still writes what it had queued.
+        """Start the thread in this process, with an empty queue.
+
+        After a fork, the parent still writes what it had queued.
         """
         self.queue = SimpleQueue()
         self.dropped = 0
@@ -197,8 +201,9 @@ class _Handler(QueueHandler):
 
 
 def configure(level: str, form: str, token: str) -> None:
-    """Log to stderr as `form` ("text" or "json"), without the token: from `level` on,
-    and libraries from WARNING on.
+    """Log to stderr as `form` ("text" or "json"), without the token.
+
+    Our own lines are logged from `level` on, those of libraries from WARNING on.
     """
     handler = _Handler()
     handler.setLevel(level)
@@ -220,8 +225,10 @@ def dropped() -> int:
 
 
 def complain(text: str, form: str) -> None:
-    """Print why the service does not start: as log lines if `form` is "json", otherwise
-    as it is. Waits at most `FLUSH_SECONDS` for that.
+    """Print why the service does not start.
+
+    If `form` is "json", these are log lines; otherwise the text as it is. Waits at most
+    `FLUSH_SECONDS`.
     """
     handler = _Handler()
     if form == "json":

@@ -333,8 +333,10 @@ def outcomes(stats: Stats) -> Outcomes:
 
 
 def failed(stats: Stats) -> int:
-    """Return for how many events a caller got an error: kept, just loaded, or because
-    it was refused. Callers that waited for another's load aren't counted.
+    """Return for how many events a caller got an error.
+
+    It was kept, or just loaded, or the caller was refused. Callers that waited for
+    another's load aren't counted.
     """
     kept = stats.hits[FAULT] + stats.hits[PAUSED]
     loaded = stats.loads[FAULT] + stats.loads[PAUSED] + stats.loads["failed"]
@@ -344,8 +346,9 @@ def failed(stats: Stats) -> int:
 def counter(
     name: str, text: str, label: str, counts: Mapping[str, int]
 ) -> CounterMetricFamily:
-    """Make the counter `c42_NAME_total` with one label, whose values are the keys of
-    `counts`.
+    """Make the counter `c42_NAME_total` with one label.
+
+    The label's values are the keys of `counts`.
     """
     family = CounterMetricFamily(f"c42_{name}", text, labels=[label])
     for value, count in counts.items():

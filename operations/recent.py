@@ -139,8 +139,9 @@ class Recent:
                 del self._under_way[load]
 
     def oldest_load(self) -> float | None:
-        """Return for how many seconds the oldest load has been under way; None if
-        there is none.
+        """Return for how many seconds the oldest load has been under way.
+
+        If there is none, return None.
         """
         with self._lock:
             for began in self._under_way.values():
@@ -235,9 +236,7 @@ class Recent:
             return self._slowest
 
     def take_slowest_load(self) -> float:
-        """Return the seconds of the slowest load since this was last called, and begin
-        anew.
-        """
+        """Return the seconds of the slowest load since the last call of this."""
         with self._lock:
             slowest = self._slowest
             self._slowest = 0.0
@@ -331,8 +330,9 @@ def _cause(error: C42Error) -> str:
 
 
 def _quantile(ordered: Sequence[float], share: float) -> float | None:
-    """Return the smallest value that is at least as large as `share` of all values;
-    None if there are none.
+    """Return the smallest value that is at least as large as `share` of all values.
+
+    If there are none, return None.
     """
     if not ordered:
         return None

@@ -35,8 +35,9 @@ class Refresher:
         )
 
     def on_refresh_due(self, event_ids: list[str]) -> bool:
-        """Refresh events soon, all by one load; return False during a pause, or if the
-        system allows no more threads.
+        """Refresh events soon, all by one load.
+
+        Return False during a pause, or if the system allows no more threads.
         """
         if self._pause.left:
             return False

@@ -137,10 +137,10 @@ def _setting(
     secret: bool = False,
     may_differ: bool = False,
 ) -> T:
-    """Declare a setting; `default` is written as in the environment, and empty if there
-    is none.
+    """Declare a setting.
 
-    A setting that changes no answer `may_differ` between instances that share answers.
+    `default` is written as in the environment, and empty if there is none. A setting
+    that changes no answer `may_differ` between instances that share answers.
     """
     usage = meaning
     if default:
@@ -266,11 +266,11 @@ def read(
     environ: Mapping[str, str],
     check_cache_url: Callable[[str], object] = lambda url: None,
 ) -> Settings:
-    """Read all settings from `environ`; raise `SettingsError` if any is missing or
-    invalid.
+    """Read all settings from `environ`.
 
     `check_cache_url` raises ValueError, saying what it expects, for a URL that the
-    client of Redis can't use.
+    client of Redis can't use. Raises `SettingsError` if any setting is missing or
+    invalid.
     """
     values: dict[str, Any] = {}  # each has the type of its field
     mistakes: list[str] = []
@@ -295,8 +295,9 @@ def read(
 
 
 def scope(config: Settings) -> tuple[tuple[str, object], ...]:
-    """Return what must be equal in instances that share answers: all settings that may
-    not differ, the token included.
+    """Return what must be equal in instances that share answers.
+
+    These are all settings that may not differ, the token included.
     """
     decisive = [one.name for one in fields(config) if not one.metadata["may_differ"]]
     return tuple((name, getattr(config, name)) for name in decisive)
@@ -373,8 +374,9 @@ def _check_redis(
 
 
 def _read_token(path: str) -> str:
-    """Read the token from a file. No error shows the path: it may be the token, by
-    mistake.
+    """Read the token from a file.
+
+    No error shows the path: it may be the token, by mistake.
     """
     try:
         token = Path(path).read_text("ascii", "replace").rstrip("\n")
@@ -388,8 +390,9 @@ def _read_token(path: str) -> str:
 
 
 def warnings(environ: Mapping[str, str]) -> list[str]:
-    """Return a line for each `C42_…` variable that is not a setting: usually a typing
-    error.
+    """Return a line for each `C42_…` variable that is not a setting.
+
+    Usually it is a typing error.
     """
     lines = []
     for name in sorted(environ):

@@ -178,8 +178,9 @@ def _history(metrics: Metrics, stats: Stats) -> dict[str, Any]:
 
 
 def _per_second(moments: Sequence[float], counts: Sequence[int]) -> list[float | None]:
-    """Return by how much a count rose each second, from each moment to the next; None
-    for the first.
+    """Return by how much a count rose each second, from each moment to the next.
+
+    The first moment has None.
     """
     rates: list[float | None] = [None]
     for (earlier, later), (before, after) in zip(

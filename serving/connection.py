@@ -174,8 +174,9 @@ class Connection(asyncio.BufferedProtocol):
         return self._request is None and self._unread in (b"", _EMPTY_LINE)
 
     def settles(self, seconds: float) -> bool:
-        """Whether the client connected, or was answered, less than `seconds` ago: its
-        next request may be on its way.
+        """Whether the client connected, or was answered, less than `seconds` ago.
+
+        Then its next request may be on its way.
         """
         return self._server.loop.time() - self.last_progress < seconds
 
@@ -217,8 +218,9 @@ class Connection(asyncio.BufferedProtocol):
         self.transport.abort()
 
     def advance(self) -> None:
-        """Go on with the last answer; then answer what has arrived, until there is
-        something to wait for, or it is the turn of others.
+        """Go on with the last answer; then answer what has arrived.
+
+        Stop when there is something to wait for, or when it is the turn of others.
         """
         self._is_delayed = False
         if self._rest is not None:
@@ -279,8 +281,9 @@ class Connection(asyncio.BufferedProtocol):
         return is_done
 
     def _take(self) -> Summary | None:
-        """Return the next request if all of it has arrived. Its body is discarded: no
-        app needs one.
+        """Return the next request, or None if not all of it has arrived.
+
+        Its body is discarded: no app needs one.
         """
         unread = self._unread
         if self._request is None:
@@ -406,8 +409,10 @@ class Connection(asyncio.BufferedProtocol):
         self._rest = memoryview(body)
 
     def _write(self, data: bytes) -> None:
-        """Send answers; then the body of the last one if it is large, and the end if it
-        was the last one of the connection.
+        """Send answers.
+
+        Then send the body of the last one if it is large, and the end if it was the
+        last answer of the connection.
         """
         if data:
             self.transport.write(data)

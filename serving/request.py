@@ -1,13 +1,14 @@
-"""Parses the head of a request into an immutable `Request`, no more leniently than RFC
-9112 allows.
+"""Parses the head of a request into an immutable `Request`.
 
-llhttp (through httptools) parses the header fields. The request line is parsed here:
-llhttp would accept HTTP/2.0 and repeated spaces, and reject methods that it doesn't
-know. Both agree that a head ends at the first empty line, because neither accepts a
-line that ends in a bare LF. A chunked body is rejected with 411, as RFC 9112, 6.3
-allows: with only one way to find the end of a body, a proxy can't disagree about where
-that is. Methods with small letters are rejected too: `get` isn't GET (RFC 9110, 9.1),
-but some programs take it for that.
+It is no more lenient than RFC 9112 allows. llhttp (through httptools) parses the header
+fields. The request line is parsed here: llhttp would accept HTTP/2.0 and repeated
+spaces, and reject methods that it doesn't know. Both agree that a head ends at the
+first empty line, because neither accepts a line that ends in a bare LF.
+
+A chunked body is rejected with 411, as RFC 9112, 6.3 allows: with only one way to find
+the end of a body, a proxy can't disagree about where that is. Methods with small
+letters are rejected too: `get` isn't GET (RFC 9110, 9.1), but some programs take it for
+that.
 """
 
 import re
@@ -92,8 +93,9 @@ def check_head(head: bytes, max_fields: int) -> None:
 
 
 def find_origin(data: bytes | bytearray) -> str:
-    """Return the Origin header as far as it can be read in a head that may be
-    malformed or incomplete, or "".
+    """Return the Origin header of a head, or "".
+
+    The head may be malformed or incomplete.
     """
     found = _ORIGIN.findall(data)
     if len(found) != 1:

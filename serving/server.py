@@ -1,5 +1,6 @@
-"""The server: one process, an event loop for all connections, and a pool of threads for
-a WSGI app.
+"""Runs the server: one process, with an event loop and a pool of threads.
+
+The loop has all connections, the threads run a WSGI app.
 """
 
 import asyncio
@@ -71,12 +72,13 @@ class Server:
         patience: float,
         limits: Limits | None = None,
     ) -> None:
-        """Serve until SIGTERM or Ctrl-C. `app` answers, in `threads` threads, what has
-        no fast path.
+        """Serve until SIGTERM or Ctrl-C.
+
+        `app` answers, in `threads` threads, what has no fast path.
 
         After the signal, requests are taken for `drain` more seconds; then nothing more
         is accepted, and active requests have `patience` seconds to finish. A second
-        signal ends it at once, with exit status 1.
+        signal ends the process at once, with exit status 1.
         """
         limits = limits or Limits()
         most = system.raise_file_limit() // 2  # the other half is for the app

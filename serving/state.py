@@ -1,5 +1,4 @@
-"""The bounds that hold for all connections of a server together, their turns and their
-clock.
+"""What all connections of a server share: their bounds, turns and clock.
 
 All of this runs in the event loop's thread.
 """
@@ -50,8 +49,9 @@ class ServerState:
         self.tick()
 
     def tick(self) -> None:
-        """Once a second, set the Date of the answers, and disconnect clients that take
-        too long.
+        """Set the Date of the answers, and disconnect clients that take too long.
+
+        This happens once a second.
         """
         tick_seconds = self.limits.tick_seconds
         self.loop.call_later(tick_seconds - time.time() % tick_seconds, self.tick)
@@ -63,8 +63,9 @@ class ServerState:
             connection.enforce_timeouts(self.now)
 
     def admit(self, connection: "Connection") -> bool:
-        """Add a connection, and return whether there is room for it once those idle
-        longest are closed.
+        """Add a connection, and return whether there is room for it.
+
+        To make room, those that have been idle longest are closed.
         """
         self._has_newcomers = True
         most = self.limits.max_connections
@@ -85,8 +86,10 @@ class ServerState:
         return len(self.connections) > most + most // 16 + 1
 
     def count_pending(self, difference: int) -> None:
-        """Count bytes of requests that have no answer yet. If they are too many, reject
-        the requests that have been incomplete longest.
+        """Count bytes of requests that have no answer yet.
+
+        If they are too many, the requests that have been incomplete longest are
+        rejected.
         """
         self._pending += difference
         if difference <= 0 or self._pending <= self.limits.max_pending:

@@ -1,9 +1,9 @@
-"""Summaries of requests, for the event loop. Those of requests with a fast path are
-remembered, in a bounded number of bytes.
+"""Summarizes requests for the event loop, and remembers some of the summaries.
 
-Clients send the same bytes again and again, and a request whose summary is remembered
-isn't parsed again. A summary lacks the header fields: parsed, they take many times the
-bytes of the head. The worker that needs them parses the head once more.
+Those of requests with a fast path are remembered, in a bounded number of bytes. Clients
+send the same bytes again and again, and a request whose summary is remembered isn't
+parsed again. A summary lacks the header fields: parsed, they take many times the bytes
+of the head. The worker that needs them parses the head once more.
 """
 
 from typing import NamedTuple

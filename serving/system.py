@@ -62,8 +62,7 @@ def _listen_at(
 
 
 def inherited_listeners(environ: Mapping[str, str]) -> list[socket.socket]:
-    """Return the sockets that systemd listens on for this process, see
-    sd_listen_fds(3).
+    """Return the sockets that systemd has passed to this process (sd_listen_fds(3)).
 
     They belong to systemd: clients that nobody accepts wait for the next process. Raise
     OSError, with a reason, if one of them isn't a listening TCP socket.

@@ -1,5 +1,6 @@
-"""Runs a WSGI app (PEP 3333) in worker threads, and hands its answers to the event
-loop.
+"""Runs a WSGI app (PEP 3333) in worker threads.
+
+Its answers go to the event loop.
 """
 
 import asyncio
@@ -113,8 +114,10 @@ class _Response:
     def start(
         self, status: str, headers: list[tuple[str, str]], _: object = None
     ) -> Callable[[bytes], None]:
-        """Take status and headers. Nothing was sent yet, so `exc_info`, with which an
-        app may replace them, needs no special treatment.
+        """Take status and headers.
+
+        Nothing was sent yet, so `exc_info`, with which an app may replace them, needs
+        no special treatment.
         """
         self.status = status
         self.headers = headers

@@ -1,8 +1,8 @@
-"""A Calendar42 stand-in on real sockets, for the demo and the tests: known events, and
-faults on demand.
+"""Stands in for Calendar42 on real sockets, in the demo and the tests.
 
-`data` has the events, `api` answers as Calendar42 would, `rules` what goes wrong,
-`server` has the sockets, and `demo` is what `make demo` shows.
+It knows some events, and has faults on demand. `data` has the events, `api` answers as
+Calendar42 would, `rules` says what goes wrong, `server` has the sockets, and `demo` is
+what `make demo` shows.
 """
 
 from standin.data import DEMO_EVENTS

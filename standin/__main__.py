@@ -1,5 +1,6 @@
-"""`python -m standin` runs the stand-in by hand until Ctrl-C, and prints its address
-and the ids to try.
+"""`python -m standin` runs the stand-in by hand until Ctrl-C.
+
+It prints its address and the ids to try.
 """
 
 import argparse

@@ -103,8 +103,9 @@ def _events(call: Call, catalogue: Catalogue) -> list[JsonObject]:
 
 
 def _rows(call: Call, catalogue: Catalogue) -> list[JsonObject] | None:
-    """Return the rows that match, or None for a single unknown event, which Calendar42
-    answers with a 500.
+    """Return the rows that match.
+
+    For a single unknown event, which Calendar42 answers with a 500, return None.
     """
     asked, known = set(call.named_ids), catalogue.rows
     # Calendar42's documentation has short ids too, so every id in the catalogue counts

@@ -1,8 +1,7 @@
-"""The events and subscriptions that the stand-in knows: the same in every run, ids
-included.
+"""The events and subscriptions that the stand-in knows.
 
-A catalogue has no lock: code that shares one between threads must guard it.
-`DEMO_EVENTS` has the ids for each special case.
+They are the same in every run, ids included. `DEMO_EVENTS` has the ids for each special
+case. A catalogue has no lock: code that shares one between threads must guard it.
 """
 
 from collections.abc import Iterable
@@ -174,10 +173,10 @@ def _row(
 
 
 class Catalogue:
-    """Events and their rows by event id, in order of creation; an id is known when it
-    is in `rows`.
+    """Events and their rows by event id, in order of creation.
 
-    Catalogues share rows, so nobody may change one.
+    An id is known when it is in `rows`. Catalogues share rows, so nobody may change
+    one.
     """
 
     def __init__(self) -> None:

@@ -45,8 +45,9 @@ class Demo(Standin):
 
 
 def greeting(url: str, path: str) -> str:
-    """Return what the demo prints: what to try with the service at `url`, which has the
-    events below `path`.
+    """Return what the demo prints: requests to try.
+
+    The service is at `url`, and has the events below `path`.
     """
     lines = [
         f"    curl -i {url}{path}/{event_id}  # {what}"

@@ -1,8 +1,7 @@
-"""What may go wrong on the stand-in: a rule says which requests, and what becomes of
-them.
+"""What may go wrong on the stand-in.
 
-A gate's condition guards its count; a rule's `times` is guarded by the lock of the
-Standin that holds it.
+A rule says to which requests it happens, and what becomes of them. A gate's condition
+guards its count; a rule's `times` is guarded by the lock of the Standin that holds it.
 """
 
 import threading
@@ -44,8 +43,9 @@ class Gate:
 
 @dataclass(eq=False)
 class Rule:
-    """Which requests it applies to (None: any), and what happens to them, in the order
-    of the fields.
+    """Which requests it applies to (None: any), and what happens to them.
+
+    The fields are in the order in which it happens.
     """
 
     endpoint: str | None = None

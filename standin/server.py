@@ -1,5 +1,7 @@
-"""The stand-in's sockets: counts what arrives, asks `api` for the right answer and lets
-a rule spoil it.
+"""The stand-in's sockets.
+
+The server counts what arrives, asks `api` for the right answer, and lets a rule spoil
+it.
 
 `Standin._lock` guards its catalogue, rules and counts; it is never held while waiting
 or sending. Only the accepting thread uses the server's `connections`, and `stop` after
@@ -70,8 +72,9 @@ class Standin:
         return self
 
     def stop(self) -> None:
-        """End every connection, hung ones included; when this returns, no thread is
-        left.
+        """End every connection, hung ones included.
+
+        When this returns, no thread is left.
         """
         self.stopping.set()
         for gate in self._gates:
@@ -117,8 +120,9 @@ class Standin:
         names: Names = (),
         **event_fields: Any,
     ) -> None:
-        """Add an event with a row for each name, or replace it; the id may have any
-        shape.
+        """Add an event with a row for each name, or replace it.
+
+        The id may have any shape.
         """
         with self._lock:
             self._catalogue.add(event_id, title, names, **event_fields)
@@ -135,8 +139,9 @@ class Standin:
         times: int | None = None,
         **fault: Any,
     ) -> Rule:
-        """Spoil the answers to matching requests from now on, as `Rule` says; the
-        newest rule goes first.
+        """Spoil the answers to matching requests from now on, as `Rule` says.
+
+        The newest rule goes first.
         """
         rule = Rule(endpoint, event_id, times, **fault)
         with self._lock:
