@@ -148,7 +148,7 @@ class Stats(NamedTuple):
     refreshing: int  # refreshes under way
 
 
-class WaitingRoomFull(Exception):
+class TooManyWaiting(Exception):
     """Too many callers are already waiting for loads. Nothing was loaded."""
 
 
@@ -369,14 +369,14 @@ class Cache:
 
         Raises what `load` raises, KeyError if it leaves a key out or there is no such
         kind, TypeError if a value is mutable, `LoadFailed` if another caller's load
-        raised, and `WaitingRoomFull` at once if too many callers wait already.
+        raised, and `TooManyWaiting` at once if too many callers wait already.
         """
         keys = list(dict.fromkeys(keys))
         got: dict[str, _Outcome] = {}
         found = self._hand_out(keys, got)
         if found is not None:
             return found
-        with self._waiting_room(len(keys)):
+        with self._count_waiting(len(keys)):
             while found is None:
                 self._load_missing(keys, got, load, deadline)
                 found = self._hand_out(keys, got)
@@ -425,12 +425,12 @@ class Cache:
         return missing
 
     @contextmanager
-    def _waiting_room(self, keys: int) -> Iterator[None]:
-        """Count a waiting caller; raise `WaitingRoomFull` if there are too many."""
+    def _count_waiting(self, keys: int) -> Iterator[None]:
+        """Count a waiting caller; raise `TooManyWaiting` if there are too many."""
         with self._lock:
             if self._waiting >= self.max_waiting:
                 self._refused += keys
-                raise WaitingRoomFull
+                raise TooManyWaiting
             self._waiting += 1
         try:
             yield
@@ -570,7 +570,7 @@ class Cache:
     def _begin_refreshes(self, keys: list[str]) -> None:
         """Claim those of `keys` that are due, and hand them over.
 
-        None is, if more than half of the waiting room is taken: callers come first.
+        None is while waiting callers are above half their limit: they come first.
         """
         with self._lock:
             if 2 * self._waiting > self.max_waiting:

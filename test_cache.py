@@ -39,7 +39,7 @@ from cache import (
     Found,
     Loaded,
     LoadFailed,
-    WaitingRoomFull,
+    TooManyWaiting,
 )
 from tests import cache_callers
 from tests.cache_callers import (
@@ -751,7 +751,7 @@ def random_traffic(cache: Cache, rng: random.Random) -> Counter[str]:
                 found += [Found(*hit, "hit", True)] if hit else []
             else:
                 found.append(get_or_load(cache, "one " + keys[0], load_one))
-        except WaitingRoomFull:
+        except TooManyWaiting:
             seen["refused"] += len(keys)
         except (AssertionError, LoadFailed) as raised:
             seen["collapsed"] += isinstance(raised, LoadFailed)

@@ -13,7 +13,7 @@ from werkzeug.routing import RequestRedirect
 
 from answers import response
 from answers.response import Response
-from cache import WaitingRoomFull
+from cache import TooManyWaiting
 from calendar42.ids import BadIds
 from serving.interface import FAILED
 
@@ -41,7 +41,7 @@ def register(
     app.before_request(_refuse_odd_path)
     handlers = _ErrorHandlers(on_full, on_error)
     app.register_error_handler(BadIds, handlers.on_bad_ids)
-    app.register_error_handler(WaitingRoomFull, handlers.on_waiting_room_full)
+    app.register_error_handler(TooManyWaiting, handlers.on_too_many_waiting)
     app.register_error_handler(HTTPException, handlers.on_http_error)
     app.register_error_handler(Exception, handlers.on_bug)
 
@@ -93,7 +93,7 @@ class _ErrorHandlers:
     def on_bad_ids(self, error: BadIds) -> flask.Response:
         return self._answer(400, str(error))
 
-    def on_waiting_room_full(self, _: WaitingRoomFull) -> flask.Response:
+    def on_too_many_waiting(self, _: TooManyWaiting) -> flask.Response:
         self._on_full()
         return self._answer(
             503,

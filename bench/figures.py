@@ -124,8 +124,8 @@ def start_and_rest(upstreams: Upstreams, scale: Scale) -> Iterator[Row]:
     yield at_most("memory at rest, MiB", 50, sizes, digits=1, why=why)
 
 
-def waiting_room(upstreams: Upstreams, scale: Scale) -> Iterator[Row]:
-    """Hits and memory while the upstream hangs and the waiting room is full."""
+def beside_waiting_requests(upstreams: Upstreams, scale: Scale) -> Iterator[Row]:
+    """Hits and memory while the upstream hangs and no more requests may wait."""
     upstream = upstreams.tls
     rates, singles, sizes = list[float](), list[float](), list[float]()
     for _ in range(scale.rounds):
@@ -387,7 +387,7 @@ def _summary(stacks: str, answers: int) -> str:
 
 ALL = [
     start_and_rest,
-    waiting_room,
+    beside_waiting_requests,
     beside_cold_answers,
     entries_held,
     expiry,

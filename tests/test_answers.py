@@ -16,7 +16,7 @@ from werkzeug.exceptions import ImATeapot, MethodNotAllowed, NotFound
 
 from answers import EVENT_PREFIX, app_hooks, hits, response, value
 from answers.loading import loader
-from cache import FAULT, KINDS, NEGATIVE, OK, PAUSED, Found, Loaded, WaitingRoomFull
+from cache import FAULT, KINDS, NEGATIVE, OK, PAUSED, Found, Loaded, TooManyWaiting
 from calendar42.errors import C42Error, Paused, TimedOut
 from calendar42.ids import BadIds
 from calendar42.payload import Event
@@ -588,7 +588,7 @@ def test_what_applies_to_all_responses() -> None:
     bug = ZeroDivisionError("by nought")
     raised: list[tuple[Exception, int, str, dict[str, str]]] = [
         (
-            WaitingRoomFull(),
+            TooManyWaiting(),
             503,
             "too many requests wait for Calendar42",
             {"Cache-Status": "c42c; detail=refused", "Retry-After": "1"},

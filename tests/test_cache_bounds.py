@@ -18,7 +18,7 @@ from cache import (
     Cache,
     Found,
     Loaded,
-    WaitingRoomFull,
+    TooManyWaiting,
 )
 from tests.cache_callers import (
     BOUND,
@@ -126,7 +126,7 @@ def test_what_was_loaded_again_makes_room_once(make: Make, clock: Clock) -> None
     )
 
 
-def test_the_waiting_room_is_bounded(make: Make) -> None:
+def test_waiting_callers_are_bounded(make: Make) -> None:
     """Callers beyond the bound are refused at once, whether they would load or wait.
 
     Hits are never refused.
@@ -137,8 +137,8 @@ def test_the_waiting_room_is_bounded(make: Make) -> None:
     inside = [ask(cache, "key", load), ask(cache, "key", load)]
     before = checked(cache)
     refused = [ask(cache, key, unwanted).exception(BOUND) for key in ("key", "other")]
-    assert [type(each) for each in refused] == [WaitingRoomFull, WaitingRoomFull]
-    with pytest.raises(WaitingRoomFull):
+    assert [type(each) for each in refused] == [TooManyWaiting, TooManyWaiting]
+    with pytest.raises(TooManyWaiting):
         cache.get_or_load(["fresh", "key", "other", "key"], unwanted)
     assert checked(cache) == before._replace(refused=5)  # one for each key, and no hit
     assert get_or_load(cache, "fresh", unwanted).source == "hit"

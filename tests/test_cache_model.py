@@ -18,7 +18,7 @@ from hypothesis import settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, rule
 
-from cache import KINDS, NEGATIVE, OK, Cache, Found, Loaded, LoadFailed, WaitingRoomFull
+from cache import KINDS, NEGATIVE, OK, Cache, Found, Loaded, LoadFailed, TooManyWaiting
 from tests.cache_callers import Clock
 from tests.fixtures import PATIENCE, until
 
@@ -448,7 +448,7 @@ class CacheMachine(RuleBasedStateMachine):
             private |= {key} if loaded.private else set()
         expected = error or self.expect(got)
         if refused:
-            return expected, (WaitingRoomFull, None)
+            return expected, (TooManyWaiting, None)
         for key in shared:
             if key not in got:
                 return expected, (LoadFailed, error)

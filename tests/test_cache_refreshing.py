@@ -533,7 +533,7 @@ def test_a_refresh_of_what_is_gone(refreshing: Make, clock: Clock, how: str) -> 
 
 
 def test_callers_come_first(refreshing: Make, clock: Clock, due: Due) -> None:
-    """No refresh begins while more than half of the waiting room is taken."""
+    """No refresh begins while waiting callers are above half their limit."""
     cache = refreshing(max_waiting=4)
     keep_old(cache, clock, "key")
     load = Gated(Loaded("value", OK, 60))
@@ -551,7 +551,7 @@ def test_callers_come_first(refreshing: Make, clock: Clock, due: Due) -> None:
 
 
 def test_a_refresh_is_no_waiting_caller(refreshing: Make, clock: Clock) -> None:
-    """A refresh takes no place in the waiting room."""
+    """A refresh doesn't count as a waiting caller."""
     cache = refreshing(max_waiting=1)
     keep_old(cache, clock, "key")
     cache.get("key")

@@ -19,7 +19,7 @@ ENDPOINTS = ("/metrics", "/livez", "/readyz", "/healthz", "/status.json")
 
 
 def test_everything_answers_in_a_jam(start: Start, upstream: Standin) -> None:
-    """While the waiting room is full and the upstream hangs, hits and endpoints are
+    """While the upstream hangs and no more requests may wait, hits and endpoints are
     answered, /readyz with 200.
     """
     service, gate = start(C42_THREADS="20", C42_TIMEOUT="5"), Gate()  # four may wait

@@ -394,7 +394,7 @@ def test_forms_of_a_sound_list(inside: MakeInside, upstream: Standin) -> None:
 
 
 def test_a_list_waits_as_one(inside: MakeInside, upstream: Standin) -> None:
-    """A list takes one place in the waiting room, and if that is full, a list is
+    """A list counts as one waiting request, and at the limit of these, a list is
     refused at once like any request.
     """
     service, event_ids, gate = (

@@ -119,7 +119,7 @@ def make_traffic(service: Service, upstream: Standin) -> Counter[int]:
         thread.start()
     until(
         lambda: service.get("/status.json").json()["cache"]["waiting"] == 4,
-        "the waiting room to be full",
+        "the limit of waiting requests",
     )
     at_once(*[partial(ask, new_id()) for _ in range(30)])
     assert statuses == {503: 30}

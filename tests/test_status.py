@@ -291,8 +291,8 @@ def test_troubles_of_calendar42(inside: MakeInside, upstream: Standin) -> None:
 def test_refusals_are_a_trouble_for_a_minute(
     inside: MakeInside, upstream: Standin
 ) -> None:
-    """The waiting room is a trouble while it is full, and a refusal for a minute after
-    it.
+    """The limit of waiting requests is a trouble while it is reached, and a refusal
+    for a minute after it.
     """
     service = inside(C42_THREADS="17", C42_TIMEOUT="5")  # one may wait
     event_id, gate = new_id(), Gate()

@@ -34,8 +34,8 @@ from tests.fixtures import (
 
 RULES = ROOT / "deploy/c42c.rules.yml"
 DASHBOARD = ROOT / "deploy/grafana.json"
-PLACES = 10  # in the waiting room, where it is to be full
-FEW_THREADS = str(PLACES + 16)
+MAX_WAITING = 10  # requests, where more are to be refused
+FEW_THREADS = str(MAX_WAITING + 16)
 
 # What fires for each kind of trouble, and what /status.json says.
 ALERT = {
@@ -44,7 +44,7 @@ ALERT = {
     "token": "C42cTokenRefused",
     "pause": "C42cPaused",
     "redis": "C42cSharedTierLost",
-    "full": "C42cWaitingRoomFull",
+    "full": "C42cManyWaiting",
     "refusing": "C42cRefusing",
     "slow": "C42cSlowUpstream",
     "small": "C42cCacheTooSmall",
@@ -181,9 +181,9 @@ class Sites:
         self.ask("healthy", new_id)
         self.ask("slow", new_id, clients=20)
         for kind in "full", "refusing":
-            for _ in range(PLACES):
+            for _ in range(MAX_WAITING):
                 self._clients.submit(self.services[kind].event, new_id())
-            until(partial(self.is_full, kind), "a full waiting room")
+            until(partial(self.is_full, kind), "the limit of waiting requests")
         self.ask("refusing", new_id)
         self._lost_redis.terminate()
         self.services["stopping"].process.terminate()
@@ -204,7 +204,7 @@ class Sites:
         return told
 
     def is_full(self, kind: str) -> bool:
-        """Tell whether the waiting room of a service is full."""
+        """Tell whether a service has reached its limit of waiting requests."""
         return "full" in self.troubles(kind)
 
     def __enter__(self) -> Self:
