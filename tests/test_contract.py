@@ -194,7 +194,7 @@ def test_troubles_are_those_of_the_status_page() -> None:
     assert troubles == [
         name
         for name in re.findall('data-trouble="(.*?)"', page)
-        if name not in ("none", "silent")
+        if name not in ("none", "no-answer")
     ]
 
 

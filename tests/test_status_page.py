@@ -276,7 +276,7 @@ def test_an_earlier_question_is_forgotten(
     assert DEMO_EVENTS["plain"] in text(browser, "#body")
 
 
-def test_says_so_when_the_service_is_silent(
+def test_says_so_when_the_service_gives_no_answer(
     browser: Chrome, start: Callable[..., Service]
 ) -> None:
     """If the service is gone, the page says that it doesn't answer; once it is back,
@@ -301,17 +301,20 @@ def test_says_so_when_the_service_is_silent(
 
 # What is wrong, what clients get, and what to do.
 TROUBLES = {
-    "stopping": "Warning: stopping, as it was told to. Active requests are finished, "
-    "new ones should go elsewhere.",
-    "reaper": "Failing: the reaper has died. Clients still get correct answers, but "
-    "expired ones fill the memory, and /readyz says 503. Restart the service.",
+    "stopping": "Warning: the service is shutting down, because it was told to "
+    "(SIGTERM or Ctrl-C). It finishes the requests that it has. Send new ones to "
+    "another instance.",
+    "reaper": "Failing: expired answers are no longer deleted, because the thread that "
+    "does it has died. Clients still get correct answers, but the memory fills, and "
+    "/readyz says 503. Restart the service.",
     "full": "Failing: too many requests are waiting for loads. Every further "
     "uncached request gets a 503; cached answers are served. The oldest load has taken "
-    "18 s: Calendar42 is slow. Check Calendar42. A shorter C42_TIMEOUT frees places "
-    "sooner, a higher C42_THREADS makes more.",
+    "18 s: Calendar42 is slow. Check Calendar42. With a shorter C42_TIMEOUT, "
+    "requests wait less long; with a higher C42_THREADS, more may wait.",
     "refusing": "Failing: requests were refused (503), because too many were waiting "
-    "for loads. In the last minute: 12, the latest 40 s ago. Cached answers are "
-    "served. If it goes on, check Calendar42, or raise C42_THREADS.",
+    "for loads. In the last minute: 12, the latest 40 s ago. Once that is a minute "
+    "ago, it is over, and this message disappears. Cached answers are served. If more "
+    "are refused, check Calendar42, or raise C42_THREADS.",
     "pause": "Failing: Calendar42 asked for a pause (429). Until it ends, uncached "
     "requests get a 429; cached answers are served. Wait: it ends in 1 min 40 s. If "
     "pauses come again, make fewer calls, for example with a longer C42_EXPIRY.",
@@ -559,7 +562,7 @@ def test_failed_requests_have_a_row(browser: Chrome, pretence: Pretence) -> None
     """
     seconds = {"seconds": 83.0, "failed": 22, "failed_per_second": [None, 4.5]}
     pretence.say(failed=333, history=pretence.numbers["history"] | seconds)
-    shows(browser, "main", "failed, of all these 4.5 22 333")
+    shows(browser, "main", "failed, of all but collapsed 4.5 22 333")
     shows(browser, "[aria-labelledby=requests] thead", "Last 1 min")
 
 

@@ -46,7 +46,7 @@ async function poll() {
   try {
     const numbers = await read();
     if (numbers) show(numbers);
-    showTroubles(numbers?.troubles ?? ["silent"]);
+    showTroubles(numbers?.troubles ?? ["no-answer"]);
   } finally {
     setTimeout(() => { asking = false; poll(); }, Math.max(0, INTERVAL - (performance.now() - began)));
   }
@@ -111,6 +111,6 @@ function showFaults(faults, now) {
 function showTroubles(troubles) {
   const shown = troubles.length ? troubles : ["none"];
   for (const item of byId("troubles").children) item.hidden = !shown.includes(item.dataset.trouble);
-  document.body.classList.toggle("stale", troubles.includes("silent"));
+  document.body.classList.toggle("stale", troubles.includes("no-answer"));
   document.title = troubles.length ? "(!) c42c status" : "c42c status";
 }
