@@ -231,10 +231,12 @@ def _list_error(found: Found, stored: StoredAnswer) -> dict[str, Any]:
 
 def _read_envelope(stored: StoredAnswer) -> dict[str, Any]:
     """Return the content of an error's envelope, or of one made for it."""
-    replacement = envelope(stored.status, f"Calendar42 answered {stored.status}")
-    content: dict[str, Any] = json.loads(replacement)["error"]
+    content: dict[str, Any]
     if stored.content_type == JSON:
         # The thread that loaded it could read it, but may have had more stack left.
         with suppress(RecursionError):
             content = json.loads(stored.body)["error"]
+            return content
+    replacement = envelope(stored.status, f"Calendar42 answered {stored.status}")
+    content = json.loads(replacement)["error"]
     return content
