@@ -40,9 +40,7 @@ ENDPOINTS = ("events", "event-subscriptions")
 
 
 def test_merges_both_calls(service: Service, upstream: Standin) -> None:
-    """An answer is compact JSON of the event's id, its title and the first names of
-    everyone on it.
-    """
+    """An answer is compact JSON: the event's id, its title and all its first names."""
     event_id = new_id()
     upstream.add_event(
         event_id, title="Dinner with the neighbours", names=["API", "Arthur", "Ella"]
@@ -70,8 +68,10 @@ def test_merges_both_calls(service: Service, upstream: Standin) -> None:
 def test_names(
     service: Service, event: str, title: str | None, names: list[str]
 ) -> None:
-    """Names keep the upstream's order and repetitions; blank, null, removed and other
-    events' names are left out.
+    """`names` has the event's first names in the upstream's order, with duplicates.
+
+    Blank, null and removed ones, and those of other events, are left out. A missing
+    title is null.
     """
     assert service.event(DEMO_EVENTS[event]).json() == {
         "id": DEMO_EVENTS[event],
@@ -95,9 +95,7 @@ def test_scripts(service: Service) -> None:
 
 
 def test_all_pages(service: Service, upstream: Standin) -> None:
-    """Every subscription is in the answer, in order, with no more calls than there are
-    pages.
-    """
+    """Every subscription is in the answer, in order, with one call for each page."""
     event_id, names = new_id(), [f"Guest {number}" for number in range(250)]
     upstream.add_event(event_id, names=names)
     assert service.event(event_id).json()["names"] == names
@@ -112,8 +110,9 @@ def test_deleted(service: Service) -> None:
 
 
 def test_two_paths_and_head(service: Service, upstream: Standin) -> None:
-    """A trailing slash and a query change nothing, and HEAD is GET without the body:
-    for misses, hits and errors.
+    """A trailing slash and a query change nothing, and HEAD is GET without the body.
+
+    That goes for misses, hits and errors.
     """
     event_id = new_id()
     upstream.add_event(event_id)
@@ -141,8 +140,9 @@ def test_two_paths_and_head(service: Service, upstream: Standin) -> None:
 
 @pytest.fixture(scope="module")
 def quiet() -> Iterator[tuple[Service, Standin]]:
-    """Start a service and a stand-in where every load succeeds, so no late call is
-    counted in another test.
+    """Start a service and a stand-in where every load succeeds.
+
+    So no late call is counted in another test.
     """
     with Standin(token=TOKEN) as upstream, started(Service(upstream)) as service:
         yield service, upstream
@@ -162,8 +162,9 @@ def test_unknown_path(quiet: tuple[Service, Standin], path: str) -> None:
 
 @pytest.mark.parametrize("method", [b"POST", b"PUT", b"DELETE", b"PATCH", b"BREW"])
 def test_wrong_method(quiet: tuple[Service, Standin], method: bytes) -> None:
-    """A wrong method gets a 405 in the envelope that says what is allowed, even for a
-    cached event.
+    """A wrong method gets a 405 and what is allowed, even for a cached event.
+
+    The 405 is in the envelope, and causes no call.
     """
     service, upstream = quiet
     kept, cold = DEMO_EVENTS["plain"], new_id()
@@ -198,9 +199,7 @@ def room(shared_upstream: Standin) -> Iterator[Service]:
 def test_200_callers_cause_one_load(
     room: Service, upstream: Standin, status: int
 ) -> None:
-    """200 callers of a cold event get equal answers from one call to each endpoint; one
-    more caller is refused.
-    """
+    """200 callers of a cold event share one call to each endpoint; more are refused."""
     event_id, warm, gate = new_id(), new_id(), Gate()
     upstream.add_event(event_id, names=["API", "Ella"])
     upstream.add_event(warm)
@@ -291,9 +290,7 @@ def test_unknown_event_costs_one_load(service: Service, upstream: Standin) -> No
 def test_expiry_is_exact(
     inside: MakeInside, upstream: Standin, expiry: str, seconds: float, known: bool
 ) -> None:
-    """An answer, good or bad, is served until its expiry, and is never served at it or
-    later.
-    """
+    """An answer, good or bad, is served until its expiry and never at it or later."""
     service, event_id = inside(C42_EXPIRY=expiry), new_id()
     if known:
         upstream.add_event(event_id, title="Old")
@@ -337,9 +334,7 @@ def test_expiry_in_real_time(forgetful: Service, upstream: Standin) -> None:
 
 
 def test_recovers_from_a_fault(forgetful: Service, upstream: Standin) -> None:
-    """A 503 is passed through with its body and kept for C42_FAULT_EXPIRY; then the
-    event is loaded again.
-    """
+    """A 503 is passed through and kept for C42_FAULT_EXPIRY, then loaded again."""
     event_id, body = new_id(), '{"error": {"message": "down  for maintenance"}}'
     upstream.add_event(event_id, title="Back")
     rule = upstream.rule(status=503, body=body)
@@ -401,9 +396,7 @@ def test_hostile_ids(quiet: tuple[Service, Standin], slash: str) -> None:
 
 
 def test_hostile_bytes(quiet: tuple[Service, Standin]) -> None:
-    """A request that no client would send is refused, never reaches the upstream, and
-    affects no other client.
-    """
+    """Hostile bytes are refused, never reach the upstream, and harm no other client."""
     service, upstream = quiet
     before = upstream.calls()
     for target in (
@@ -456,9 +449,7 @@ def test_hostile_ids_are_not_kept(inside: MakeInside) -> None:
 
 
 def test_time_out(service: Service, upstream: Standin) -> None:
-    """If the upstream hangs or trickles, the answer is a 504 within half a second of
-    the time-out.
-    """
+    """If the upstream hangs or trickles, a 504 comes within 0.5 s of the time-out."""
     faults: list[dict[str, Any]] = [
         {"hang": True},
         {"trickle": 0.3},
@@ -525,8 +516,9 @@ BODIES = {
 def test_passed_through(
     service: Service, upstream: Standin, body: bytes, content_type: str
 ) -> None:
-    """An error's body keeps its bytes, 8 KiB at most; it is JSON if it is the
-    envelope, and plain text otherwise.
+    """An error's body keeps its bytes, 8 KiB at most.
+
+    It is sent as JSON if it is the envelope, and as plain text otherwise.
     """
     event_id = new_id()
     upstream.rule("events", event_id, status=422, body=body, content_type="text/html")
@@ -546,9 +538,7 @@ def test_an_error_without_a_body(service: Service, upstream: Standin) -> None:
 
 
 def test_only_subscriptions_fail(service: Service, upstream: Standin) -> None:
-    """If only the subscriptions fail, the answer is that error, never an event without
-    names.
-    """
+    """If only the subscriptions fail, that error is the answer, not half an event."""
     for status in 400, 404, 500:
         event_id = new_id()
         upstream.add_event(event_id)
@@ -583,8 +573,9 @@ def test_half_a_surrogate(service: Service, upstream: Standin) -> None:
 
 
 def test_pause(inside: MakeInside, upstream: Standin) -> None:
-    """A 429 is passed through with a Retry-After that counts down; until then, no event
-    is asked for.
+    """After a 429, no event is asked for until its Retry-After has passed.
+
+    The 429 is passed through, with a Retry-After that counts down.
     """
     service, first, second = inside(), new_id(), new_id()
     upstream.rule(
@@ -609,8 +600,9 @@ def test_pause(inside: MakeInside, upstream: Standin) -> None:
 
 
 def test_token_stays_inside(start: Start, upstream: Standin) -> None:
-    """The token is in no answer, header or log line, whatever the upstream echoes, also
-    at level DEBUG.
+    """The token is in no answer, header or log line, whatever the upstream echoes.
+
+    That goes for level DEBUG too.
     """
     service, said = start(C42_LOGLEVEL="DEBUG"), []
     echoes: list[dict[str, Any]] = [

@@ -1,5 +1,6 @@
-"""What the cache promises. `python test_cache.py` prints nothing if all tests pass;
-pytest runs them too.
+"""What the cache promises.
+
+`python test_cache.py` prints nothing if all tests pass; pytest runs them too.
 
 The clock is fake. `tests/cache_callers.py` has the callers, and the fixtures. The
 reaper is stopped at once, so that only the test deletes entries.
@@ -74,9 +75,7 @@ def test_the_names_of_the_kinds() -> None:
 
 @pytest.mark.parametrize("kind", KINDS)
 def test_200_callers_of_a_cold_key(cache: Cache, kind: str) -> None:
-    """200 callers of one cold key cause one load and all get the same object, whatever
-    its kind.
-    """
+    """200 callers of a cold key share one load and its object, whatever its kind."""
     load = Gated(Loaded(("a", "value"), kind, 60))
     callers = [start(lambda: get_or_load(cache, "key", load)) for _ in range(200)]
     until(lambda: cache.snapshot().waiting == 200)
@@ -105,9 +104,7 @@ def test_200_callers_of_a_cold_key(cache: Cache, kind: str) -> None:
     "error", [ValueError("no"), KeyboardInterrupt(), SystemExit(3)], ids=repr
 )
 def test_200_callers_of_a_load_that_raises(cache: Cache, error: BaseException) -> None:
-    """If a load raises anything, its 200 callers are released and nothing is left
-    behind.
-    """
+    """A load that raises anything frees its 200 callers and leaves nothing behind."""
     load = Gated(error)
     callers = [start(lambda: get_or_load(cache, "key", load)) for _ in range(200)]
     until(lambda: cache.snapshot().waiting == 200)
@@ -143,9 +140,7 @@ def test_a_raised_exception_is_not_held(cache: Cache) -> None:
 
 
 def test_an_answer_that_has_expired_when_it_comes(cache: Cache, clock: Clock) -> None:
-    """A value that has expired when its load ends is handed to the callers that waited,
-    but not kept.
-    """
+    """A value that has expired when its load ends is handed out, but not kept."""
     load = Gated(Loaded("late", OK, 5))
     callers = [ask(cache, "key", load), ask(cache, "key", load)]
     clock.advance(5)
@@ -160,8 +155,9 @@ def test_an_answer_that_has_expired_when_it_comes(cache: Cache, clock: Clock) ->
 
 
 def test_a_private_outcome(cache: Cache) -> None:
-    """Only the caller that loaded a private value gets it, and it isn't kept; callers
-    that waited load again, once.
+    """A private value goes only to the caller that loaded it, and isn't kept.
+
+    Callers that waited for it load again, once.
     """
     load = Gated(Loaded("not about the key", FAULT, 60, private=True))
     first = ask(cache, "key", load)
@@ -181,9 +177,7 @@ def test_a_private_outcome(cache: Cache) -> None:
 
 
 def test_get_does_not_wait(cache: Cache) -> None:
-    """`get` returns None at once if the key is absent or still loading, and counts
-    nothing.
-    """
+    """`get` returns None at once for an absent or loading key, and counts nothing."""
     load = Gated(Loaded("value", OK, 60))
     caller = ask(cache, "key", load)
     before = checked(cache)
@@ -275,9 +269,7 @@ def test_nothing_is_seen_half_changed(
 
 
 def test_expiry_is_exact(cache: Cache, clock: Clock) -> None:
-    """An entry is served until just before its expiry, never at it, even if the reaper
-    hasn't deleted it yet.
-    """
+    """An entry is served until its expiry and never at it, even if it isn't reaped."""
     keep(cache, "key", lifetime=4)
     clock.advance(3.75)
     assert cache.get("key") == ("key", OK, 3.75, 0.25)
@@ -332,9 +324,7 @@ def test_a_list_serves_nothing_that_expired_in_the_cache(
 def test_a_list_serves_nothing_that_expired_since_it_came(
     cache: Cache, clock: Clock, result: str, kind: str
 ) -> None:
-    """A key of a list that is loaded first, and expires before the rest is loaded, is
-    loaded again.
-    """
+    """A key that expires while the rest of its list is loaded is loaded again."""
     asked = []
 
     def load(keys: list[str], _deadline: float) -> Pairs:
@@ -356,9 +346,7 @@ def test_a_list_serves_nothing_that_expired_since_it_came(
 def test_a_list_serves_nothing_that_expired_since_others_loaded_it(
     cache: Cache, clock: Clock
 ) -> None:
-    """A key that another caller loads, and that expires before the rest of the list is
-    loaded, is loaded again.
-    """
+    """A list loads a key itself if another's answer expires before the rest comes."""
     first, second = Gated(Loaded("short", OK, 4)), Gated(Loaded("long", OK, 60))
     ask(cache, "first", first)
     ask(cache, "second", second)
@@ -382,8 +370,9 @@ def test_a_list_serves_nothing_that_expired_since_others_loaded_it(
 def test_what_was_too_old_when_it_came_is_not_asked_for_again(
     cache: Cache, clock: Clock
 ) -> None:
-    """A value that has already expired when its load ends is handed out as it is:
-    loading it again wouldn't help.
+    """A value that has expired when its load ends is handed out, not loaded again.
+
+    Loading it again wouldn't help.
     """
 
     def load(keys: list[str], _deadline: float) -> Pairs:
@@ -418,8 +407,9 @@ def test_age_counts_from_the_beginning_of_the_load(cache: Cache, clock: Clock) -
 def test_an_outcome_may_be_older_or_younger_than_its_load(
     cache: Cache, age: float, left: int | None
 ) -> None:
-    """A load may say that its value is older or younger than the load; the lifetime
-    counts from the value's birth.
+    """If a load says how old its value is, the lifetime counts from its birth.
+
+    The value may be older or younger than the load.
     """
     found = get_or_load(cache, "key", lambda key: Loaded(key, OK, 10, age))
     assert (found.age, found.ttl, found.is_kept) == (age, left or 0, left is not None)
@@ -428,9 +418,7 @@ def test_an_outcome_may_be_older_or_younger_than_its_load(
 
 @pytest.mark.parametrize("result", ["miss", "shared", "awaited"])
 def test_the_caller_that_loaded_is_told_the_result(cache: Cache, result: str) -> None:
-    """The caller that loaded gets the load's own result; the callers that waited get
-    "collapsed".
-    """
+    """The caller that loads is told its load's source, those that wait "collapsed"."""
     load = Gated(Loaded("value", OK, 0.5, source=result))
     callers = [ask(cache, "key", load), ask(cache, "key", load)]
     load.go.set()
@@ -439,9 +427,7 @@ def test_the_caller_that_loaded_is_told_the_result(cache: Cache, result: str) ->
 
 
 def test_the_clock_counts_while_the_machine_sleeps() -> None:
-    """The default clock includes the time for which the machine was suspended, if the
-    system counts it.
-    """
+    """The default clock counts the time spent suspended, if the system counts it."""
     seconds = (
         100_000  # for which the machine was suspended, as far as this process can tell
     )
@@ -527,9 +513,7 @@ def test_an_unknown_kind(cache: Cache, kind: str) -> None:
 
 
 def test_a_list_loads_what_is_left_in_one_call(make: Make) -> None:
-    """A list takes hits from the cache, waits for keys that others load, and loads the
-    rest in one call.
-    """
+    """A list takes hits, waits for others' loads, and loads the rest in one call."""
     cache = make(max_waiting=2)
     keep(cache, "fresh")
     load = Gated(Loaded("theirs", FAULT, 60))
@@ -587,8 +571,10 @@ def test_each_key_of_a_list_is_settled_as_it_comes(cache: Cache) -> None:
 
 @pytest.mark.parametrize("end", ["missing", "extra", "twice", "raised"])
 def test_a_list_that_ends_wrongly(cache: Cache, end: str) -> None:
-    """A load that leaves a key out, adds one or raises half-way fails for the keys that
-    are left; the rest is kept.
+    """If a list's load goes wrong half-way, what is left fails and the rest is kept.
+
+    The load may leave a key out, yield one twice or one that nobody asked for, or
+    raise.
     """
     gate = Gated(Loaded("value", OK, 60))
 
@@ -619,9 +605,7 @@ def test_a_list_that_ends_wrongly(cache: Cache, end: str) -> None:
 
 
 def test_a_list_whose_neighbour_fails(cache: Cache) -> None:
-    """If a list waits for another caller's load and that raises, the list fails, but
-    its own keys are kept.
-    """
+    """If a load that a list waits for raises, the list fails; its own keys are kept."""
     load = Gated(ValueError("no"))
     ask(cache, "other", load)
     many = start(
@@ -662,9 +646,7 @@ def test_lists_that_load_what_the_other_waits_for(cache: Cache) -> None:
 
 
 def test_a_caller_that_may_not_wait(cache: Cache) -> None:
-    """A caller that may not wait calls its own load, which doesn't replace the load
-    that is under way.
-    """
+    """A caller that may not wait loads itself, without replacing the running load."""
     slow, late = Gated(Loaded("slow", OK, 60)), Gated(Loaded("no time", FAULT, 60))
     first = ask(cache, "key", slow)
     second = ask(cache, "key", slow)
@@ -698,8 +680,9 @@ def test_the_load_is_told_the_deadline(cache: Cache) -> None:
 
 
 def test_waiting_ends_in_time(cache: Cache) -> None:
-    """A caller waits for another's load until `GRACE` after its deadline, then calls
-    its own, even if that raises. That leaves time to answer within half a second.
+    """A caller waits for another's load until `GRACE` after its deadline, then loads.
+
+    That leaves time to answer within half a second, even if its own load raises.
     """
     assert GRACE < 0.5
     slow = Gated(Loaded("slow", OK, 60))
@@ -721,9 +704,7 @@ def test_waiting_ends_in_time(cache: Cache) -> None:
 
 
 def random_traffic(cache: Cache, rng: random.Random) -> Counter[str]:
-    """Ask for random keys in all ways; return how often each result was seen and each
-    kind was loaded.
-    """
+    """Ask for random keys in all ways; count the results seen and the kinds loaded."""
     seen = Counter[str]()
 
     def load_one(key: str) -> Loaded:
@@ -803,8 +784,9 @@ class CountingRefresher:
 def test_counters_add_up_under_traffic(
     make: Make, clock: Clock, refresh_ahead: float
 ) -> None:
-    """With random traffic from eight threads, the counters add up at every moment and
-    are exact in the end, with refreshing and without.
+    """Under random traffic from eight threads, the counters always add up.
+
+    In the end they are exact, with refreshing and without.
     """
     refresher = CountingRefresher()
     cache = make(

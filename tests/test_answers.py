@@ -1,6 +1,4 @@
-"""`answers` without a service: the encoding for Redis, content types, and the bytes of
-a hit.
-"""
+"""`answers` without a service: what Redis keeps, content types, and a hit's bytes."""
 
 import json
 from collections import Counter
@@ -77,8 +75,10 @@ def test_what_redis_keeps_is_read_as_it_was(loaded: Loaded) -> None:
 
 
 def test_what_redis_keeps_stays_the_same() -> None:
-    """Instances of several versions share answers, so what Redis keeps has one form for
-    each FORMAT: whoever changes one of the two here changes both.
+    """What Redis keeps has one form for each FORMAT.
+
+    Instances of several versions share answers. Whoever changes one of the two here
+    changes both.
     """
     assert FORMAT == 5
     kept = Loaded(value.success(Event("1", "\u00dc", [])), OK, 252.0)
@@ -129,9 +129,7 @@ def test_a_changed_answer_is_refused(
 @unhurried
 @given(bad)
 def test_an_error_is_json_in_the_envelope_or_plain_text(loaded: Loaded) -> None:
-    """An error is sent as JSON only if it is in the envelope, and never as something
-    that a browser would run.
-    """
+    """An error is JSON only in the envelope, and never what a browser would run."""
     kept = value.StoredAnswer(*as_kept(loaded))
     if kept.content_type == "application/json":
         error = json.loads(kept.body)["error"]
@@ -211,11 +209,13 @@ def error(kind: type[C42Error] = C42Error, **said: Any) -> C42Error:
 def test_what_is_kept_of_an_outcome(
     outcome: Any, kind: str, lifetime: float, private: bool, extra_wait: int
 ) -> None:
-    """Good answers and refusals are kept for C42_EXPIRY from the load's start, faults
-    for C42_FAULT_EXPIRY from when they were found, and private faults aren't kept.
+    """Good answers and refusals are kept for C42_EXPIRY, faults for C42_FAULT_EXPIRY.
 
-    Errors keep the id of their load's request, and how much longer than that
-    Calendar42 asked to wait.
+    The former age from the load's start, the latter from when they were found. A pause
+    is kept until it ends, and a private fault isn't kept at all.
+
+    Errors keep the id of their load's request, and how much longer than that Calendar42
+    asked to wait.
     """
 
     def fetch(event_ids: list[str], deadline: float) -> Iterator[tuple[str, Any]]:
@@ -367,9 +367,7 @@ REFUSAL = error(status=404, upstream_status=404)
 def test_what_an_answer_says_of_its_origin(
     parts: list[Found], cache_status: str, cache_control: str
 ) -> None:
-    """Cache-Status says how an answer came about, and Cache-Control for how long a
-    client may keep it.
-    """
+    """Headers say how an answer came about and for how long a client may keep it."""
     if len(parts) == 1:
         _, headers, _ = response.render(parts[0], None)
     else:
@@ -391,8 +389,10 @@ def test_what_an_answer_says_of_its_origin(
     [(0, 5.9, 6), (0, 0.25, 1), (0, -1.0, 1), (748, 241.5, 990)],
 )
 def test_retry_after(kind: str, extra_wait: int, ttl: float, seconds: int) -> None:
-    """Every fault says in how many seconds c42c would ask again, or Calendar42 wants to
-    be asked if that is later; no other answer does.
+    """Every fault says in how many seconds to ask again, and no other answer does.
+
+    That is when c42c would ask Calendar42 again, or when Calendar42 wants to be asked
+    if that is later.
     """
     stored = value.failure(error(status=503), extra_wait=extra_wait)
     one = found("hit", kind=kind, ttl=ttl)._replace(value=stored)
@@ -410,9 +410,7 @@ def test_retry_after(kind: str, extra_wait: int, ttl: float, seconds: int) -> No
 @unhurried
 @given(good | bad, st.floats(-1e3, 1e6), st.booleans())
 def test_no_client_keeps_a_fault(loaded: Loaded, ttl: float, alone: bool) -> None:
-    """A fault never has a max-age, alone or in a list; what lasts has one, for at most
-    what is left.
-    """
+    """A fault never has a max-age, alone or in a list; what lasts has what is left."""
     one = Found(loaded.value, loaded.kind, 0.0, ttl, "hit", is_kept=True)
     parts = {"a": one, "b": found("hit", ttl=1e6)}
     answer = response.render_many(parts, None)
@@ -427,8 +425,9 @@ def test_no_client_keeps_a_fault(loaded: Loaded, ttl: float, alone: bool) -> Non
 
 @pytest.mark.parametrize("source", ["hit", "miss", "collapsed", "shared", "awaited"])
 def test_errors_carry_the_id_of_their_load(source: str) -> None:
-    """However an error came about, it has the id under which the log tells of its load;
-    in a list, each fault has.
+    """An error has the request id of its load, however it came about.
+
+    In a list, each fault has its own. Good answers have none.
     """
     stored = value.failure(error(status=502), request_id="load-1")
     one = found(source, kind=FAULT)._replace(value=stored)
@@ -440,8 +439,9 @@ def test_errors_carry_the_id_of_their_load(source: str) -> None:
 
 
 def test_lists_with_deeply_nested_errors() -> None:
-    """An error that has just been readable where it was loaded is readable in a list,
-    though less of the stack is left there.
+    """An error that could be read where it was loaded can be read in a list.
+
+    Less of the stack is left there.
     """
 
     def render(depth: int) -> response.Response:
@@ -460,9 +460,7 @@ def test_lists_with_deeply_nested_errors() -> None:
 
 
 def test_errors_in_a_list() -> None:
-    """A list has the envelope's content of each error; one that isn't an envelope gets
-    the service's own words.
-    """
+    """A list has each error's envelope, or the service's own words if it has none."""
     said = b"""{"error": {
         "status_code": 1, "message": "Gone fishing", "code": "FISHING", "more": 1
     }}"""
@@ -520,9 +518,7 @@ def test_hits_are_what_the_route_answers(
     hits_of_them: list[tuple[int, float, float]],
     condition: str | None,
 ) -> None:
-    """A repeated request gets exactly what the route would answer: for any answer, at
-    any age.
-    """
+    """A hit is exactly what the route would answer: for any answer, at any age."""
     asked = condition and condition.format(
         value.StoredAnswer(*as_kept(answers[0])).etag
     )
@@ -555,8 +551,9 @@ def test_hits_are_what_the_route_answers(
 def test_a_hit_is_rendered_once_a_second(
     kind: str, stored: value.StoredTuple, last_says: bytes
 ) -> None:
-    """Within one second, a repeated request gets the very same head, which is costly to
-    render, and is counted.
+    """Within one second, hits share one head, and each is counted.
+
+    The head is costly to render.
     """
     held = [
         found("hit", kind=kind, ttl=ttl)._replace(value=stored)
@@ -582,8 +579,9 @@ class Silent(ImATeapot):
 
 
 def test_what_applies_to_all_responses() -> None:
-    """Each error that a route raises is answered in the envelope, with the id under
-    which it was logged.
+    """An error that a route raises is answered in the envelope, with the id in the log.
+
+    OPTIONS is answered with a 204, and a path of slashes with a 404.
     """
     bug = ZeroDivisionError("by nought")
     raised: list[tuple[Exception, int, str, dict[str, str]]] = [

@@ -75,8 +75,9 @@ def test_spam_evicts_no_good_answer(make: Make) -> None:
 def test_bad_answers_hold_a_tenth(
     make: Make, max_entries: int, good: int, bad: int, good_first: bool
 ) -> None:
-    """Good answers get nine tenths of the entries, all others one; in each part, what
-    expires first makes room.
+    """Good answers get nine tenths of the entries, all others one.
+
+    In each part, what expires first makes room.
     """
     cache = make(max_entries=max_entries)
 
@@ -106,9 +107,7 @@ def test_bad_answers_hold_a_tenth(
 
 
 def test_what_was_loaded_again_makes_room_once(make: Make, clock: Clock) -> None:
-    """An expired entry that is loaded again before it is reaped counts once, and is
-    evicted by its new expiry.
-    """
+    """A key that is loaded again before it is reaped counts once, by its new expiry."""
     cache = make(max_entries=3)
     keep(cache, "twice", lifetime=4)
     clock.advance(4)
@@ -214,8 +213,9 @@ def test_good_answers_take_nine_tenths_of_the_bytes(make: Make) -> None:
 
 @pytest.mark.parametrize("kind", [OK, NEGATIVE])
 def test_a_large_answer_is_not_kept(make: Make, kind: str) -> None:
-    """An answer that takes more than a tenth of the bytes is handed out, but not kept,
-    and evicts nothing.
+    """An answer over a tenth of the bytes is handed out, but isn't kept.
+
+    It evicts nothing.
     """
     cache = make(max_bytes=100_000)
     keep_bytes(cache, "small", 1000)
@@ -231,8 +231,9 @@ def test_a_large_answer_is_not_kept(make: Make, kind: str) -> None:
 
 
 def test_a_large_answer_replaces_none(make: Make, clock: Clock) -> None:
-    """If a refresh brings an answer that is too large to be kept, the old one stays
-    until it expires.
+    """If a refresh brings an answer that is too large, the old one stays.
+
+    It expires in its time.
     """
     cache = make(max_bytes=100_000, refresh_ahead=0.5, on_refresh_due=lambda keys: True)
     keep_bytes(cache, "key", 1)

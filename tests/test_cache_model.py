@@ -1,6 +1,4 @@
-"""The cache is compared with a model: operations in any order, and from several threads
-at once.
-"""
+"""Compare the cache with a model: operations in any order, and in several threads."""
 
 import itertools
 import math
@@ -196,9 +194,7 @@ SECONDS = st.sampled_from([0, 0, 0, 1, 4])
 def script(
     outcomes: list[Ending], error: BaseException | None = None
 ) -> Iterator[Ending]:
-    """Yield the outcomes, then the error, if there is one, then the same outcome
-    forever.
-    """
+    """Yield the outcomes, then the error if there is one, then one outcome forever."""
     last: Ending = (0, Loaded("the last", OK, 100.0))
     return itertools.chain(
         outcomes, [(0, error)] if error else [], itertools.repeat(last)
@@ -357,9 +353,7 @@ class CacheMachine(RuleBasedStateMachine):
         own: list[Loaded],
         error: BaseException | None,
     ) -> None:
-        """Ask for a list in another thread while a list that may have some of the same
-        keys is being loaded.
-        """
+        """Ask for a list in another thread while one that may share keys is loaded."""
         theirs = [key for key in outer if key not in self.reference.hits(outer)]
         due = [
             key
@@ -416,8 +410,9 @@ class CacheMachine(RuleBasedStateMachine):
         plan: Iterator[Ending],
         own: Iterator[Ending],
     ) -> Any:
-        """Return what both callers of `overlap` get: the outer load begins first and
-        ends last.
+        """Return what both callers of `overlap` get.
+
+        The outer load begins first and ends last.
         """
         reference, now = self.reference, self.reference.now
         got, got_too = reference.hits(outer), reference.hits(inner)
@@ -604,8 +599,9 @@ class Callers:
 def check_found(
     one: PastCall, found: Found, load: PastLoad, settled: float, loads: list[PastLoad]
 ) -> None:
-    """Assert that `found` is a legal answer to `one`, given the `load` that it is from
-    and all loads of the key.
+    """Assert that `found` is a legal answer to `one`.
+
+    It is from `load`; `loads` are all loads of the key.
     """
     loaded = cast(Loaded, load.outcome)
     assert found.kind == loaded.kind
@@ -631,9 +627,7 @@ def check_none(
     loads: dict[Any, PastLoad],
     known: dict[str, list[tuple[int, Any]]],
 ) -> None:
-    """Assert that it is legal to find nothing: whatever was found before may have
-    expired.
-    """
+    """Assert that finding nothing is legal: all that was found may have expired."""
     for ended, value in known[key]:
         load = loads[value]
         if ended < one.begun:
@@ -643,9 +637,7 @@ def check_none(
 
 
 def test_what_several_threads_see_is_in_a_legal_order() -> None:
-    """With many threads, two loads of one key never overlap, and each answer is legal
-    at its time.
-    """
+    """With many threads, loads of a key never overlap and each answer fits its time."""
     traffic = Callers()
     interval = sys.getswitchinterval()
     sys.setswitchinterval(1e-6)

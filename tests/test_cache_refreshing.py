@@ -1,7 +1,9 @@
-"""A good answer that is hit in the last part of its lifetime is loaded again, so that
-nobody has to wait for it. The old answer is never served past its expiry.
+"""A good answer that is hit late in its lifetime is loaded again.
 
-Lifetimes are 100 s, refreshed in the last tenth, and tried again after 3 s.
+So nobody has to wait for it. The old answer is never served past its expiry.
+
+Lifetimes are 100 s, refreshed in the last tenth. A refresh that failed is tried again
+after 3 s.
 """
 
 import gc
@@ -126,8 +128,9 @@ def test_a_hit_in_the_last_part_begins_a_refresh(
 def test_a_list_hands_over_all_that_is_due_at_once(
     cache: Cache, clock: Clock, due: Due
 ) -> None:
-    """The due keys of a request are handed over in one call, without those that aren't
-    due, missing or claimed.
+    """The due keys of a request are handed over in one call, and no others.
+
+    Missing keys, and those that aren't due or are claimed already, stay out.
     """
     keep_old(cache, clock, "old", "older", "claimed")
     keep(cache, "fresh", lifetime=LIFETIME)
@@ -232,9 +235,7 @@ def test_one_refresh_at_a_time(refreshing: Make, clock: Clock, due: Due) -> None
 def test_an_answer_replaces_the_old_one(
     cache: Cache, clock: Clock, due: Due, kind: str
 ) -> None:
-    """A good answer or a refusal replaces the old answer, and ages from when its load
-    began.
-    """
+    """A good answer or a refusal replaces the old one, aged from its load's start."""
     keep_old(cache, clock, "key")
     cache.get("key")
     load = Gated(Loaded("new", kind, LIFETIME))
@@ -282,9 +283,7 @@ def test_a_replaced_answer_is_freed_at_once(cache: Cache, clock: Clock) -> None:
 def test_a_fault_while_the_old_answer_is_fresh(
     cache: Cache, clock: Clock, due: Due, kind: str, private: bool
 ) -> None:
-    """A fault is neither kept nor handed out, and the next refresh begins some seconds
-    later.
-    """
+    """A fault is neither kept nor handed out, and the next refresh begins 3 s later."""
     keep_old(cache, clock, "key")
     cache.get("key")
     clock.advance(1)
@@ -321,8 +320,9 @@ def test_a_fault_that_lasts(cache: Cache, clock: Clock) -> None:
 def test_callers_that_miss_share_the_refresh(
     cache: Cache, clock: Clock, kind: str
 ) -> None:
-    """If the old answer expires during its refresh, callers wait and share the outcome,
-    which is kept, whatever it is.
+    """If the old answer expires during its refresh, callers wait and share the outcome.
+
+    It is kept, whatever it is.
     """
     keep_old(cache, clock, "key")
     cache.get("key")
@@ -347,9 +347,7 @@ def test_callers_that_miss_share_the_refresh(
 def test_an_answer_that_is_evicted_during_its_refresh(
     refreshing: Make, clock: Clock
 ) -> None:
-    """If the old answer has to make room during its refresh, callers share the
-    refresh's outcome, even a fault.
-    """
+    """If the old answer is evicted during its refresh, callers share even a fault."""
     cache = refreshing(max_entries=2)
     keep_old(cache, clock, "key")
     cache.get("key")
@@ -370,9 +368,7 @@ def test_an_answer_that_is_evicted_during_its_refresh(
 def test_a_refresh_that_raises(
     cache: Cache, clock: Clock, due: Due, error: BaseException
 ) -> None:
-    """If a refresh raises, callers that wait for it are released, and the next one
-    begins some seconds later.
-    """
+    """A refresh that raises frees the callers that wait; the next begins 3 s later."""
     keep_old(cache, clock, "key", "other")
     cache.get_or_load(["key", "other"], unwanted)
     load = Gated(error)
@@ -411,8 +407,9 @@ def test_a_refresh_that_raises(
 def test_every_lifetime_has_its_refresh(
     refreshing: Make, clock: Clock, due: Due
 ) -> None:
-    """After a refresh that brought a young answer, that one is refreshed in its turn,
-    even if failed refreshes have to wait for longer than a lifetime.
+    """A young answer that a refresh brought is refreshed in its turn.
+
+    That goes even if failed refreshes have to wait for longer than a lifetime.
     """
     cache = refreshing(retry_refresh=LIFETIME)
     keep_old(cache, clock, "key")
@@ -426,9 +423,7 @@ def test_every_lifetime_has_its_refresh(
 def test_an_answer_that_is_too_old_when_it_comes(
     cache: Cache, clock: Clock, due: Due
 ) -> None:
-    """If a refresh brings an answer that is itself due, the next one begins some
-    seconds later.
-    """
+    """If a refresh brings an answer that is itself due, the next begins 3 s later."""
     keep_old(cache, clock, "key")
     cache.get("key")
     refresh(cache, "key", age=91)
@@ -442,8 +437,9 @@ def test_an_answer_that_is_too_old_when_it_comes(
 def test_a_refusal_makes_no_room_for_good_answers(
     refreshing: Make, clock: Clock
 ) -> None:
-    """A refusal that replaced a good answer, and expires at the same moment, isn't
-    evicted when good answers need room.
+    """A refusal that replaced a good answer isn't evicted when good ones need room.
+
+    Not even if it expires at the same moment as the good one.
     """
     cache = refreshing(max_entries=2)
     keep_old(cache, clock, "key")
@@ -468,8 +464,9 @@ def test_a_claim_that_is_released(
     how: str,
     caplog: pytest.LogCaptureFixture,
 ) -> None:
-    """If the app declines a refresh, or can't begin it, the hit is answered, the claim
-    is released, and another hit tries again some seconds later.
+    """If a refresh is declined or can't begin, its claim is released.
+
+    The hit is answered, and another hit tries again some seconds later.
     """
     keep_old(cache, clock, "key")
     due.accepts = how != "declines"
@@ -502,8 +499,9 @@ def test_only_claimed_keys_are_refreshed(cache: Cache, clock: Clock) -> None:
 def test_a_caller_takes_over_a_refresh_that_has_not_begun(
     cache: Cache, clock: Clock
 ) -> None:
-    """If the old answer expires before its refresh begins, the next caller loads it,
-    and the refresh is skipped.
+    """If an answer expires before its refresh begins, the next caller loads instead.
+
+    The refresh is skipped.
     """
     keep_old(cache, clock, "key")
     cache.get("key")
@@ -611,8 +609,9 @@ class Upstream:
 
 @pytest.mark.parametrize("phase", range(0, 252, 9))
 def test_short_trouble_is_not_seen(refreshing: Make, clock: Clock, phase: int) -> None:
-    """If the upstream is in trouble for 15 s of every 252, whenever that is, those who
-    ask for a hot event see only good answers, none past its lifetime.
+    """Those who ask for a hot event don't see 15 s of trouble in every 252.
+
+    Whenever that is, they get only good answers, none past its lifetime.
     """
     upstream = Upstream(clock, refreshing)
     began = clock.now
@@ -645,9 +644,7 @@ def test_a_hot_list_costs_a_ninth_more_calls(refreshing: Make, clock: Clock) -> 
 
 
 def test_a_last_hit_costs_one_load(refreshing: Make, clock: Clock) -> None:
-    """An event that is hit once in the last part of its lifetime and never again costs
-    one load more, and then expires.
-    """
+    """An event whose last hit comes late costs one load more, and then expires."""
     upstream = Upstream(clock, refreshing)
     upstream.ask("key")
     clock.advance(240)
@@ -672,8 +669,9 @@ def test_replaced_answers_leave_nothing_behind(refreshing: Make, clock: Clock) -
 
 
 def test_counters_add_up(refreshing: Make, clock: Clock, due: Due) -> None:
-    """Loads and refreshes are counted apart, and all that was kept is there, expired,
-    replaced or had to make room.
+    """Loads and refreshes are counted apart, and every kept answer is accounted for.
+
+    Each is still there, has expired, was replaced or had to make room.
     """
     cache = refreshing(max_entries=3)
     keep_old(cache, clock, "a", "b")
