@@ -1,5 +1,6 @@
-"""What the tests of sharing use: a real Redis, a proxy in front of one that fails in
-every way, and machines.
+"""What the tests of sharing use: machines, and a real Redis.
+
+In front of Redis is a proxy that fails in every way.
 
 Most of these tests let several caches and tiers in this process stand for several
 machines, with loads that are counted and wait at a gate.

@@ -7,8 +7,9 @@ import http_sf
 
 
 def cache_status(answer: Any) -> dict[str, Any]:
-    """Parse `Cache-Status` as RFC 8941 has it, check that it is of one cache, c42c, and
-    return its parameters.
+    """Parse `Cache-Status`, check that it is c42c's, and return its parameters.
+
+    RFC 8941 says how it is parsed.
     """
     parsed: Any = http_sf.parse(answer.headers["Cache-Status"].encode(), tltype="list")
     ((name, parameters),) = parsed

@@ -1,9 +1,9 @@
-"""The server with a small app behind it: `C42_PORT=... python -m tests.small_server
-'{"option": value}'`.
+"""The server with a small app behind it.
 
-Options are those of `Server.serve` and the names of `Limits`; `"uvloop": false` for
-asyncio's own loop; `"files": 300` for a system that allows no more open files;
-`"rounds": 20` to serve 20 times, starting again on SIGHUP after each stop.
+`C42_PORT=... python -m tests.small_server '{"option": value}'` runs it. Options are
+those of `Server.serve` and the names of `Limits`; `"uvloop": false` for asyncio's own
+loop; `"files": 300` for a system that allows no more open files; `"rounds": 20` to
+serve 20 times, starting again on SIGHUP after each stop.
 """
 
 import dataclasses
@@ -33,9 +33,7 @@ def reject(status: int, message: str, origin: str) -> Serialized:
 
 
 class SmallApp:
-    """Answers what is below /hit/ in the event loop, and everything else in a worker
-    thread.
-    """
+    """Answers what is below /hit/ in the event loop, and the rest in a worker."""
 
     def __init__(self) -> None:
         self._gate = threading.Event()
@@ -50,8 +48,9 @@ class SmallApp:
         return lambda: (b"HTTP/1.1 200 OK\r\nContent-Length: %d\r\n" % len(body), body)
 
     def __call__(self, environ: dict[str, Any], start_response: Any) -> Iterable[bytes]:
-        """Serialized a miss: with its path, once /open was asked for if it is /gate; or
-        raise.
+        """Answer a miss with its path, or raise.
+
+        /gate is answered once /open was asked for.
         """
         path = environ["PATH_INFO"]
         if path == "/raise":

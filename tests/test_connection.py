@@ -1,6 +1,4 @@
-"""One client's connection: what counts as a request, the order of answers, and when the
-client is disconnected.
-"""
+"""One client's connection: requests, the order of answers, and when it is closed."""
 
 import itertools
 import json
@@ -169,9 +167,11 @@ BAD: dict[str, tuple[bytes, int]] = {
     ("raw", "status"), [pytest.param(*case, id=name) for name, case in BAD.items()]
 )
 def test_rejected(raw: bytes, status: int) -> None:
-    """A malformed, ambiguous or too large request gets its error in the envelope, the
-    connection is closed, and nothing that follows is processed, however the bytes are
-    split and whatever came before."""
+    """A bad request gets its error in the envelope, and the connection is closed.
+
+    Bad means malformed, ambiguous or too large. Nothing that follows is processed,
+    however the bytes are split and whatever came before.
+    """
     desk = Desk()
     for before in (b"", HIT, MISS):
         for pieces in splits(raw + HIT * 2) if len(raw) < 5000 else [[raw + HIT * 2]]:
@@ -209,9 +209,7 @@ def test_rejections_say_why(name: str) -> None:
 
 
 def test_rejected_head_requests() -> None:
-    """A HEAD request that is rejected gets no body either, and one with another method
-    does.
-    """
+    """A rejected HEAD request gets no body; one with another method gets one."""
     for method, has_body in ((b"HEAD", False), (b"HEADS", True), (b"GET", True)):
         (answer,) = (
             Wire(Desk())
@@ -222,8 +220,9 @@ def test_rejected_head_requests() -> None:
 
 
 def test_rejected_before_the_head_is_complete() -> None:
-    """A head that can't become a request, such as TLS or HTTP/0.9, is rejected without
-    waiting for the rest of it.
+    """A head that can't become a request is rejected without waiting for its rest.
+
+    TLS and HTTP/0.9 begin with such heads.
     """
     for raw, status in (
         (b"\x16\x03\x01\x02\x00", 400),
@@ -288,8 +287,11 @@ GOOD = {
     "raw", [pytest.param(raw, id=name) for name, raw in GOOD.items()]
 )
 def test_same_however_it_arrives(raw: bytes) -> None:
-    """A request gets the same answer whether or not it was parsed before, on a new or a
-    reused connection, in one piece or in many, alone or between others."""
+    """A request gets the same answer however it arrives.
+
+    It may have been parsed before or not, and come on a new or a reused connection, in
+    one piece or in many, alone or between others.
+    """
 
     def transcript(desk: Desk, *pieces: bytes, before: bytes = b"") -> Any:
         wire = Wire(desk).send(before)
@@ -327,18 +329,14 @@ def test_same_however_it_arrives(raw: bytes) -> None:
     ],
 )
 def test_targets(name: str, path: str, query: str) -> None:
-    """Path and query are those of the target; the host of an absolute target replaces
-    the Host header.
-    """
+    """Path and query are the target's, and an absolute target's host replaces Host."""
     request = parse(GOOD[name])
     assert (request.path, request.query) == (path, query)
     assert request.headers["host"] == ("b.example:80" if name == "an address" else "a")
 
 
 def test_fields() -> None:
-    """Names are in lower case, values are stripped, and the values of a repeated name
-    are joined by commas.
-    """
+    """Names are lower-cased, values stripped, and repeated ones joined by commas."""
     headers = parse(get(b"X:  Xy \t", b"ACCEPT: a", b"accept: b", b"E: \xe9")).headers
     assert headers == {"host": "a", "x": "Xy", "accept": "a, b", "e": "\xe9"}
 
@@ -357,8 +355,9 @@ def test_fields() -> None:
     ],
 )
 def test_keeps_a_connection_or_closes_it(name: str, said: str, stays: bool) -> None:
-    """HTTP/1.1 keeps a connection by default, HTTP/1.0 on request; after the last
-    answer, nothing is processed.
+    """HTTP/1.1 keeps a connection by default, HTTP/1.0 on request.
+
+    After the last answer, nothing is processed.
     """
     raw = GOOD[name].replace(
         b"Host: a", b"Host: keeps.connections"
@@ -374,8 +373,9 @@ def test_keeps_a_connection_or_closes_it(name: str, said: str, stays: bool) -> N
 
 
 def test_head_has_no_body() -> None:
-    """HEAD gets the headers of GET, including Content-Length, but no body; the next
-    request is answered.
+    """HEAD gets the headers of GET, with its Content-Length, but no body.
+
+    The next request on the connection is answered.
     """
     asked = [get(method=b"HEAD"), get(method=b"HEAD", target=b"/miss"), HIT]
     wire = Wire(Desk()).send(b"".join(asked))
@@ -387,9 +387,7 @@ def test_head_has_no_body() -> None:
 
 
 def test_expect() -> None:
-    """A client that expects a 100 before it sends the body gets one, unless the body
-    has arrived or is rejected.
-    """
+    """A client that expects a 100 gets one, unless its body is there or is rejected."""
     asks = get(b"Expect: 100-Continue", b"Content-Length: 2", method=b"POST")
     wire = Wire(Desk()).send(asks)
     assert [answer.status for answer in wire.answers()] == [100]
@@ -410,8 +408,10 @@ def test_expect() -> None:
 
 @pytest.mark.parametrize("after", [HIT, b"", b"\r\n"])
 def test_an_empty_line_after_a_body(after: bytes) -> None:
-    """After the body of a request, some clients send an empty line. The connection then
-    stays open for as long as any idle one, and takes requests."""
+    """An empty line after a body, as some clients send, changes nothing.
+
+    The connection stays open for as long as any idle one, and takes requests.
+    """
     post = get(b"Content-Length: 2", method=b"POST") + b"hi\r\n"
     wire = Wire(desk := Desk()).send(post)
     desk.tick(619)
@@ -443,8 +443,10 @@ ORIGIN = b"Origin: https://a.example"
     ],
 )
 def test_rejections_know_the_origin(raw: bytes, expected: str) -> None:
-    """Whoever makes the answer to a rejected request gets its Origin header, as far as
-    it can be read: pages may read some errors."""
+    """A rejected request's Origin is handed on as far as it can be read.
+
+    Whoever makes the answer needs it: pages of that origin may read some errors.
+    """
     (answer,) = Wire(Desk()).send(raw).answers()
     assert answer.status >= 400
     assert answer.headers["X-Origin"] == expected
@@ -479,9 +481,7 @@ def test_work_that_fails_knows_the_origin() -> None:
 
 
 def test_pipelined_requests_are_answered_in_order() -> None:
-    """200 pipelined requests, hits and misses mixed, are answered in order, one at a
-    time.
-    """
+    """200 pipelined hits and misses are answered in order, one at a time."""
     wire = Wire(desk := Desk())
     paths = [f"/{'hit' if number % 3 else 'miss'}/{number}" for number in range(200)]
     wire.send(b"".join(get(target=path.encode()) for path in paths))
@@ -514,9 +514,7 @@ def test_bodies_are_discarded() -> None:
 
 
 def test_the_fast_path_answers_at_once() -> None:
-    """The answer of a fast path is sent in the turn of the event loop that read the
-    last byte of the request.
-    """
+    """A fast path's answer is sent in the turn that read the request's last byte."""
     wire = Wire(Desk())
     for count, pieces in enumerate(([HIT], [HIT], [HIT[:20], HIT[20:]]), 1):
         for piece in pieces:
@@ -530,9 +528,7 @@ CLOSES = get(b"Connection: close", target=b"/miss")
 
 @pytest.mark.parametrize("raw", [HIT, MISS, HIT + MISS, MISS + HIT, CLOSES])
 def test_half_closed_clients_get_their_answers(raw: bytes) -> None:
-    """A client that half-closes after its requests gets all answers, then the
-    connection is closed.
-    """
+    """A client that half-closes gets all its answers; then the connection is closed."""
     wire = Wire(desk := Desk()).send(raw, half_close=True)
     if desk.waiting:
         assert not wire.closed
@@ -561,9 +557,7 @@ def test_a_client_that_vanishes() -> None:
 
 
 def test_a_fast_path_that_fails(caplog: pytest.LogCaptureFixture) -> None:
-    """If the fast path of a request fails, that is logged, and a worker answers the
-    request.
-    """
+    """If a request's fast path fails, that is logged, and a worker answers it."""
     wire = Wire(desk := Desk()).send(get(target=b"/hit/broken"), HIT)
     assert (wire.answers(), len(desk.waiting)) == ([], 1)
     wire.settle()
@@ -581,8 +575,9 @@ def test_a_request_without_a_fast_path(caplog: pytest.LogCaptureFixture) -> None
 
 
 def test_work_that_fails() -> None:
-    """If the work for a request fails, the client gets a 500 in the envelope, and its
-    connection goes on.
+    """If work for a request fails, the client gets a 500, and its connection goes on.
+
+    The 500 is in the envelope.
     """
     wire = Wire(desk := Desk()).send(MISS + HIT)
     _, done = desk.waiting.popleft()
@@ -600,8 +595,9 @@ def test_work_that_fails() -> None:
 
 
 def test_answers_while_the_server_closes() -> None:
-    """While the server is closing, each answer says `Connection: close` and is the last
-    of its connection.
+    """While the server is closing, each answer is the last of its connection.
+
+    It says so: `Connection: close`.
     """
     desk = Desk()
     wire = Wire(desk).send(HIT)
@@ -627,8 +623,9 @@ def test_date() -> None:
 
 @pytest.mark.parametrize("before", [b"", HIT])
 def test_idle_connections_are_closed(before: bytes) -> None:
-    """A connection is closed once it has been idle for 620 s since its last answer, and
-    nothing is sent on it.
+    """A connection that has been idle for 620 s is closed, with nothing sent on it.
+
+    The time counts from its last answer.
     """
     wire = Wire(desk := Desk()).send(before)
     if before:
@@ -645,9 +642,7 @@ def test_idle_connections_are_closed(before: bytes) -> None:
     "raw", [get(), get(b"Content-Length: 100", method=b"POST") + b"x" * 100]
 )
 def test_slow_requests_are_rejected(raw: bytes) -> None:
-    """A client that sends a byte a second gets a 408 after 10 s, whether it is sending
-    the head or the body.
-    """
+    """A client that sends a byte a second gets a 408 after 10 s, in head or body."""
     wire = Wire(desk := Desk())
     desk.tick(60)
     for seconds in range(10):
@@ -660,8 +655,9 @@ def test_slow_requests_are_rejected(raw: bytes) -> None:
 
 
 def test_a_request_in_time() -> None:
-    """The time limit for a request starts with its first byte, not when the client
-    connected or got its last answer.
+    """The time limit for a request starts with its first byte.
+
+    It doesn't start when the client connected or got its last answer.
     """
     wire = Wire(desk := Desk())
     for _ in range(3):
@@ -682,9 +678,7 @@ def test_work_takes_its_time() -> None:
 
 
 def test_clients_that_take_nothing_are_dropped() -> None:
-    """A client that takes no byte of its answers for 30 s is disconnected; one that
-    takes some isn't.
-    """
+    """A client that takes no byte for 30 s is dropped; one that takes some isn't."""
     desk = Desk()
     stuck, slow = Wire(desk), Wire(desk)
     for wire in (stuck, slow):
@@ -700,9 +694,7 @@ def test_clients_that_take_nothing_are_dropped() -> None:
 
 
 def test_after_the_last_answer() -> None:
-    """After the last answer, data from the client is dropped until it closes its side
-    or 2 s have passed.
-    """
+    """Data after the last answer is dropped, until the client closes or for 2 s."""
     desk = Desk()
     patient, hasty = (
         Wire(desk).send(get(b"Connection: close")),
@@ -777,8 +769,9 @@ streams = st.lists(one_request() | whole, max_size=4)
 
 
 def read_by_h11(raw: bytes) -> list[tuple[bytes, bytes]]:
-    """Return method and target of the requests that h11 finds, each of which may have
-    an empty line before it.
+    """Return method and target of the requests that h11 finds.
+
+    Each may have an empty line before it.
     """
     found: list[tuple[bytes, bytes]] = []
     while raw:
@@ -832,8 +825,7 @@ def read_by_us(raw: bytes) -> list[tuple[bytes, bytes]]:
     ]
 )
 def test_finds_the_requests_that_h11_finds(parts: list[bytes]) -> None:
-    """Whatever bytes a client sends, every request that is processed is one that h11
-    finds in the same place."""
+    """Whatever bytes come, h11 finds every request that we process, in its place."""
     raw = b"".join(parts)
     ours = read_by_us(raw)
     theirs = read_by_h11(raw)
@@ -846,9 +838,7 @@ def test_finds_the_requests_that_h11_finds(parts: list[bytes]) -> None:
 @unhurried
 @given(streams, st.lists(st.integers(0, 2000), max_size=8))
 def test_any_split_gives_the_same_answers(parts: list[bytes], cuts: list[int]) -> None:
-    """A stream of good and bad requests gets the same answers however it is cut into
-    reads.
-    """
+    """Good and bad requests get the same answers however they are cut into reads."""
     raw = b"".join(
         part.replace(b"Expect", b"Except") for part in parts
     )  # 100 depends on what has arrived
@@ -868,9 +858,7 @@ def test_any_split_gives_the_same_answers(parts: list[bytes], cuts: list[int]) -
     | st.lists(st.sampled_from([*TOKENS, *FIELD_LINES]), max_size=12).map(b"".join)
 )
 def test_any_bytes_are_a_request_or_rejected(raw: bytes) -> None:
-    """Any bytes either parse as a request or are rejected; no other exception is
-    raised.
-    """
+    """Any bytes parse as a request or are rejected; nothing else is raised."""
     try:
         request = parse(raw)
     except MalformedRequest as error:

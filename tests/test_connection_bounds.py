@@ -11,8 +11,9 @@ from tests.wire import Desk, Wire
 
 
 def test_a_turn_answers_32_requests_of_a_client() -> None:
-    """A turn of the loop answers at most 32 requests of a client that pipelines
-    endlessly, and answers others in between.
+    """A turn of the loop answers at most 32 requests of one client, then others'.
+
+    Here, one client pipelines endlessly.
     """
     desk = Desk()
     greedy, modest = Wire(desk), Wire(desk)
@@ -28,9 +29,7 @@ def test_a_turn_answers_32_requests_of_a_client() -> None:
 
 
 def test_no_more_is_read_than_is_needed() -> None:
-    """While a worker has a request, at most 64 KiB of what the client sends next are
-    read.
-    """
+    """While a worker has a request, at most 64 KiB more of its client are read."""
     for pieces in ([MISS * 10_000], [MISS] * 10_000):
         wire = Wire(desk := Desk()).send(*pieces)
         assert len(desk.waiting) == 1
@@ -38,8 +37,9 @@ def test_no_more_is_read_than_is_needed() -> None:
 
 
 def test_a_client_that_takes_nothing_is_asked_nothing() -> None:
-    """While a client takes no data, no more answers are made for it; the rest follow
-    once it does.
+    """While a client takes no data, no answers are made for it; they follow later.
+
+    Those that were made before are below 100 KiB.
     """
     wire = Wire(desk := Desk())
     wire.stuck = True
@@ -67,8 +67,10 @@ def large_answer(made: list[int]) -> Callable[[], Serialized]:
 
 
 def test_no_second_large_answer_for_a_client_that_takes_nothing() -> None:
-    """While a client takes none of a large answer, no second one is made for it, and
-    its transport holds little of the first."""
+    """While a client takes none of a large answer, no second one is made for it.
+
+    Its transport holds little of the first.
+    """
     desk = Desk(find_fast_path=lambda _: large_answer(made))
     made: list[int] = []
     wire = Wire(desk)
@@ -100,8 +102,11 @@ def test_one_body_for_many_clients() -> None:
 
 
 def test_untaken_answers_are_bounded() -> None:
-    """When the answers that clients don't take exceed their bound, those that have gone
-    longest without taking a byte are dropped, and a sixteenth of the bound is free."""
+    """When untaken answers exceed their bound, the clients stuck longest are dropped.
+
+    They are those that have gone longest without taking a byte, as many as it takes to
+    free a sixteenth of the bound.
+    """
     desk = Desk(fast_below="", max_unsent=160_000)
     wires = []
     for _ in range(16):
@@ -128,8 +133,7 @@ def test_untaken_answers_are_bounded() -> None:
 
 
 def test_a_very_large_answer_is_sent() -> None:
-    """One answer may be larger than the bound: its client isn't dropped for it, but
-    others are."""
+    """An answer over the bound is sent: other clients are dropped, not its own."""
     desk = Desk(
         find_fast_path=lambda request: (
             large_answer([]) if request.path == "/hit/a" else None
@@ -166,8 +170,10 @@ def test_bodies_are_not_held() -> None:
 
 
 def test_incomplete_requests_are_bounded() -> None:
-    """When the requests that have arrived in part exceed their bound, the ones that
-    began first are rejected, and a sixteenth of the bound is free."""
+    """When incomplete requests exceed their bound, those that began first are rejected.
+
+    As many are as it takes to free a sixteenth of the bound.
+    """
     desk = Desk(max_pending=160_000)
     wires = []
     for number in range(16):
@@ -182,8 +188,7 @@ def test_incomplete_requests_are_bounded() -> None:
 
 
 def test_waiting_requests_are_bounded() -> None:
-    """When the requests that wait for a worker exceed the bound, others get a 503, and
-    hits are answered."""
+    """When waiting requests exceed their bound, more get a 503, and hits an answer."""
     desk = Desk(max_pending=100_000)
     large = get(b"X: " + b"y" * 10_000, target=b"/miss")
     wires = [Wire(desk).send(large) for _ in range(12)]
@@ -219,8 +224,10 @@ def test_many_small_requests_are_bounded() -> None:
 
 
 def test_newcomers_come_first() -> None:
-    """While new clients connect, one that has pipelined many requests waits for its
-    next turn, though not for ever."""
+    """While new clients connect, one that pipelined many requests has to wait.
+
+    It waits for its next turn, but not for ever.
+    """
     desk = Desk()
     greedy = Wire(desk)
     greedy.queue(HIT * 200)
@@ -241,8 +248,9 @@ def test_newcomers_come_first() -> None:
 
 
 def test_idle_connections_make_room() -> None:
-    """At the limit, a new connection takes the place of those that have been idle
-    longest, a sixteenth of all.
+    """At the limit, a new connection replaces those that have been idle longest.
+
+    It replaces a sixteenth of all.
     """
     desk = Desk(max_connections=32)
     wires = [Wire(desk).send(MISS)]
@@ -281,8 +289,10 @@ def test_no_room() -> None:
 
 
 def test_far_too_many() -> None:
-    """Connections that are too many, and send nothing, take no descriptors from the
-    app: only a few wait for their 503, for 2 s at most."""
+    """Silent connections beyond the limit take no descriptors from the app.
+
+    Only a few of them wait for their 503, for 2 s at most.
+    """
     desk = Desk(max_connections=16)
     busy = [Wire(desk).send(MISS) for _ in range(16)]
     wires = [Wire(desk) for _ in range(10)]
@@ -295,8 +305,10 @@ def test_far_too_many() -> None:
 
 @pytest.mark.parametrize("lines", [[], [b"X-%d: y" % number for number in range(80)]])
 def test_remembered_requests_are_bounded(lines: list[bytes]) -> None:
-    """The requests that the server remembers take at most so many bytes of memory,
-    their fast paths included, however many there are."""
+    """Requests that the server remembers take a bounded amount of memory.
+
+    Their fast paths are included, and it's the same however many requests come.
+    """
     desk = Desk(max_remembered=500_000)
     wire = Wire(desk)
     tracemalloc.start()

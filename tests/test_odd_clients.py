@@ -64,8 +64,7 @@ ODD_HEADERS = [
 
 @pytest.mark.parametrize("lines", ODD_HEADERS, ids=repr)
 def test_odd_headers(service: Service, upstream: Standin, lines: bytes) -> None:
-    """Whatever headers a request has, a hit, a miss and all other routes answer it as
-    they do without them."""
+    """Odd headers change no answer: of a hit, a miss or any other route."""
     event_id = new_id()
     upstream.add_event(event_id, title="odd")
     target = f"{PREFIX}{event_id}".encode()
@@ -106,8 +105,9 @@ def test_rejections_may_be_read_by_pages(start: Start) -> None:
 
 
 def test_padded_origins_hold_nobody_up(start: Start) -> None:
-    """Looking for the origin of malformed requests takes no time to speak of, however
-    it is padded: with the square of its length, these would take minutes.
+    """The origin of a malformed request is found quickly, however it is padded.
+
+    If the time grew with the square of its length, these would take minutes.
     """
     service = start()
     padded = b"Origin:" + b" \t" * 16_000 + b"\xff"
@@ -131,8 +131,9 @@ def test_idle_connections(service: Service) -> None:
 
 
 def test_demo(start: Start) -> None:
-    """--demo serves made-up events without a token; each of its curl lines works, and
-    trouble shows in the status.
+    """--demo serves made-up events without a token, and each of its curl lines works.
+
+    Trouble shows in the status.
     """
     service = start("--demo", C42_TOKEN="")
     lines = re.findall(r"^ +curl -i (\S+)  # (.+)$", service.log, re.M)

@@ -48,9 +48,7 @@ PER_RESTART = 20
 
 
 def finish(*arguments: str, **environ: str) -> tuple[int, str, str]:
-    """Run a program of the project to its end; return its status, and what it said on
-    stdout and stderr.
-    """
+    """Run a program of ours to its end; return its status, stdout and stderr."""
     ended = subprocess.run(
         [sys.executable, "-W", "error", *arguments],
         cwd=ROOT,
@@ -70,8 +68,9 @@ def finish(*arguments: str, **environ: str) -> tuple[int, str, str]:
 
 
 def test_exit_status(service: Service) -> None:
-    """The program exits with 0 after --help, 1 if another service has its port, and 2
-    without a token.
+    """The program exits with 0 after --help, and with 1 if its port is taken.
+
+    Without a token, it exits with 2.
     """
     usage, taken, missing = at_once(
         partial(finish, "main.py", "--help"),
@@ -91,8 +90,9 @@ def test_exit_status(service: Service) -> None:
     "host", ["no-such-host.invalid", "::ffff:203.0.113.1", "1.2.3.4.5"]
 )
 def test_no_host_of_ours(host: str) -> None:
-    """Listening on a host that is unknown or another machine's raises an OSError with a
-    reason to print.
+    """Listening at an unknown or another machine's host raises an OSError.
+
+    The error has a reason to print.
     """
     with pytest.raises(OSError, match=r".") as raised:
         system.listen(host, 5000)
@@ -120,8 +120,9 @@ def has_ipv6() -> bool:
     ],
 )
 def test_hosts(host: str, clients: list[str]) -> None:
-    """The server listens at a name of this machine, at one of its addresses, or at all
-    of them, of both families.
+    """The server listens at a name or address of this machine, or at all of them.
+
+    All means those of both families.
     """
     if ":" in host and not has_ipv6():
         pytest.skip("this machine has no IPv6")
@@ -152,8 +153,9 @@ def resolve(*addresses: str) -> Callable[..., Addresses]:
 
 
 def test_all_addresses_of_a_name(monkeypatch: pytest.MonkeyPatch) -> None:
-    """The server listens at all addresses of a name, with one port. One that this
-    machine doesn't have is skipped, unless it is the only one.
+    """The server listens at all addresses of a name, with one port.
+
+    An address that this machine doesn't have is skipped, unless it is the only one.
     """
     ours = ["127.0.0.1", "127.0.0.2"]
     monkeypatch.setattr(socket, "getaddrinfo", resolve("203.0.113.1", *ours))
@@ -198,8 +200,9 @@ def test_many_may_connect_at_once() -> None:
 
 
 def test_file_limit(monkeypatch: pytest.MonkeyPatch) -> None:
-    """As many open files are allowed as the system allows; where it doesn't say, 512
-    are expected.
+    """As many open files are allowed as the system allows.
+
+    Where it doesn't say, 512 are expected.
     """
     soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
     try:
@@ -234,9 +237,7 @@ def test_stops_while_starting(start: Start) -> None:
 
 
 def test_stops_without_those_that_wait_for_nothing(start: Start) -> None:
-    """Idle connections and incomplete requests delay the end by at most C42_TIMEOUT and
-    1 s.
-    """
+    """Idle clients and half requests delay the end by at most C42_TIMEOUT and 1 s."""
     service = start(C42_TIMEOUT="0.5")
     with (
         service.connect() as idle,
@@ -254,9 +255,7 @@ def test_stops_without_those_that_wait_for_nothing(start: Start) -> None:
 
 
 def test_second_interrupt_ends_at_once(start: Start, upstream: Standin) -> None:
-    """A second Ctrl-C ends the service at once, with status 1, even while requests are
-    active.
-    """
+    """A second Ctrl-C ends the service at once, with status 1, even if it is busy."""
     service, event_id, gate = start(C42_TIMEOUT="60"), new_id(), Gate()
     upstream.rule(event_id=event_id, gate=gate)
     with service.connect() as sock:
@@ -274,8 +273,9 @@ def test_second_interrupt_ends_at_once(start: Start, upstream: Standin) -> None:
 def test_loses_none_of_fifty(
     start: Start, upstream: Standin, sig: signal.Signals
 ) -> None:
-    """A service that is told to stop answers its 50 active requests and all that were
-    sent before, and ends with 0.
+    """A service that is told to stop answers all requests that were sent before.
+
+    50 are active. Then it ends with 0.
     """
     service, gate = start(C42_TIMEOUT="10"), Gate()
     event_ids = [new_id() for _ in range(50)]
@@ -393,8 +393,9 @@ def read_all(sock: socket.socket) -> bytes:
     ("raw", "status"), [pytest.param(*case, id=name) for name, case in BAD.items()]
 )
 def test_rejected_on_the_wire(service: Service, raw: bytes, status: int) -> None:
-    """Over a real socket, too, the client of a rejected request can read the error
-    before the connection ends.
+    """A client whose request is rejected can read the error before the connection ends.
+
+    That goes for a real socket, too.
     """
     with service.connect() as sock:
         sock.sendall(raw + get("/livez"))
@@ -434,9 +435,7 @@ def test_both_loops(small: Callable[..., SmallServer], uvloop: bool) -> None:
 
 
 def test_pipelined_hits_and_misses(small: Callable[..., SmallServer]) -> None:
-    """200 pipelined requests, hits and misses mixed, are answered in order, even if the
-    client half-closes.
-    """
+    """200 pipelined hits and misses are answered in order, even after a half-close."""
     server = small()
     paths = [f"/{'hit' if number % 3 else 'miss'}/{number}" for number in range(200)]
     with server.send(b"".join(get(path) for path in paths)) as sock:
@@ -498,9 +497,7 @@ def test_curl(service: Service, options: str, statuses: list[str]) -> None:
 
 
 def test_expect_on_the_wire(service: Service) -> None:
-    """A client that expects a 100 before it sends its body gets one, and then the
-    answer.
-    """
+    """A client that expects a 100 before its body gets one, and then the answer."""
     with service.connect() as sock:
         sock.sendall(
             b"POST /livez HTTP/1.1\r\nHost: a\r\nExpect: 100-continue\r\n"
@@ -512,8 +509,9 @@ def test_expect_on_the_wire(service: Service) -> None:
 
 
 def test_a_rejection_reaches_a_client_that_is_still_sending(service: Service) -> None:
-    """A body that is too large is rejected at once, and read for a while, so that no
-    proxy meets a reset and answers 502 in place of the 413.
+    """A body that is too large is rejected at once, and still read for a while.
+
+    Otherwise a proxy would meet a reset, and answer 502 in place of the 413.
     """
     size = 4 * 2**20
     with service.connect() as sock:
@@ -523,9 +521,11 @@ def test_a_rejection_reaches_a_client_that_is_still_sending(service: Service) ->
 
 
 def test_bad_clients_are_let_go(small: Callable[..., SmallServer]) -> None:
-    """A client that sends slowly, 400 silent ones, 64 with half a head and 20 that read
-    nothing are disconnected, and a good client beside them waits less than 50 ms for
-    its answers."""
+    """Bad clients are disconnected, and a good one beside them waits less than 50 ms.
+
+    One sends slowly, 400 are silent, 64 send half a head, and 20 read nothing. The wait
+    is the median of all answers.
+    """
     server = small(
         request_seconds=0.5,
         idle_seconds=1.0,
@@ -565,8 +565,9 @@ def test_bad_clients_are_let_go(small: Callable[..., SmallServer]) -> None:
 
 
 def test_more_connections_than_open_files(small: Callable[..., SmallServer]) -> None:
-    """With 300 open files allowed and 400 idle connections, new clients are served and
-    the CPU stays idle.
+    """With more idle connections than open files, new clients are served.
+
+    The CPU stays idle. Here, 300 files may be open, and 400 clients are idle.
     """
     server = small(files=300)
     with contextlib.ExitStack() as stack:
@@ -583,8 +584,9 @@ def test_more_connections_than_open_files(small: Callable[..., SmallServer]) -> 
 def test_more_busy_connections_than_open_files(
     small: Callable[..., SmallServer],
 ) -> None:
-    """At the limit with only busy connections, a new client gets a 503, the CPU stays
-    idle, and the others go on.
+    """At the limit with only busy connections, a new client gets a 503.
+
+    The CPU stays idle, and the others go on.
     """
     server = small(files=300, threads=200)
     with contextlib.ExitStack() as stack:
@@ -608,8 +610,9 @@ def test_more_busy_connections_than_open_files(
 
 
 def test_an_app_that_raises(small: Callable[..., SmallServer]) -> None:
-    """If the app raises, the client gets a 500 in the envelope, the log says why, and
-    the connection goes on.
+    """If the app raises, the client gets a 500, and its connection goes on.
+
+    The 500 is in the envelope, and the log says why.
     """
     server = small()
     for number, path in enumerate(["/raise", "/raise-late", "/exit"], start=1):
@@ -625,9 +628,7 @@ def test_an_app_that_raises(small: Callable[..., SmallServer]) -> None:
 
 
 class SteadyClient:
-    """Sends one request after the other until nobody listens, and notes which were
-    lost.
-    """
+    """Sends one request after the other until nobody listens; notes which were lost."""
 
     def __init__(self, server: Service, path: str, keep: bool) -> None:
         self._server, self._keep = server, keep
@@ -663,8 +664,9 @@ class SteadyClient:
 
 
 def stop_under_load(server: SmallServer, number: int) -> None:
-    """Stop a server for the `number`-th time while clients ask, and check that it
-    answered every request that was sent while it listened.
+    """Stop a server under load, and check that it answered what came while it listened.
+
+    It is stopped for the `number`-th time.
     """
     until(lambda: server.log.count("serving with") == number)
     clients = [
@@ -695,8 +697,9 @@ def test_stops_under_load(small: Callable[..., SmallServer]) -> None:
 
 
 def test_what_does_not_finish_is_cut(small: Callable[..., SmallServer]) -> None:
-    """When the time to finish is over, work that hangs and clients that take nothing
-    are cut off.
+    """When the time to finish is over, what hangs is cut off.
+
+    That is work that doesn't end, and clients that take nothing.
     """
     server = small(patience=0.5)
     with (
@@ -711,8 +714,9 @@ def test_what_does_not_finish_is_cut(small: Callable[..., SmallServer]) -> None:
 
 
 def test_large_answers_are_shared(small: Callable[..., SmallServer]) -> None:
-    """100 clients that don't take an answer of 1 MiB from memory don't make the server
-    hold 100 copies of it.
+    """100 clients that don't take an answer of 1 MiB don't cost 100 copies of it.
+
+    The answer is one from memory.
     """
     server = small()
     before = server.resident
@@ -752,8 +756,9 @@ def contains(service: Service, text: str) -> bool:
 
 
 def test_drains(start: Start, upstream: Standin) -> None:
-    """For C42_DRAIN seconds after the signal, /readyz says 503 and events are answered,
-    even on new connections.
+    """For C42_DRAIN seconds after the signal, events are answered and /readyz says 503.
+
+    New connections are taken, too.
     """
     service = start(C42_DRAIN="1")
     service.process.send_signal(signal.SIGTERM)

@@ -62,6 +62,7 @@ def answering(
 )
 def test_passes_the_standard_librarys_validator(raw: bytes) -> None:
     """wsgiref.validate finds nothing wrong with how the app is called, for any request.
+
     The app never sees a body.
     """
 
@@ -79,8 +80,10 @@ def test_passes_the_standard_librarys_validator(raw: bytes) -> None:
 
 
 def test_environ() -> None:
-    """The environment has all of the request but its body, headers about the connection
-    or the body, and headers with an underscore, which could pass for others.
+    """The environment has all of the request that is meant for the app.
+
+    It lacks the body, headers about the connection or the body, and headers with an
+    underscore, which could pass for others.
     """
     head = get(
         b"Content-Type: text/x",
@@ -123,9 +126,7 @@ def test_environ() -> None:
 
 
 def test_answers_are_joined_and_closed() -> None:
-    """What the app writes is sent before what it yields, and the iterable it returned
-    is closed once.
-    """
+    """The app's writes come before its iterable, which is closed once."""
     closed = []
 
     class Chunks:
@@ -250,8 +251,9 @@ class _Crowded(ThreadPoolExecutor):
 
 
 def test_no_further_thread(loop: asyncio.AbstractEventLoop) -> None:
-    """If no further thread can be started, requests wait for one that is there; nothing
-    is raised in the event loop.
+    """If no more threads can be started, a running worker takes the request.
+
+    Nothing is raised in the event loop.
     """
     answers: queue.SimpleQueue[Serialized | None] = queue.SimpleQueue()
     with _Crowded(1) as pool:
@@ -277,8 +279,9 @@ def loop() -> Iterator[asyncio.AbstractEventLoop]:
 
 
 def test_bursts(loop: asyncio.AbstractEventLoop) -> None:
-    """Each request of a burst gets a thread at once: none is done before all of them
-    have met at a barrier.
+    """Each request of a burst gets a thread at once.
+
+    None is done before all of them have met at a barrier.
     """
     rng = random.Random(42)
     for _ in range(BURSTS):
@@ -305,8 +308,9 @@ def test_bridge(
     error: type[BaseException],
     caplog: pytest.LogCaptureFixture,
 ) -> None:
-    """The answer is handed over in the event loop; None is, and the error is logged, if
-    the app raises.
+    """An answer, or None if the app raises, is handed over in the event loop.
+
+    What the app raises is logged.
     """
     done = queue.SimpleQueue[tuple[Serialized | None, asyncio.AbstractEventLoop]]()
 
@@ -335,9 +339,7 @@ def test_bridge(
 
 
 def test_requests_share_no_context(loop: asyncio.AbstractEventLoop) -> None:
-    """What one request sets in its context is not there in the next one, though the
-    same thread works on it.
-    """
+    """What a request sets in its context is gone in the next one on the same thread."""
     variable = ContextVar("variable", default="unset")
     seen = queue.SimpleQueue[str]()
 

@@ -1,5 +1,6 @@
-"""A client's connection without sockets: a test drives `serving.connection` turn by
-turn, under a clock of its own.
+"""A client's connection without sockets.
+
+A test drives `serving.connection` turn by turn, under a clock of its own.
 """
 
 import json
@@ -28,16 +29,18 @@ class Received(NamedTuple):
 
 
 def reject(status: int, message: str, origin: str) -> Serialized:
-    """Return the answer that the service gives to a request that its server rejects,
-    with the Origin that it was told.
+    """Return the answer to a rejected request, with the Origin that it is told.
+
+    Apart from that, it is the service's own.
     """
     line, headers, body = response.error(status, message)
     return serialize(line, [*headers, ("X-Origin", origin)], body)
 
 
 def responses(data: bytes, methods: Iterable[str] = ()) -> list[Received]:
-    """Take apart what a server sent in answer to requests of these methods: GET, where
-    they are at an end.
+    """Take apart what a server sent in answer to requests of these methods.
+
+    Where the methods are at an end, they are GET.
     """
     found, asked = [], iter(methods)
     while data:
@@ -94,9 +97,9 @@ class Loop:
 
 
 class Desk:
-    """A server without sockets and threads: the fast path answers what is below
-    `fast_below`, and a test the rest.
+    """A server without sockets and threads.
 
+    The fast path answers what is below `fast_below`, and a test the rest.
     `find_fast_path` takes the place of its own.
     """
 
@@ -150,8 +153,9 @@ class Desk:
 
 
 class Wire:
-    """A transport and its socket: `send` is the client's side, the rest is what the
-    server calls.
+    """A transport and its socket.
+
+    `send` is the client's side, the rest is what the server calls.
     """
 
     def __init__(self, desk: Desk) -> None:
@@ -173,8 +177,9 @@ class Wire:
     # The client's side
 
     def send(self, *pieces: bytes, half_close: bool = False) -> "Wire":
-        """Send data, each piece in a read of its own if it is small enough for one, and
-        let the server work on it.
+        """Send data, and let the server work on it.
+
+        Each piece has a read of its own if it is small enough for one.
         """
         self._coming.extend(piece for piece in pieces if piece)
         self._half_closed |= half_close
@@ -216,8 +221,9 @@ class Wire:
         return worked
 
     def _read(self) -> bool:
-        """Read once; return whether that filled the buffer: then libuv reads again,
-        unless it was told to pause.
+        """Read once; return whether that filled the buffer.
+
+        If it did, libuv reads again, unless it was told to pause.
         """
         if not self._coming:
             self._half_closed = self._reading = False
@@ -307,9 +313,7 @@ class Wire:
 
 
 def splits(raw: bytes, seeds: Iterable[int] = range(3)) -> Iterator[list[bytes]]:
-    """Yield the ways in which `raw` may arrive: at once, byte by byte, and cut in a few
-    random places.
-    """
+    """Yield ways in which `raw` may arrive: whole, byte by byte, and cut at random."""
     import random
 
     yield [raw]
