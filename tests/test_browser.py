@@ -88,9 +88,7 @@ FETCH = """
 
 
 def fetch(browser: "webdriver.Chrome", url: str, **options: Any) -> dict[str, Any]:
-    """Have the page that the browser shows fetch something; return what the page gets
-    to see.
-    """
+    """Have the browser's page fetch something; return what the page gets to see."""
     result: dict[str, Any] = browser.execute_async_script(FETCH, url, options)
     return result
 
@@ -111,8 +109,9 @@ def test_browser(
     upstream: Standin,
     page: EmptySite,
 ) -> None:
-    """A page of an allowed origin reads answers and errors; the browser's cache saves
-    the request, or the body.
+    """A page of an allowed origin reads answers and errors, and the browser caches.
+
+    Its cache saves the request, or the body.
     """
     event_id = new_events(upstream, 1)[0]
     url, before = open_service.url + PREFIX + event_id, served(open_service)
@@ -176,8 +175,9 @@ def test_browser_blocks_other_origins(
     upstream: Standin,
     page: EmptySite,
 ) -> None:
-    """A page of an origin that isn't allowed can read nothing; if no origin is allowed,
-    no page can.
+    """A page of an origin that isn't allowed can read nothing.
+
+    If no origin is allowed, no page can.
     """
     event_id = new_events(upstream, 1)[0]
     browser.get(page.other_origin)
@@ -212,8 +212,9 @@ def test_clients_ask_again_in_time(
     upstream: Standin,
     page: EmptySite,
 ) -> None:
-    """A browser and requests-cache ask again when an answer has expired, and get no
-    body if it didn't change.
+    """A browser and requests-cache ask again when an answer has expired.
+
+    They get no body if it didn't change.
     """
     same, changed = new_events(upstream, 2)
     service, before = short_service, served(short_service)
@@ -240,8 +241,9 @@ def test_clients_ask_again_in_time(
 def test_requests_cache_keeps_what_it_may(
     open_service: Service, upstream: Standin
 ) -> None:
-    """requests-cache answers out of its own cache as long as it may, negatives too, and
-    never keeps a fault.
+    """requests-cache keeps answers for as long as it may, and never keeps a fault.
+
+    Negatives are kept, too.
     """
     good, unknown, bad = *new_events(upstream, 1), new_id(), new_id()
     upstream.rule("events", bad, status=500)

@@ -37,9 +37,7 @@ def checked(
 
 
 def test_check_is_a_program(start: Start, upstream: Standin) -> None:
-    """`python main.py --check` prints a line for each thing it checks, and exits with 0
-    if all is well.
-    """
+    """`main.py --check` prints a line for each check; 0 says that all is well."""
     upstream.rule(headers={"Date": _http_date(0)})
     service = start("--check", ready=False)
     assert service.process.wait(20) == 0
@@ -86,9 +84,7 @@ def test_check_finds(
     fault: Mapping[str, object],
     says: str,
 ) -> None:
-    """If the answer to the question is wrong, the check prints one line about it and
-    exits with status 1.
-    """
+    """A wrong answer is one line of the check, which exits with status 1."""
     upstream.rule(**fault)  # type: ignore[arg-type]
     status, said = checked(capsys, upstream)
     assert (status, said.count("FAIL")) == (1, 1)
@@ -101,8 +97,9 @@ def test_check_slow_answer(
     upstream: Standin,
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    """An answer that takes longer than clocks may differ doesn't make the clocks
-    differ.
+    """A slow answer doesn't make the clocks differ.
+
+    Not even one that takes longer than clocks may differ.
     """
     monkeypatch.setattr(check, "MAX_SKEW", 0.9)
     upstream.rule(delay=2, headers={"Date": _http_date(2)})
@@ -144,9 +141,7 @@ def test_check_hang(capsys: pytest.CaptureFixture[str], upstream: Standin) -> No
 
 
 def test_check_no_way(capsys: pytest.CaptureFixture[str]) -> None:
-    """The check names the cause: an unknown host, a port where nobody listens, or a
-    missing token.
-    """
+    """The check names the cause: unknown host, closed port or missing token."""
     with socket.socket() as taken:
         taken.bind(("127.0.0.1", 0))  # and does not listen
         status, said = checked(
@@ -167,9 +162,7 @@ def test_check_no_way(capsys: pytest.CaptureFixture[str]) -> None:
 
 
 def test_check_without_descriptors(capsys: pytest.CaptureFixture[str]) -> None:
-    """If no file descriptor is left for the question, the check says so, and where the
-    limit is.
-    """
+    """If no file descriptor is left, the check says so, and where the limit is."""
     with no_descriptors():
         status, said = checked(capsys, C42_BASE_URL="http://127.0.0.1:1/")
     assert status == 1
@@ -224,9 +217,7 @@ def test_check_certificate(
     certificate: Path,
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    """The check rejects untrusted certificates and those of other hosts, names the
-    cause, and accepts trusted ones.
-    """
+    """The check accepts only a trusted certificate of its host, and names the fault."""
     with tls_upstream(certificate) as port:
         status, said = checked(capsys, C42_BASE_URL=f"https://localhost:{port}/")
         assert status == 1
@@ -245,9 +236,7 @@ def test_check_certificate(
 def test_check_no_tls_there(
     capsys: pytest.CaptureFixture[str], upstream: Standin
 ) -> None:
-    """If https:// leads to a port that speaks plain HTTP, the failure says that it is
-    about TLS.
-    """
+    """If https:// leads to a port of plain HTTP, the check says that TLS is missing."""
     status, said = checked(
         capsys, upstream, C42_BASE_URL=upstream.base_url.replace("http:", "https:")
     )
@@ -275,8 +264,9 @@ def test_check_redis(capsys: pytest.CaptureFixture[str], upstream: Standin) -> N
 def test_check_redis_without_a_right(
     capsys: pytest.CaptureFixture[str], upstream: Standin
 ) -> None:
-    """If Redis rejects the user or one of the commands, the check fails and says which,
-    without a password.
+    """If Redis rejects the user or a command, the check fails and says which.
+
+    It shows no password.
     """
     rights = ("on", ">hush-hush", "~c42c:*", "+@all", "-pexpireat")
     redis = Redis("--user", "c42c", *rights)
@@ -298,8 +288,9 @@ def test_check_redis_without_a_right(
 
 
 def test_check_no_redis(capsys: pytest.CaptureFixture[str], upstream: Standin) -> None:
-    """A Redis that isn't there is a failure, even if all else is well; a URL that can't
-    be one is an invalid setting.
+    """A Redis that isn't there is a failure, even if all else is well.
+
+    A URL that can't be one is an invalid setting.
     """
     url = f"redis://127.0.0.1:{free_port()}/0"
     status, said = checked(capsys, upstream, C42_CACHE_URL=url)

@@ -79,8 +79,9 @@ def closed() -> Any:
 
 
 def test_document_is_sound() -> None:
-    """The document is valid OpenAPI 3.1, its references resolve, and every part of it
-    is used.
+    """The document is valid OpenAPI 3.1, and its references and parts fit together.
+
+    Each reference resolves, and each part is used.
     """
     load(DOCUMENT).validate()
     text = json.dumps(DOCUMENT)
@@ -138,8 +139,10 @@ def test_members_can_be_added() -> None:
 
 
 def test_error_codes_are_listed() -> None:
-    """The table of c42c's own errors has the code of each status, the type of `code`
-    has the same ones, and every status that the server rejects with is there.
+    """The table of c42c's own errors has the code of each status.
+
+    The type of `code` has the same ones, and every status that the server rejects with
+    is there.
     """
     table = re.findall(r"(?m)^\| (\d+) \| `(\w+)` \|", DOCUMENT["info"]["description"])
     for status, code in table:
@@ -156,9 +159,7 @@ def test_error_codes_are_listed() -> None:
 
 
 def test_every_error_can_be_reported() -> None:
-    """Every error has an X-Request-ID, and every status that is always a fault has
-    Retry-After.
-    """
+    """Every error has an X-Request-ID, and each status of faults has Retry-After."""
     for path, status, response in responses():
         headers = response.get("headers", {})
         if status >= "400":
@@ -168,9 +169,7 @@ def test_every_error_can_be_reported() -> None:
 
 
 def test_every_route_is_described(inside: Callable[..., Inside]) -> None:
-    """The document has the paths that the service has, in one spelling each, and no
-    others.
-    """
+    """The document has exactly the paths of the service, in one spelling each."""
     rules = {rule.rule for rule in inside().app.url_map.iter_rules()}
     written = {
         rule.replace("<path:filename>", "{name}").replace("<", "{").replace(">", "}")
@@ -184,8 +183,9 @@ def test_every_route_is_described(inside: Callable[..., Inside]) -> None:
 
 
 def test_troubles_are_those_of_the_status_page() -> None:
-    """The document names the troubles that the status page shows, except the two that
-    only the page detects.
+    """The document names the troubles that the status page shows.
+
+    Two of them only the page detects: the document leaves them out.
     """
     page = (ROOT / "operations/templates/status.html").read_text()
     troubles = DOCUMENT["components"]["schemas"]["Status"]["properties"]["troubles"][
@@ -199,9 +199,7 @@ def test_troubles_are_those_of_the_status_page() -> None:
 
 
 def test_endpoints_are_those_that_are_called() -> None:
-    """The document and the style sheet of the status page have each endpoint of
-    Calendar42 that is called.
-    """
+    """The document and the status page's styles have each endpoint that is called."""
     names = DOCUMENT["components"]["schemas"]["EndpointName"]["enum"]
     assert names == list(ENDPOINTS)
     css = (ROOT / "operations/static/status.css").read_text()
@@ -277,8 +275,9 @@ def trouble(name: str, service: Service, upstream: Standin) -> Iterator[None]:
 def test_examples_are_real(
     closed: Any, start: Callable[..., Service], upstream: Standin
 ) -> None:
-    """Each example has the status and body that the service answers on the stand-in,
-    and describes every header.
+    """Each example has the status and body that the service answers.
+
+    Every header of these answers is described. The upstream is the stand-in.
     """
     service = start(C42_TIMEOUT="0.5", C42_THREADS="17")
     fixed = {"malformed": "%20", "empty": "[]"}
@@ -319,9 +318,7 @@ def test_examples_are_real(
 
 
 def check(schema: Any, path: str, answer: requests.Response) -> None:
-    """Check an answer against the document: its body, and that each of its headers is
-    described.
-    """
+    """Check an answer's body against the document, which must have its headers."""
     schema[path]["GET"].validate_response(answer)
     by_status = operation(path)["responses"]
     status = str(answer.status_code)

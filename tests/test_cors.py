@@ -27,8 +27,9 @@ EXPOSED = {"Cache-Status", "ETag", "Retry-After", "X-Request-ID"}
 
 
 def every_answer(service: Inside, upstream: Standin, **headers: str) -> Iterator[Any]:
-    """Yield an answer of each kind, 503 and 304 included, to requests with these
-    headers.
+    """Yield an answer of each kind to requests with these headers.
+
+    503 and 304 are among them.
     """
     gate, slow = Gate(), new_id()
     upstream.rule("events", slow, gate=gate)
@@ -120,8 +121,9 @@ def test_cors(
     allowed: str | None,
     vary: bool,
 ) -> None:
-    """Every answer, including errors, 304 and 503, can be read by pages of the
-    configured origins and no others.
+    """Pages of the configured origins, and no others, can read every answer.
+
+    Answers include errors, 304 and 503.
     """
     service = inside(C42_CORS_ORIGINS=setting, C42_THREADS="17")  # one of them may wait
     seen = set()
@@ -209,9 +211,7 @@ WRONG_ORIGINS = [
 
 @pytest.mark.parametrize("origins", WRONG_ORIGINS)
 def test_malformed_origins(origins: str) -> None:
-    """An origin that no browser could send is refused, in one line that names the
-    setting.
-    """
+    """An origin that no browser sends is refused in one line that names the setting."""
     with pytest.raises(
         settings.SettingsError, match=r"^C42_CORS_ORIGINS.* is invalid: expected .*$"
     ) as refused:

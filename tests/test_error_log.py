@@ -33,8 +33,9 @@ def lines_with(log: str, its_id: str) -> list[str]:
 
 
 def test_every_error_is_found(start: Start, upstream: Standin) -> None:
-    """The id that comes with any error, however it came about, is that of a line of the
-    log, which says its status and what it was about.
+    """The id that comes with an error leads to its line of the log.
+
+    The line says its status and what it was about, however the error came about.
     """
     service = start(C42_THREADS="18")  # two of them may wait
     unknown, broken, slow, paused = (new_id() for _ in range(4))
@@ -90,8 +91,9 @@ def test_every_error_is_found(start: Start, upstream: Standin) -> None:
 
 
 def test_floods_are_counted(inside: MakeInside, caplog: Any) -> None:
-    """Of many errors of one kind, a few get a line; the others carry the id of the last
-    one, and are counted in the next.
+    """Of many errors of one kind, only a few get a line of the log.
+
+    The others carry the last one's id, and are counted in the next line.
     """
     caplog.set_level(logging.INFO, "c42c.errors")
     service = inside()
@@ -119,8 +121,9 @@ def rejected(answer: tuple[bytes, bytes]) -> str:
 
 
 def test_the_next_line_counts(caplog: Any) -> None:
-    """When the interval is over there are lines again, and the first one says how many
-    errors had none.
+    """After the interval, the first line says how many errors had none.
+
+    Then there are as many lines as in any interval.
     """
     caplog.set_level(logging.INFO, "c42c.errors")
     clock = Clock()
@@ -146,8 +149,9 @@ def test_the_next_line_counts(caplog: Any) -> None:
 
 
 def test_paused_loads_are_counted_too(caplog: Any) -> None:
-    """A flood of unknown events during a pause gets a few lines; other failed loads
-    have lines of their own.
+    """A flood of unknown events during a pause gets a few lines of the log.
+
+    Other failed loads get none here, as each has a line of its own elsewhere.
     """
     caplog.set_level(logging.INFO, "c42c.errors")
     errors = ErrorLog()
@@ -173,9 +177,7 @@ def test_levels(caplog: Any, status: int, level: str) -> None:
 
 
 def test_hits_of_errors_have_no_line(inside: MakeInside, upstream: Standin) -> None:
-    """A kept error is answered with the same bytes by the route and in the event loop,
-    without a line.
-    """
+    """A kept error is answered with the request id of its load, not of the hit."""
     service, event_id = inside(), new_id()
     upstream.rule("events", event_id, status=500)
     first = service.event(event_id, headers={"X-Request-ID": "the-load"})

@@ -1,9 +1,8 @@
-"""What comes out of each thing that can go wrong with a call to Calendar42: the
-design's table, row by row.
+"""What comes out of each thing that can go wrong with a call to Calendar42.
 
-Each row is tried at each of the two calls, for a single event and for a list, all four
-at once, each in a service of its own. Most rows share these four services. Moving pages
-are in `tests/client/`.
+These are the rows of the design's table. Each is tried at each of the two calls, for a
+single event and for a list, all four at once, each in a service of its own. Most rows
+share these four services. Moving pages are in `tests/client/`.
 """
 
 import gzip
@@ -140,8 +139,9 @@ def single(
     kept: float,
     endpoint: str,
 ) -> None:
-    """One event: the client gets the error, it is cached for `kept` seconds, and then
-    the event is loaded again.
+    """One event: the client gets the error, which is kept for `kept` seconds.
+
+    Then the event is loaded again.
     """
     (event_id,) = new_events(upstream, 1)
     rule = upstream.rule(endpoint, event_id, **named(fault, event_id))
@@ -172,8 +172,9 @@ def in_list(
     kept: float,
     endpoint: str,
 ) -> None:
-    """A list: all its events have the error, which isn't cached, so they are loaded
-    again at once.
+    """A list: all its events have the error, which isn't cached.
+
+    So they are loaded again at once.
 
     A list that is refused or too large is asked for again, an event at a time: then the
     errors are those of the events.
@@ -207,8 +208,9 @@ def in_list(
 
 
 def most_calls(fault: dict[str, Any]) -> int:
-    """Return how often a call may be made: again if it is reset on the connection that
-    the other call has just left.
+    """Return how often a call may be made.
+
+    It's made again if it is reset on the connection that the other call has just left.
     """
     return 2 if "reset" in fault else 1
 
@@ -225,9 +227,7 @@ def named(fault: dict[str, Any], event_id: str) -> dict[str, Any]:
 
 @pytest.fixture(scope="module")
 def four(shared_upstream: Standin) -> Iterator[list[Inside]]:
-    """Make four services for all tests that need no settings of their own and leave no
-    pause.
-    """
+    """Make four services for all tests without settings of their own or a pause."""
     services = [Inside(shared_upstream) for _ in range(4)]
     yield services
     for service in services:
@@ -251,8 +251,9 @@ def everywhere(
     kept: float,
     endpoints: tuple[str, ...] = ENDPOINTS,
 ) -> None:
-    """Try a fault at these calls, for a single event and for a list, each with one of
-    the services, all at once.
+    """Try a fault at these calls, for a single event and for a list, all at once.
+
+    Each has one of the services.
     """
     services = services.copy()
     at_once(
@@ -271,8 +272,9 @@ def everywhere(
 def test_bad_gateway(
     inside: MakeInside, four: list[Inside], upstream: Standin, fault: dict[str, Any]
 ) -> None:
-    """An answer that breaks off, is too large, redirects or has an unknown form is a
-    502, kept for C42_FAULT_EXPIRY.
+    """An unusable answer is a 502, kept for C42_FAULT_EXPIRY.
+
+    It breaks off, is too large, redirects or has an unknown form.
     """
     # If a connection that was kept is reset, the call is made again: this takes new
     # ones.
@@ -289,8 +291,9 @@ def test_wrong_events(
 
 
 def test_a_wrong_title(inside: MakeInside, upstream: Standin) -> None:
-    """A title that is not text is a 502; in a list, that of this event alone, so it is
-    kept for C42_FAULT_EXPIRY.
+    """A title that is not text is a 502, kept for C42_FAULT_EXPIRY.
+
+    In a list, the 502 is of this event alone.
     """
     fault = {"body": '{"data": [{"id": "%s", "title": {"en": "Dinner"}}]}'}
     single(inside(), upstream, fault, BAD_GATEWAY, FAULT_EXPIRY, "events")
@@ -319,8 +322,9 @@ def test_a_wrong_title(inside: MakeInside, upstream: Standin) -> None:
 def test_wrong_subscriptions(
     four: list[Inside], upstream: Standin, fault: dict[str, Any]
 ) -> None:
-    """Subscriptions that can't be counted, are missing, or have no readable names are a
-    502, never half an answer.
+    """Unreadable subscriptions are a 502, never half an answer.
+
+    They can't be counted, are missing, or have no readable names.
     """
     everywhere(
         four, upstream, fault, BAD_GATEWAY, FAULT_EXPIRY, ("event-subscriptions",)
@@ -337,8 +341,9 @@ def test_gateway_timeout(
 
 @pytest.mark.parametrize("status", STATUSES)
 def test_passed_through(four: list[Inside], upstream: Standin, status: int) -> None:
-    """Every 4xx and 5xx is passed through: definite refusals are kept for C42_EXPIRY,
-    the others as faults.
+    """Every 4xx and 5xx is passed through.
+
+    Definite refusals are kept for C42_EXPIRY, the others as faults.
     """
     everywhere(
         four,
@@ -370,8 +375,9 @@ def http_date(seconds: float) -> str:
 def test_pause(
     inside: MakeInside, upstream: Standin, retry_after: Any, kept: float
 ) -> None:
-    """A 429 is kept until its Retry-After, between the two expiries, and no event is
-    asked for until then.
+    """A 429 is kept until its Retry-After, between the two expiries.
+
+    No event is asked for until then.
     """
 
     def check(service: Inside, endpoint: str, is_list: bool) -> None:
@@ -440,8 +446,9 @@ def untrusted(certificate: Path) -> Iterator[str]:
 def test_unreachable(
     inside: MakeInside, upstream: Standin, certificate: Path, how: str
 ) -> None:
-    """An upstream that can't be reached is a 502, for a single event and for a list,
-    kept for C42_FAULT_EXPIRY.
+    """An upstream that can't be reached is a 502, kept for C42_FAULT_EXPIRY.
+
+    In a list, each event has it.
     """
     with create_server(("127.0.0.1", 0)) as listener, untrusted(certificate) as tls:
         base_url = {

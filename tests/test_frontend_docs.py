@@ -42,8 +42,9 @@ def open_service(
 
 @pytest.fixture
 def run(browser: Chrome, open_service: Service, service: Service) -> Run:
-    """Give a test a function that runs JavaScript on a page of another origin, after
-    all snippets.
+    """Give a test a function that runs JavaScript on a page of another origin.
+
+    All snippets have run there.
     """
     browser.get(f"{service.url}/livez")
 
@@ -145,8 +146,9 @@ TRY = """
 
 
 def test_snippets_try_again(run: Run, open_service: Service, upstream: Standin) -> None:
-    """What comes with Retry-After is tried again, unless that would take too long;
-    other errors are not.
+    """What comes with Retry-After is tried again, unless that would take too long.
+
+    Other errors aren't tried again.
     """
     hopeless = f"{TRY} await withRetries(load, {{patience: 0.5}}).catch(() => {{}})"
     assert run(f"{hopeless}; return tried", new_id()) == 1, "a 404 has no Retry-After"

@@ -19,8 +19,9 @@ ENDPOINTS = ("/metrics", "/livez", "/readyz", "/healthz", "/status.json")
 
 
 def test_everything_answers_in_a_jam(start: Start, upstream: Standin) -> None:
-    """While the upstream hangs and no more requests may wait, hits and endpoints are
-    answered, /readyz with 200.
+    """While the upstream hangs and no more requests may wait, all else is answered.
+
+    That is hits and the endpoints, /readyz with 200.
     """
     service, gate = start(C42_THREADS="20", C42_TIMEOUT="5"), Gate()  # four may wait
     known = new_id()
@@ -50,8 +51,9 @@ def test_everything_answers_in_a_jam(start: Start, upstream: Standin) -> None:
 def test_upstream_trouble_does_not_make_it_unready(
     service: Service, upstream: Standin
 ) -> None:
-    """Upstream faults are shown by /readyz but don't change its status; no health check
-    calls the upstream.
+    """Upstream faults are shown by /readyz, but don't change its status.
+
+    No health check calls the upstream.
     """
     known = new_id()
     upstream.add_event(known)

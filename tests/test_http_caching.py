@@ -182,8 +182,9 @@ def test_the_fast_path_follows_the_cache(inside: MakeInside, upstream: Standin) 
 
 
 def test_hits_do_not_reach_flask(inside: MakeInside, upstream: Standin) -> None:
-    """A hit is answered in the turn of the event loop that read it, without Flask; a
-    miss goes to a worker.
+    """A hit is answered in the loop's turn that read it; a miss goes to a worker.
+
+    So hits don't reach Flask.
     """
     service, (event_id, cold) = inside(), new_events(upstream, 2)
     service.event(event_id)
@@ -218,9 +219,7 @@ def test_hits_do_not_reach_flask(inside: MakeInside, upstream: Standin) -> None:
 def test_nobody_keeps_an_answer_longer(
     inside: MakeInside, upstream: Standin, minutes: str, seconds: float
 ) -> None:
-    """`max-age` is always what is left in whole seconds, so that no copy outlives the
-    entry.
-    """
+    """`max-age` is what is left in whole seconds, so no copy outlives the entry."""
     service = inside(
         C42_EXPIRY=minutes, C42_FAULT_EXPIRY="0.001", C42_REFRESH_AHEAD="0"
     )
@@ -267,9 +266,7 @@ def test_nobody_keeps_an_answer_longer(
 
 
 def test_who_waits_for_a_load(inside: MakeInside, upstream: Standin) -> None:
-    """When a load ends, `max-age` for the callers that waited is what is left of the
-    lifetime by then.
-    """
+    """After a load, `max-age` is what is left by then, for waiting callers too."""
     service, event_id, gate = inside(), new_events(upstream, 1)[0], Gate()
     upstream.rule("events", gate=gate)
     with ThreadPoolExecutor() as pool:
@@ -298,8 +295,9 @@ def test_who_waits_for_a_load(inside: MakeInside, upstream: Standin) -> None:
 
 
 def test_a_load_longer_than_the_lifetime(inside: MakeInside, upstream: Standin) -> None:
-    """An answer that has expired when its load ends is sent once, and no client may
-    keep it.
+    """An answer that has expired when its load ends is sent; no client may keep it.
+
+    It's sent only once.
     """
     service, event_id, gate = (
         inside(C42_EXPIRY="0.05"),
@@ -321,8 +319,9 @@ def test_a_load_longer_than_the_lifetime(inside: MakeInside, upstream: Standin) 
 def test_libraries_keep_a_late_hit_no_longer(
     start: Start, upstream: Standin, tmp_path: Path
 ) -> None:
-    """requests-cache, CacheControl and hishel ask again when an answer expires, even if
-    they got it late.
+    """Client libraries ask again when an answer expires, even if they got it late.
+
+    They are requests-cache, CacheControl and hishel.
     """
     # Here, because they take a second to import, in each of pytest-xdist's processes.
     import cachecontrol
@@ -362,9 +361,7 @@ def test_libraries_keep_a_late_hit_no_longer(
 
 
 def test_etag_is_of_the_body(inside: MakeInside, upstream: Standin) -> None:
-    """An ETag is strong, stays the same if an event is reloaded unchanged, and changes
-    with any part of the answer.
-    """
+    """An ETag is strong, and changes with any part of the answer, and only then."""
     service, event_id = inside(), new_id()
     upstream.add_event(event_id, title="One", names=["Ella"])
     seen = []
@@ -399,8 +396,9 @@ def test_etag_is_of_the_body(inside: MakeInside, upstream: Standin) -> None:
     ],
 )
 def test_not_modified(inside: MakeInside, condition: str) -> None:
-    """A client that has the answer gets a 304 without a body, but with the headers that
-    RFC 9110, 15.4.5 asks for.
+    """A client that has the answer gets a 304 without a body.
+
+    It has the headers that RFC 9110, 15.4.5 asks for.
     """
     service = inside(C42_CORS_ORIGINS=PAGE)
     full = service.event(DEMO_EVENTS["plain"])
@@ -453,9 +451,7 @@ def test_not_modified(inside: MakeInside, condition: str) -> None:
     ],
 )
 def test_modified(inside: MakeInside, condition: str) -> None:
-    """A client that has another answer, or sends a malformed condition, gets the whole
-    answer.
-    """
+    """A client with another answer or a malformed condition gets the whole answer."""
     service = inside()
     for path in (PREFIX + DEMO_EVENTS["plain"], listed([DEMO_EVENTS["plain"]])):
         answer = service.http.get(path, headers={"If-None-Match": condition})
@@ -477,8 +473,9 @@ def test_errors_are_not_conditional(inside: MakeInside, upstream: Standin) -> No
 
 
 def test_cache_status_of_every_outcome(inside: MakeInside, upstream: Standin) -> None:
-    """Cache-Status says whether it was a hit, what the upstream answered, and whether
-    the answer is kept.
+    """Cache-Status says whether it was a hit, and whether the answer is kept.
+
+    For a miss, it says what the upstream answered.
     """
     service = inside()
     said = {}
@@ -541,9 +538,7 @@ def test_cache_status_of_every_outcome(inside: MakeInside, upstream: Standin) ->
 
 
 def test_retry_after_covers_what_is_kept(inside: MakeInside, upstream: Standin) -> None:
-    """A client that comes back after `Retry-After` seconds doesn't find the same 429 in
-    the cache.
-    """
+    """A client that comes back after `Retry-After` doesn't find the same 429."""
     service = inside()
     upstream.rule("events", times=1, status=429, headers={"Retry-After": "30"})
     for event_id in new_events(upstream, 2):
@@ -568,8 +563,9 @@ def test_retry_after_covers_what_is_kept(inside: MakeInside, upstream: Standin) 
     ],
 )
 def test_head_and_options_on_the_wire(service: Service, path: str) -> None:
-    """HEAD is GET without the body, OPTIONS says what is allowed, and other methods get
-    a 405 that says so too.
+    """HEAD is GET without the body, and OPTIONS says what is allowed.
+
+    Other methods get a 405 that says so too.
     """
     target = path.encode()
     service.get(path)
@@ -620,9 +616,7 @@ def test_nobody_keeps_what_is_no_answer(inside: MakeInside) -> None:
 
 
 def test_rejections_say_when_to_come_back(inside: MakeInside) -> None:
-    """What the server rejects may not be stored either, and a server that is too busy
-    says when to come back.
-    """
+    """What the server rejects isn't stored; a busy server says when to come back."""
     reject = inside().components.reject
     for status, soon in ((400, []), (408, []), (500, []), (503, ["Retry-After: 1"])):
         head, body = reject(status, "why", "")

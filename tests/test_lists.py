@@ -80,8 +80,9 @@ def test_cold_events_cost_two_calls(inside: MakeInside, upstream: Standin) -> No
 
 
 def test_fresh_events_are_not_asked_for(inside: MakeInside, upstream: Standin) -> None:
-    """What the route of one event has loaded is taken from the cache, and only the
-    others are asked for, together.
+    """Only events that aren't in the cache are asked for, all together.
+
+    The others were loaded on the route of one event.
     """
     service, event_ids = inside(), new_events(upstream, 6)
     for event_id in event_ids[:3]:
@@ -97,8 +98,9 @@ def test_fresh_events_are_not_asked_for(inside: MakeInside, upstream: Standin) -
 
 
 def test_each_event_keeps_its_own_expiry(inside: MakeInside, upstream: Standin) -> None:
-    """A list's `max-age` is that of the part that expires first; after that, only that
-    part is loaded again.
+    """A list's `max-age` is that of the part that expires first.
+
+    After that, only that part is loaded again.
     """
     service, (old, new) = inside(), new_events(upstream, 2)
     answers_of(service, [old])
@@ -134,8 +136,9 @@ def test_a_fault_among_many(inside: MakeInside, upstream: Standin) -> None:
 
 
 def test_unknown_and_deleted_among_many(inside: MakeInside, upstream: Standin) -> None:
-    """An event that the list leaves out, or that is deleted, is a 404, as on the route
-    of a single event.
+    """An unknown or deleted event is a 404, as on the route of a single event.
+
+    It's unknown if Calendar42's list leaves it out.
     """
     service, event_ids = inside(), new_events(upstream, 2)
     unknown, gone = new_id(), DEMO_EVENTS["deleted"]
@@ -170,8 +173,9 @@ def test_unknown_and_deleted_among_many(inside: MakeInside, upstream: Standin) -
 def test_another_request_loads_it_already(
     inside: MakeInside, upstream: Standin
 ) -> None:
-    """Lists and single requests wait for an event that is already being loaded, rather
-    than load it again.
+    """Lists and single requests wait for an event that is already being loaded.
+
+    They don't load it again.
     """
     service, (first, second, third) = inside(), new_events(upstream, 3)
     gate = Gate()
@@ -233,8 +237,9 @@ def test_the_whole_fails(
     status: int,
     code: str,
 ) -> None:
-    """If the call fails as a whole, each id gets that fault and it is kept for none of
-    them, so that each may be asked for again soon; but a pause is for all.
+    """If the call fails as a whole, each id gets that fault, which isn't kept.
+
+    So each may be asked for again soon. But a pause is for all.
     """
     service, event_ids = inside(), new_events(upstream, 3)
     rule = upstream.rule(endpoint, **fault)
@@ -258,8 +263,9 @@ def test_the_whole_fails(
 
 
 def test_a_filter_that_is_ignored(inside: MakeInside, upstream: Standin) -> None:
-    """An upstream that ignores the filter leaks no event or name; a missing event isn't
-    taken for an unknown one.
+    """An upstream that ignores the filter leaks no event or name.
+
+    An event that it leaves out isn't taken for an unknown one.
     """
     service, (known, other) = inside(), new_events(upstream, 2)
     foreign = new_events(upstream, 3)
@@ -285,8 +291,9 @@ def test_a_filter_that_is_ignored(inside: MakeInside, upstream: Standin) -> None
 
 
 def test_a_hostile_id_poisons_nothing(inside: MakeInside, upstream: Standin) -> None:
-    """An id that makes the upstream ignore its filter changes nothing for the others in
-    the list.
+    """A hostile id changes nothing for the others in the list.
+
+    It makes the upstream ignore its filter.
     """
     service, (victim, other) = inside(), new_events(upstream, 2)
     hostile = "x" * 128
@@ -306,8 +313,9 @@ def test_a_hostile_id_poisons_nothing(inside: MakeInside, upstream: Standin) -> 
 def test_long_ids_do_not_make_urls_too_long(
     inside: MakeInside, upstream: Standin
 ) -> None:
-    """A hundred of the longest ids are asked for in a few calls, none with an address
-    longer than servers take.
+    """100 of the longest ids take a few calls, none with too long an address.
+
+    It's too long if common servers reject it.
     """
     service = inside()
     event_ids = [f"{number:0128d}" for number in range(100)]
@@ -354,8 +362,9 @@ HOSTILE_LISTS = [
 
 @pytest.mark.parametrize("slash", ["", "/"])
 def test_hostile_lists(inside: MakeInside, upstream: Standin, slash: str) -> None:
-    """Anything but a list of 1 to 100 ids is a 400 that says what is wrong, without a
-    call to the upstream.
+    """Anything but a list of 1 to 100 ids is a 400 that says what is wrong.
+
+    It causes no call to the upstream.
     """
     service = inside()
     for query, complaint in HOSTILE_LISTS:
@@ -370,8 +379,9 @@ def test_hostile_lists(inside: MakeInside, upstream: Standin, slash: str) -> Non
 
 
 def test_forms_of_a_sound_list(inside: MakeInside, upstream: Standin) -> None:
-    """Brackets may be left out, brackets and commas may be percent-encoded, ids and the
-    parameter may come again, and other parameters do no harm.
+    """Brackets may be left out, and brackets and commas may be percent-encoded.
+
+    Ids and the parameter may come again, and other parameters do no harm.
     """
     service, (one, two) = inside(), new_events(upstream, 2)
     plain = answers_of(service, [one, two, one, one])
@@ -394,8 +404,9 @@ def test_forms_of_a_sound_list(inside: MakeInside, upstream: Standin) -> None:
 
 
 def test_a_list_waits_as_one(inside: MakeInside, upstream: Standin) -> None:
-    """A list counts as one waiting request, and at the limit of these, a list is
-    refused at once like any request.
+    """A list counts as one waiting request, and is refused at the limit of these.
+
+    It's refused at once, like any request.
     """
     service, event_ids, gate = (
         inside(C42_THREADS="18"),
@@ -427,8 +438,10 @@ def test_a_list_waits_as_one(inside: MakeInside, upstream: Standin) -> None:
 
 
 def test_a_list_has_one_time_out(inside: MakeInside, upstream: Standin) -> None:
-    """If an answer of a list expires while the rest of the list times out, its event
-    gets a 504 too, without a call, and that 504 isn't cached."""
+    """A list's parts share a time-out, even one that expires while the rest loads.
+
+    Its event gets a 504 too, without a call, and that 504 isn't cached.
+    """
     service, (one, two), gate = (
         inside(C42_TIMEOUT="0.5"),
         new_events(upstream, 2),
@@ -461,9 +474,7 @@ def test_head_of_many(inside: MakeInside) -> None:
 
 
 def test_a_hundred_big_events(start: Start, upstream: Standin) -> None:
-    """A hundred cold events with 60 people each get the right names, in 61 calls,
-    within the time-out.
-    """
+    """100 cold events of 60 people get the right names in 61 calls, in time."""
     event_ids = new_events(upstream, 100, people=60)
     answer = start(C42_TIMEOUT="60").get(listed(event_ids)).json()
     assert answer["errors"] == {}
@@ -477,9 +488,7 @@ def test_a_hundred_big_events(start: Start, upstream: Standin) -> None:
 
 
 def test_slow_lists(service: Service, upstream: Standin) -> None:
-    """If the upstream is too slow, each id gets a 504 within half a second of the
-    time-out.
-    """
+    """If the upstream is too slow, each id gets a 504 within 0.5 s of the time-out."""
     faults: list[dict[str, Any]] = [
         {"hang": True},
         {"trickle": 0.3},

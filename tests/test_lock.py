@@ -15,8 +15,9 @@ def requirements(name: str) -> list[Requirement]:
 
 
 def test_lock_satisfies_requirements() -> None:
-    """The lock satisfies each requirement of the service and of Redis, and has nothing
-    that only tests need.
+    """The lock satisfies each requirement, and has nothing that only tests need.
+
+    The requirements are those of the service and of Redis.
     """
     pinned = {
         one.name: next(iter(one.specifier)).version

@@ -115,8 +115,9 @@ def test_log_at_info_has_no_requests(service: Service, upstream: Standin) -> Non
 
 @pytest.mark.parametrize("form", ["text", "json"])
 def test_request_id(start: Start, upstream: Standin, form: str) -> None:
-    """X-Request-ID is taken from the request or made, is in every answer but hits of
-    good ones, and in that request's log lines.
+    """X-Request-ID is taken from the request or made, and is in its log lines.
+
+    Every answer has it, but for hits of good ones. Hits of errors have their load's.
     """
     service = start(C42_LOGFORMAT=form)
     good, bad = new_id(), new_id()
@@ -163,8 +164,9 @@ HOSTILE = [
 
 
 def test_hostile_request_ids(service: Service, inside: MakeInside) -> None:
-    """An X-Request-ID is replaced if it is too long or has other characters than
-    letters, digits, `.`, `-` and `_`.
+    """An X-Request-ID is replaced if it is too long or has odd characters.
+
+    It may have letters, digits, `.`, `-` and `_`.
     """
     for hostile in HOSTILE:
         answer = service.raw(b"/livez", b"GET", b"X-Request-ID: " + hostile)
@@ -203,9 +205,7 @@ print(answer.status_code, answer.headers["X-Request-ID"])
 
 
 def test_errors_carry_the_request_id() -> None:
-    """The log line of a mistake in the service has the traceback, and the id that the
-    client was told.
-    """
+    """A bug's log line has the traceback, and the id that the client was told."""
     ended = subprocess.run(
         [sys.executable, "-c", BROKEN],
         check=True,
@@ -292,8 +292,9 @@ except ValueError:
 
 @pytest.mark.parametrize("form", ["text", "json"])
 def test_control_characters_are_escaped(form: str) -> None:
-    """A line has no control characters, no separators of lines and nothing that changes
-    the direction of text; tracebacks are one line too.
+    """A line has no control characters, and tracebacks are one line too.
+
+    Neither has it separators of lines, or anything that changes the direction of text.
     """
     first, second = run(CONTROLLING, form).splitlines()
     assert (first + second).isprintable()
@@ -323,8 +324,9 @@ for name in "c42c", "c42c.redis", "urllib3":
     ("level", "ours", "theirs"), [("DEBUG", 4, 2), ("INFO", 3, 2), ("ERROR", 1, 1)]
 )
 def test_levels(level: str, ours: int, theirs: int) -> None:
-    """The level is that of all our loggers; libraries are heard from WARNING on, or
-    from the level, if that is higher.
+    """All our loggers have the level; libraries are heard from WARNING on at least.
+
+    If the level is higher, it goes for them too.
     """
     log = run(LEVELS, level)
     for name, count in ("c42c", ours), ("c42c.redis", ours), ("urllib3", theirs):
@@ -347,8 +349,9 @@ NEEDS_JQ = pytest.mark.skipif(
 
 
 def ask(folder: Path, part: str, edit: Mapping[str, str]) -> list[str]:
-    """Run, in `folder`, the command on the page that contains `part`, with what `edit`
-    puts in; return the lines that it prints.
+    """Run the command of docs/operating.md that contains `part`; return its output.
+
+    It runs in `folder`, with what `edit` puts in. The output is split into lines.
     """
     page = (ROOT / "docs/operating.md").read_text()
     section = page.partition("### Questions to the log\n")[2].partition("\n## ")[0]
@@ -424,8 +427,9 @@ def fill(template: str, values: Mapping[str, str]) -> str:
 
 @NEEDS_JQ
 def test_questions_to_nginx(tmp_path: Path) -> None:
-    """The page's commands count clients, and where answers came from, in a log that
-    nginx writes for the site in deploy/.
+    """The page's commands count clients and where answers came from, in nginx's log.
+
+    The log is as the site in deploy/ has it.
     """
     site = (ROOT / "deploy/c42c.nginx.conf").read_text()
     log_format = re.search(r"log_format c42c escape=json\s+((?:'.*'\s*)+);", site)
@@ -493,16 +497,19 @@ class FullPipe(Service):
 
 
 def fill_queue(service: Service) -> None:
-    """Have the service log more than its queue and the pipe hold together; its level
-    is DEBUG.
+    """Have the service log more than its queue and the pipe hold together.
+
+    Its level is DEBUG.
     """
     for _ in range(50):
         assert service.get(f"/{'x' * 30_000}").status_code == 404
 
 
 def test_a_stuck_log_holds_nobody_up(upstream: Standin) -> None:
-    """While stderr takes nothing, cold answers come, SIGTERM stops the service with
-    status 0, and lines that find the queue full are lost.
+    """While stderr takes nothing, the service answers, and SIGTERM ends it with 0.
+
+    The answers are cold ones, and there are more lines than the queue and the pipe
+    hold.
     """
     with started(FullPipe(upstream, C42_LOGLEVEL="DEBUG")) as service:
         fill_queue(service)
@@ -536,18 +543,14 @@ def told_to_stop(upstream: Standin, **environ: str) -> Iterator[FullPipe]:
 
 
 def test_a_second_signal_while_the_log_is_stuck(upstream: Standin) -> None:
-    """While stderr takes nothing, a second signal ends the service although a request
-    is active.
-    """
+    """While stderr takes nothing, a second signal ends a service that is busy."""
     with told_to_stop(upstream, C42_LOGLEVEL="DEBUG") as service:
         fill_queue(service)
         assert service.stop() == 1
 
 
 def test_a_second_signal_waits_for_the_log(upstream: Standin) -> None:
-    """The lines that were logged before a second signal are written, if somebody reads
-    them within a second.
-    """
+    """Lines logged before a second signal are written, if read within a second."""
     with told_to_stop(upstream) as service:
         service.process.send_signal(signal.SIGTERM)
         service.read_log()
@@ -556,8 +559,9 @@ def test_a_second_signal_waits_for_the_log(upstream: Standin) -> None:
 
 
 def test_a_slow_log_has_its_lines_in_order(upstream: Standin) -> None:
-    """Once somebody reads the log again, it goes on: lines keep their order, and one
-    says how many are missing.
+    """Once somebody reads the log again, it goes on, with lines in their order.
+
+    One line says how many are missing.
     """
     with started(FullPipe(upstream, C42_LOGLEVEL="DEBUG")) as service:
         for number in range(50):
@@ -609,9 +613,9 @@ for text in "early", "later", "last":
 
 
 def test_what_was_dropped_is_counted() -> None:
-    """Each line is written, or else counted, and that once; the lines of each thread
-    keep their order. Once the queue is full, it takes no line until half of it is
-    empty.
+    """Each line is written, or else counted, once; each thread's keep their order.
+
+    Once the queue is full, it takes no line until half of it is empty.
     """
     pipe = subprocess.PIPE
     with subprocess.Popen(
@@ -684,8 +688,9 @@ log.info("parent again")
 
 
 def test_a_forked_process_logs() -> None:
-    """A process that a server forks after the app was made, as gunicorn does with
-    `--preload`, has its lines in the log as well.
+    """A process that a server forks after the app was made logs as well.
+
+    gunicorn forks so with `--preload`.
     """
     said = re.findall(r" c42c (.+?) *$", run(FORKING), re.MULTILINE)
     assert said == [

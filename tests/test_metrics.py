@@ -72,9 +72,10 @@ class Traffic(NamedTuple):
 
 @pytest.fixture(scope="module")
 def traffic() -> Iterator[Traffic]:
-    """Give a service, in which four requests may wait, traffic of every kind: 4
-    requests wait for one load, 30 are refused meanwhile, 2 find an unknown event and a
-    fault, and 81 are hits.
+    """Give a service traffic of every kind.
+
+    Four requests may wait in it. 4 wait for one load, 30 are refused meanwhile, 2 find
+    an unknown event and a fault, and 81 are hits.
     """
     with (
         Standin(token=TOKEN) as upstream,
@@ -162,8 +163,9 @@ def test_cache_counts_by_kind(traffic: Traffic) -> None:
 
 
 def test_each_response_counts_once(traffic: Traffic) -> None:
-    """Each response is counted by its route and status, hits included; durations are of
-    those that the app gave.
+    """Each response is counted by route and status, hits included.
+
+    Durations are of those that the app gave.
     """
     name = "c42_http_requests_total"
     for status, count in traffic.statuses.items():
@@ -232,8 +234,10 @@ def test_status_json_has_the_same_numbers(traffic: Traffic) -> None:
 
 
 def test_durations_are_in_buckets(inside: MakeInside) -> None:
-    """Each duration is in all buckets that are at least as long. One bucket is just
-    above the default of C42_TIMEOUT: calls that ran into it can be told apart.
+    """Each duration is in all buckets that are at least as long.
+
+    One bucket is just above the default of C42_TIMEOUT: calls that ran into it can be
+    told apart.
     """
     service = inside()
     took = {"0.005": 0.004, "0.01": 0.01, "10.0": 10.0, "10.5": 10.02, "+Inf": 31.0}
@@ -252,9 +256,7 @@ def test_durations_are_in_buckets(inside: MakeInside) -> None:
 
 
 def test_durations_begin_at_zero(inside: MakeInside) -> None:
-    """Each endpoint has its histogram before its first call, so that no rate misses
-    the first.
-    """
+    """Each endpoint has its histogram before its first call, so rates include it."""
     text = inside().http.get("/metrics").text
     for endpoint in ENDPOINTS:
         name = "c42_upstream_request_duration_seconds_count"
@@ -262,8 +264,9 @@ def test_durations_begin_at_zero(inside: MakeInside) -> None:
 
 
 def test_labels_are_bounded(service: Service) -> None:
-    """No client can add a series: unknown paths, odd methods and queries don't get
-    labels of their own.
+    """No client can add a series.
+
+    Unknown paths, odd methods and queries don't get labels of their own.
     """
     service.get("/no-such-path")
     service.request("BREW", "/livez")
@@ -290,8 +293,9 @@ def test_labels_are_bounded(service: Service) -> None:
 def test_rejected_requests_count(
     service: Service, target: bytes, headers: tuple[bytes, ...], status: str
 ) -> None:
-    """A request that the server rejects before the app sees it is counted, once, and
-    isn't timed.
+    """A request that the server rejects before the app sees it is counted once.
+
+    It isn't timed.
     """
     name = "c42_http_requests_total"
     before = samples(service)
@@ -305,8 +309,9 @@ def test_rejected_requests_count(
 
 
 def test_form_is_the_one_asked_for(service: Service) -> None:
-    """Prometheus' text format is the default, OpenMetrics is sent if it is asked for,
-    and either may be compressed.
+    """Prometheus' text format is the default, and OpenMetrics sent if asked for.
+
+    Either may be compressed.
     """
     plain = service.get("/metrics", headers={"Accept-Encoding": "identity"})
     kind = plain.headers["Content-Type"]
@@ -366,8 +371,9 @@ def test_a_form_that_there_is_not(service: Service, accept: str) -> None:
     ],
 )
 def test_the_metrics_that_are_named(service: Service, name: str) -> None:
-    """A client may name the metrics that it wants, as with any program that uses
-    prometheus_client.
+    """A client may name the metrics that it wants.
+
+    So it may with any program that uses prometheus_client.
     """
     answer = service.get("/metrics", params={"name[]": name})
     found = re.findall(r"^[a-z]\w+", answer.text, re.M)
@@ -385,8 +391,9 @@ def test_head_has_the_headers_alone(service: Service) -> None:
 def test_multiprocess_directory_of_another_program(
     start: Start, upstream: Standin
 ) -> None:
-    """PROMETHEUS_MULTIPROC_DIR, meant for another program, changes nothing, even if it
-    names no directory.
+    """PROMETHEUS_MULTIPROC_DIR, meant for another program, changes nothing.
+
+    Not even if it names no directory.
     """
     service = start(PROMETHEUS_MULTIPROC_DIR="/nonexistent")
     event_id = new_id()
@@ -397,8 +404,9 @@ def test_multiprocess_directory_of_another_program(
 
 
 def test_alerts_are_about_what_is_there(service: Service) -> None:
-    """The service has each metric that an alert uses, and docs/operating.md has each
-    alert and each metric.
+    """The service has each metric that an alert uses.
+
+    docs/operating.md has each alert and each metric.
     """
     rules = (ROOT / "deploy/c42c.rules.yml").read_text()
     page = (ROOT / "docs/operating.md").read_text()

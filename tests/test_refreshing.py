@@ -27,8 +27,9 @@ def load(service: Inside, *event_ids: str) -> None:
 
 
 def test_a_hot_event_is_never_waited_for(inside: MakeInside, upstream: Standin) -> None:
-    """A hit in the last tenth of the lifetime is answered as a hit, and the event is
-    loaded again meanwhile; so however old it gets, all further requests are hits.
+    """A hit in the last tenth of the lifetime is answered, and loads the event again.
+
+    So all further requests are hits, however old the event gets.
     """
     service = inside()
     (event_id,) = new_events(upstream, 1)
@@ -80,9 +81,7 @@ def test_refreshing_can_be_turned_off(inside: MakeInside, upstream: Standin) -> 
 
 
 def test_trouble_is_not_seen(inside: MakeInside, upstream: Standin) -> None:
-    """A fault of a refresh isn't handed to anybody, and it is tried again after
-    C42_FAULT_EXPIRY.
-    """
+    """A refresh's fault is handed to nobody, and tried again after C42_FAULT_EXPIRY."""
     service = inside()
     (event_id,) = new_events(upstream, 1)
     load(service, event_id)
@@ -117,8 +116,9 @@ def test_no_refresh_without_a_thread(
     caplog: pytest.LogCaptureFixture,
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    """If the system allows no more threads, hits are answered and nothing is
-    refreshed, until it allows some again.
+    """If the system allows no more threads, hits are answered without refreshing.
+
+    Once it allows some again, the event is refreshed.
     """
 
     def refuse(thread: threading.Thread) -> None:
@@ -171,8 +171,9 @@ def test_a_refresh_has_an_id_of_its_own(
 
 
 def test_no_thread_before_the_first_request(inside: MakeInside) -> None:
-    """Making the app starts no thread, and it is ready without: so a server may fork
-    after it (`gunicorn --preload`).
+    """Making the app starts no thread, and it is ready without.
+
+    So a server may fork after it (`gunicorn --preload`).
     """
     others = set(threading.enumerate())
     service = inside()

@@ -1,6 +1,4 @@
-"""Settings: valid values are accepted, and each invalid one is rejected with a message
-that says what is expected.
-"""
+"""Settings: valid ones are accepted, and others rejected with what is expected."""
 
 import ast
 import json
@@ -61,8 +59,9 @@ def complaints(capsys: pytest.CaptureFixture[str], **environ: str) -> list[str]:
 def test_wrong_setting(
     capsys: pytest.CaptureFixture[str], name: str, value: str
 ) -> None:
-    """An invalid value is exit status 2 and one printable line, which names the
-    variable and the value.
+    """An invalid value is exit status 2 and one printable line about it.
+
+    It names the variable and the value, but no secret.
     """
     (line,) = complaints(capsys, **{"C42_TOKEN": TOKEN, name: value})
     assert line.isprintable()
@@ -98,9 +97,7 @@ def test_words(capsys: pytest.CaptureFixture[str]) -> None:
 
 
 def test_words_as_json(capsys: pytest.CaptureFixture[str]) -> None:
-    """With C42_LOGFORMAT=json, the reasons why the service doesn't start are logged as
-    JSON.
-    """
+    """With C42_LOGFORMAT=json, the reasons why a start fails are logged as JSON."""
     lines = complaints(capsys, C42_PORT="0", C42_LOGFORMAT="json")
     records = [json.loads(line) for line in lines]
     assert [record["message"][:9] for record in records] == ["C42_PORT=", "C42_TOKEN"]
@@ -119,8 +116,9 @@ def test_words_as_json(capsys: pytest.CaptureFixture[str]) -> None:
 def test_an_origin_with_an_implied_port(
     capsys: pytest.CaptureFixture[str], origin: str, shorter: str
 ) -> None:
-    """An origin with the port that its scheme implies, which no browser sends, is
-    rejected with the one that it should be.
+    """An origin with its scheme's own port is rejected with the right one.
+
+    No browser sends that port.
     """
     port = origin.rpartition(":")[2]
     origins = f"https://c.d,{origin}"
@@ -191,8 +189,9 @@ def test_bounds(name: str, text: str, value: object) -> None:
     "name", [one.name for one in fields(settings.Settings) if "expiry" in one.name]
 )
 def test_lifetimes(name: str) -> None:
-    """Every lifetime is at most C42_EXPIRY, the log's first line has it, and instances
-    with another one share no answers.
+    """Every lifetime is at most C42_EXPIRY, and in the log's first line.
+
+    Instances with another one share no answers.
     """
     environ = {"C42_TOKEN": TOKEN, "C42_EXPIRY": "0.05"}  # less than any default
     config = settings.read(environ)
@@ -243,8 +242,9 @@ def test_threads_that_never_wait(
 
 
 def test_token_file(tmp_path: Path, start: Start) -> None:
-    """The token is read from C42_TOKEN_FILE, without its line break, and never gets
-    into the environment.
+    """The token is read from C42_TOKEN_FILE, without its line break.
+
+    It never gets into the environment.
     """
     path = tmp_path / "token"
     path.write_text(f"{TOKEN}\r\n")
@@ -257,8 +257,9 @@ def test_token_file(tmp_path: Path, start: Start) -> None:
 
 
 def test_wrong_token_file(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    """A token file that is missing, empty or holds something else is a mistake; neither
-    it nor its path is shown.
+    """A token file that is missing, empty or holds something else is a mistake.
+
+    Neither its content nor its path is shown.
     """
     shown, missing = "C42_TOKEN_FILE", "can't be read: No such file or directory"
     wrong = f"is invalid: expected a file that holds {EIGHT}"
@@ -297,8 +298,9 @@ def test_warnings(start: Start) -> None:
 
 
 def test_what_is_warned_about() -> None:
-    """Each variable that begins with C42_ and isn't a setting has one printable line,
-    with the closest name if there is one that is close.
+    """Each C42_… variable that isn't a setting has one printable line.
+
+    It has the closest name if there is one that is close.
     """
     environ = {"C42_TOKEN_FIL": "", "C42_WORKERS": "", "C42_\n": "", "D42_TOKEN": ""}
     assert settings.warnings(environ | {"C42_TOKEN": TOKEN}) == [
@@ -309,8 +311,10 @@ def test_what_is_warned_about() -> None:
 
 
 def test_the_log_begins_with_the_settings(tmp_path: Path, start: Start) -> None:
-    """The log's first line has the version, the upstream, the lifetimes, where the
-    token comes from and where Redis is, without its password.
+    """The log's first line has the version and the settings that matter.
+
+    They are the upstream, the lifetimes, where the token comes from and where Redis is,
+    without its password.
     """
     path = tmp_path / "token"
     path.write_text(TOKEN)
@@ -370,8 +374,9 @@ def test_one_mode(capsys: pytest.CaptureFixture[str]) -> None:
 
 
 def test_help_and_version(capsys: pytest.CaptureFixture[str]) -> None:
-    """`--help` has a line for each setting with its default, and `--version` prints the
-    version.
+    """`--help` has a line for each setting, and `--version` prints the version.
+
+    The one of C42_EXPIRY has its default.
     """
     with pytest.raises(SystemExit):
         main.main(["--help"], {})
