@@ -109,9 +109,9 @@ def test_browser(
     upstream: Standin,
     page: EmptySite,
 ) -> None:
-    """A page of an allowed origin reads answers and errors, and the browser caches.
+    """A page of an allowed origin can read answers and errors.
 
-    Its cache saves the request, or the body.
+    The browser's cache saves the request, or the body.
     """
     event_id = new_events(upstream, 1)[0]
     url, before = open_service.url + PREFIX + event_id, served(open_service)

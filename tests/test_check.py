@@ -37,7 +37,7 @@ def checked(
 
 
 def test_check_is_a_program(start: Start, upstream: Standin) -> None:
-    """`main.py --check` prints a line for each check; 0 says that all is well."""
+    """If all is well, `main.py --check` has a line for each check, and exits with 0."""
     upstream.rule(headers={"Date": _http_date(0)})
     service = start("--check", ready=False)
     assert service.process.wait(20) == 0
@@ -97,9 +97,9 @@ def test_check_slow_answer(
     upstream: Standin,
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    """A slow answer doesn't make the clocks differ.
+    """A slow answer isn't taken for clocks that differ.
 
-    Not even one that takes longer than clocks may differ.
+    Even if it takes longer than clocks may differ.
     """
     monkeypatch.setattr(check, "MAX_SKEW", 0.9)
     upstream.rule(delay=2, headers={"Date": _http_date(2)})
@@ -236,7 +236,7 @@ def test_check_certificate(
 def test_check_no_tls_there(
     capsys: pytest.CaptureFixture[str], upstream: Standin
 ) -> None:
-    """If https:// leads to a port of plain HTTP, the check says that TLS is missing."""
+    """If https:// leads to a port of plain HTTP, the failure names TLS."""
     status, said = checked(
         capsys, upstream, C42_BASE_URL=upstream.base_url.replace("http:", "https:")
     )

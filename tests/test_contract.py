@@ -185,7 +185,7 @@ def test_every_route_is_described(inside: Callable[..., Inside]) -> None:
 def test_troubles_are_those_of_the_status_page() -> None:
     """The document names the troubles that the status page shows.
 
-    Two of them only the page detects: the document leaves them out.
+    It leaves out the two that only the page detects.
     """
     page = (ROOT / "operations/templates/status.html").read_text()
     troubles = DOCUMENT["components"]["schemas"]["Status"]["properties"]["troubles"][

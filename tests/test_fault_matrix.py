@@ -210,7 +210,8 @@ def in_list(
 def most_calls(fault: dict[str, Any]) -> int:
     """Return how often a call may be made.
 
-    It's made again if it is reset on the connection that the other call has just left.
+    A call that is reset on the connection that the other call has just left is made
+    again.
     """
     return 2 if "reset" in fault else 1
 
@@ -274,7 +275,7 @@ def test_bad_gateway(
 ) -> None:
     """An unusable answer is a 502, kept for C42_FAULT_EXPIRY.
 
-    It breaks off, is too large, redirects or has an unknown form.
+    That is one that breaks off, is too large, redirects or has an unknown form.
     """
     # If a connection that was kept is reset, the call is made again: this takes new
     # ones.
@@ -324,7 +325,7 @@ def test_wrong_subscriptions(
 ) -> None:
     """Unreadable subscriptions are a 502, never half an answer.
 
-    They can't be counted, are missing, or have no readable names.
+    Those can't be counted, are missing, or have no readable names.
     """
     everywhere(
         four, upstream, fault, BAD_GATEWAY, FAULT_EXPIRY, ("event-subscriptions",)

@@ -173,10 +173,7 @@ def test_unknown_and_deleted_among_many(inside: MakeInside, upstream: Standin) -
 def test_another_request_loads_it_already(
     inside: MakeInside, upstream: Standin
 ) -> None:
-    """Lists and single requests wait for an event that is already being loaded.
-
-    They don't load it again.
-    """
+    """Lists and single requests wait for an event that is already being loaded."""
     service, (first, second, third) = inside(), new_events(upstream, 3)
     gate = Gate()
     upstream.rule("events", first, gate=gate)
@@ -291,10 +288,7 @@ def test_a_filter_that_is_ignored(inside: MakeInside, upstream: Standin) -> None
 
 
 def test_a_hostile_id_poisons_nothing(inside: MakeInside, upstream: Standin) -> None:
-    """A hostile id changes nothing for the others in the list.
-
-    It makes the upstream ignore its filter.
-    """
+    """An id that makes the upstream ignore its filter does the others no harm."""
     service, (victim, other) = inside(), new_events(upstream, 2)
     hostile = "x" * 128
     answer = answers_of(service, [hostile, victim, "-", other, "__proto__"])
@@ -313,10 +307,7 @@ def test_a_hostile_id_poisons_nothing(inside: MakeInside, upstream: Standin) -> 
 def test_long_ids_do_not_make_urls_too_long(
     inside: MakeInside, upstream: Standin
 ) -> None:
-    """100 of the longest ids take a few calls, none with too long an address.
-
-    It's too long if common servers reject it.
-    """
+    """100 of the longest ids take a few calls, none with an address of 8,000 bytes."""
     service = inside()
     event_ids = [f"{number:0128d}" for number in range(100)]
     for event_id in event_ids:

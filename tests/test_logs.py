@@ -166,7 +166,7 @@ HOSTILE = [
 def test_hostile_request_ids(service: Service, inside: MakeInside) -> None:
     """An X-Request-ID is replaced if it is too long or has odd characters.
 
-    It may have letters, digits, `.`, `-` and `_`.
+    Letters, digits, `.`, `-` and `_` are allowed.
     """
     for hostile in HOSTILE:
         answer = service.raw(b"/livez", b"GET", b"X-Request-ID: " + hostile)
@@ -294,7 +294,7 @@ except ValueError:
 def test_control_characters_are_escaped(form: str) -> None:
     """A line has no control characters, and tracebacks are one line too.
 
-    Neither has it separators of lines, or anything that changes the direction of text.
+    It has no line separators either, and nothing that changes the direction of text.
     """
     first, second = run(CONTROLLING, form).splitlines()
     assert (first + second).isprintable()
@@ -324,9 +324,9 @@ for name in "c42c", "c42c.redis", "urllib3":
     ("level", "ours", "theirs"), [("DEBUG", 4, 2), ("INFO", 3, 2), ("ERROR", 1, 1)]
 )
 def test_levels(level: str, ours: int, theirs: int) -> None:
-    """All our loggers have the level; libraries are heard from WARNING on at least.
+    """Our loggers have the level, and libraries at least WARNING.
 
-    If the level is higher, it goes for them too.
+    So libraries have the level only if it is higher.
     """
     log = run(LEVELS, level)
     for name, count in ("c42c", ours), ("c42c.redis", ours), ("urllib3", theirs):

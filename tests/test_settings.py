@@ -191,7 +191,7 @@ def test_bounds(name: str, text: str, value: object) -> None:
 def test_lifetimes(name: str) -> None:
     """Every lifetime is at most C42_EXPIRY, and in the log's first line.
 
-    Instances with another one share no answers.
+    Instances that differ in one share no answers.
     """
     environ = {"C42_TOKEN": TOKEN, "C42_EXPIRY": "0.05"}  # less than any default
     config = settings.read(environ)
@@ -376,7 +376,7 @@ def test_one_mode(capsys: pytest.CaptureFixture[str]) -> None:
 def test_help_and_version(capsys: pytest.CaptureFixture[str]) -> None:
     """`--help` has a line for each setting, and `--version` prints the version.
 
-    The one of C42_EXPIRY has its default.
+    The line of C42_EXPIRY has its default.
     """
     with pytest.raises(SystemExit):
         main.main(["--help"], {})

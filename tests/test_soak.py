@@ -93,9 +93,7 @@ class SoakStory:
         status: int = 200,
         **more: Any,
     ) -> list[str]:
-        """Have an answer checked that took 10 ms, and return the kinds of all
-        violations so far.
-        """
+        """Check an answer that took 10 ms; return the kinds of violations so far."""
         options: dict[str, Any] = {
             "received": sent + 0.01,
             "event_ids": [event_id],
@@ -145,9 +143,7 @@ def test_accepts_what_is_right(story: SoakStory) -> None:
 
 @pytest.mark.parametrize("late", [0.2, 2.0])
 def test_finds_stale_answers(story: SoakStory, late: float) -> None:
-    """An answer is stale when it arrives later than its lifetime after the upstream was
-    asked.
-    """
+    """An answer is stale if it comes later than its lifetime after its call began."""
     said = story.load(asked=100.0)
     assert story.answer(said, sent=103.0 + late, headers={}) == ["stale"]
 
@@ -184,9 +180,7 @@ def test_finds_304s_of_nothing(story: SoakStory) -> None:
 
 
 def test_finds_untruthful_lifetimes(story: SoakStory) -> None:
-    """What is left of `max-age`, less `Age`, must not be more than what is left of the
-    answer's life.
-    """
+    """`max-age`, less `Age`, must not exceed what is left of the answer's life."""
     said = story.load(asked=100.0)
     assert not story.answer(
         said, sent=101.0, headers={"cache-control": "max-age=3", "age": "1"}
@@ -231,8 +225,9 @@ def test_finds_moved_pages(story: SoakStory) -> None:
 
 
 def test_finds_two_loads_at_once(story: SoakStory) -> None:
-    """An event is not asked for while the same instance is asking for it, alone or in a
-    list.
+    """An instance doesn't ask for an event that it is asking for already.
+
+    Not even in a list.
     """
     story.call("small-1", asked=100.0, ended=100.5)
     story.call("small-1", asked=100.5)
@@ -243,8 +238,9 @@ def test_finds_two_loads_at_once(story: SoakStory) -> None:
 
 
 def test_finds_loads_of_two_instances(story: SoakStory) -> None:
-    """An event is not loaded by two instances at once, unless something happened to one
-    of them or to Redis.
+    """Two instances don't load an event at once, unless something has happened.
+
+    It may have happened to one of them or to Redis.
     """
     story.call("small-1", asked=100.0, ended=101.0)
     story.call("small-1", asked=100.5, instance=1)
@@ -273,8 +269,9 @@ def test_finds_calls_in_a_pause(story: SoakStory) -> None:
 
 @pytest.mark.parametrize(("took", "found"), [(3.1, []), (3.3, ["answered late"])])
 def test_finds_late_answers(story: SoakStory, took: float, found: list[str]) -> None:
-    """Every request is answered within the time-out and a second, with a tolerance of
-    less than a fifth of that.
+    """Every request is answered within the time-out and a second.
+
+    The tolerance is less than a fifth of that.
     """
     story.call("small-1", asked=100.0, fault="hang", ended=None)
     said = {
@@ -318,8 +315,9 @@ def test_finds_faults_without_a_reason(story: SoakStory) -> None:
 def test_a_suspended_instance_times_out_late(
     story: SoakStory, until: float, found: list[str]
 ) -> None:
-    """A time-out of another instance is as old as the moment at which that instance
-    noticed it, suspended or not.
+    """Another instance's time-out is as old as the moment at which it was noticed.
+
+    The instance may have been suspended until then.
     """
     story.call("small-1", asked=100.0, ended=102.5, fault="hang", instance=1)
     story.checker.suspended(1, 101.0, until)
@@ -330,9 +328,7 @@ def test_a_suspended_instance_times_out_late(
 def test_finds_time_outs_without_a_reason(
     story: SoakStory, took: float, found: list[str]
 ) -> None:
-    """An event of a list may lack an answer without a call only if the rest of the list
-    took all the time.
-    """
+    """An event times out without a call only if the rest of its list took too long."""
     other = story.load("small-2")
     late = {
         "status_code": 504,
@@ -352,8 +348,9 @@ def test_finds_time_outs_without_a_reason(
 def test_finds_errors_that_are_kept_too_long(
     story: SoakStory, status: int, lifetime: float
 ) -> None:
-    """A passed-on error says when it was made; a refusal is kept as long as a good
-    answer, a fault is not.
+    """A refusal is kept for as long as a good answer, a fault isn't.
+
+    An error that is passed on says when it was made.
     """
     call = story.call("small-1", asked=100.0, ended=100.0, fault=str(status))
     said = {
@@ -381,8 +378,9 @@ def test_finds_faults_of_lists_that_are_kept_for_their_members(
 
 @pytest.mark.parametrize("of_list", [True, False])
 def test_a_list_of_which_one_event_is_known(story: SoakStory, of_list: bool) -> None:
-    """The failure of a list may reach it late, although the call that failed was for
-    only one of its events.
+    """A list's failure may come late, even if the call was for one event only.
+
+    The call that failed was for the only event that is known.
     """
     ids = ("small-1", "unknown-1") if of_list else ("small-1",)
     story.call(*ids, asked=100.0, ended=100.1)

@@ -95,8 +95,9 @@ def test_calls_of_the_last_hour(metrics: Metrics, clock: Clock) -> None:
 
 
 def test_durations_of_the_last_calls(metrics: Metrics) -> None:
-    """The median and the 99th percentile are of the last 500 calls, and null before the
-    first.
+    """The median and the 99th percentile are of the last 500 calls.
+
+    Before the first call, they are null.
     """
     numbers = read_status(metrics)["upstream"]["endpoints"]["events"]
     assert numbers == {"requests": 0, "median_seconds": None, "p99_seconds": None}
@@ -119,8 +120,9 @@ def test_faults_are_listed(metrics: Metrics) -> None:
 
 
 def test_equal_faults_are_counted_together(metrics: Metrics, clock: Clock) -> None:
-    """Of equal faults, less than a minute after one another, the first is listed, with
-    its request's id and their number.
+    """Of equal faults, each less than a minute after another, the first is listed.
+
+    It has its request's id, and their number.
     """
     token = logs.request_id.set("report-1")
     metrics.on_fault(fault(503))
@@ -162,9 +164,7 @@ def test_different_faults_are_listed(metrics: Metrics, other: C42Error) -> None:
 
 
 def test_fault_says_why_no_reply_came(inside: MakeInside, upstream: Standin) -> None:
-    """If no reply came, the cause of a fault says what became of the call; otherwise
-    the reply is the cause.
-    """
+    """A fault's cause is the reply, or what became of the call if none came."""
     service = inside(C42_TIMEOUT="1")
     for fault in ({"reset": True}, {"status": 503}, {"hang": True}):
         upstream.rule("events", **fault)
@@ -225,8 +225,9 @@ def test_a_fault_is_a_trouble_for_a_minute(metrics: Metrics, clock: Clock) -> No
 def test_refused_token_is_a_trouble_of_its_own(
     metrics: Metrics, clock: Clock, status: int
 ) -> None:
-    """If Calendar42 refuses the token, that is the trouble, not faults in general,
-    unless there are others.
+    """A refused token is a trouble of its own, not faults in general.
+
+    Those are a trouble as well if there are others.
     """
     for _ in range(5):
         metrics.recent.on_load(FAULT, 0.1)
@@ -248,8 +249,9 @@ def test_definite_refusals_and_pauses_are_no_faults(metrics: Metrics) -> None:
 
 
 def test_nearly_all_calls_of_the_hour(metrics: Metrics) -> None:
-    """More than four fifths of the calls that Calendar42 allows in an hour are a
-    trouble before its pause comes.
+    """More than four fifths of an hour's calls are a trouble before the pause comes.
+
+    These are the calls that Calendar42 allows.
     """
     for _ in range(8000):
         metrics.on_call(CallRecord("events", 200, 0.1))
@@ -291,9 +293,7 @@ def test_troubles_of_calendar42(inside: MakeInside, upstream: Standin) -> None:
 def test_refusals_are_a_trouble_for_a_minute(
     inside: MakeInside, upstream: Standin
 ) -> None:
-    """The limit of waiting requests is a trouble while it is reached, and a refusal
-    for a minute after it.
-    """
+    """The limit of waiting requests is a trouble, as is a refusal for a minute."""
     service = inside(C42_THREADS="17", C42_TIMEOUT="5")  # one may wait
     event_id, gate = new_id(), Gate()
     upstream.add_event(event_id)
@@ -322,8 +322,9 @@ def test_refusals_are_a_trouble_for_a_minute(
 
 
 def test_history_has_rates_and_latencies(inside: MakeInside, upstream: Standin) -> None:
-    """The history has the rate of each outcome between two samples, and the latencies
-    at each; kept errors are no hits.
+    """The history has each outcome's rate between samples, and latencies at each.
+
+    Kept errors are no hits.
     """
     service, good, bad = inside(), new_id(), new_id()
     history = service.components.metrics.history
@@ -352,8 +353,9 @@ def test_history_has_rates_and_latencies(inside: MakeInside, upstream: Standin) 
 
 
 def test_failures_are_counted(inside: MakeInside, upstream: Standin) -> None:
-    """Faults and pauses count as failed when they are loaded, and again whenever they
-    come from the cache; definite refusals don't.
+    """Faults and pauses count as failed when they are loaded and whenever they are hit.
+
+    Definite refusals don't.
     """
     service, good, bad = inside(), new_id(), new_id()
     upstream.add_event(good)
@@ -497,8 +499,9 @@ def test_instances_can_be_told_apart(service: Service, start: Start) -> None:
 
 
 def test_numbers_are_few(cache: Cache, metrics: Metrics, clock: Clock) -> None:
-    """/status.json, which the page reads each second, stays small: here with different
-    numbers at each moment of the last hour.
+    """/status.json, which the page reads each second, stays small.
+
+    Here, it has different numbers at each moment of the last hour.
     """
 
     def load(keys: list[str], _: float) -> Iterator[tuple[str, Loaded]]:

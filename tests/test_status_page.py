@@ -38,8 +38,9 @@ def try_event(browser: Chrome, event_id: str) -> None:
 
 
 def complaints(browser: Chrome) -> list[str]:
-    """Return what the browser's console says since it was last asked, but for failed
-    requests.
+    """Return what the browser's console says since it was last asked.
+
+    Failed requests are left out.
     """
     entries = browser.get_log("browser")  # type: ignore[no-untyped-call]
     lines = [entry["message"] for entry in entries]
@@ -47,8 +48,9 @@ def complaints(browser: Chrome) -> list[str]:
 
 
 def test_numbers_move(browser: Chrome, service: Service, upstream: Standin) -> None:
-    """The page soon counts every request, by its outcome, and the browser's console
-    stays empty.
+    """The page soon counts every request by its outcome.
+
+    The browser's console stays empty.
     """
     browser.get(service.url)
     shows(browser, RATE, ".")
@@ -79,8 +81,9 @@ def test_numbers_move(browser: Chrome, service: Service, upstream: Standin) -> N
 def test_numbers_are_those_of_the_server(
     browser: Chrome, start: Callable[..., Service]
 ) -> None:
-    """Every number on the page is one of /status.json; without JavaScript the page says
-    where they are.
+    """All numbers of the page are there, and are those of /status.json.
+
+    Without JavaScript, the page says where they are.
     """
     service = start()  # of its own, so that nothing expires meanwhile
     for name in ("plain", "plain", "unknown"):
@@ -112,8 +115,9 @@ def test_numbers_are_those_of_the_server(
 
 
 def test_formats(browser: Chrome, service: Service) -> None:
-    """Numbers are written for readers: two units of time, three digits or so, and 100 %
-    only if it is all.
+    """Numbers are written for readers.
+
+    They have two units of time, three digits or so, and 100 % only if it is all.
     """
     written: dict[str, dict[float, str]] = {
         "duration": {
@@ -193,8 +197,9 @@ def test_formats(browser: Chrome, service: Service) -> None:
 def test_tries_an_event_by_keyboard(
     browser: Chrome, service: Service, upstream: Standin
 ) -> None:
-    """Tab leads to the box, Enter asks, Tab leads on to the answer; the bar runs down
-    to the expiry.
+    """An event can be tried by keyboard: Tab, its id, Enter, and Tab to the answer.
+
+    The bar runs down to the expiry.
     """
     event_id = new_id()
     upstream.add_event(event_id, names=["Anna", "Arthur"])
@@ -227,8 +232,9 @@ def test_shows_hostile_names_as_text(browser: Chrome, service: Service) -> None:
 
 
 def test_shows_errors(browser: Chrome, service: Service, upstream: Standin) -> None:
-    """Errors are shown with their status, faults are listed, and a malformed id isn't
-    requested.
+    """Errors are shown with their status, and faults are listed.
+
+    A malformed id isn't requested.
     """
     browser.get(service.url)
     try_event(browser, DEMO_EVENTS["unknown"])
@@ -259,9 +265,7 @@ def test_shows_errors(browser: Chrome, service: Service, upstream: Standin) -> N
 def test_an_earlier_question_is_forgotten(
     browser: Chrome, service: Service, upstream: Standin
 ) -> None:
-    """If you ask again before the first answer comes, the page shows the second,
-    whichever comes last.
-    """
+    """If you ask twice, the page shows the second answer, whichever comes last."""
     slow, gate = new_id(), Gate()
     upstream.add_event(slow, title="slow")
     upstream.rule("events", slow, gate=gate)
@@ -279,8 +283,9 @@ def test_an_earlier_question_is_forgotten(
 def test_says_so_when_the_service_gives_no_answer(
     browser: Chrome, start: Callable[..., Service]
 ) -> None:
-    """If the service is gone, the page says that it doesn't answer; once it is back,
-    the page goes on by itself.
+    """If the service is gone, the page says that it doesn't answer.
+
+    Once it is back, the page goes on by itself.
     """
     service = start(C42_LOGLEVEL="WARNING")
     browser.get(service.url)
@@ -382,8 +387,10 @@ def says(browser: Chrome, sentences: str) -> bool:
 
 
 def test_troubles_are_shown(browser: Chrome, pretence: Pretence) -> None:
-    """For each trouble that the server names, and no others, the page says how bad it
-    is, what is wrong, what clients get and what to do. It marks its title.
+    """For each trouble that the server names, and no others, the page has advice.
+
+    It says how bad it is, what is wrong, what clients get and what to do. It marks its
+    title.
     """
     pretence.numbers["last_minute"] = MINUTE
     pretence.numbers["upstream"] |= {"oldest_load_seconds": 18.2, "pause_seconds": 99.5}
@@ -424,8 +431,9 @@ def test_severity_is_seen(browser: Chrome, pretence: Pretence) -> None:
 def test_changing_numbers_are_not_announced(
     browser: Chrome, pretence: Pretence
 ) -> None:
-    """In the sentences that screen readers announce, numbers that change all the time
-    are in parts that they don't.
+    """Screen readers don't announce numbers that change all the time.
+
+    In sentences that they do announce, such numbers are in parts of their own.
     """
     pretence.say(troubles=list(TROUBLES))
     shows(browser, "#troubles", "Redis is lost")
@@ -435,8 +443,9 @@ def test_changing_numbers_are_not_announced(
 
 
 def test_faults_are_listed(browser: Chrome, pretence: Pretence) -> None:
-    """Each fault is listed with its time, its cause, its number and the request to look
-    for in the log. A row isn't replaced while it stays the same, so it can be copied.
+    """Each fault has a row: time, cause, number and the request to look for in the log.
+
+    A row isn't replaced while it stays the same, so it can be copied.
     """
     fault = {
         "time": "2026-01-01T10:11:12Z",
@@ -474,8 +483,9 @@ def test_redis_is_shown(browser: Chrome, pretence: Pretence) -> None:
 def test_starts_afresh_with_another_instance(
     browser: Chrome, pretence: Pretence
 ) -> None:
-    """If another instance answers, everything shown is of that one, and the page says
-    so.
+    """If another instance answers, all that is shown is of that one.
+
+    The page says so.
     """
     shows(browser, RATE, ".")
     assert not browser.find_element(By.ID, "changed").is_displayed()
@@ -504,8 +514,9 @@ def test_starts_afresh_with_another_instance(
 def test_plots_have_history_when_the_page_is_opened(
     browser: Chrome, pretence: Pretence
 ) -> None:
-    """The first answer fills the plots: up to ten minutes, with gaps where nothing was
-    measured.
+    """The first answer fills the plots with up to ten minutes.
+
+    They have gaps where nothing was measured.
     """
     ago = [600.0, 595.0, 590.0, 100.0, 95.0, 0.0]
     rates: dict[str, list[float | None]] = {
@@ -557,8 +568,9 @@ def test_plots_fit_a_short_history(browser: Chrome, pretence: Pretence) -> None:
 
 
 def test_failed_requests_have_a_row(browser: Chrome, pretence: Pretence) -> None:
-    """Events whose callers got an error have a row of their own: of now, of the last
-    minutes and of the whole time.
+    """Events whose callers got an error have a row of their own.
+
+    It has those of now, of the last minutes and of the whole time.
     """
     seconds = {"seconds": 83.0, "failed": 22, "failed_per_second": [None, 4.5]}
     pretence.say(failed=333, history=pretence.numbers["history"] | seconds)
@@ -678,8 +690,9 @@ def test_fits(browser: Chrome, service: Service, scheme: str, width: int) -> Non
 
 
 def _contrasts(browser: Chrome) -> list[Any]:
-    """Return the texts that stand out from their background by less than 4.5:1 (WCAG
-    2.2, 1.4.3).
+    """Return the texts that stand out from their background by less than 4.5:1.
+
+    That is the least that WCAG 2.2, 1.4.3 demands.
     """
     found: list[Any] = browser.execute_script(
         """

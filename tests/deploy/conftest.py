@@ -1,5 +1,6 @@
-"""Fixtures of the tests of deployment: a small Debian, from which images and machines
-are made.
+"""Fixtures of the tests of deployment.
+
+A small Debian is the base of images and machines.
 """
 
 import os
@@ -40,8 +41,9 @@ def memory() -> Iterator[Path]:
 def installation(
     request: pytest.FixtureRequest,
 ) -> Iterator[tuple[Path, subprocess.Popen[str]] | None]:
-    """Begin to install Debian in a folder, from this machine's mirror, if a test needs
-    it.
+    """Begin to install Debian in a folder, if a test needs it.
+
+    It comes from this machine's mirror.
     """
     if (
         missing("mmdebstrap", "apt-get")
@@ -86,8 +88,9 @@ def debian(installation: tuple[Path, subprocess.Popen[str]] | None) -> Path:
 
 @pytest.fixture(scope="session")
 def pip_mounts(tmp_path_factory: pytest.TempPathFactory) -> list[tuple[Path, str]]:
-    """Return the mounts with which pip works in an image or a container as it does on
-    this machine.
+    """Return the mounts that pip needs in a container to work as on this machine.
+
+    An image is built with them too.
     """
     # A local index refers to files beside its folder.
     listed = ran(sys.executable, "-m", "pip", "config", "list")

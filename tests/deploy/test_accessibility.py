@@ -1,5 +1,6 @@
-"""The status page in each of its states, wide and narrow, light and dark, as axe-core
-sees it.
+"""The status page in each of its states, as axe-core sees it.
+
+It's tried wide and narrow, light and dark.
 """
 
 import signal
@@ -137,8 +138,9 @@ def test_status_page_is_accessible(
     tmp_path: Path,
     state: str,
 ) -> None:
-    """axe-core finds nothing wrong with the page in any state, and the page names the
-    trouble.
+    """axe-core finds nothing wrong with the page in any state.
+
+    The page names the trouble.
     """
     with in_state(state, start, upstream) as service:
         browser.get(service.url)

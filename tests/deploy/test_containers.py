@@ -1,5 +1,6 @@
-"""deploy/compose.yml and deploy/kubernetes.yml: valid, and in step with the image and
-the settings.
+"""deploy/compose.yml and deploy/kubernetes.yml are valid.
+
+They are in step with the image and the settings.
 """
 
 import re
@@ -29,8 +30,9 @@ def scripts(*command: str) -> str:
 
 
 def test_compose_is_valid() -> None:
-    """The compose file is one by the compose specification's own schema, and what it
-    refers to is there.
+    """The compose file follows the specification's schema.
+
+    What it refers to is there.
     """
     scripts(
         "check-jsonschema",
@@ -47,8 +49,9 @@ def test_compose_is_valid() -> None:
 
 
 def test_compose_is_locked_down() -> None:
-    """Every container has a read-only root and no capabilities; the token is a file;
-    one port is published, locally.
+    """Every container has a read-only root and no capabilities.
+
+    The token is a file, and one port is published, locally.
     """
     for name, service in COMPOSE["services"].items():
         assert service["read_only"] is True, name
@@ -84,8 +87,9 @@ def check_patience(environ: dict[str, str], seconds: int) -> None:
 
 @needs("nginx")
 def test_site_of_compose(service: Service, upstream: Standin, tmp_path: Path) -> None:
-    """The nginx of the compose file passes events on to both instances, and the status
-    page to one.
+    """The compose file's nginx passes events on to both instances.
+
+    It passes the status page on to one.
     """
     (port,) = free_ports(1)
     site = (DEPLOY / "compose.nginx.conf").read_text()
@@ -98,8 +102,9 @@ def test_site_of_compose(service: Service, upstream: Standin, tmp_path: Path) ->
 
 
 def test_kubernetes_is_valid() -> None:
-    """The manifests are valid by Kubernetes's own schemas, without anything that these
-    don't know.
+    """The manifests are valid by Kubernetes's own schemas.
+
+    They have nothing that these don't know.
     """
     said = scripts("kubernetes-validate", "--strict", "deploy/kubernetes.yml")
     assert [manifest["kind"] for manifest in MANIFESTS] == ["Deployment", "Service"]
@@ -114,8 +119,9 @@ def pod() -> dict[str, Any]:
 
 
 def test_kubernetes_is_locked_down(pod: dict[str, Any]) -> None:
-    """The pod runs as the image's user with a read-only root and no capabilities; the
-    token is a mounted secret.
+    """The pod runs as the image's user, with a read-only root and no capabilities.
+
+    The token is a mounted secret.
     """
     (container,) = pod["containers"]
     user = re.search(r"^USER (\d+):(\d+)$", (ROOT / "Containerfile").read_text(), re.M)
@@ -138,8 +144,9 @@ def test_kubernetes_is_locked_down(pod: dict[str, Any]) -> None:
 
 
 def test_kubernetes_probes(pod: dict[str, Any], service: Service) -> None:
-    """The probes ask what the service answers, and an instance that stops is noticed
-    before it closes its port.
+    """The probes ask what the service answers.
+
+    An instance that stops is noticed before it closes its port.
     """
     (container,) = pod["containers"]
     for probe in "startupProbe", "readinessProbe", "livenessProbe":

@@ -77,8 +77,9 @@ def test_answers_expire(
 
 @BOTH
 def test_log(serve: Serve, upstream: Standin, options: tuple[str, ...]) -> None:
-    """Each load has one line in the log, whichever worker it was, also one that ends
-    right after it.
+    """Each load has one line in the log, in whichever worker it was.
+
+    That goes for a worker that ends right after it, too.
     """
     service = serve(*options)
     event_ids = new_events(upstream, 16)

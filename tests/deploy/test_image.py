@@ -75,8 +75,9 @@ class Image(NamedTuple):
 
 @pytest.fixture(scope="module")
 def image(debian: Path, memory: Path, pip_mounts: list[tuple[Path, str]]) -> Image:
-    """Build the image with buildah, from a Debian of our own, so that no registry of
-    images is needed.
+    """Build the image with buildah, from a Debian of our own.
+
+    So no registry of images is needed.
     """
     if lacking := missing("buildah", "unshare"):
         pytest.skip(f"needs {lacking}, as Debian has it")
@@ -119,9 +120,7 @@ def image(debian: Path, memory: Path, pip_mounts: list[tuple[Path, str]]) -> Ima
 
 
 def test_adds_little(image: Image) -> None:
-    """The image adds less than 80 MB to its base, and neither pip nor a build tool nor
-    a cache of one.
-    """
+    """The image adds less than 80 MB to its base, without pip, compilers or caches."""
     size, base = (
         int(ran("du", "-s", "--block-size=1", root).split()[0])
         for root in (image.root, image.base)
@@ -139,8 +138,9 @@ def test_adds_little(image: Image) -> None:
 
 
 def test_runs_locked_down(image: Image, upstream: Standin) -> None:
-    """The service runs as a user without a name, with a read-only root, its health
-    check passes, and SIGTERM ends it in time even if a request hangs.
+    """The service runs as a user without a name, with a read-only root.
+
+    Its health check passes, and SIGTERM ends it in time even if a request hangs.
     """
     event_id, hung, gate = new_id(), new_id(), Gate()
     upstream.add_event(event_id, names=["Ella"])
@@ -221,8 +221,9 @@ def test_health_check_finds_the_service(
 
 
 def test_cannot_write(image: Image) -> None:
-    """A process in the container can write nowhere, so a read-only root changes nothing
-    for it.
+    """A process in the container can write nowhere.
+
+    So a read-only root changes nothing for it.
     """
     tries = (
         "for place in /app /venv /tmp /; do"

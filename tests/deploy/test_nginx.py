@@ -80,8 +80,9 @@ def site(
     *instances: int,
     edit: Callable[[str], str] = lambda text: text,
 ) -> Iterator[Site]:
-    """Run nginx with the site, in front of instances on those ports; `edit` changes the
-    site first, as its comments say.
+    """Run nginx with the site, in front of instances on those ports.
+
+    `edit` changes the site first, as its comments say.
     """
     plain, tls = free_ports(2)
     log = folder / "access.log"
@@ -101,8 +102,9 @@ def site(
 def test_serves_events_to_everybody_and_pages_to_operators(
     service: Service, upstream: Standin, certificate: Path, tmp_path: Path
 ) -> None:
-    """nginx serves events and the contract over TLS to everybody, and the operators'
-    pages to operators alone.
+    """nginx serves events to everybody, and the operators' pages to operators alone.
+
+    The contract is for everybody, too. All are served over TLS.
     """
     event_id = new_id()
     upstream.add_event(event_id, title="Dîner", names=["Ella"])
@@ -128,8 +130,9 @@ def test_serves_events_to_everybody_and_pages_to_operators(
 def test_one_instance_is_enough(
     service: Service, upstream: Standin, certificate: Path, tmp_path: Path
 ) -> None:
-    """While one of two instances is down, the other answers every request; nginx
-    doesn't replace c42c's errors.
+    """While one of two instances is down, the other answers every request.
+
+    nginx doesn't replace c42c's errors.
     """
     down, broken = free_ports(1)[0], new_id()
     upstream.rule(event_id=broken, reset=True)
@@ -146,8 +149,9 @@ def test_one_instance_is_enough(
 def test_envelope_when_all_are_down(
     start: Callable[..., Service], certificate: Path, tmp_path: Path
 ) -> None:
-    """When no instance answers, nginx answers 502 in the envelope, which pages of
-    allowed origins can read.
+    """When no instance answers, nginx answers 502 in the envelope.
+
+    Pages of allowed origins can read it.
     """
     with site(tmp_path, certificate, *free_ports(2)) as front:
         said = front.get(PREFIX + new_id(), Origin=APP)
@@ -184,8 +188,10 @@ def test_envelope_when_all_are_down(
 def test_log_leads_to_the_request(
     service: Service, upstream: Standin, certificate: Path, tmp_path: Path
 ) -> None:
-    """A line of nginx's log has the client, the instance, where the answer came from,
-    and the request id that c42c logs; a client's own id is kept if c42c would keep it.
+    """A line of nginx's log has what leads to the request in c42c's log.
+
+    That is the client, the instance, where the answer came from, and the request id. A
+    client's own id is kept if c42c would keep it.
     """
     event_id, broken = new_events(upstream, 1)[0], new_id()
     upstream.rule(event_id=broken, status=500)
@@ -212,8 +218,9 @@ def test_log_leads_to_the_request(
 def test_lists_are_compressed(
     service: Service, upstream: Standin, certificate: Path, tmp_path: Path
 ) -> None:
-    """A list is sent compressed to a client that can unpack it; its ETag still says
-    when nothing has changed.
+    """A list is sent compressed to a client that can unpack it.
+
+    Its ETag still says when nothing has changed.
     """
     path = listed(new_events(upstream, 30))
     with site(tmp_path, certificate, service.port, service.port) as front:
@@ -229,8 +236,9 @@ def test_lists_are_compressed(
 def test_operators_stay_on_one_instance(
     upstream: Standin, certificate: Path, tmp_path: Path
 ) -> None:
-    """Behind the site, an operator sees the status page of one of two instances,
-    steadily, while events are spread over both; if that one is down, the other.
+    """An operator always sees the status page of the same instance.
+
+    If that one is down, it's the other's. Events are spread over both.
     """
     event_ids = new_events(upstream, 20)
     with ExitStack() as stack:
@@ -258,8 +266,9 @@ def test_operators_stay_on_one_instance(
 def test_limit_per_client(
     service: Service, upstream: Standin, certificate: Path, tmp_path: Path
 ) -> None:
-    """With limit_req switched on as the comment says, a client that asks too often gets
-    429 in the envelope, and others are answered.
+    """With limit_req, a client that asks too often gets 429; others are answered.
+
+    It's switched on as the site's comment says. The 429 is in the envelope.
     """
 
     def edit(text: str) -> str:
@@ -283,8 +292,9 @@ def test_limit_per_client(
 def test_rolling_restart_loses_nothing(
     upstream: Standin, certificate: Path, tmp_path: Path
 ) -> None:
-    """While two instances are restarted in turn, with and without a drain time, none of
-    10,000 requests fails.
+    """While two instances are restarted in turn, none of 10,000 requests fails.
+
+    They are restarted with and without a drain time.
     """
     with ExitStack() as stack:
         instances = [

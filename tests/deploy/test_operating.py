@@ -11,8 +11,9 @@ from tests.fixtures import Service, new_events, new_id, started
 
 @needs("redis-server", "redis-cli")
 def test_wrong_answer_goes(upstream: Standin, tmp_path: Path) -> None:
-    """The manual's command and a restart remove an event's old answer from all
-    instances that share answers, and no other event's answer.
+    """The manual's command and a restart remove an event's old answer everywhere.
+
+    That is from all instances that share answers. No other event's answer is removed.
     """
     (redis_port,) = free_ports(1)
     redis = ["redis-server", "--port", f"{redis_port}", "--save", ""]

@@ -1,5 +1,6 @@
-"""Alerts and the dashboard, in a real Prometheus that watches services with one kind of
-trouble each.
+"""Alerts and the dashboard, in a real Prometheus.
+
+It watches services with one kind of trouble each.
 """
 
 import itertools
@@ -95,9 +96,7 @@ class Prometheus:
 
 
 class Watched(NamedTuple):
-    """Services by their kind of trouble, with the ports that Prometheus scrapes, and
-    that Prometheus.
-    """
+    """Services by their kind of trouble, their ports, and the Prometheus on them."""
 
     services: dict[str, Service]
     ports: dict[str, int]
@@ -148,9 +147,7 @@ class Sites:
                 self._lost_redis = redis
 
     def add(self, kind: str, token: str = TOKEN, **environ: str) -> Standin:
-        """Start a service, with an upstream of its own that accepts `token`; return the
-        latter.
-        """
+        """Start a service, and return its upstream, which accepts `token`."""
         upstream = self._upstreams.enter_context(Standin(token=token))
         own = {"C42_EXPIRY": "0.5", "C42_FAULT_EXPIRY": "0.01", **environ}
         self.services[kind] = self._stack.enter_context(
@@ -219,8 +216,9 @@ class Sites:
 
 @pytest.fixture(scope="module")
 def watched(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Watched]:
-    """Start services in trouble, and a Prometheus with our rules, of which only the
-    times are shortened.
+    """Start services in trouble, and a Prometheus with our rules.
+
+    Only the times of the rules are shortened.
     """
     if lacking := missing("prometheus", "redis-server"):
         pytest.skip(f"needs {lacking}, as Debian has it")
@@ -253,8 +251,9 @@ def watched(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Watched]:
 
 
 def test_each_trouble_fires_its_own_alert(watched: Watched) -> None:
-    """A healthy service under traffic fires no alert, and each kind of trouble fires
-    its own alert and no other.
+    """Each kind of trouble fires its own alert and no other.
+
+    A healthy service under traffic fires none.
     """
     expected = {kind: {alert} for kind, alert in ALERT.items() if alert}
     try:
@@ -311,8 +310,9 @@ def alerts() -> list[dict[str, Any]]:
 
 
 def test_alerts_say_what_to_do() -> None:
-    """Each alert has a summary, a description, and the address of its own heading in
-    docs/operating.md.
+    """Each alert has a summary, a description and a runbook of its own.
+
+    The runbook is its heading in docs/operating.md.
     """
     headings = re.findall(
         r"^### (\w+)$", (ROOT / "docs/operating.md").read_text(), re.M
@@ -329,8 +329,9 @@ def test_alerts_say_what_to_do() -> None:
 
 @needs("promtool", "sed")
 def test_rules_are_sound(tmp_path: Path) -> None:
-    """promtool accepts the configuration, and the rules do what their own tests say,
-    also after `sed` as they ask.
+    """promtool accepts the configuration, and the rules do what their own tests say.
+
+    Running `sed` on them, as they ask, leaves them valid.
     """
     for name in ("prometheus.yml", "c42c.rules.yml", "c42c.rules.test.yml"):
         (tmp_path / name).write_bytes((ROOT / "deploy" / name).read_bytes())

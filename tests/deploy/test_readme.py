@@ -1,5 +1,6 @@
-"""README.md: every command works as printed, in a fresh copy of the project, and every
-transcript is what appears.
+"""README.md: every command works as printed, and every transcript is what appears.
+
+They are run in a fresh copy of the project.
 """
 
 import json
@@ -88,9 +89,7 @@ class Terminal:
         self._state: list[str] = []
 
     def run(self, command: str) -> tuple[str, str]:
-        """Run a command to its end, which must be a good one; return what it printed on
-        stdout and on stderr.
-        """
+        """Run a command, which must end well; return its stdout and stderr."""
         if KEEPS_STATE.match(command):
             self._state.append(command)
         ended = subprocess.run(
@@ -108,8 +107,9 @@ class Terminal:
 
     @contextmanager
     def serve(self, command: str) -> Iterator[None]:
-        """Run a service until the end of the block, as with Ctrl-C; it stops without
-        complaint.
+        """Run a service until the end of the block, as with Ctrl-C.
+
+        It stops without complaint.
         """
         log = self._folder / "printed"
         with log.open("w") as printed:
@@ -141,8 +141,9 @@ class Terminal:
 
 
 def test_demo_and_calls(tmp_path: Path, upstream: Standin) -> None:
-    """`make demo` takes less than 20 seconds of CPU time, and the calls answer what the
-    page shows, byte for byte.
+    """`make demo` starts, and the calls answer what the page shows, byte for byte.
+
+    It takes less than 20 seconds of CPU time.
     """
     [[demo], run, *_] = blocks("Start it")
     assert [demo.command, run[-1].command] == ["make demo", "make run"]
@@ -164,8 +165,9 @@ def test_demo_and_calls(tmp_path: Path, upstream: Standin) -> None:
 
 
 def test_the_classic_way(tmp_path: Path, upstream: Standin) -> None:
-    """Without make, the service starts and stops, and its two test scripts print
-    nothing.
+    """Without make, the service starts and stops.
+
+    Its two test scripts print nothing.
     """
     [_, _, classic, scripts] = blocks("Start it")
     *preparations, serve = classic
@@ -214,8 +216,9 @@ def test_settings_are_complete() -> None:
 
 @pytest.mark.parametrize("document", DOCUMENTS, ids=lambda path: path.name)
 def test_links_lead_somewhere(document: Path) -> None:
-    """Every relative link of a document leads to a file, and every `make` target that
-    it names exists.
+    """Every relative link of a document leads to a file.
+
+    Every `make` target that it names exists.
     """
     text = document.read_text()
     links = {

@@ -1,5 +1,6 @@
-"""deploy/c42c@.service and deploy/c42c@.socket, checked by systemd, and run by one that
-was booted in a container.
+"""deploy/c42c@.service and deploy/c42c@.socket.
+
+systemd checks them, and one that was booted in a container runs them.
 """
 
 import os
@@ -33,8 +34,9 @@ RESTARTS = 10
 
 @needs("systemd-analyze")
 def test_units_are_sound(tmp_path: Path) -> None:
-    """systemd finds nothing wrong with the units, and rates the service's exposure
-    below 1.5 of 10.
+    """systemd finds nothing wrong with the units.
+
+    It rates the service's exposure below 1.5 of 10.
     """
     socket_unit = tmp_path / "c42c@5001.socket"
     shutil.copy(SOCKET, socket_unit)
@@ -51,9 +53,7 @@ def test_units_are_sound(tmp_path: Path) -> None:
 
 
 def test_unit_waits_long_enough() -> None:
-    """systemd waits longer for the end of the service than it takes with the default
-    settings.
-    """
+    """systemd waits longer for the service's end than that takes by default."""
     stop = re.search(r"TimeoutStopSec=(\d+)", UNIT.read_text())
     config = settings.read({"C42_TOKEN": TOKEN})
     assert stop is not None
@@ -61,8 +61,9 @@ def test_unit_waits_long_enough() -> None:
 
 
 def test_unit_allows_all_threads() -> None:
-    """systemd allows the threads that the service starts with the default settings:
-    workers, those for calls to Calendar42, and a reserve.
+    """systemd allows the threads that the service starts with the default settings.
+
+    They are workers, those for calls to Calendar42, and a reserve.
     """
     tasks = re.search(r"TasksMax=(\d+)", UNIT.read_text())
     config = settings.read({"C42_TOKEN": TOKEN})
@@ -72,8 +73,9 @@ def test_unit_allows_all_threads() -> None:
 
 @needs("systemd-socket-activate")
 def test_takes_the_socket_it_is_given(upstream: Standin) -> None:
-    """Started with a socket as systemd does it, the service serves on that one,
-    whatever C42_HOST and C42_PORT say.
+    """Started with a socket as systemd does it, the service serves on that one.
+
+    It does so whatever C42_HOST and C42_PORT say.
     """
     port, other = free_ports(2)
     own = {"C42_TOKEN": TOKEN, "C42_BASE_URL": upstream.base_url}
@@ -104,8 +106,9 @@ class Debian:
         self._leader = leader
 
     def run(self, script: str, text: str = "") -> str:
-        """Run a shell script there, as root, which reads `text`; return what it
-        printed.
+        """Run a shell script there as root; return what it printed.
+
+        The script reads `text`.
         """
         inside = [
             "nsenter",
@@ -229,8 +232,9 @@ def installed(booted: Debian, shared_upstream: Standin) -> Installed:
 
 
 def test_runs_as_the_manual_says(installed: Installed, upstream: Standin) -> None:
-    """Installed and restarted with the commands of the manual, two instances serve; the
-    token is in no environment, and the processes have no rights.
+    """Installed and restarted with the manual's commands, two instances serve.
+
+    The token is in no environment, and the processes have no rights.
     """
     machine = installed.machine
     (event_id,) = new_events(upstream, 1)
@@ -254,8 +258,9 @@ def test_runs_as_the_manual_says(installed: Installed, upstream: Standin) -> Non
 
 
 def test_restart_loses_nobody(installed: Installed, upstream: Standin) -> None:
-    """While a single instance is restarted ten times, none of 10,000 requests fails,
-    each over a connection of its own.
+    """While a single instance is restarted ten times, none of 10,000 requests fails.
+
+    Each request is over a connection of its own.
     """
     port = installed.ports[0]
     connect = partial(HTTPConnection, "127.0.0.1", port, timeout=PATIENCE)
@@ -281,8 +286,9 @@ def test_other_signals_change_nothing(installed: Installed) -> None:
 
 
 def test_stop_for_good(installed: Installed) -> None:
-    """Stopped with the command of the manual, an instance stays down; if only the
-    service is stopped, the next client starts it.
+    """Stopped with the manual's command, an instance stays down.
+
+    If only the service is stopped, the next client starts it.
     """
     machine = installed.machine
     port = installed.ports[1]
@@ -319,8 +325,10 @@ def test_address_can_be_changed(installed: Installed) -> None:
 
 
 def test_invalid_settings(installed: Installed) -> None:
-    """With invalid settings, the service fails and says why. It isn't started again by
-    itself; clients that wait start it a limited number of times, then the port closes.
+    """With invalid settings, the service fails and says why.
+
+    It isn't started again by itself. Clients that wait start it a limited number of
+    times, then the port closes.
     """
     machine = installed.machine
     (port,) = free_ports(1)

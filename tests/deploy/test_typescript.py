@@ -1,5 +1,6 @@
-"""The TypeScript client that the contract gives: generated, compiled and run, as
-docs/frontend.md says.
+"""The TypeScript client that the contract gives.
+
+It is generated, compiled and run as docs/frontend.md says.
 """
 
 import re
@@ -49,8 +50,10 @@ export function same(one: Failure, other: Responses[429] | Responses["5XX"]): bo
 
 @needs("npm", "node")
 def test_typescript_client(start: Start, tmp_path: Path) -> None:
-    """In an empty folder, the commands of docs/frontend.md make a client that compiles
-    and gets answers of the demo; its types are exact.
+    """The commands of docs/frontend.md make a client that compiles and gets answers.
+
+    They start in an empty folder. The answers are the demo's, and the client's types
+    are exact.
     """
     service = start("--demo")
     page = PAGE.replace("http://127.0.0.1:5000", service.url)

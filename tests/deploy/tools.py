@@ -1,6 +1,4 @@
-"""What the tests of deployment share: programs that are run to their end, free ports,
-nginx.
-"""
+"""What the tests of deployment share: running programs, free ports and nginx."""
 
 import os
 import shutil
@@ -18,8 +16,9 @@ from tests.fixtures import PATIENCE, ROOT, until
 
 
 def find(program: str) -> str | None:
-    """Return the path of a program, which may be one for administrators; None if it's
-    not installed.
+    """Return the path of a program; None if it's not installed.
+
+    It may be one for administrators.
     """
     path = os.pathsep.join((os.environ["PATH"], "/usr/sbin", "/sbin"))
     return shutil.which(program, path=path)
@@ -91,8 +90,9 @@ def running(
 
 @contextmanager
 def nginx(folder: Path, site: str, *ports: int) -> Iterator[None]:
-    """Run nginx with a site in its http block until the end of the block; it listens on
-    `ports` by then.
+    """Run nginx with a site in its http block until the end of the block.
+
+    It listens on `ports` by then.
     """
     kinds = ("client_body", "proxy", "fastcgi", "uwsgi", "scgi")
     temporary = "".join(f"{kind}_temp_path {folder}/{kind};\n" for kind in kinds)

@@ -1,3 +1,4 @@
-"""A soak test: traffic, faults and outages for minutes on end, with every answer
-checked. `python -m tests.soak`.
+"""A soak test: traffic, faults and outages, with every answer checked.
+
+It takes minutes. `python -m tests.soak` runs it.
 """

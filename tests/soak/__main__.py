@@ -1,9 +1,8 @@
-"""`python -m tests.soak`: minutes of traffic, faults and outages, with every answer
-checked.
+"""`python -m tests.soak`: traffic, faults and outages, with every answer checked.
 
-Half the time one instance of the service, then three that share a Redis. Prints a line
-of figures now and then, and a verdict. Exit status 1 if the service broke a promise, 2
-if a program is missing.
+Half the time one instance of the service, then three that share a Redis. It takes
+minutes. Prints a line of figures now and then, and a verdict. Exit status 1 if the
+service broke a promise, 2 if a program is missing.
 """
 
 import argparse
@@ -157,8 +156,9 @@ class Soak:
                 )
 
     def _stop(self) -> None:
-        """Check that each instance ends when told to, and that its log tells no failure
-        and no token.
+        """Check that each instance ends when told to.
+
+        Its log must tell no failure and no token.
         """
         for number, instance in enumerate(self._instances):
             instance.send(signal.SIGTERM)

@@ -262,8 +262,9 @@ def run(attack: Attack, wait: float) -> bool:
 
 @contextlib.contextmanager
 def pipelining(port: int, seconds: int) -> Iterator[list[str]]:
-    """Have wrk pipeline hits for so many seconds, 200 at a time on each of its
-    connections. At the end, the list has what it printed.
+    """Have wrk pipeline hits for so many seconds, 200 at a time on a connection.
+
+    At the end, the list has what it printed.
     """
     said: list[str] = []
     with tempfile.NamedTemporaryFile("w", suffix=".lua") as script:

@@ -106,15 +106,17 @@ class Checker:
             self.shown.append(f"{kind}: {text}")
 
     def suspended(self, instance: int, begin: float, end: float) -> None:
-        """Note that an instance was stopped or dead for a while, so that nothing is
-        expected of it.
+        """Note that an instance was stopped or dead for a while.
+
+        Nothing is expected of it then.
         """
         self._suspended[instance].append((begin, end))
         self._pauses.pop(instance, None)
 
     def called(self, call: UpstreamCall) -> None:
-        """Check that nobody else is loading the events of a call that has just begun,
-        and that there is no pause.
+        """Check that a call that has just begun is allowed.
+
+        Nobody else may be loading its events, and there may be no pause.
         """
         tolerance = self._tolerance(call.asked)
         pause = self._pauses.get(call.instance)
@@ -152,8 +154,10 @@ class Checker:
             running.append(call)
 
     def _is_awaited(self, call: UpstreamCall, now: float, tolerance: float) -> bool:
-        """Whether other instances still wait for this call: nothing has happened to
-        Redis for a while, and the call isn't slow. They wait for half of the time-out.
+        """Whether other instances still wait for this call.
+
+        They wait for half of the time-out, if the call isn't slow and nothing has
+        happened to Redis for a while.
         """
         if self.calm_since is None or call.asked <= self.calm_since + SETTLING:
             return False
@@ -165,9 +169,7 @@ class Checker:
         return now > call.asked + self.rules.timeout - tolerance
 
     def lost(self, instance: int, sent: float, now: float, what: str) -> None:
-        """Check that a request that got no answer was sent to an instance that was
-        away.
-        """
+        """Check that a request without an answer was for an instance that was away."""
         if not self._was_away(instance, sent, now):
             when = f"sent at {sent:.3f}, {now - sent:.3f} s ago"
             self.violation("no answer", f"instance {instance}, {when}: {what}")
@@ -337,8 +339,9 @@ class Checker:
             self._complain("list's fault kept", answer, f"{event_id}: {call}")
 
     def _check_unstamped(self, answer: Answered, event_id: str, status: int) -> None:
-        """Check that something happened upstream, in time, that explains an error
-        without a stamp.
+        """Check that something upstream explains an error without a stamp.
+
+        It must have happened in time.
         """
         reach = self.rules.fault_expiry + self._tolerance(
             min(answer.sent, answer.pipelined)
@@ -383,8 +386,9 @@ class Checker:
         )
 
     def _load_ended(self, call: UpstreamCall, event_id: str, now: float) -> float:
-        """Return when a load ended at the latest, given one of its calls: a fault is as
-        old as that.
+        """Return when a load ended at the latest, given one of its calls.
+
+        A fault is as old as that.
         """
         return max(
             self._call_ended(one, now) for one in self._load(call, event_id, now)

@@ -1,5 +1,6 @@
-"""`python -m tests.soak.crowd`: 400 callers of one event over four instances that share
-a Redis cause one load in all.
+"""`python -m tests.soak.crowd`: 400 callers of one event cause one load in all.
+
+They call four instances that share a Redis.
 
 Fifty times in a row, each with another event; `--load 20` waits for that load average
 first, which busy loops make. Exit status 1 if there was ever another number of loads,

@@ -1,5 +1,6 @@
-"""The processes of a soak test, the instances of the service and a Redis, and their
-outages.
+"""The processes of a soak test, and their outages.
+
+They are the instances of the service and a Redis.
 """
 
 import asyncio

@@ -1,9 +1,11 @@
-"""The soak test's own upstream. It stamps every answer with its event and the time it
-was asked, and keeps a log.
+"""The soak test's own upstream, which stamps its answers and keeps a log.
 
-It shares no code with `standin/`, so that a mistake there can't hide one in the
-service. An event's id says what it is: `small-1`, `large-1` (several pages),
-`deleted-1`, `unknown-1`. All times are `time.monotonic()`, in seconds.
+A stamp is the event and the time at which it was asked for. An event's id says what it
+is: `small-1`, `large-1` (several pages), `deleted-1`, `unknown-1`. All times are
+`time.monotonic()`, in seconds.
+
+This upstream shares no code with `standin/`, so that a mistake there can't hide one in
+the service.
 """
 
 import asyncio
@@ -106,8 +108,9 @@ def is_removed(position: int) -> bool:
 
 
 class SoakUpstream:
-    """Serves one port for each instance of the service, so that it knows which one
-    calls. `observe` sees each call.
+    """Serves one port for each instance, so that it knows which one calls.
+
+    `observe` sees each call.
     """
 
     def __init__(self, seed: int, observe: Callable[[UpstreamCall], None]) -> None:
