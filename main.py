@@ -14,6 +14,7 @@ import os
 import threading
 import time
 from collections.abc import Callable, Mapping
+from contextlib import suppress
 from functools import partial
 from typing import TYPE_CHECKING, NamedTuple
 
@@ -307,7 +308,7 @@ def _serve(
     components: Components = app.extensions["c42c"]
     log.info("serving on %s", url)
     if make_greeting:
-        print(make_greeting(url), end="", flush=True)
+        _print(make_greeting(url))
     server.serve(
         app.wsgi_app,
         find_fast_path=components.find_fast_path,
@@ -317,6 +318,19 @@ def _serve(
         patience=config.timeout + 1,
     )
     return 0
+
+
+def _print(text: str) -> None:
+    """Print `text`, and go on after a second if nobody takes it."""
+
+    def write() -> None:
+        with suppress(OSError):  # nobody can read it any more
+            print(text, end="", flush=True)
+
+    # The main thread would act on no signal while it writes.
+    writing = threading.Thread(target=write, daemon=True)
+    writing.start()
+    writing.join(1)
 
 
 def _make_url(host: str, port: int) -> str:

@@ -9,7 +9,16 @@ from functools import partial
 import pytest
 
 from standin import DEMO_EVENTS, Standin
-from tests.fixtures import PATIENCE, PREFIX, Service, Start, at_once, new_id, receive
+from tests.fixtures import (
+    PATIENCE,
+    PREFIX,
+    Service,
+    Start,
+    at_once,
+    new_id,
+    receive,
+    started,
+)
 from tests.test_serving import clean, read_all
 from tests.wire import responses
 
@@ -156,3 +165,31 @@ def test_demo(start: Start) -> None:
     os.killpg(service.process.pid, signal.SIGINT)
     assert service.process.wait(PATIENCE) == 0
     assert clean(service.log), service.log
+
+
+class StuckDemo(Service):
+    """A demo whose stdout is a pipe that is full and that nobody reads."""
+
+    program = (
+        "-c",
+        """
+import os, runpy, sys
+reader, writer = os.pipe()
+os.set_blocking(writer, False)
+try:
+    while True:
+        os.write(writer, b"-" * 4096)
+except BlockingIOError:
+    os.set_blocking(writer, True)
+os.dup2(writer, 1)
+sys.argv = ["main.py", "--demo"]
+runpy.run_path("main.py", run_name="__main__")
+""",
+    )
+
+
+def test_a_demo_that_cannot_print() -> None:
+    """A demo whose stdout takes nothing serves, and ends on SIGTERM."""
+    with started(StuckDemo(None)) as service:
+        assert service.event(DEMO_EVENTS["plain"]).status_code == 200
+        assert service.stop() == 0
