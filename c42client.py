@@ -4,7 +4,6 @@
 """
 
 import argparse
-import errno
 import json
 import logging
 import os
@@ -14,11 +13,11 @@ import time
 from collections import defaultdict
 from collections.abc import Callable, Iterator, Mapping
 from concurrent.futures import Future, ThreadPoolExecutor
-from contextlib import closing, suppress
+from contextlib import closing
 from dataclasses import replace
 from functools import partial
 from http.cookiejar import DefaultCookiePolicy
-from typing import Any, TypeVar
+from typing import Any, Generic, TypeVar
 
 import requests
 from requests.auth import AuthBase
@@ -98,8 +97,7 @@ class Session(requests.Session):
 
 
 class Calls:
-    """Makes single calls to Calendar42, except in a `pause`, and says what became of
-    each.
+    """Makes single calls to Calendar42, each in a thread.
 
     Thread-safe. `timeout` is the usual time for a load, in seconds. `on_call` is called
     with each call that has ended, in any thread.
@@ -114,39 +112,35 @@ class Calls:
         pause: Pause,
         on_call: Callable[[CallRecord], None],
     ) -> None:
+        self.base_url = base_url
+        self.timeout = timeout
+        self.pause = pause
+        self.on_call = on_call
         self.redactor = Redactor(token)
-        self._base_url = base_url
-        self._timeout = timeout
-        self._pause = pause
-        self._on_call = on_call
-        self._session = Session(base_url, token)
-        self._room = Room(MAX_BODIES)
+        self.session = Session(base_url, token)
+        self.room = Room(MAX_BODIES)
         self._threads = ThreadPoolExecutor(MAX_CALLS, thread_name_prefix="c42c-call")
 
     def begin(
         self, endpoint: Endpoint, rest: str, attempt: Attempt, read: Callable[[Any], T]
-    ) -> Future[T]:
-        """Make a call in a thread, which returns what `read` finds in its JSON."""
+    ) -> "Call[T]":
+        """Begin a call, whose result is what `read` makes of its JSON."""
+        call = Call[T](self, endpoint, f"{endpoint}/{rest}", attempt)
         try:
-            return self._threads.submit(self._call, endpoint, rest, attempt, read)
+            call.future = self._threads.submit(call.load, read)
         except RuntimeError:
             message = "c42c can't start another thread (ulimit -u, TasksMax)"
             raise Exhausted(endpoint, message) from None
-
-    def wait(self, endpoint: Endpoint, call: Future[T], attempt: Attempt) -> T:
-        """Wait for a call until the deadline and `SLACK`."""
-        left = attempt.deadline - time.monotonic()
-        try:
-            return call.result(max(left, 0.0) + SLACK)
-        except TimeoutError:
-            raise self._late(endpoint, attempt) from None
+        return call
 
     def ask(self, path: str, deadline: float) -> Reply:
-        """Get `path` as it is, without regard to a pause; raise what `explain` returns
-        if no whole reply comes by the deadline.
+        """Get `path` as it is, even in a pause.
+
+        Raises `C42Error` if no whole reply comes by the deadline.
         """
-        call = self._threads.submit(self._send, path, deadline, bytearray())
-        return call.result(deadline - time.monotonic() + SLACK)
+        call = Call[Reply](self, EVENTS_ENDPOINT, path, Attempt(deadline))
+        call.future = self._threads.submit(call.send)
+        return call.wait()
 
     def close(self, wait: bool = False) -> None:
         """Close the connections, once active calls have ended; `wait` for those.
@@ -154,115 +148,101 @@ class Calls:
         No further calls can be made.
         """
         self._threads.shutdown(wait=wait)
-        self._session.close()
+        self.session.close()
 
-    def _call(
-        self, endpoint: Endpoint, rest: str, attempt: Attempt, read: Callable[[Any], T]
-    ) -> T:
-        pause_left = self._pause.left
-        if pause_left:
-            raise Paused(endpoint, retry_after=pause_left)
-        if time.monotonic() >= attempt.deadline:
-            raise self._late(endpoint, attempt)
-        body = bytearray()
+
+class Call(Generic[T]):
+    """One of the `calls`, made in one thread for one caller, who waits for it."""
+
+    future: Future[T]
+
+    def __init__(
+        self, calls: Calls, endpoint: Endpoint, path: str, attempt: Attempt
+    ) -> None:
+        self._calls = calls
+        self._endpoint = endpoint
+        self._path = path
+        self._attempt = attempt
+        self._body = bytearray()
+
+    def wait(self) -> T:
+        """Return the result, or raise `C42Error`, by the deadline and `SLACK`."""
+        left = self._attempt.deadline - time.monotonic()
         try:
-            reply = self._reply(endpoint, f"{endpoint}/{rest}", attempt, body)
-            if 400 <= reply.status <= 599:
-                raise self._refusal(endpoint, reply)
-            return read(read_json(endpoint, reply))
-        finally:
-            self._room.give_back(len(body))
-
-    def _reply(
-        self, endpoint: Endpoint, path: str, attempt: Attempt, body: bytearray
-    ) -> Reply:
-        """Get a path; raise `C42Error` if no whole reply comes.
-
-        A kept connection may have been closed before the request came: then it is sent
-        once more, over a new one.
-        """
-        try:
-            with suppress(KeptConnectionClosed):
-                return self._recorded(endpoint, path, attempt, body)
-            return self._recorded(endpoint, path, attempt, body, needs_new=True)
+            return self.future.result(max(left, 0.0) + SLACK)
         except TimeoutError:
-            raise self._late(endpoint, attempt) from None
-        except ConnectionError as error:
-            raise C42Error(
-                endpoint=endpoint,
-                message="Calendar42 could not be reached, or broke off",
-                upstream_status=0,
-                trouble=_trouble(error),
-            ) from None
-        except OSError as error:
-            message = "c42c is reading too many large replies of Calendar42 at once"
-            if error.errno != errno.ENOBUFS:
-                limit = "limit of open files (ulimit -n, LimitNOFILE)"
-                message = f"c42c has reached its {limit} and can't call Calendar42"
-            raise Exhausted(endpoint, message) from None
+            raise self._late() from None
 
-    def _recorded(
-        self,
-        endpoint: Endpoint,
-        path: str,
-        attempt: Attempt,
-        body: bytearray,
-        needs_new: bool = False,
-    ) -> Reply:
-        """Send one request, and record it."""
+    # What follows runs in the call's thread.
+
+    def load(self, read: Callable[[Any], T]) -> T:
+        """Return what `read` makes of the reply's JSON, except in a pause."""
+        pause_left = self._calls.pause.left
+        if pause_left:
+            raise Paused(self._endpoint, retry_after=pause_left)
+        if time.monotonic() >= self._attempt.deadline:
+            raise self._late()
+        try:
+            try:
+                reply = self.send()
+            except KeptConnectionClosed:
+                reply = self.send(needs_new=True)
+            if 400 <= reply.status <= 599:
+                raise self._refusal(reply)
+            return read(read_json(self._endpoint, reply))
+        finally:
+            self._calls.room.give_back(len(self._body))
+
+    def send(self, needs_new: bool = False) -> Reply:
+        """Send a request and read its reply; record what became of it."""
         began = time.monotonic()
         status = 0
         trouble = ""
-        try:
-            reply = self._send(path, attempt.deadline, body, needs_new)
-            status = reply.status
-            return reply
-        except OSError as error:
-            trouble = _trouble(error)
-            raise
-        finally:
-            seconds = time.monotonic() - began
-            call = CallRecord(endpoint, status, seconds, trouble)
-            attempt.calls.append(call)
-            self._on_call(call)
-
-    def _send(
-        self, path: str, deadline: float, body: bytearray, needs_new: bool = False
-    ) -> Reply:
-        """Send one request in this thread; raise what `explain` returns."""
-        this_call.begin(deadline, needs_new=needs_new)
+        this_call.begin(self._attempt.deadline, needs_new=needs_new)
         left = this_call.left
         try:
             # A name's first address may be dead. So connecting to one takes a third of
             # the time at most, and then the next address is tried.
-            with self._session.get(
-                self._base_url + path,
+            with self._calls.session.get(
+                self._calls.base_url + self._path,
                 timeout=(left / 3, left),
                 allow_redirects=False,
                 stream=True,
             ) as response:
-                return self._read(response, body)
+                reply = self._read(response)
+            status = reply.status
+            return reply
         except FAILURES as error:
-            raise explain(error) from error
+            if this_call.left <= 0:
+                trouble = "timed out"
+                raise self._late() from None
+            failure = explain(self._endpoint, error)
+            trouble = failure.trouble
+            raise failure from None
+        finally:
+            seconds = round(time.monotonic() - began, 4)
+            record = CallRecord(self._endpoint, status, seconds, trouble)
+            self._attempt.calls.append(record)
+            self._calls.on_call(record)
 
-    def _read(self, response: requests.Response, body: bytearray) -> Reply:
-        """Read a reply into `body`.
+    def _read(self, response: requests.Response) -> Reply:
+        """Read a reply.
 
         What isn't read to its end closes its connection: the rest would be taken for
         the next reply.
         """
-        status = response.status_code
-        headers = response.headers
-        if status == 429:
-            self._pause.begin(headers.get("Retry-After", ""))
-            with suppress(*FAILURES):  # the pause holds, whatever becomes of the body
-                self._read_body(response, body)
-                return Reply(status, headers, body)
-            return Reply(status, headers, b"")
-        self._read_body(response, body)
-        return Reply(status, headers, body)
+        reply = Reply(response.status_code, response.headers, self._body)
+        if reply.status != 429:
+            self._read_body(response)
+            return reply
+        self._calls.pause.begin(reply.retry_after)
+        try:
+            self._read_body(response)
+        except FAILURES:  # the pause holds, whatever becomes of the body
+            return reply._replace(body=b"")
+        return reply
 
-    def _read_body(self, response: requests.Response, body: bytearray) -> None:
+    def _read_body(self, response: requests.Response) -> None:
         limit = max_body(response.status_code)
         if limit == 0:
             return
@@ -270,37 +250,35 @@ class Calls:
         if not re.fullmatch("[0-9]+", length):
             raise ValueError  # `requests` would read until the connection ends
         for part in response.iter_content(65536):
-            if not self._room.take(len(part)):
-                raise OSError(errno.ENOBUFS, "too many large replies at once")
-            body += part
-            if len(body) > limit:
+            self._calls.room.take(len(part))
+            self._body += part
+            if len(self._body) > limit:
                 return
 
-    def _late(self, endpoint: Endpoint, attempt: Attempt) -> TimedOut:
-        had_little_time = attempt.deadline - attempt.began < self._timeout / 2
+    def _late(self) -> TimedOut:
+        timeout = self._calls.timeout
+        had_little_time = self._attempt.deadline - self._attempt.began < timeout / 2
         return TimedOut(
-            endpoint=endpoint,
-            message=f"Calendar42 did not answer within {self._timeout:g} seconds",
+            self._endpoint,
+            f"Calendar42 did not answer within {timeout:g} seconds",
             private=had_little_time,  # which says nothing about the event
         )
 
-    def _refusal(self, endpoint: Endpoint, reply: Reply) -> C42Error:
+    def _refusal(self, reply: Reply) -> C42Error:
         """Return the error that Calendar42 sent."""
-        body = self.redactor.error_body(reply)
+        body = self._calls.redactor.error_body(reply)
         if reply.status == 429:
+            retry_after = max(self._calls.pause.left, 0.001)
             return Paused(
-                endpoint,
-                upstream_status=429,
-                body=body,
-                retry_after=max(self._pause.left, 0.001),
+                self._endpoint, upstream_status=429, body=body, retry_after=retry_after
             )
         return C42Error(
-            endpoint=endpoint,
-            message=f"Calendar42 answered {reply.status}",
+            self._endpoint,
+            f"Calendar42 answered {reply.status}",
             status=reply.status,
             upstream_status=reply.status,
             body=body,
-            retry_after=read_retry_after(reply.headers.get("Retry-After", ""), 0.0),
+            retry_after=read_retry_after(reply.retry_after, 0.0),
         )
 
 
@@ -325,34 +303,34 @@ class Client:
         another reason, or time runs out, each of its events gets that error. `refresh`
         is for the log: the events are still in the cache.
         """
-        lists = [event_ids]
-        while lists:
-            wanted = lists.pop()
-            attempt = Attempt(deadline, refresh)
-            missing = dict.fromkeys(wanted)
-            try:
-                for event_id, outcome in self._load(wanted, attempt):
-                    del missing[event_id]
-                    self._report(event_id, outcome, attempt)
-                    yield event_id, outcome
-            except C42Error as error:
-                left = list(missing)
-                is_list = len(wanted) > 1
-                if is_list and _may_be_about_one(error):
-                    log.info(
-                        "a list of %d events failed (%s): asking for its halves",
-                        len(left),
-                        error,
-                    )
-                    lists += reversed(_halves(left))
-                    continue
-                is_private = error.private or (
-                    is_list and not isinstance(error, Paused)
-                )
-                for event_id in left:
-                    its_error = replace(error, private=is_private)
-                    self._report(event_id, its_error, attempt)
-                    yield event_id, its_error
+        attempt = Attempt(deadline, refresh)
+        missing = dict.fromkeys(event_ids)
+        try:
+            for event_id, outcome in self._load(event_ids, attempt):
+                del missing[event_id]
+                self._report(event_id, outcome, attempt)
+                yield event_id, outcome
+            return
+        except C42Error as caught:
+            error = caught
+        left = list(missing)
+        is_list = len(event_ids) > 1
+        may_be_about_one = error.kind == NEGATIVE or isinstance(error, TooLarge)
+        if is_list and may_be_about_one:
+            count = len(left)
+            log.info(
+                "a list of %d events failed (%s): asking for its halves", count, error
+            )
+            middle = (count + 1) // 2
+            for half in (left[:middle], left[middle:]):
+                if half:
+                    yield from self.fetch(half, deadline, refresh)
+            return
+        is_private = error.private or (is_list and not isinstance(error, Paused))
+        for event_id in left:
+            its_error = replace(error, private=is_private)
+            self._report(event_id, its_error, attempt)
+            yield event_id, its_error
 
     def _load(self, event_ids: list[str], attempt: Attempt) -> Iterator[Outcome]:
         """Yield each event with its answer or an error of its own; raise `C42Error` if
@@ -363,7 +341,7 @@ class Client:
             raise TooLarge(endpoint=EVENTS_ENDPOINT, message=message)
         events_call = self._begin_events(event_ids, attempt)
         page_call = self._begin_page(event_ids, 0, attempt)
-        events = self.calls.wait(EVENTS_ENDPOINT, events_call, attempt)
+        events = events_call.wait()
         titles: dict[str, str | None] = {}
         for event_id in event_ids:
             try:
@@ -382,7 +360,7 @@ class Client:
             yield event_id, Event(id=event_id, title=shown, names=names[event_id])
 
     def _names(
-        self, event_ids: list[str], first: Future[Page], attempt: Attempt
+        self, event_ids: list[str], first: Call[Page], attempt: Attempt
     ) -> dict[str, list[str]]:
         """Return the names of each event, from all pages; `first` gets the first.
 
@@ -404,25 +382,24 @@ class Client:
         return names
 
     def _pages(
-        self, event_ids: list[str], first: Future[Page], attempt: Attempt
+        self, event_ids: list[str], first: Call[Page], attempt: Attempt
     ) -> list[Page]:
         """Return all pages, of which `first` gets the first."""
-        page = self.calls.wait(SUBSCRIPTIONS_ENDPOINT, first, attempt)
-        pages = [page]
-        offsets = range(PAGE, page.total, PAGE)
-        for start in range(0, len(offsets), PAGES_AT_ONCE):
+        pages = [first.wait()]
+        total = pages[0].total
+        size = PAGE * PAGES_AT_ONCE
+        for start in range(PAGE, total, size):
+            end = min(start + size, total)
             calls = [
                 self._begin_page(event_ids, offset, attempt)
-                for offset in offsets[start : start + PAGES_AT_ONCE]
+                for offset in range(start, end, PAGE)
             ]
-            for call in calls:
-                page = self.calls.wait(SUBSCRIPTIONS_ENDPOINT, call, attempt)
-                pages.append(page)
+            pages += [call.wait() for call in calls]
         return pages
 
     def _begin_events(
         self, event_ids: list[str], attempt: Attempt
-    ) -> Future[dict[str, Json]]:
+    ) -> Call[dict[str, Json]]:
         """Begin the call for the events themselves."""
         if len(event_ids) == 1:
             rest = f"{event_ids[0]}/"
@@ -434,7 +411,7 @@ class Client:
 
     def _begin_page(
         self, event_ids: list[str], offset: int, attempt: Attempt
-    ) -> Future[Page]:
+    ) -> Call[Page]:
         """Begin the call for one page of their subscriptions."""
         rest = f"?event_ids=[{','.join(event_ids)}]&limit={PAGE}&offset={offset}"
         read = partial(payload.page, event_ids=event_ids)
@@ -469,58 +446,30 @@ def client_for(
 
 
 def ask(config: Settings, path: str) -> Reply:
-    """Get one path as it is, within the time-out.
-
-    Raises TimeoutError, ConnectionError with the reason, or an OSError with a number if
-    this machine has run out of something.
-    """
+    """Get one path as it is, within the time-out; raise `C42Error` if that fails."""
     with closing(client_for(config, Pause(0)).calls) as calls:
         return calls.ask(path, time.monotonic() + config.timeout)
-
-
-def _may_be_about_one(error: C42Error) -> bool:
-    """Tell whether one event of a list may be the reason of the list's error."""
-    return error.kind == NEGATIVE or isinstance(error, TooLarge)
-
-
-def _halves(event_ids: list[str]) -> list[list[str]]:
-    """Return the two halves of a list, or the list if it is a single event."""
-    middle = (len(event_ids) + 1) // 2
-    halves = [event_ids[:middle]]
-    if len(event_ids) > 1:
-        halves.append(event_ids[middle:])
-    return halves
-
-
-def _trouble(error: OSError) -> str:
-    """Return why no whole reply came."""
-    return error.strerror or str(error)
 
 
 def _log_load(event_id: str, outcome: Event | C42Error, attempt: Attempt) -> None:
     """Log how the load of an event ended, and how long each of its calls took."""
     seconds = time.monotonic() - attempt.began
-    level = logging.INFO
-    kind = "ok"
-    status = 200
+    calls = list(attempt.calls)  # some may still be under way
     names = None
     if isinstance(outcome, Event):
+        kind = "ok"
+        status = 200
         names = len(outcome.names)
         said = f"{names} names"
     else:
         kind = outcome.kind
         status = outcome.status
         said = str(outcome)
+    level = logging.INFO
     if kind == FAULT or seconds > SLOW:
         level = logging.WARNING
     if isinstance(outcome, Exhausted):
         level = logging.ERROR
-    texts = []
-    records = []
-    for call in list(attempt.calls):
-        text = f"{call.endpoint} {call.seconds * 1000:.0f} ms {call.trouble}"
-        texts.append(text.strip())
-        records.append(call._asdict() | {"seconds": round(call.seconds, 4)})
     verb = "refresh" if attempt.refresh else "load"
     fields = {
         "event": event_id,
@@ -529,7 +478,7 @@ def _log_load(event_id: str, outcome: Event | C42Error, attempt: Attempt) -> Non
         "status": status,
         "names": names,
         "seconds": round(seconds, 4),
-        "calls": records,
+        "calls": [call._asdict() for call in calls],
     }
     log.log(
         level,
@@ -539,7 +488,7 @@ def _log_load(event_id: str, outcome: Event | C42Error, attempt: Attempt) -> Non
         kind,
         status,
         said,
-        ", ".join(texts),
+        ", ".join(map(str, calls)),
         extra={"fields": fields},
     )
 

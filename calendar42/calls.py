@@ -24,6 +24,9 @@ class CallRecord(NamedTuple):
     seconds: float
     trouble: str = ""  # why no whole reply came
 
+    def __str__(self) -> str:
+        return f"{self.endpoint} {self.seconds * 1000:.0f} ms {self.trouble}".strip()
+
 
 @dataclass
 class Attempt:

@@ -2,8 +2,10 @@
 replies may take.
 """
 
+import errno
 import html
 import json
+import os
 import re
 import threading
 from collections.abc import Mapping
@@ -32,6 +34,11 @@ class Reply(NamedTuple):
     headers: Mapping[str, str]  # by name, in whatever case
     body: bytes | bytearray
 
+    @property
+    def retry_after(self) -> str:
+        """What the header of this name says; nothing if there is none."""
+        return self.headers.get("Retry-After", "")
+
 
 class Room:
     """Counts the bytes that all threads hold of replies; there is room for `size`.
@@ -43,13 +50,12 @@ class Room:
         self._lock = threading.Lock()  # guards `_left`
         self._left = size
 
-    def take(self, size: int) -> bool:
-        """Take so many bytes; return False if there is no room for them."""
+    def take(self, size: int) -> None:
+        """Take so many bytes; raise `ENOBUFS` if there is no room for them."""
         with self._lock:
             if size > self._left:
-                return False
+                raise OSError(errno.ENOBUFS, os.strerror(errno.ENOBUFS))
             self._left -= size
-            return True
 
     def give_back(self, size: int) -> None:
         """Give back what was taken."""

@@ -25,6 +25,9 @@ from requests.exceptions import InvalidSchema, InvalidURL
 from urllib3.connection import HTTPConnection, HTTPSConnection
 from urllib3.exceptions import HTTPError
 
+from calendar42 import Endpoint
+from calendar42.errors import C42Error, Exhausted
+
 # Seconds for which a connection is used: the name may get another address, and routers
 # forget idle connections without telling.
 MAX_AGE = 60.0
@@ -33,14 +36,21 @@ MAX_KEPT = 64  # connections
 
 # What `requests` raises; TypeError and ValueError come from odd proxy addresses.
 FAILURES = (OSError, HTTPError, http.client.HTTPException, ValueError, TypeError)
-# This machine has run out of something.
-_EXHAUSTED = frozenset({errno.EMFILE, errno.ENFILE, errno.ENOBUFS})
+_NO_FILES = (
+    "c42c has reached its limit of open files (ulimit -n, LimitNOFILE) "
+    "and can't call Calendar42"
+)
+_EXHAUSTED = {
+    errno.EMFILE: _NO_FILES,
+    errno.ENFILE: _NO_FILES,
+    errno.ENOBUFS: "c42c is reading too many large replies of Calendar42 at once",
+}
 _INVALID = "sent an invalid answer"
 
 logging.getLogger("urllib3").setLevel(logging.CRITICAL)  # its warnings quote what came
 
 
-class KeptConnectionClosed(ConnectionError):
+class KeptConnectionClosed(C42Error):
     """Nothing came over a connection that was kept: Calendar42 had closed it."""
 
 
@@ -207,22 +217,24 @@ def _read_certificates(files: str | None, folder: str | None) -> ssl.SSLContext:
     return context
 
 
-def explain(error: BaseException) -> OSError:
-    """Return why this thread's call failed: `TimeoutError`, `KeptConnectionClosed`, an
-    `OSError` with a number if this machine has run out of something, or
-    `ConnectionError` with the reason.
+def explain(endpoint: Endpoint, error: BaseException) -> C42Error:
+    """Return why this thread's call failed, though there is time left.
 
     The reason quotes nothing of what came: that may name people.
     """
     cause = _first_cause(error)
-    if this_call.left <= 0:
-        return TimeoutError("timed out")
     if isinstance(cause, OSError) and cause.errno in _EXHAUSTED:
-        return OSError(cause.errno, os.strerror(cause.errno))
-    reason = _reason(error, cause)
+        message = _EXHAUSTED[cause.errno]
+        return Exhausted(endpoint, message, trouble=os.strerror(cause.errno))
+    kind = C42Error
     if this_call.is_over_kept and not this_call.has_reply:
-        return KeptConnectionClosed(reason)
-    return ConnectionError(reason)
+        kind = KeptConnectionClosed
+    return kind(
+        endpoint,
+        message="Calendar42 could not be reached, or broke off",
+        upstream_status=0,
+        trouble=_reason(error, cause),
+    )
 
 
 def _first_cause(error: BaseException) -> BaseException:

@@ -12,6 +12,7 @@ from typing import NamedTuple
 from urllib.parse import urlsplit
 
 from calendar42.calls import read_date
+from calendar42.errors import C42Error, Exhausted, TimedOut
 from calendar42.replies import Reply
 from operations import settings
 from operations.settings import Settings, SettingsError
@@ -36,8 +37,7 @@ class Means(NamedTuple):
 
     # Raises SettingsError.
     read: Callable[[Mapping[str, str]], Settings]
-    # Gets a path from Calendar42. Raises TimeoutError, ConnectionError with the reason,
-    # or an OSError with a number if this machine has run out of something.
+    # Gets a path from Calendar42. Raises C42Error.
     ask_calendar42: Callable[[Settings, str], Reply]
     # Tries the Redis at a URL; returns whether it can be used, and a line about it.
     ask_redis: Callable[[str], tuple[bool, str]]
@@ -85,8 +85,8 @@ def _check_calendar42(
     began = time.monotonic()
     try:
         reply = ask(config, QUESTION)
-    except OSError as error:
-        yield Finding(FAILED, f"answer: none {_explain(error, config)}")
+    except C42Error as error:
+        yield Finding(FAILED, f"answer: none {_hint(error, config)}")
         return
     milliseconds = (time.monotonic() - began) * 1000
     answered = datetime.now(UTC)
@@ -95,19 +95,18 @@ def _check_calendar42(
     yield _check_clock(reply.headers.get("date", ""), asked, answered)
 
 
-def _explain(error: OSError, config: Settings) -> str:
+def _hint(error: C42Error, config: Settings) -> str:
     """Say why no answer came, and what to look at."""
-    if isinstance(error, TimeoutError):
+    if isinstance(error, TimedOut):
         see = "C42_BASE_URL, C42_TIMEOUT, proxies and firewalls"
         return f"within {config.timeout:g} s; see {see}"
-    reason = error.strerror or str(error)
-    if error.errno:
+    if isinstance(error, Exhausted):
         see = "ulimit -n"
-    elif "certificate" in reason:
+    elif "certificate" in error.trouble:
         see = "C42_BASE_URL, REQUESTS_CA_BUNDLE and the clock"
     else:
         see = "C42_BASE_URL, DNS, proxies and firewalls"
-    return f"from {urlsplit(config.base_url).netloc} ({reason}); see {see}"
+    return f"from {urlsplit(config.base_url).netloc} ({error.trouble}); see {see}"
 
 
 def _check_token(reply: Reply) -> Finding:

@@ -1,12 +1,15 @@
 """What the tests of the transport share: upstreams that follow a script."""
 
 import contextlib
+import re
 import socket
 import ssl
 import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
+
+import pytest
 
 from c42client import Client
 from calendar42.errors import C42Error
@@ -81,6 +84,15 @@ Make = Callable[..., Client]
 def ask(client: Client, path: str = "", seconds: float = PATIENCE) -> Reply:
     """Get `path`, which takes exactly one request."""
     return client.calls.ask(path, time.monotonic() + seconds)
+
+
+@contextlib.contextmanager
+def no_reply(why: str) -> Iterator[None]:
+    """Expect that a call gets no whole reply, and that the reason matches `why`."""
+    with pytest.raises(C42Error) as raised:
+        yield
+    assert (raised.value.status, raised.value.upstream_status) == (502, 0)
+    assert re.search(why, raised.value.trouble)
 
 
 def load(client: Client, seconds: float = PATIENCE) -> C42Error:
