@@ -220,19 +220,22 @@ class Metrics(Collector):
             stats.refreshes,
         )
         yield counter(
-            "cache_evictions", "Answers deleted, by reason.", "reason", stats.evicted
+            "cache_evictions",
+            "Cached answers deleted, by reason.",
+            "reason",
+            stats.evicted,
         )
         entries = GaugeMetricFamily(
-            "c42_cache_entries", "Answers held.", labels=["kind"]
+            "c42_cache_entries", "Cached answers.", labels=["kind"]
         )
         for kind, held in stats.entries.items():
             entries.add_metric([kind], held)
         yield entries
         yield gauge(
-            "cache_entries_limit", "Answers that may be held.", self.cache.max_entries
+            "cache_entries_limit", "Answers that may be cached.", self.cache.max_entries
         )
         yield gauge(
-            "cache_bytes", "Memory that the answers take, estimated.", stats.bytes
+            "cache_bytes", "Memory that cached answers take, estimated.", stats.bytes
         )
         yield gauge(
             "cache_bytes_limit", "Memory that they may take.", self.cache.max_bytes
@@ -325,7 +328,7 @@ def outcomes(stats: Stats) -> Outcomes:
     """Return how many events were asked for, by outcome."""
     return Outcomes(
         hit=stats.hits[OK] + stats.hits[NEGATIVE],
-        kept_error=stats.hits[FAULT] + stats.hits[PAUSED],
+        cached_error=stats.hits[FAULT] + stats.hits[PAUSED],
         miss=stats.misses,
         collapsed=stats.collapsed,
         refused=stats.refused,
@@ -335,12 +338,12 @@ def outcomes(stats: Stats) -> Outcomes:
 def failed(stats: Stats) -> int:
     """Return for how many events a caller got an error.
 
-    It was kept, or just loaded, or the caller was refused. Callers that waited for
+    It was cached, or just loaded, or the caller was refused. Callers that waited for
     another's load aren't counted.
     """
-    kept = stats.hits[FAULT] + stats.hits[PAUSED]
+    cached = stats.hits[FAULT] + stats.hits[PAUSED]
     loaded = stats.loads[FAULT] + stats.loads[PAUSED] + stats.loads["failed"]
-    return kept + loaded + stats.refused
+    return cached + loaded + stats.refused
 
 
 def counter(

@@ -246,11 +246,11 @@ class Recent:
 class Outcomes(NamedTuple):
     """Events asked for, by what the cache made of them; each has exactly one outcome.
 
-    A hit on a kept error isn't a `hit`: the client didn't get the event.
+    A hit on a cached error isn't a `hit`: the client didn't get the event.
     """
 
     hit: int
-    kept_error: int
+    cached_error: int
     miss: int
     collapsed: int
     refused: int

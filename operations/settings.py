@@ -169,7 +169,7 @@ class Settings:
     )
     token_file: str = _setting(str, "file to read the token from", may_differ=True)
     expiry: float = _setting(
-        _number("minutes", _YEAR, 60), "minutes an answer is kept", "4.2"
+        _number("minutes", _YEAR, 60), "minutes an answer is cached", "4.2"
     )
     loglevel: str = _setting(
         _parse_level,
@@ -205,7 +205,7 @@ class Settings:
     )
     fault_expiry: float = _setting(
         _number("minutes", _YEAR, 60),
-        "minutes a fault is kept; at most C42_EXPIRY",
+        "minutes a fault is cached; at most C42_EXPIRY",
         "0.1",
     )
     refresh_ahead: float = _setting(
@@ -216,13 +216,13 @@ class Settings:
     )
     max_entries: int = _setting(
         _integer(2, 100_000_000),
-        "maximum number of answers kept",
+        "maximum number of cached answers",
         "100000",
         may_differ=True,
     )
     max_mib: int = _setting(
         _integer(1, 1_000_000),
-        "maximum MiB that the answers kept take",
+        "maximum MiB that cached answers take",
         "128",
         may_differ=True,
     )
@@ -345,7 +345,7 @@ def _complete_token(values: dict[str, Any], _: Mapping[str, str]) -> None:
 
 
 def _limit_fault_expiry(values: dict[str, Any], environ: Mapping[str, str]) -> None:
-    """Have faults be kept no longer than good answers."""
+    """Have faults be cached no longer than good answers."""
     if values.get("fault_expiry", 0) <= values.get("expiry", math.inf):
         return
     values["fault_expiry"] = values["expiry"]

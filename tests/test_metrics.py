@@ -220,7 +220,7 @@ def test_status_json_has_the_same_numbers(traffic: Traffic) -> None:
     assert page["saved_calls"] == 2 * 61
     assert page["outcomes"] == {
         "hit": 61,
-        "kept_error": 20,
+        "cached_error": 20,
         "miss": 3,
         "collapsed": 3,
         "refused": 30,

@@ -382,7 +382,7 @@ def test_help_and_version(capsys: pytest.CaptureFixture[str]) -> None:
         main.main(["--help"], {})
     said = capsys.readouterr().out
     assert [name for name in WRONG if f"\n  {name} " not in said] == []
-    assert "minutes an answer is kept (4.2)\n" in said
+    assert "minutes an answer is cached (4.2)\n" in said
     with pytest.raises(SystemExit):
         main.main(["--version"], {})
     assert capsys.readouterr().out == f"c42c {VERSION}\n"

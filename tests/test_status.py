@@ -340,7 +340,7 @@ def test_history_has_rates_and_latencies(inside: MakeInside, upstream: Standin) 
     assert told["seconds_ago"] == [5.0, 1.0]
     assert told["requests_per_second"] == {
         "hit": [None, 0.5],
-        "kept_error": [None, 0.25],
+        "cached_error": [None, 0.25],
         "miss": [None, 0.5],
         "collapsed": [None, 0.0],
         "refused": [None, 0.0],

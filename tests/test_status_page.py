@@ -63,7 +63,7 @@ def test_numbers_move(browser: Chrome, service: Service, upstream: Standin) -> N
     assert text(browser, '[data-number="outcomes.miss"]') == f"{before['miss'] + 1:,}"
     plot = browser.find_element(By.ID, "plot-requests")
     assert re.search(
-        r"hit: \S+ now, from \S+ to \S+; kept error: ",
+        r"hit: \S+ now, from \S+ to \S+; cached error: ",
         plot.get_attribute("aria-label") or "",
     )
     soon(
@@ -538,7 +538,7 @@ def test_plots_have_history_when_the_page_is_opened(
     # Three lines: of 595 and 590, of 100 and 95, and of 0 seconds ago.
     assert re.sub("[^A-Za-z]", "", path) == "MhLMhLMh"
     label = browser.find_element(By.ID, "plot-requests").get_attribute("aria-label")
-    assert "last 10 min. hit: 50 now, from 10 to 50; kept error: 0.0 now" in (
+    assert "last 10 min. hit: 50 now, from 10 to 50; cached error: 0.0 now" in (
         label or ""
     )
 
