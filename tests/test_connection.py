@@ -569,7 +569,7 @@ def test_a_fast_path_that_fails(caplog: pytest.LogCaptureFixture) -> None:
 
 
 def test_a_request_without_a_fast_path(caplog: pytest.LogCaptureFixture) -> None:
-    """If a request has no fast path, a worker answers it, and nothing is logged."""
+    """A request without a fast path goes to a worker, and nothing is logged."""
     Wire(desk := Desk(find_fast_path=lambda _: None)).send(HIT)
     assert (len(desk.waiting), caplog.records) == (1, [])
 

@@ -113,7 +113,7 @@ def test_snippets_can_be_cancelled(
 
 
 def test_snippets_notice_changes(run: Run, upstream: Standin) -> None:
-    """A page is shown again only if the event has changed."""
+    """An event that hasn't changed isn't shown again."""
     event_id = DEMO_EVENTS["mixed"]
     twice = """
         let shown = 0;

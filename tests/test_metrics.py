@@ -213,7 +213,10 @@ def test_states_are_told(traffic: Traffic) -> None:
 
 
 def test_status_json_has_the_same_numbers(traffic: Traffic) -> None:
-    """/status.json and the metrics agree. Kept errors are no hits."""
+    """/status.json and the metrics agree.
+
+    Kept errors are no hits.
+    """
     page = traffic.page
     assert page["requests"] == 117
     assert page["hit_ratio"] == 61 / 117
@@ -381,7 +384,7 @@ def test_the_metrics_that_are_named(service: Service, name: str) -> None:
 
 
 def test_head_has_the_headers_alone(service: Service) -> None:
-    """HEAD on /metrics has the headers of GET, and no body."""
+    """HEAD on /metrics has the content type of GET, and no body."""
     head = service.request("HEAD", "/metrics")
     assert head.status_code == 200
     assert head.headers["Content-Type"].startswith("text/plain; version=0.0.4")

@@ -121,7 +121,7 @@ def test_scripts_print_failures_only(
 
 
 def test_without_a_browser() -> None:
-    """The tests that need no browser don't import selenium."""
+    """A test that needs no browser runs without selenium."""
     code = (
         "import sys; sys.modules['selenium'] = None; "
         "import pytest; sys.exit(pytest.main(sys.argv[1:]))"

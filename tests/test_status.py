@@ -473,7 +473,7 @@ def test_slowest_load_of_the_last_minutes(metrics: Metrics, clock: Clock) -> Non
 
 
 def test_history_is_kept_before_anyone_looks(start: Start, upstream: Standin) -> None:
-    """The history begins with the first request, and needs nobody to look at it."""
+    """Once requests come, the history goes on by itself."""
     service, event_id = start(), new_id()
     upstream.add_event(event_id)
     service.event(event_id)
