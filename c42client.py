@@ -127,7 +127,7 @@ class Calls:
         """Begin a call, whose result is what `read` makes of its JSON."""
         call = Call[T](self, endpoint, f"{endpoint}/{rest}", attempt)
         try:
-            call.future = self._threads.submit(call.load, read)
+            call.future = self._threads.submit(call.run, partial(call.load, read))
         except RuntimeError:
             message = "c42c can't start another thread (ulimit -u, TasksMax)"
             raise Exhausted(endpoint, message) from None
@@ -139,7 +139,7 @@ class Calls:
         Raises `C42Error` if no whole reply comes by the deadline.
         """
         call = Call[Reply](self, EVENTS_ENDPOINT, path, Attempt(deadline))
-        call.future = self._threads.submit(call.send)
+        call.future = self._threads.submit(call.run, call.send)
         return call.wait()
 
     def close(self, wait: bool = False) -> None:
@@ -175,6 +175,14 @@ class Call(Generic[T]):
 
     # What follows runs in the call's thread.
 
+    def run(self, work: Callable[[], T]) -> T:
+        """Do the work, and then give back the room that the reply took."""
+        try:
+            return work()
+        finally:
+            self._calls.room.give_back(len(self._body))
+            self._body = bytearray()
+
     def load(self, read: Callable[[Any], T]) -> T:
         """Return what `read` makes of the reply's JSON, except in a pause."""
         pause_left = self._calls.pause.left
@@ -183,15 +191,12 @@ class Call(Generic[T]):
         if time.monotonic() >= self._attempt.deadline:
             raise self._late()
         try:
-            try:
-                reply = self.send()
-            except KeptConnectionClosed:
-                reply = self.send(needs_new=True)
-            if 400 <= reply.status <= 599:
-                raise self._refusal(reply)
-            return read(read_json(self._endpoint, reply))
-        finally:
-            self._calls.room.give_back(len(self._body))
+            reply = self.send()
+        except KeptConnectionClosed:
+            reply = self.send(needs_new=True)
+        if 400 <= reply.status <= 599:
+            raise self._refusal(reply)
+        return read(read_json(self._endpoint, reply))
 
     def send(self, needs_new: bool = False) -> Reply:
         """Send a request and read its reply; record what became of it."""
@@ -337,8 +342,7 @@ class Client:
         a call fails.
         """
         if len(event_ids) > PAGE or len(",".join(event_ids)) > MAX_URL_IDS:
-            message = "too many ids for one call"
-            raise TooLarge(endpoint=EVENTS_ENDPOINT, message=message)
+            raise TooLarge(EVENTS_ENDPOINT, "too many ids for one call")
         events_call = self._begin_events(event_ids, attempt)
         page_call = self._begin_page(event_ids, 0, attempt)
         events = events_call.wait()
