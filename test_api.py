@@ -112,7 +112,7 @@ def test_deleted(service: Service) -> None:
 def test_two_paths_and_head(service: Service, upstream: Standin) -> None:
     """A trailing slash and a query change nothing, and HEAD is GET without the body.
 
-    That goes for misses, hits and errors.
+    This holds for misses, hits and errors.
     """
     event_id = new_id()
     upstream.add_event(event_id)
@@ -602,7 +602,7 @@ def test_pause(inside: MakeInside, upstream: Standin) -> None:
 def test_token_stays_inside(start: Start, upstream: Standin) -> None:
     """The token is in no answer, header or log line, whatever the upstream echoes.
 
-    That goes for level DEBUG too.
+    This includes the log at level DEBUG.
     """
     service, said = start(C42_LOGLEVEL="DEBUG"), []
     echoes: list[dict[str, Any]] = [

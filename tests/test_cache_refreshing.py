@@ -409,7 +409,7 @@ def test_every_lifetime_has_its_refresh(
 ) -> None:
     """A young answer that a refresh brought is refreshed in its turn.
 
-    That goes even if failed refreshes have to wait for longer than a lifetime.
+    This holds even if failed refreshes have to wait for longer than a lifetime.
     """
     cache = refreshing(retry_refresh=LIFETIME)
     keep_old(cache, clock, "key")
@@ -439,7 +439,7 @@ def test_a_refusal_makes_no_room_for_good_answers(
 ) -> None:
     """A refusal that replaced a good answer isn't evicted when good ones need room.
 
-    Not even if it expires at the same moment as the good one.
+    Here, it expires at the same moment as the good answer would have.
     """
     cache = refreshing(max_entries=2)
     keep_old(cache, clock, "key")

@@ -99,7 +99,7 @@ def test_check_slow_answer(
 ) -> None:
     """A slow answer isn't taken for clocks that differ.
 
-    Even if it takes longer than clocks may differ.
+    It may take longer than clocks may differ.
     """
     monkeypatch.setattr(check, "MAX_SKEW", 0.9)
     upstream.rule(delay=2, headers={"Date": _http_date(2)})

@@ -396,7 +396,7 @@ def test_multiprocess_directory_of_another_program(
 ) -> None:
     """PROMETHEUS_MULTIPROC_DIR, meant for another program, changes nothing.
 
-    Not even if it names no directory.
+    The directory that it names need not exist.
     """
     service = start(PROMETHEUS_MULTIPROC_DIR="/nonexistent")
     event_id = new_id()

@@ -395,7 +395,7 @@ def read_all(sock: socket.socket) -> bytes:
 def test_rejected_on_the_wire(service: Service, raw: bytes, status: int) -> None:
     """A client whose request is rejected can read the error before the connection ends.
 
-    That goes for a real socket, too.
+    This holds over a real socket, too.
     """
     with service.connect() as sock:
         sock.sendall(raw + get("/livez"))

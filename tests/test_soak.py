@@ -227,7 +227,7 @@ def test_finds_moved_pages(story: SoakStory) -> None:
 def test_finds_two_loads_at_once(story: SoakStory) -> None:
     """An instance doesn't ask for an event that it is asking for already.
 
-    Not even in a list.
+    The event may be alone or in a list.
     """
     story.call("small-1", asked=100.0, ended=100.5)
     story.call("small-1", asked=100.5)

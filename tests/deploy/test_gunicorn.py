@@ -79,7 +79,7 @@ def test_answers_expire(
 def test_log(serve: Serve, upstream: Standin, options: tuple[str, ...]) -> None:
     """Each load has one line in the log, in whichever worker it was.
 
-    That goes for a worker that ends right after it, too.
+    This includes a worker that ends right after it.
     """
     service = serve(*options)
     event_ids = new_events(upstream, 16)
