@@ -18,6 +18,7 @@ import logging
 import socket
 import struct
 from contextlib import suppress
+from dataclasses import replace
 from enum import Enum, auto
 from functools import partial
 from typing import cast
@@ -112,7 +113,7 @@ class Connection(asyncio.BufferedProtocol):
         server = self._server
         received = server.buffer[:size].tobytes()
         if self._state is _READING and not self._unread:
-            request = server.find_summary(received)
+            request = server.summaries.by_head.get(received)
             if request is not None and self._request is None:
                 self.last_progress = server.now
                 data = self._answer_at_once(request)
@@ -313,7 +314,7 @@ class Connection(asyncio.BufferedProtocol):
         request = self._request
         if request is None or not request.expects_continue:
             return b""
-        self._request = request._replace(expects_continue=False)
+        self._request = replace(request, expects_continue=False)
         return _CONTINUE
 
     def _count(self) -> None:
@@ -330,8 +331,7 @@ class Connection(asyncio.BufferedProtocol):
 
     def _answer_at_once(self, request: Summary) -> bytes | None:
         """Begin the answer of the fast path. Return None if a worker is needed."""
-        # In one step, since this is the hit path.
-        _, method, keep_alive, _, _, fast_path = request
+        fast_path = request.fast_path
         if fast_path is None:
             return None
         try:
@@ -341,7 +341,7 @@ class Connection(asyncio.BufferedProtocol):
             return None
         if answer is None:
             return None
-        return self._begin(answer, keep_alive, method)
+        return self._begin(answer, request.keep_alive, request.method)
 
     def _hand_to_worker(self, request: Summary) -> None:
         """Have a worker answer a request, or reject it if too many wait for one."""

@@ -38,7 +38,6 @@ class ServerState:
         self.closing = False  # each answer is the last one of its connection
         self.connections: set[Connection] = set()
         self.summaries = Summaries(find_fast_path, limits)
-        self.find_summary = self.summaries.by_head.get
         self.unsent = UnsentAnswers(limits.max_unsent)
         self._pending = 0  # bytes of requests without an answer
         # Each read is copied out of it at once.

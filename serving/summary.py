@@ -6,17 +6,18 @@ parsed again. A summary lacks the header fields: parsed, they take many times th
 of the head. The worker that needs them parses the head once more.
 """
 
-from typing import NamedTuple
+from dataclasses import dataclass
 
 from serving.interface import FastPath, FindFastPath
 from serving.limits import Limits
 from serving.request import check_head, parse
 
-# A tuple, a fast path and the headers that it has rendered: 1,160 bytes as measured.
+# A summary, a fast path and the headers that it has rendered: 1,160 bytes as measured.
 _REMEMBERED_OVERHEAD = 1536
 
 
-class Summary(NamedTuple):
+@dataclass(frozen=True, slots=True)
+class Summary:
     """What the event loop needs of a request."""
 
     head: bytes
