@@ -88,7 +88,7 @@ class _Hits:
             return None
         value, _, _, ttl = hit
         seconds = self._seconds
-        if value[_ETAG] is not self._etag or not seconds <= ttl < seconds + 1:
+        if value[_ETAG] is not self._etag or not seconds <= ttl < seconds + 1.0:
             self._render(hit)
         self._hits_by_status[self._status] += 1
         if self._has_body:
@@ -101,6 +101,6 @@ class _Hits:
         status, headers, body = response.render(found, self._condition)
         self._head, _ = serialize(status, headers + self._cors, body)
         self._etag = value[_ETAG]
-        self._seconds = int(ttl)
+        self._seconds = float(int(ttl))  # floats are compared fastest with floats
         self._has_body = bool(body)
         self._status = status[:3].encode()
