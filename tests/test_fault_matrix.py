@@ -98,7 +98,7 @@ FAULTS_OF_SUBSCRIPTIONS: dict[str, dict[str, Any]] = {
 HANGS: dict[str, dict[str, Any]] = {
     "hang before the headers": {"hang": True},
     "hang in the body": {"hang_halfway": True},
-    "too late": {"delay": 1.0},
+    "too late": {"delay": 2.0},
     "trickle of headers": {"trickle_headers": 0.05},
     "trickle of the body": {"trickle": 0.05},
     "more than it sends": {"headers": {"Content-Length": "99999"}},
