@@ -156,10 +156,11 @@ def _make_tier(config: Settings, pause: Pause) -> "SharedTier | None":
     """Make what shares answers with instances that have the same settings."""
     if not config.cache_url:
         return None
+    from sharing.link import Link
     from sharing.tier import SharedTier
 
     return SharedTier(
-        config.cache_url,
+        Link(config.cache_url),
         scope=settings.scope(config),
         timeout=config.timeout,
         pause=pause,

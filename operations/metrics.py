@@ -318,7 +318,11 @@ class Metrics(Collector):
 
     def _of_the_tier(self, tier: TierNumbers) -> Iterator[Metric]:
         loads = dict(tier.snapshot())
-        yield gauge("shared_tier_up", "1 while Redis answers.", loads.pop("up"))
+        yield gauge(
+            "shared_tier_up",
+            "1 while answers are shared through Redis, 0 while Redis is lost.",
+            loads.pop("up"),
+        )
         yield counter(
             "shared_tier_loads", "Events to be loaded, by result.", "result", loads
         )

@@ -1,22 +1,28 @@
 """The client of Redis: made from a URL, tried out, and its errors in plain words."""
 
 import re
-import secrets
 from pathlib import Path
 from urllib.parse import urlsplit
 
 import redis
 from redis.backoff import NoBackoff
+from redis.connection import parse_url
 from redis.retry import Retry
 
-PATIENCE = 0.25  # seconds that a caller waits for one exchange
-# The commands that Redis's user needs, beside SELECT for another database than 0.
-COMMANDS = ("EVAL", "GET", "SET", "DEL", "PTTL", "PEXPIREAT", "TIME")
+PATIENCE = 0.25  # seconds that a load waits for one exchange, unless the URL has others
+# The commands that Redis's user needs, SELECT only for another database than 0.
+COMMANDS = ("EVAL", "GET", "SET", "DEL", "PTTL", "PEXPIREAT", "TIME", "SELECT")
 _PROBE = Path(__file__).with_name("probe.lua").read_text()
+# Named like those that are used, of a scope that no instance has.
+_PROBE_KEYS = ("c42c:probe:answer:", "c42c:probe:lock:", "c42c:probe:pause")
 # What an error's class or text contains, and what is said of it. The text itself is
 # never shown: what answers may not be a Redis, and may send the password back.
-_NO_RIGHT = r"NoPermission|NOPERM|can't (run|access)"
+_NO_COMMAND = rf"(?:permissions to|can't) run .*'({'|'.join(COMMANDS)})' command"
 _REASONS = (
+    (
+        "NoPermission|NOPERM|can't (run|access)",
+        "its user may not use the keys or commands that c42c needs",
+    ),
     ("TimeoutError", "no reply in time"),
     ("AuthenticationError|NOAUTH", "wrong or missing user or password"),
     ("OutOfMemory|OOM", "it is full"),
@@ -34,19 +40,25 @@ _REASONS = (
 )
 
 
-def make_client(url: str, patience: float = PATIENCE) -> redis.Redis:
-    """Make a client for callers with that many seconds. It doesn't connect yet.
+def make_client(url: str) -> redis.Redis:
+    """Make a client that doesn't connect yet.
 
     Raises ValueError, without showing the URL, if redis-py doesn't understand it, or
     takes a part of the password for a path.
     """
     try:
-        _check_password(url)
+        parts = urlsplit(url)
+        # A password ends too early at `/`, `?` or `#`. The log would show the rest.
+        if "@" in parts.path + parts.query + parts.fragment:
+            raise ValueError("a password that isn't escaped")
+        options = parse_url(url)  # type: ignore[no-untyped-call]
+        patience = options.get("socket_timeout", PATIENCE)
+        if patience <= 0:
+            raise ValueError("no time to wait for Redis")
         client = redis.Redis.from_url(
             url,
             protocol=2,
-            # Callers don't wait as long. This ends the thread if nobody disconnects it.
-            socket_timeout=4 * patience,
+            socket_timeout=patience,
             # So that there is time for a name's second address if the first is dead.
             socket_connect_timeout=patience / 2,
             retry=Retry(NoBackoff(), 0),
@@ -63,15 +75,6 @@ def make_client(url: str, patience: float = PATIENCE) -> redis.Redis:
     return client
 
 
-def _check_password(url: str) -> None:
-    """Raise ValueError if `/`, `?` or `#` of a password ends the address too early: the
-    rest would be shown in the log.
-    """
-    parts = urlsplit(url)
-    if "@" in parts.path + parts.query + parts.fragment:
-        raise ValueError("a password that isn't escaped")
-
-
 def address(client: redis.Redis) -> str:
     """Return where Redis is: host and port, or the path of a socket.
 
@@ -86,33 +89,22 @@ def address(client: redis.Redis) -> str:
     return f"{host}:{options.get('port', 6379)}"
 
 
-def probe(client: redis.Redis, prefix: str) -> None:
-    """Use each command on keys with this prefix; raise if anything is wrong."""
-    token = secrets.token_hex(8)
-    key = f"{prefix}{{:probe}}"  # no event has such an id
-    keys = (key, f"{key}:lock", f"{prefix}pause")
-    if client.eval(_PROBE, len(keys), *keys, token) != token.encode():
+def probe(client: redis.Redis) -> None:
+    """Use each command that c42c needs; raise if anything is wrong."""
+    if client.eval(_PROBE, len(_PROBE_KEYS), *_PROBE_KEYS) != b"usable":
         raise ValueError("the probe's answer is wrong")
 
 
-def explain(error: BaseException) -> str:
-    """Say in a few words why Redis can't be used, without what it sent."""
+def reason_for(error: BaseException) -> str:
+    """Return in a few words why Redis can't be used, without what it sent."""
     cause = error.__context__
     if isinstance(error, redis.ConnectionError) and isinstance(cause, OSError):
         return cause.strerror or type(cause).__name__
     said = f"{type(error).__name__}: {error}"
-    if re.search(_NO_RIGHT, said):
-        return _missing_right(said)
+    command = re.search(_NO_COMMAND, said, re.IGNORECASE)
+    if command:
+        return f"its user may not run {command[1].upper()}"
     for pattern, reason in _REASONS:
         if re.search(pattern, said):
             return reason
     return "invalid reply"
-
-
-def _missing_right(said: str) -> str:
-    """Name the command that a user may not run, if it's one of ours."""
-    names = "|".join((*COMMANDS, "SELECT"))
-    match = re.search(f"'({names})' command", said, re.IGNORECASE)
-    if match is None:
-        return "its user may not use the keys or commands that c42c needs"
-    return f"its user may not run {match[1].upper()}"

@@ -11,73 +11,69 @@ connection.
 import logging
 import threading
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
-from typing import Any, TypeVar
+from typing import TypeVar
 
 import redis
 
-from sharing.client import address, explain, make_client, probe
+from sharing.client import address, make_client, probe, reason_for
 
 RETRY_AFTER = 5.0  # seconds after a failure
 _THREADS = 8  # and at most as many connections
 
 log = logging.getLogger("c42c.redis")
-Command = tuple[Any, ...]
 T = TypeVar("T")
 
 
 class Unavailable(Exception):
-    """Redis gave no valid reply in time, or wasn't asked."""
+    """Redis gave no valid reply in time, or wasn't asked. The text says why."""
 
 
 class Link:
-    """Asks the Redis at `url`, for any thread, with at most `patience` seconds for each
-    exchange, and not for `retry_after` seconds after a failure.
+    """Asks the Redis at `url`, for any thread.
 
-    Keys that begin with `prefix` are used to find out whether it works.
+    After a failure, it doesn't ask for `retry_after` seconds. Unless it is `quiet`, the
+    log says whether Redis is there. Raises ValueError for an invalid URL.
     """
 
     def __init__(
-        self, url: str, *, prefix: str, patience: float, retry_after: float
+        self, url: str, *, retry_after: float = RETRY_AFTER, quiet: bool = False
     ) -> None:
         self._url = url
-        self._prefix = prefix
-        self._patience = patience
         self._retry_after = retry_after
+        self._quiet = quiet
         self._threads = ThreadPoolExecutor(_THREADS, thread_name_prefix="c42c-redis")
         self._lock = threading.Lock()
         # Replaced after a failure. What is heard over an old one counts no more.
-        self._client = make_client(url, patience)
+        self._client = make_client(url)
+        options = self._client.connection_pool.connection_kwargs
+        self._patience = options["socket_timeout"]
+        self.address = address(self._client)
         self._proven = False  # whether the client has ever worked
-        self._reason = ""  # why Redis is down; empty unless it is
-        self._next_try = 0.0  # while Redis is down, of `time.monotonic`
+        self.reason = ""  # why Redis is lost; empty unless it is
+        self._next_try = 0.0  # while Redis is lost, of `time.monotonic`
 
-    @property
-    def down(self) -> bool:
-        """Whether the last exchange failed."""
-        return bool(self._reason)
+    def ask(self, question: Callable[[redis.Redis], T]) -> T:
+        """Call `question` with a client of Redis, and return what it returns.
 
-    def ask(self, commands: Sequence[Command], read: Callable[[list[Any]], T]) -> T:
-        """Send `commands` together, and return what `read` makes of the replies.
-
-        Raises `Unavailable`. If `read` raises, the replies were invalid.
+        Raises `Unavailable`. If `question` raises or takes too long, Redis is lost.
         """
         client = self._admit()
-        deadline = time.monotonic() + self._patience
         try:
-            exchange = self._threads.submit(self._exchange, client, commands, deadline)
-        except RuntimeError:  # the system allows no more threads
-            raise Unavailable from None
+            exchange = self._threads.submit(self._exchange, client, question)
+        except RuntimeError:
+            raise Unavailable("the system allows no more threads") from None
         try:
-            result = read(exchange.result(self._patience))
+            answer = exchange.result(self._patience)
         except Exception as error:
-            if exchange.cancel():  # all threads are busy
-                raise Unavailable from None
-            self._fail(client, explain(error))
-            raise Unavailable from None
-        self._succeed(client)
-        return result
+            if exchange.cancel():
+                raise Unavailable("all threads are busy") from None
+            reason = reason_for(error)
+            self._on_failure(client, reason)
+            raise Unavailable(reason) from None
+        self._on_success(client)
+        return answer
 
     def close(self) -> None:
         """Disconnect, and ask no more."""
@@ -85,53 +81,49 @@ class Link:
         self._client.connection_pool.disconnect()
 
     def _admit(self) -> redis.Redis:
-        """Return the client, unless Redis is down and not to be tried yet."""
+        """Return the client, unless Redis is lost and it is too early to try again."""
         with self._lock:
-            if self._reason:
+            if self.reason:
                 now = time.monotonic()
                 if now < self._next_try:
-                    raise Unavailable
+                    raise Unavailable(self.reason)
                 self._next_try = now + self._retry_after
             return self._client
 
-    def _exchange(
-        self, client: redis.Redis, commands: Sequence[Command], deadline: float
-    ) -> list[Any]:
+    def _exchange(self, client: redis.Redis, question: Callable[[redis.Redis], T]) -> T:
         """Run in a thread of the pool."""
         if not self._proven:
-            probe(client, self._prefix)
-        if time.monotonic() >= deadline:  # nobody waits, so no lock may be taken
+            probe(client)
+        if client is not self._client:  # nobody waits, so no lock may be taken
             raise TimeoutError
-        pipeline = client.pipeline(transaction=False)
-        for command in commands:
-            pipeline.execute_command(*command)  # type: ignore[no-untyped-call]
-        return pipeline.execute()
+        return question(client)
 
-    def _fail(self, client: redis.Redis, reason: str) -> None:
+    def _on_failure(self, client: redis.Redis, reason: str) -> None:
         """Begin to do without Redis, unless another exchange has found that out."""
         with self._lock:
             if client is not self._client:
                 return
-            is_news = reason != self._reason
-            self._reason = reason
+            is_news = reason != self.reason
+            self.reason = reason
             self._next_try = time.monotonic() + self._retry_after
-            self._client = make_client(self._url, self._patience)
+            self._client = make_client(self._url)
             self._proven = False
         client.connection_pool.disconnect()  # which ends exchanges that hang
-        if is_news:
+        if is_news and not self._quiet:
             log.warning(
                 "Redis at %s is lost, and this instance loads for itself: %s",
-                address(client),
+                self.address,
                 reason,
             )
 
-    def _succeed(self, client: redis.Redis) -> None:
+    def _on_success(self, client: redis.Redis) -> None:
         with self._lock:
             if client is not self._client or self._proven:
                 return
             state = "there"
-            if self._reason:
+            if self.reason:
                 state = "back"
             self._proven = True
-            self._reason = ""
-        log.info("Redis at %s is %s: answers are shared", address(client), state)
+            self.reason = ""
+        if not self._quiet:
+            log.info("Redis at %s is %s: answers are shared", self.address, state)

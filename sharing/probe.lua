@@ -1,6 +1,7 @@
--- Uses each command that the other scripts use, so that a missing right is noticed before anything depends on it.
--- Returns our token, or the first error with the name of its command.
--- KEYS: a key of our own, and one of each kind that the other scripts use. ARGV: our token.
+-- Uses each command that the other scripts use, so that a missing right is noticed
+-- before anything depends on it.
+-- Returns 'usable', or the first error with the name of its command.
+-- KEYS: one of each kind that the other scripts use.
 local failure
 local function try(command, ...)
   local reply = redis.pcall(command, ...)
@@ -10,10 +11,10 @@ local function try(command, ...)
   return reply
 end
 local time = try('time')
-try('set', KEYS[1], ARGV[1], 'px', 1000)
+try('set', KEYS[1], 'usable', 'px', 1000)
 try('pexpireat', KEYS[1], ((time[1] or 0) + 1) * 1000)
 try('pttl', KEYS[1])
-local token = try('get', KEYS[1])
+local content = try('get', KEYS[1])
 try('del', KEYS[1])
 if failure then return redis.error_reply(failure) end
-return token
+return content

@@ -2,7 +2,7 @@
 
 In front of Redis is a proxy that fails in every way.
 
-Most of these tests let several caches and tiers in this process stand for several
+Most of these tests let several caches in this process, which share, stand for several
 machines, with loads that are counted and wait at a gate.
 """
 
@@ -27,6 +27,7 @@ from cache import OK, Cache, Found, Loaded, clock
 from calendar42.calls import Pause
 from calendar42.errors import C42Error
 from calendar42.payload import Event
+from sharing.link import Link
 from sharing.tier import SharedTier
 from tests.fixtures import PATIENCE, new_id, until
 
@@ -85,7 +86,7 @@ class Redis:
 
     @contextlib.contextmanager
     def client(self) -> Iterator[Any]:
-        """Look into it, past the tier."""
+        """Look into it, past what is tested."""
         with redis.Redis(port=self.port, protocol=2) as client:
             yield client
 
@@ -143,22 +144,31 @@ class Proxy:
 
 
 class Machine:
-    """An instance's cache over a tier, with a load that counts.
+    """An instance's cache that shares through Redis, with a load that counts.
 
     The load waits at `gate` if there is one.
     """
 
     def __init__(
-        self, url: str, counts: Counter[str], expiry: float = 252.0, **options: Any
+        self,
+        url: str,
+        counts: Counter[str],
+        *,
+        patience: float | None,
+        retry_after: float = RETRY_AFTER,
+        expiry: float = 252.0,
+        **options: Any,
     ) -> None:
         self.expiry = expiry
         self.pause: Pause = options.setdefault("pause", Pause(6.0))
         own: dict[str, Any] = {
             "scope": (expiry,),
             "timeout": TIMEOUT,
-            "retry_after": RETRY_AFTER,
         }
-        self.tier = SharedTier(url, **own | options)
+        if patience is not None:
+            url = patient(url, patience)
+        link = Link(url, retry_after=retry_after)
+        self.tier = SharedTier(link, **own | options)
         self.cache = Cache(
             max_entries=1000,
             max_bytes=10**9,
@@ -228,6 +238,12 @@ class Machine:
             self.gate.set()
         self.tier.close()
         self.cache.close()
+
+
+def patient(url: str, seconds: float) -> str:
+    """Return a URL with which loads wait so long for Redis."""
+    separator = "&" if "?" in url else "?"
+    return f"{url}{separator}socket_timeout={seconds}"
 
 
 Make = Callable[..., Machine]

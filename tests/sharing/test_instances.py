@@ -12,34 +12,24 @@ import requests
 
 from standin import Standin
 from tests.fixtures import PATIENCE, Service, Start, new_id, started, until
-from tests.machines import Redis
+from tests.machines import Redis, patient
 from tests.reading import lifetime
 
 LIKE_ALL = {"C42_TIMEOUT": "10", "C42_FAULT_EXPIRY": "0.05"}
-PATIENT = """
-import functools, runpy
-from sharing import tier
-tier.SharedTier = functools.partial(tier.SharedTier, patience=10.0)
-runpy.run_path("main.py", run_name="__main__")
-"""
 
 
-class Patient(Service):
-    """A service that waits for Redis even if the machine is busy for a while.
-
-    With the usual patience it would load alone then, as it should.
+def sharing_through(server: Redis) -> dict[str, str]:
+    """Return the setting for services that wait for Redis even if the machine is busy
+    for a while: with the usual patience they would load alone then, as they should.
     """
-
-    program = ("-c", PATIENT)
+    return {"C42_CACHE_URL": patient(server.url, 10.0)}
 
 
 @pytest.fixture(scope="module")
 def services(shared_upstream: Standin, shared_redis: Redis) -> Iterator[list[Service]]:
     """Start four instances that share a Redis."""
-    made: list[Service] = [
-        Patient(shared_upstream, (), **LIKE_ALL, C42_CACHE_URL=shared_redis.url)
-        for _ in range(4)
-    ]
+    environ = LIKE_ALL | sharing_through(shared_redis)
+    made = [Service(shared_upstream, (), **environ) for _ in range(4)]
     try:
         for service in made:
             service.wait_until_ready()
@@ -129,10 +119,10 @@ def test_a_hot_event_is_refreshed_by_one_instance(
     """When a popular event is due, one instance loads it for all."""
     upstream.add_event(event_id := new_id(), names=["Ada"])
     environ = {"C42_EXPIRY": "0.05", "C42_REFRESH_AHEAD": "50"}
-    environ["C42_CACHE_URL"] = shared_redis.url
+    environ |= sharing_through(shared_redis)
     with (
-        started(Patient(upstream, (), **environ)) as one,
-        started(Patient(upstream, (), **environ)) as other,
+        started(Service(upstream, (), **environ)) as one,
+        started(Service(upstream, (), **environ)) as other,
     ):
 
         def are_refreshed() -> bool:
@@ -167,8 +157,8 @@ def test_an_instance_dies_in_mid_load(
     """When an instance is killed in mid-load, another one loads the event."""
     upstream.add_event(event_id := new_id(), names=["Ada"])
     upstream.rule("events", event_id, times=1, hang=True)
-    like_all = {**LIKE_ALL, "C42_CACHE_URL": shared_redis.url}
-    with started(Patient(upstream, (), **like_all)) as dying:
+    environ = LIKE_ALL | sharing_through(shared_redis)
+    with started(Service(upstream, (), **environ)) as dying:
         lost = pool.submit(dying.event, event_id)
         until(lambda: upstream.calls("events", event_id) == 1)
         waiting = pool.submit(services[0].event, event_id)

@@ -12,6 +12,7 @@ from typing import Any
 
 import pytest
 
+from calendar42.ids import MAX_IDS
 from sharing.client import PATIENCE as WAIT
 from tests.fixtures import PATIENCE, new_id, until
 from tests.machines import (
@@ -27,9 +28,8 @@ from tests.machines import (
 
 
 @pytest.fixture
-def patience() -> float:
-    """Wait for Redis as long as the service does."""
-    return WAIT
+def patience() -> None:
+    """Let loads wait for Redis as long as those of the service do."""
 
 
 def test_a_redis_that_is_not_there_at_first(
@@ -99,6 +99,20 @@ def test_a_slow_redis(
     assert said("is back") == 0
     between.spoil = None
     until(one.shares_again)
+
+
+def test_the_url_says_how_long_loads_wait(
+    shared_redis: Redis, proxy: MakeProxy, machine: Make
+) -> None:
+    """A Redis that is slow, but in time by the URL's `socket_timeout`, is used."""
+
+    def slowly(data: bytes, sink: socket.socket) -> None:
+        time.sleep(2 * WAIT)
+        sink.sendall(data)
+
+    one = machine(proxy(shared_redis.port, slowly).url, patience=PATIENCE)
+    one.ask(new_id())
+    assert tuple(one.tier.snapshot().values()) == (0, 0, 1, 0, True)
 
 
 def test_a_name_that_is_looked_up_for_ever(
@@ -379,7 +393,7 @@ def test_a_load_asks_redis_twice(
     between.spoil = count
     one.ask(new_id())
     assert exchanges["all"] == 2
-    one.ask_many([new_id() for _ in range(3)])
+    one.ask_many([new_id() for _ in range(MAX_IDS)])
     assert exchanges["all"] == 4
     other.ask(event_id := new_id())
     assert one.ask(event_id).source == "shared"
