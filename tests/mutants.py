@@ -141,7 +141,12 @@ class Mutant(NamedTuple):
     def __str__(self) -> str:
         old = " ".join(ast.unparse(self.node).split())
         new = " ".join(self.new.split())
-        return f"{self.file}:{self.node.lineno}: {old[:70]} → {new[:70]}"
+        # A call may be long: what differs must be seen.
+        shared = os.path.commonprefix([old, new])  # noqa: RUF071 - these are no paths
+        start = max(0, len(shared) - 30)
+        before = old[start : start + 70]
+        after = new[start : start + 70]
+        return f"{self.file}:{self.node.lineno}: {before} → {after}"
 
 
 class Finder(ast.NodeVisitor):
