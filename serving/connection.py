@@ -33,7 +33,7 @@ _CONTINUE = b"HTTP/1.1 100 Continue\r\n\r\n"
 # Larger bodies are sent in pieces, without a copy for each client.
 _LARGE = 16 * 1024
 _PIECE = 64 * 1024
-# What a request that waits for a worker takes beside its head: 2,160 as measured.
+# Bytes of a request that waits for a worker, beside its head: 2,160 as measured.
 _WAITING_OVERHEAD = 2304
 _RESET = struct.pack("ii", 1, 0)  # for SO_LINGER
 log = logging.getLogger("c42c")
@@ -42,7 +42,7 @@ log = logging.getLogger("c42c")
 class _State(Enum):
     """What a connection is for at the moment."""
 
-    READING = auto()
+    READING = auto()  # its next request may come, or is arriving
     WORKING = auto()  # a worker has its request
     FULL = auto()  # it is one too many, and will be told so
     ENDED = auto()  # its last answer is made
@@ -126,11 +126,11 @@ class Connection(asyncio.BufferedProtocol):
                 if self._state is not _READING or self._blocked or self._rest:
                     self._follow_up(data)
                 return
-        if self.idle:
+        if self.idle:  # a request begins
             self.last_progress = server.loop.time()
         elif self._state is _ENDED:
-            # Unread data would make the system reset the connection, and the last
-            # answer could get lost.
+            # It was only read because unread data would make the system reset the
+            # connection, and the last answer could get lost.
             return
         self._unread += received
         if self._state is _FULL:
@@ -145,6 +145,7 @@ class Connection(asyncio.BufferedProtocol):
 
     def eof_received(self) -> bool:
         self._half_closed = True
+        # True keeps the transport open for the rest of the answer.
         return self._state is _WORKING or self._rest is not None
 
     def pause_writing(self) -> None:
@@ -169,12 +170,12 @@ class Connection(asyncio.BufferedProtocol):
     @property
     def idle(self) -> bool:
         """Whether the client has nothing to wait for."""
-        if self._state is not _READING or self._blocked or self._rest is not None:
+        if not self._may_answer:
             return False
         # An empty line may come after the body of a request (RFC 9112, 2.2).
         return self._request is None and self._unread in (b"", _EMPTY_LINE)
 
-    def settles(self, seconds: float) -> bool:
+    def was_active_within(self, seconds: float) -> bool:
         """Whether the client connected, or was answered, less than `seconds` ago.
 
         Then its next request may be on its way.
@@ -204,7 +205,7 @@ class Connection(asyncio.BufferedProtocol):
 
     def give_up_reading(self) -> None:
         """Hold nothing more of what the client has sent."""
-        if self._state is _READING and not self._blocked and self._rest is None:
+        if self._may_answer:
             self._reject(503, "too many requests are incomplete")
         else:
             self.drop()
@@ -244,9 +245,11 @@ class Connection(asyncio.BufferedProtocol):
 
     @property
     def _may_answer(self) -> bool:
+        """Whether the next request may be read and answered."""
         return self._state is _READING and not self._blocked and self._rest is None
 
     def _delay(self) -> None:
+        """Go on in a later turn of the loop."""
         if not self._is_delayed:
             self._is_delayed = True
             self.transport.pause_reading()

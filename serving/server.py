@@ -53,7 +53,7 @@ class Server:
         self._runner = asyncio.Runner(loop_factory=new_event_loop)
         self.loop = self._runner.get_loop()
         self.stopping = False
-        self._told = asyncio.Event()
+        self._told_to_stop = asyncio.Event()
         # The loop's own handlers would miss a signal before it runs.
         for name in _STOPPING_SIGNALS:
             signal.signal(getattr(signal, name), self._stop)
@@ -105,7 +105,7 @@ class Server:
                 handler.flush()
             os._exit(1)
         self.stopping = True
-        self._call_in_loop(self._told.set)
+        self._call_in_loop(self._told_to_stop.set)
 
     def _ignore(self, signum: int, _: object) -> None:
         name = signal.Signals(signum).name
@@ -125,7 +125,7 @@ class Server:
             )
             for listener in self._listeners
         ]
-        await self._told.wait()
+        await self._told_to_stop.wait()
         log.info(
             "stopping: waiting up to %g s for active requests to finish",
             drain + patience,
@@ -151,7 +151,8 @@ class Server:
             # First, so that all that has been sent is read.
             await asyncio.sleep(_STEP_SECONDS)
             for connection in list(state.connections):
-                if connection.idle and not connection.settles(_SETTLE_SECONDS):
+                is_recent = connection.was_active_within(_SETTLE_SECONDS)
+                if connection.idle and not is_recent:
                     connection.transport.close()
         if state.connections:
             log.warning("closed %d unfinished connections", len(state.connections))

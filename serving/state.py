@@ -34,7 +34,11 @@ class ServerState:
         self.reject = reject
         self.dispatch = dispatch
         self.limits = limits
-        self.now = 0.0  # at the last tick: exact enough for the end of a hit
+        # The loop's time at the last tick: exact enough for a hit's `last_progress`.
+        self.now = 0.0
+        # What each head ends with: Date and Connection. `tick` renders it anew.
+        self.tail_keep_alive = b""
+        self.tail_close = b""
         self.closing = False  # each answer is the last one of its connection
         self.connections: set[Connection] = set()
         self.summaries = Summaries(find_fast_path, limits)
