@@ -131,7 +131,7 @@ def _tier(metrics: Metrics) -> str | None:
         return None
     if metrics.tier.snapshot()["up"]:
         return "up"
-    return "down"
+    return "lost"
 
 
 def _add_numbers(app: Flask, metrics: Metrics) -> None:

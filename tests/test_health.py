@@ -132,7 +132,7 @@ class Tier:
         return {"found": 0, "up": self._up}
 
 
-@pytest.mark.parametrize(("up", "says"), [(True, "up"), (False, "down")])
+@pytest.mark.parametrize(("up", "says"), [(True, "up"), (False, "lost")])
 def test_redis_does_not_make_it_unready(cache: Cache, up: bool, says: str) -> None:
     """/readyz says whether Redis is there, and is 200 without it."""
     status, body = ready(Metrics(cache, Pause(1), 252.0, tier=Tier(up)))
