@@ -324,7 +324,10 @@ class Metrics(Collector):
             loads.pop("up"),
         )
         yield counter(
-            "shared_tier_loads", "Events to be loaded, by result.", "result", loads
+            "shared_tier_loads",
+            "Events that were not in this instance's cache, by result.",
+            "result",
+            loads,
         )
 
 
