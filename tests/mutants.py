@@ -47,6 +47,7 @@ TESTS = {
     "operations": (
         "tests/test_metrics.py",
         "tests/test_health.py",
+        "tests/test_contract.py",
         "tests/test_status.py",
         "tests/test_settings.py",
         "tests/test_error_log.py",

@@ -2,12 +2,37 @@
 
 import tracemalloc
 from collections.abc import Callable
+from dataclasses import asdict
 
 import pytest
 
 from serving.interface import Serialized
+from serving.limits import Limits
 from tests.test_connection import HIT, MISS, get
 from tests.wire import Desk, Wire
+
+
+def test_limits() -> None:
+    """The server has the documented limits; sizes are in bytes, times in seconds."""
+    assert asdict(Limits()) == {
+        "max_head": 32_768,
+        "max_fields": 100,
+        "max_body": 65_536,
+        "max_connections": 8192,
+        "max_remembered": 4_194_304,
+        "max_pending": 8_388_608,
+        "max_unsent": 33_554_432,
+        "max_read": 16_384,
+        "max_requests": 32,
+        "max_answers": 65_536,
+        "max_remembered_head": 2048,
+        "request_seconds": 10,
+        "idle_seconds": 620,
+        "stuck_seconds": 30,
+        "linger_seconds": 2,
+        "tick_seconds": 1,
+        "yield_seconds": 0.02,
+    }
 
 
 def test_a_turn_answers_32_requests_of_a_client() -> None:
