@@ -18,6 +18,9 @@ from dataclasses import dataclass
 
 KIB = 1024
 MIB = 1024 * KIB
+# If a bound is exceeded, this part of it is freed at once: a sixteenth. Otherwise each
+# new connection or answer would cause a search.
+FREED_PART = 16
 
 
 @dataclass(frozen=True)

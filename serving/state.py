@@ -11,7 +11,7 @@ from operator import attrgetter
 from typing import TYPE_CHECKING
 
 from serving.interface import Dispatch, FindFastPath, MakeRejection
-from serving.limits import Limits
+from serving.limits import FREED_PART, Limits
 from serving.summary import Summaries
 from serving.unsent import UnsentAnswers
 
@@ -73,10 +73,9 @@ class ServerState:
         self._has_newcomers = True
         most = self.limits.max_connections
         if len(self.connections) >= most:
-            # A sixteenth at once, so that not every new connection causes a search.
             idle = [each for each in self.connections if each.idle]
             idle.sort(key=attrgetter("last_progress"))
-            for each in idle[: most // 16 + 1]:
+            for each in idle[: most // FREED_PART + 1]:
                 each.transport.close()
                 self.connections.discard(each)
         self.connections.add(connection)
@@ -86,7 +85,7 @@ class ServerState:
     def is_overrun(self) -> bool:
         """Whether there are too many connections even to tell them so."""
         most = self.limits.max_connections
-        return len(self.connections) > most + most // 16 + 1
+        return len(self.connections) > most + most // FREED_PART + 1
 
     def count_pending(self, difference: int) -> None:
         """Count bytes of requests that have no answer yet.
@@ -95,9 +94,10 @@ class ServerState:
         rejected.
         """
         self._pending += difference
-        if difference <= 0 or self._pending <= self.limits.max_pending:
+        max_pending = self.limits.max_pending
+        if difference <= 0 or self._pending <= max_pending:
             return
-        enough = self.limits.max_pending - self.limits.max_pending // 16
+        enough = max_pending - max_pending // FREED_PART
         unfinished = [each for each in self.connections if each.has_unread]
         unfinished.sort(key=attrgetter("last_progress"))
         for each in unfinished:

@@ -3,6 +3,8 @@
 from operator import attrgetter
 from typing import Protocol
 
+from serving.limits import FREED_PART
+
 
 class Recipient(Protocol):
     """A connection with an answer that its client hasn't taken in full."""
@@ -48,7 +50,7 @@ class UnsentAnswers:
                 self._bytes -= len(data)
 
     def _drop_slowest(self, keep: Recipient) -> None:
-        enough = self._max_bytes - self._max_bytes // 16
+        enough = self._max_bytes - self._max_bytes // FREED_PART
         others = [client for client in self._answers if client is not keep]
         others.sort(key=attrgetter("last_progress"))
         for client in others:
