@@ -4,6 +4,7 @@ import json
 import random
 import re
 import threading
+import time
 from collections.abc import Iterator
 from contextlib import suppress
 
@@ -390,6 +391,35 @@ def test_oldest_load_is_told(metrics: Metrics, clock: Clock) -> None:
         assert told() == 10
         raise ZeroDivisionError
     assert told() is None
+
+
+def test_numbers_are_rounded(cache: Cache, metrics: Metrics, clock: Clock) -> None:
+    """Times have a tenth of a second, durations four digits, and rates three."""
+
+    def load(keys: list[str], _: float) -> Iterator[tuple[str, Loaded]]:
+        for key in keys:
+            yield key, Loaded((key,), OK, 100.0)
+
+    metrics.recent.on_load(OK, 1 / 3)
+    metrics.on_call(CallRecord("events", 200, 1 / 3))
+    metrics.on_full()
+    cache.get_or_load(["a"], load)
+    metrics.pause.extend(time.monotonic() + 100 / 3)
+    with metrics.recent.loading():
+        clock.now += 1.37
+        metrics.history.sample()
+        told = read_status(metrics)
+    assert told["uptime_seconds"] == 1.4
+    assert told["last_minute"]["refused_seconds_ago"] == 1.4
+    assert told["upstream"]["oldest_load_seconds"] == 1.4
+    assert told["upstream"]["endpoints"]["events"]["median_seconds"] == 0.3333
+    pause = told["upstream"]["pause_seconds"]
+    assert pause == round(pause, 1)
+    history = told["history"]
+    assert history["seconds"] == 1.4
+    assert history["seconds_ago"] == [1.4, 0.0]
+    assert history["slowest_load_seconds"] == 0.3333
+    assert history["requests_per_second"]["miss"] == [None, 0.73]
 
 
 def test_refreshes_are_counted(clock: Clock) -> None:
