@@ -21,6 +21,8 @@ from operations import logs
 
 MINUTE = 60.0  # seconds
 HOUR = 3600.0
+_MINUTE_STEP = 1.0  # seconds to within which a minute is counted
+_HOUR_STEP = 5.0
 STEP = 5.0  # seconds between two samples of the history
 SPAN = 600.0  # seconds that the history covers
 CALLS_KEPT = 500  # of each endpoint, for the median and the 99th percentile
@@ -106,11 +108,11 @@ class Recent:
     def __init__(self, clock: Callable[[], float]) -> None:
         self._clock = clock
         self._lock = threading.Lock()
-        self._calls = SlidingCount(HOUR, 5.0, clock)
-        self._loads = SlidingCount(MINUTE, 1.0, clock)
-        self._failed = SlidingCount(MINUTE, 1.0, clock)
-        self._token_refused = SlidingCount(MINUTE, 1.0, clock)
-        self._refused = SlidingCount(MINUTE, 1.0, clock)
+        self._calls = SlidingCount(HOUR, _HOUR_STEP, clock)
+        self._loads = SlidingCount(MINUTE, _MINUTE_STEP, clock)
+        self._failed = SlidingCount(MINUTE, _MINUTE_STEP, clock)
+        self._token_refused = SlidingCount(MINUTE, _MINUTE_STEP, clock)
+        self._refused = SlidingCount(MINUTE, _MINUTE_STEP, clock)
         self._latest_refusal = -math.inf
         # When each load under way began, the oldest first. The keys say nothing.
         self._under_way: dict[object, float] = {}
