@@ -50,8 +50,8 @@ class Link:
         options = self._client.connection_pool.connection_kwargs
         self._patience = options["socket_timeout"]
         self.address = address(self._client)
-        self._proven = False  # whether the client has ever worked
-        self.reason = ""  # why Redis is lost; empty unless it is
+        # Why Redis is lost; empty while it works, None until that is known.
+        self.reason: str | None = None
         self._next_try = 0.0  # while Redis is lost, of `time.monotonic`
 
     def ask(self, question: Callable[[redis.Redis], T]) -> T:
@@ -70,9 +70,9 @@ class Link:
             if exchange.cancel():
                 raise Unavailable("all threads are busy") from None
             reason = reason_for(error)
-            self._on_failure(client, reason)
+            self._note(client, reason)
             raise Unavailable(reason) from None
-        self._on_success(client)
+        self._note(client, "")
         return answer
 
     def close(self) -> None:
@@ -92,38 +92,35 @@ class Link:
 
     def _exchange(self, client: redis.Redis, question: Callable[[redis.Redis], T]) -> T:
         """Run in a thread of the pool."""
-        if not self._proven:
-            probe(client)
+        if self.reason != "":
+            probe(client)  # before anything depends on it
         if client is not self._client:  # nobody waits, so no lock may be taken
             raise TimeoutError
         return question(client)
 
-    def _on_failure(self, client: redis.Redis, reason: str) -> None:
-        """Begin to do without Redis, unless another exchange has found that out."""
+    def _note(self, client: redis.Redis, reason: str) -> None:
+        """Note how an exchange ended, unless its client has been replaced."""
         with self._lock:
             if client is not self._client:
                 return
-            is_news = reason != self.reason
+            before = self.reason
             self.reason = reason
-            self._next_try = time.monotonic() + self._retry_after
-            self._client = make_client(self._url)
-            self._proven = False
-        client.connection_pool.disconnect()  # which ends exchanges that hang
-        if is_news and not self._quiet:
+            if reason:
+                self._next_try = time.monotonic() + self._retry_after
+                self._client = make_client(self._url)
+        if reason:
+            client.connection_pool.disconnect()  # which ends exchanges that hang
+        if reason != before and not self._quiet:
+            self._log(before, reason)
+
+    def _log(self, before: str | None, reason: str) -> None:
+        if reason:
             log.warning(
                 "Redis at %s is lost, and this instance loads for itself: %s",
                 self.address,
                 reason,
             )
-
-    def _on_success(self, client: redis.Redis) -> None:
-        with self._lock:
-            if client is not self._client or self._proven:
-                return
-            state = "there"
-            if self.reason:
-                state = "back"
-            self._proven = True
-            self.reason = ""
-        if not self._quiet:
-            log.info("Redis at %s is %s: answers are shared", self.address, state)
+        elif before:
+            log.info("Redis at %s is back: answers are shared", self.address)
+        else:
+            log.info("Redis at %s is there: answers are shared", self.address)

@@ -25,7 +25,7 @@ from collections.abc import Callable, Iterable, Iterator
 from functools import partial
 from hashlib import blake2b
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import redis
 from redis.typing import EncodableT
@@ -56,7 +56,7 @@ _Pairs = Iterator[tuple[str, Loaded]]
 class _Load(NamedTuple):
     """A load that the cache asks for."""
 
-    load: Loader  # without Redis
+    loader: Loader  # which knows nothing of Redis
     deadline: float  # of `time.monotonic`
     began: float  # by our clock
 
@@ -111,9 +111,13 @@ class SharedTier:
         """Disconnect from Redis. Loads go on without it."""
         self._link.close()
 
-    def keys(self, event_id: str) -> tuple[str, str]:
-        """Return the keys of an event's answer and of its lock."""
-        return f"{self._prefix}answer:{event_id}", f"{self._prefix}lock:{event_id}"
+    def keys(self, event_ids: Iterable[str]) -> list[str]:
+        """Return the keys of the pause, and of each event's answer and lock."""
+        keys = [f"{self._prefix}pause"]
+        for event_id in event_ids:
+            keys.append(f"{self._prefix}answer:{event_id}")
+            keys.append(f"{self._prefix}lock:{event_id}")
+        return keys
 
     def wrap(self, load: Loader, *, least_left: float = 0.0) -> Loader:
         """Return a loader that looks in Redis first and asks `load` for the rest.
@@ -124,10 +128,10 @@ class SharedTier:
         return partial(self._share, load, math.ceil(least_left * 1000))
 
     def _share(
-        self, load_here: Loader, least: int, event_ids: list[str], deadline: float
+        self, loader: Loader, least: int, event_ids: list[str], deadline: float
     ) -> _Pairs:
         """Yield each event as soon as its answer is there."""
-        load = _Load(load_here, deadline, self._clock())
+        load = _Load(loader, deadline, self._clock())
         give_up = min(time.monotonic() + self._lease / 1000, deadline)
         wanted = dict.fromkeys(event_ids, least)
         result = "found"
@@ -156,12 +160,18 @@ class SharedTier:
 
     def _look(self, load: _Load, wanted: dict[str, int], client: redis.Redis) -> _Look:
         """Look for events and for the pause. Lock the events that nobody loads."""
+        keys = self.keys(wanted)
+        least_left = wanted.values()
         asked = time.monotonic()
         sent = self._clock()
-        reply = self._run(client, LOOK, wanted, self._lease, *wanted.values())
+        reply = client.eval(
+            LOOK, len(keys), *keys, self._token, self._lease, *least_left
+        )
         now = self._clock()
         redis_now, pause_left, events = reply
-        look = _Look({}, [], {}, ahead=redis_now / 1000 - now)
+        answers = {}
+        locked = []
+        still_wanted = {}
         for (event_id, least), sight in zip(wanted.items(), events, strict=True):
             match sight:
                 case [bytes(content), int(left)]:
@@ -169,19 +179,20 @@ class SharedTier:
                     expiry = sent + (left - 1) / 1000
                     if loaded is None or expiry <= now:
                         # The next look doesn't find this one, and takes the lock.
-                        look.wanted[event_id] = left
+                        still_wanted[event_id] = left
                     else:
                         age = load.began - expiry + loaded.lifetime
-                        look.answers[event_id] = loaded._replace(age=age)
+                        answers[event_id] = loaded._replace(age=age)
                 case b"load":
-                    look.locked.append(event_id)
+                    locked.append(event_id)
                 case b"wait":
-                    look.wanted[event_id] = least
+                    still_wanted[event_id] = least
                 case _:
                     raise ValueError("not what look.lua returns")
+        ahead = redis_now / 1000 - now
         if 0 < pause_left <= MAX_PAUSE * 1000:
             self._pause.extend(asked + (pause_left - 1) / 1000)
-        return look
+        return _Look(answers, locked, still_wanted, ahead)
 
     def _load_for_all(self, load: _Load, look: _Look) -> _Pairs:
         """Load the locked events, and store the answers."""
@@ -200,7 +211,7 @@ class SharedTier:
     def _load_here(self, load: _Load, event_ids: list[str]) -> _Pairs:
         """Load without Redis; ages count from when the cache began, as it expects."""
         waited = self._clock() - load.began
-        for event_id, loaded in load.load(event_ids, load.deadline):
+        for event_id, loaded in load.loader(event_ids, load.deadline):
             yield event_id, loaded._replace(age=loaded.age - waited)
 
     def _store(
@@ -217,27 +228,15 @@ class SharedTier:
         pause_end = 0
         if pause_left:
             pause_end = math.floor((now + ahead + pause_left) * 1000)
-        args: list[EncodableT] = [pause_end]
+        args: list[EncodableT] = [self._token, pause_end]
         for loaded in answers.values():
             if loaded is None:
                 args += [b"", 0, ""]
             else:
                 expiry = load.began + ahead - loaded.age + loaded.lifetime
                 args += [pack(loaded), math.floor(expiry * 1000), loaded.kind]
-        self._run(client, _STORE, answers, *args)
-
-    def _run(
-        self,
-        client: redis.Redis,
-        script: str,
-        event_ids: Iterable[str],
-        *args: EncodableT,
-    ) -> Any:
-        """Run a script about the pause and these events."""
-        keys = [f"{self._prefix}pause"]
-        for event_id in event_ids:
-            keys.extend(self.keys(event_id))
-        return client.eval(script, len(keys), *keys, self._token, *args)
+        keys = self.keys(answers)
+        client.eval(_STORE, len(keys), *keys, *args)
 
     def _count(self, result: str, number: int) -> None:
         with self._lock:

@@ -226,11 +226,11 @@ class Machine:
 
     def key(self, event_id: str) -> str:
         """Return an event's key in Redis."""
-        return self.tier.keys(event_id)[0]
+        return self.tier.keys([event_id])[1]
 
     def lock(self, event_id: str) -> str:
         """Return the key of an event's lock in Redis."""
-        return self.tier.keys(event_id)[1]
+        return self.tier.keys([event_id])[2]
 
     def end(self) -> None:
         """Let go of everything."""

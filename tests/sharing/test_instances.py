@@ -19,9 +19,7 @@ LIKE_ALL = {"C42_TIMEOUT": "10", "C42_FAULT_EXPIRY": "0.05"}
 
 
 def sharing_through(server: Redis) -> dict[str, str]:
-    """Return the setting for services that wait for Redis even if the machine is busy
-    for a while: with the usual patience they would load alone then, as they should.
-    """
+    """Return the setting for services that wait long for Redis on a busy machine."""
     return {"C42_CACHE_URL": patient(server.url, 10.0)}
 
 

@@ -33,10 +33,7 @@ def test_a_lock_that_is_gone_is_lost(
     counts: Counter[str],
     pool: ThreadPoolExecutor,
 ) -> None:
-    """An instance that loses its lock during a load stores nothing.
-
-    It answers its own callers, and delays no one.
-    """
+    """An instance that lost its lock stores nothing, and delays no one."""
     first, second = (machine(own_redis.url, timeout=0.4) for _ in range(2))
     event_id, gate, loading = begin_load(first, pool)
     if how == "restarted":
@@ -108,10 +105,7 @@ def test_an_instance_that_is_suspended_in_mid_load(
     machine: Make,
     pool: ThreadPoolExecutor,
 ) -> None:
-    """An instance that was suspended in mid-load doesn't store its 504.
-
-    The others have stored an answer since.
-    """
+    """A suspended instance's 504 doesn't replace what others have stored since."""
     suspended = start(C42_CACHE_URL=shared_redis.url, C42_TIMEOUT="0.5")
     scope = (upstream.base_url, TOKEN, 252.0, 6.0)
     second, third = (machine(shared_redis.url, scope=scope) for _ in range(2))
@@ -131,10 +125,7 @@ def test_an_instance_that_is_suspended_in_mid_load(
 def test_a_load_that_raises_releases_its_lock(
     shared_redis: Redis, machine: Make, counts: Counter[str], pool: ThreadPoolExecutor
 ) -> None:
-    """A load that raises leaves nothing behind.
-
-    Another machine that waits for it loads at once.
-    """
+    """When a load raises, another machine that waits for it loads at once."""
     first, second = (machine(shared_redis.url, timeout=PATIENCE) for _ in range(2))
     event_id, first.gate = new_id(), threading.Event()
 
@@ -158,10 +149,7 @@ def test_a_load_that_raises_releases_its_lock(
 def test_nobody_waits_longer_than_the_time_out(
     shared_redis: Redis, machine: Make
 ) -> None:
-    """An instance that waits in vain for another's load then loads by itself.
-
-    It has no time left to do so.
-    """
+    """Waiting for another's load ends by the deadline, and doesn't age what follows."""
     moments: list[float] = []  # at which the clock was read
     began: list[tuple[float, float]] = []  # of each load, and its deadline
 
@@ -190,10 +178,7 @@ def test_nobody_waits_longer_than_the_time_out(
 def test_a_lock_lasts_for_five_seconds_at_most(
     timeout: float, longest: float, shared_redis: Redis, machine: Make
 ) -> None:
-    """A lock ends by itself after five seconds, or half of the time-out.
-
-    The shorter of the two counts.
-    """
+    """A lock lasts for five seconds, or half of the time-out if that is shorter."""
     first, left = machine(shared_redis.url, timeout=timeout), list[int]()
     event_id = new_id()
 
@@ -210,10 +195,7 @@ def test_a_lock_lasts_for_five_seconds_at_most(
 def test_waiting_for_another_instance_is_bounded(
     shared_redis: Redis, machine: Make, said: Said
 ) -> None:
-    """Who waits in vain for another's load loads alone before its deadline.
-
-    Redis isn't taken for lost.
-    """
+    """Who waits in vain for another's load loads alone, and Redis isn't lost."""
     one, event_id = machine(shared_redis.url, timeout=0.8), new_id()
     with shared_redis.client() as client:
         client.set(one.lock(event_id), "another's", px=60_000)
@@ -228,10 +210,7 @@ def test_waiting_for_another_instance_is_bounded(
 def test_a_lock_of_its_own_holds_nobody_up(
     shared_redis: Redis, machine: Make, counts: Counter[str]
 ) -> None:
-    """An instance doesn't wait for itself.
-
-    A lock that one of its loads has left, or still holds, is its own.
-    """
+    """An instance doesn't wait for a lock of its own."""
     one, event_id = machine(shared_redis.url), new_id()
 
     def answer() -> Loaded:

@@ -35,9 +35,7 @@ def patience() -> None:
 def test_a_redis_that_is_not_there_at_first(
     own_redis: Redis, machine: Make, counts: Counter[str], said: Said
 ) -> None:
-    """The service starts without Redis, logs that once, and shares when Redis comes,
-    even after restarts of Redis.
-    """
+    """The service starts without Redis, logs that once, and shares when Redis comes."""
     own_redis.kill()
     first, second = (machine(own_redis.url, patience=PATIENCE) for _ in range(2))
     for each in (first, second):
@@ -62,9 +60,7 @@ def test_a_redis_that_is_not_there_at_first(
 def test_a_redis_that_stands_still(
     own_redis: Redis, machine: Make, said: Said, pool: ThreadPoolExecutor
 ) -> None:
-    """While Redis is suspended, nobody waits for it; when it continues, it is used
-    again.
-    """
+    """Nobody waits for a suspended Redis; it is used again when it continues."""
     one = machine(own_redis.url)
     one.ask(new_id())
     own_redis.signal(signal.SIGSTOP)
@@ -81,9 +77,7 @@ def test_a_redis_that_stands_still(
 def test_a_slow_redis(
     delay: float, shared_redis: Redis, proxy: MakeProxy, machine: Make, said: Said
 ) -> None:
-    """If Redis is always slow, it is either used or given up, and that is logged only
-    once.
-    """
+    """A Redis that is always slow is either used or lost, which is logged only once."""
     between = proxy(shared_redis.port)
     one = machine(between.url)
     one.ask(new_id())
@@ -118,9 +112,7 @@ def test_the_url_says_how_long_loads_wait(
 def test_a_name_that_is_looked_up_for_ever(
     own_redis: Redis, machine: Make, said: Said, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """A name server that doesn't answer delays no request; it is tried again, by a few
-    threads at most, and logged once. Answers that come late lock nothing.
-    """
+    """A name server that hangs delays no request, and its late answers lock nothing."""
     looked_up, answered = list[str](), threading.Event()
     look_up = socket.getaddrinfo
 
@@ -159,9 +151,7 @@ def trickle(data: bytes, sink: socket.socket) -> None:
 def test_a_connection_that_trickles_is_dropped(
     shared_redis: Redis, proxy: MakeProxy, machine: Make
 ) -> None:
-    """A connection over which no reply came in time is closed, and not only when Redis
-    is tried again: nothing else would ever end a reply that trickles.
-    """
+    """A connection over which no reply came in time is closed at once."""
     between = proxy(shared_redis.port)
     with shared_redis.client() as client:
         before = len(client.client_list())
@@ -174,10 +164,8 @@ def test_a_connection_that_trickles_is_dropped(
     assert not one.shares
 
 
-def test_a_tier_that_is_closed(shared_redis: Redis, machine: Make, said: Said) -> None:
-    """After `close`, loads go on without Redis, the connection is closed, and no loss
-    is logged.
-    """
+def test_a_closed_tier(shared_redis: Redis, machine: Make, said: Said) -> None:
+    """After `close`, loads go on without Redis, and no loss is logged."""
     one = machine(shared_redis.url, patience=PATIENCE)
     with shared_redis.client() as client:
         before = len(client.client_list())
@@ -221,9 +209,7 @@ def test_a_full_redis(own_redis: Redis, machine: Make, said: Said) -> None:
 def test_many_loads_at_once_do_not_look_like_a_slow_redis(
     shared_redis: Redis, machine: Make, said: Said, pool: ThreadPoolExecutor
 ) -> None:
-    """As many loads as may be under way at once all go through Redis, over a few
-    connections.
-    """
+    """As many loads as there may be at once go through Redis over few connections."""
     one = machine(shared_redis.url, patience=PATIENCE)
     with shared_redis.client() as client:
         connected = len(client.client_list())
@@ -243,7 +229,7 @@ def test_many_loads_at_once_do_not_look_like_a_slow_redis(
 def test_an_instance_shares_from_its_first_request(
     shared_redis: Redis, machine: Make, said: Said
 ) -> None:
-    """Redis isn't down before it was asked, and the first load is shared already."""
+    """Redis isn't lost before it was asked, and the first load is shared already."""
     machine(shared_redis.url, patience=PATIENCE).ask(event_id := new_id())
     for _ in range(10):
         one = machine(shared_redis.url, patience=PATIENCE)
@@ -255,9 +241,7 @@ def test_an_instance_shares_from_its_first_request(
 def test_after_a_failure_one_load_tries(
     proxy: MakeProxy, machine: Make, pool: ThreadPoolExecutor
 ) -> None:
-    """While Redis is down, nobody asks it; after a while, exactly one load does, over a
-    new connection.
-    """
+    """While Redis is lost, nobody asks it, but now and then one load does."""
     hanging = proxy(0, silence)
     one = machine(hanging.url, retry_after=1.0)
     for accepted in (1, 2):
@@ -290,9 +274,7 @@ def test_exactly_one_of_many_loads_tries(
 def test_a_failover_behind_an_address(
     own_redis: Redis, shared_redis: Redis, proxy: MakeProxy, machine: Make, said: Said
 ) -> None:
-    """If the old master becomes a read-only replica and stays up, the new one is used,
-    over a new connection.
-    """
+    """After a failover, the new master is used, even if the old one stays up."""
     between = proxy(own_redis.port)
     one = machine(between.url, patience=PATIENCE)
     one.ask(new_id())
@@ -311,7 +293,7 @@ def test_a_failover_behind_an_address(
 def test_the_reason_is_logged_when_it_changes(
     own_redis: Redis, machine: Make, said: Said
 ) -> None:
-    """While Redis is down, each new reason is logged once, with host and port."""
+    """While Redis is lost, each new reason is logged once, with host and port."""
     one = machine(own_redis.url, patience=PATIENCE)
     with own_redis.client() as client:
         client.config_set("maxmemory", 1)
@@ -376,9 +358,7 @@ def test_a_connection_that_is_cut(proxy: MakeProxy, machine: Make, said: Said) -
 def test_a_load_asks_redis_twice(
     shared_redis: Redis, proxy: MakeProxy, machine: Make
 ) -> None:
-    """A load waits for Redis twice at most, each time for 250 ms: when it looks there,
-    and when it stores. A list does no more.
-    """
+    """A load or a list asks Redis twice at most: when it looks, and when it stores."""
     between, exchanges = proxy(shared_redis.port), Counter[str]()
     one, other = (
         machine(between.url, patience=PATIENCE),

@@ -54,9 +54,7 @@ INVALID_ENTRIES = [
 def test_what_is_no_answer_is_replaced(
     shared_redis: Redis, machine: Make, counts: Counter[str], said: Said
 ) -> None:
-    """If an answer's key holds anything else, that is never served: the event is loaded
-    and the content replaced.
-    """
+    """Anything else in place of an answer is never served, but replaced by one."""
     first, second = (
         machine(shared_redis.url, patience=PATIENCE),
         machine(shared_redis.url, patience=PATIENCE),
@@ -110,9 +108,7 @@ def test_what_replaces_an_invalid_answer_is_awaited(
 def test_keys_of_another_type(
     shared_redis: Redis, machine: Make, counts: Counter[str], said: Said
 ) -> None:
-    """If an answer's key, a lock or the pause holds a list, the event is loaded and
-    Redis isn't taken for lost.
-    """
+    """Keys that hold a list are replaced, and Redis isn't taken for lost."""
     first, second = (
         machine(shared_redis.url, patience=PATIENCE, scope=("types",)) for _ in range(2)
     )
@@ -122,7 +118,7 @@ def test_keys_of_another_type(
         for key in (
             first.key(event_id),
             first.lock(locked),
-            first.key("x").replace("answer:x", "pause"),
+            first.tier.keys([])[0],  # the pause
         ):
             client.lpush(key, "1")
             client.pexpire(key, 60_000)
@@ -154,9 +150,7 @@ replies = st.recursive(scalars, lambda inner: st.lists(inner, max_size=4), max_l
 def test_whatever_redis_replies(
     first: Any, second: Any, shared_redis: Redis, proxy: MakeProxy, machine: Make
 ) -> None:
-    """Whatever Redis replies twice, the answer is right and prompt, and Redis is used
-    again afterwards.
-    """
+    """Whatever Redis replies, answers are right and prompt, and it is used again."""
     between = proxy(shared_redis.port)
     one = machine(between.url, retry_after=0.02)
 
@@ -202,9 +196,7 @@ def test_a_malformed_reply_is_a_loss(
     machine: Make,
     said: Said,
 ) -> None:
-    """A reply that Redis never gives makes it count as lost, with the reason in the
-    log; the event is loaded here.
-    """
+    """After a reply that Redis never gives, it is lost, and the log says why."""
     between = proxy(shared_redis.port)
     one = machine(between.url, patience=1.0, retry_after=PATIENCE)
     one.ask(new_id())
@@ -251,9 +243,7 @@ def test_a_server_that_is_no_redis(
     said: Said,
     caplog: pytest.LogCaptureFixture,
 ) -> None:
-    """If something else answers in place of Redis, instances load alone, log it once,
-    and keep the password secret.
-    """
+    """If something else answers, Redis is lost once, and the log has no secret."""
     address = proxy(0, WRONG[kind]).address
     lonely = machine(f"redis://:{PASSWORD}@{address}", retry_after=PATIENCE)
     for _ in range(10):
@@ -275,9 +265,7 @@ def test_a_password_that_comes_back(
     said: Said,
     caplog: pytest.LogCaptureFixture,
 ) -> None:
-    """No part of the password is in the log, wherever the URL has it, and however a
-    server sends it back.
-    """
+    """No part of the password is in the log, however a server sends it back."""
     address = proxy(
         0,
         lambda data, sink: sink.sendall(before + data.replace(b"\r\n", b" ") + b"\r\n"),
@@ -321,9 +309,7 @@ def test_nothing_half_read_is_used(
 def test_drops_are_not_waited_for(
     shared_redis: Redis, proxy: MakeProxy, machine: Make
 ) -> None:
-    """A reply that comes in drops, a byte every 50 ms, is waited for 250 ms in all, not
-    after each byte.
-    """
+    """A reply that comes in drops is waited for 250 ms in all, not after each byte."""
     between = proxy(shared_redis.port)
     one = machine(between.url, retry_after=PATIENCE)
     one.ask(new_id())

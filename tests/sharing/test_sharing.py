@@ -25,9 +25,7 @@ from tests.machines import GOOD, VALUE, Machine, Make, MakeProxy, Redis, encoded
 def test_machines_load_once_between_them(
     shared_redis: Redis, machine: Make, counts: Counter[str], pool: ThreadPoolExecutor
 ) -> None:
-    """Callers on several machines that ask for one cold event cause one load, and all
-    get its outcome.
-    """
+    """Callers on several machines cause one load of a cold event, and share it."""
     machines = [machine(shared_redis.url) for _ in range(4)]
     event_id, gate = new_id(), threading.Event()
     for each in machines:
@@ -47,9 +45,7 @@ def test_machines_load_once_between_them(
 def test_an_answer_ages_from_its_load_wherever_it_is_served(
     awaited: bool, shared_redis: Redis, machine: Make, pool: ThreadPoolExecutor
 ) -> None:
-    """An answer that was taken over expires no later than where it was loaded, and
-    knows its age.
-    """
+    """An answer that was taken over knows its age, and expires no later."""
     first, second = machine(shared_redis.url), machine(shared_redis.url)
     event_id, first.gate = new_id(), threading.Event()
     first.answer = lambda: Loaded(VALUE, OK, first.expiry, age=100.0)
@@ -103,9 +99,7 @@ def test_expiry_is_the_same_for_all(
 def test_only_the_same_is_shared(
     inside: MakeInside, shared_redis: Redis, upstream: Standin
 ) -> None:
-    """Instances share no answers if any of the settings differs that decide what an
-    answer is, and no key shows the token.
-    """
+    """Instances share only with the same settings, and no key shows the token."""
     other_url = upstream.base_url.replace("127.0.0.1", "localhost")
     others = {
         "C42_TOKEN": f"{TOKEN}2",
@@ -131,9 +125,7 @@ def test_only_the_same_is_shared(
 def test_lists_that_overlap(
     shared_redis: Redis, machine: Make, counts: Counter[str], pool: ThreadPoolExecutor
 ) -> None:
-    """Lists that overlap crosswise load every event once, and never wait for each other
-    without end.
-    """
+    """Lists that overlap crosswise load every event once, and don't deadlock."""
     # With the usual time-out of these tests, locks might end on a busy machine.
     first, second = (machine(shared_redis.url, timeout=PATIENCE) for _ in range(2))
     ids = [new_id() for _ in range(60)]
@@ -155,9 +147,7 @@ def test_lists_that_overlap(
 def test_what_redis_has_of_a_list_is_there_at_once(
     shared_redis: Redis, machine: Make, counts: Counter[str], pool: ThreadPoolExecutor
 ) -> None:
-    """A request for an event that Redis has doesn't wait for the rest of somebody
-    else's list.
-    """
+    """An event of a list that Redis has doesn't wait for the rest of the list."""
     first, second = machine(shared_redis.url), machine(shared_redis.url)
     there, missing = new_id(), new_id()
     first.ask(there)
@@ -182,9 +172,7 @@ def test_nothing_outlives_its_time_in_a_list(
     counts: Counter[str],
     pool: ThreadPoolExecutor,
 ) -> None:
-    """An answer from Redis that expires while the rest of its list is being waited for
-    is loaded again.
-    """
+    """An answer that expires while the rest of its list loads is loaded again."""
     patient = {"expiry": 1.0, "timeout": PATIENCE}
     first, second = (machine(shared_redis.url, **patient) for _ in range(2))
     there, missing = new_id(), new_id()
@@ -209,9 +197,7 @@ def test_nothing_outlives_its_time_in_a_list(
 def test_how_an_answer_came_is_told(
     shared_redis: Redis, proxy: MakeProxy, machine: Make, pool: ThreadPoolExecutor
 ) -> None:
-    """`Cache-Status` tells an answer that was found in Redis from one that another
-    instance was loading.
-    """
+    """`Cache-Status` tells what was found in Redis from what was awaited."""
     looks, between = threading.Semaphore(0), proxy(shared_redis.port)
     first, second = (
         machine(shared_redis.url),
@@ -251,9 +237,7 @@ def test_how_an_answer_came_is_told(
 def test_the_pause_is_shared(
     shared_redis: Redis, machine: Make, counts: Counter[str]
 ) -> None:
-    """A pause that the upstream asks of one machine holds for all, and passing it on
-    never makes it longer.
-    """
+    """A pause holds for all machines, and passing it on never makes it longer."""
     first, second = (machine(shared_redis.url, scope=("paused",)) for _ in range(2))
     value = failed(429, retry_after=30.0)
 
@@ -304,11 +288,7 @@ class Shifted:
 def test_a_clock_that_stands_still_during_a_load(
     shared_redis: Redis, machine: Make
 ) -> None:
-    """If the clock of the loading machine stands still during the load, the others keep
-    the answer no longer.
-
-    That is what happens to a suspended machine without CLOCK_BOOTTIME.
-    """
+    """If a clock stands still during a load, others keep the answer no longer."""
     shifted = Shifted()
     first, second = machine(shared_redis.url, clock=shifted), machine(shared_redis.url)
 
@@ -326,9 +306,7 @@ def test_a_clock_that_stands_still_during_a_load(
 def test_a_pause_is_no_longer_if_it_is_passed_on_slowly(
     shared_redis: Redis, machine: Make
 ) -> None:
-    """If the machine is held up just when it passes a pause on, the pause ends no later
-    for the others.
-    """
+    """A pause ends no later for others if passing it on is held up."""
     shifted = Shifted()
 
     class SlowPause(Pause):
@@ -354,9 +332,7 @@ def test_a_pause_is_no_longer_if_it_is_passed_on_slowly(
 def test_an_answer_never_lives_longer_than_its_lifetime_again(
     shared_redis: Redis, machine: Make
 ) -> None:
-    """If Redis's clock is set back, each machine keeps an answer from Redis for at most
-    one lifetime.
-    """
+    """If Redis's clock is set back, an answer is kept for at most one lifetime more."""
     first, second = (machine(shared_redis.url) for _ in range(2))
     with shared_redis.client() as client:
         for left, result in (251_900, "shared"), (252_100, "miss"):
@@ -369,9 +345,7 @@ def test_an_answer_never_lives_longer_than_its_lifetime_again(
 def test_a_millisecond_may_be_over_already(
     shared_redis: Redis, proxy: MakeProxy, machine: Make
 ) -> None:
-    """If Redis says that 1000 ms are left of an answer, it is kept for 999 ms, since
-    Redis rounds to milliseconds.
-    """
+    """An answer with 1000 ms left is kept for 999 ms, since Redis rounds."""
     between = proxy(shared_redis.port)
     one = machine(between.url, clock=lambda: 5000.0)
     one.ask(new_id())
@@ -383,9 +357,7 @@ def test_a_millisecond_may_be_over_already(
 
 
 def test_what_is_written_late_lives_no_longer(own_redis: Redis, machine: Make) -> None:
-    """If an answer reaches Redis late because Redis was suspended, it expires there
-    when it expires here.
-    """
+    """An answer that reaches Redis late expires there when it expires here."""
     one = machine(own_redis.url, expiry=3.0, timeout=5.0, patience=None)
     event_id = new_id()
 
@@ -427,9 +399,7 @@ def test_an_answer_that_expires_on_its_way_is_not_served(
 def test_a_private_failure_is_not_shared(
     shared_redis: Redis, machine: Make, counts: Counter[str]
 ) -> None:
-    """What only its own caller may get, such as the failure of a list as a whole, isn't
-    stored in Redis. The lock is released.
-    """
+    """What only its own caller may get isn't stored in Redis."""
     first, second = machine(shared_redis.url), machine(shared_redis.url)
     first.answer = lambda: Loaded(failed(504), FAULT, 6.0, private=True)
     event_id = new_id()
@@ -476,9 +446,7 @@ def make_due(first: Machine) -> str:
 def test_one_instance_refreshes_for_all(
     shared_redis: Redis, machine: Make, counts: Counter[str], pool: ThreadPoolExecutor
 ) -> None:
-    """Of instances that refresh an event at the same time, one loads it, and the others
-    take its answer: 50 times in a row.
-    """
+    """Of instances that refresh an event at the same time, one loads it, 50 times."""
     machines = [machine(shared_redis.url, timeout=PATIENCE) for _ in range(4)]
     for _ in range(50):
         event_id = make_due(machines[0])
@@ -496,9 +464,7 @@ def test_one_instance_refreshes_for_all(
 def test_the_old_answer_is_there_until_it_is_replaced(
     shared_redis: Redis, machine: Make, counts: Counter[str], pool: ThreadPoolExecutor
 ) -> None:
-    """During a refresh, an instance that lacks the answer gets the old one, without
-    waiting; afterwards, the new one.
-    """
+    """During a refresh, an instance that lacks the answer gets the old one at once."""
     first, second, third = (machine(shared_redis.url) for _ in range(3))
     event_id = make_due(first)
     first.gate = threading.Event()
@@ -529,9 +495,7 @@ def test_an_answer_that_is_due_is_no_refresh(
 def test_a_fault_replaces_no_answer(
     kind: str, shared_redis: Redis, machine: Make
 ) -> None:
-    """What a refresh finds replaces the old answer in Redis, unless it is a fault. The
-    lock is released.
-    """
+    """A refresh replaces the old answer in Redis, unless it finds a fault."""
     first, second = machine(shared_redis.url), machine(shared_redis.url)
     event_id = make_due(first)
     first.answer = lambda: Loaded(failed(503), kind, 60.0)
@@ -566,9 +530,7 @@ def test_other_fields_have_other_keys(
     monkeypatch: pytest.MonkeyPatch,
     changed: type[values.StoredAnswer] | type[Event],
 ) -> None:
-    """Instances share only if they store the same fields, those of an event included: a
-    version with other ones uses other keys.
-    """
+    """A version that stores other fields, of an event too, uses other keys."""
     first = machine(shared_redis.url)
     assert first.key("1") == machine(shared_redis.url).key("1")
     fields = [*changed._fields, "another"]
