@@ -271,11 +271,18 @@ def test_each_trouble_fires_its_own_alert(watched: Watched) -> None:
 
 def test_each_trouble_has_its_name(watched: Watched) -> None:
     """/status.json names the trouble of each service, and none where all is well."""
-    told = {
-        kind: watched.services[kind].get("/status.json").json()["troubles"]
-        for kind in TROUBLES
-    }
-    assert told == TROUBLES
+
+    def told() -> dict[str, list[str]]:
+        return {
+            kind: watched.services[kind].get("/status.json").json()["troubles"]
+            for kind in TROUBLES
+        }
+
+    try:
+        # The services were put into trouble a moment ago.
+        until(lambda: told() == TROUBLES, "all troubles to show", every=0.1)
+    finally:
+        assert told() == TROUBLES
 
 
 def test_dashboard_shows_something(watched: Watched) -> None:
