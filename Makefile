@@ -24,7 +24,7 @@ check-service: $(RUN_ENV)  ## check the settings, Calendar42 with the token in C
 	@$(BIN)/python main.py --check
 
 test: $(DEV_ENV)  ## run the tests, in an order that differs each time
-	@$(BIN)/python -m pytest --numprocesses=4 --dist=worksteal
+	@$(BIN)/python -m pytest --numprocesses=6 --dist=worksteal
 
 test-deploy: $(DEPLOY_ENV)  ## run the slow tests of deployment: image, systemd, nginx, Prometheus, README and others
 	@$(BIN)/python -m pytest tests/deploy

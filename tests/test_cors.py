@@ -164,15 +164,17 @@ def test_preflight(inside: MakeInside, upstream: Standin) -> None:
 
 
 def test_rejections(start: Start) -> None:
-    """Pages can also read why the server rejected a request."""
+    """Pages that may read answers can also read why the server rejected a request."""
     service = start(C42_CORS_ORIGINS=PAGE)
     too_long = b"Content-Length: 1000000000"
     for origin, allowed in ((PAGE, PAGE), (f"{PAGE}.evil.example", None)):
         its_origin = f"Origin: {origin}".encode()
-        answer = service.raw(b"/", b"POST", its_origin, too_long)
-        assert answer.status == 413
-        assert answer.headers["Vary"] == "Origin"
-        assert answer.headers["Access-Control-Allow-Origin"] == allowed
+        rejected = service.raw(b"/", b"POST", its_origin, too_long)
+        malformed = service.raw(b"/a b", b"GET", its_origin)
+        assert (rejected.status, malformed.status) == (413, 400)
+        for answer in (rejected, malformed):
+            assert answer.headers["Vary"] == "Origin"
+            assert answer.headers["Access-Control-Allow-Origin"] == allowed
 
 
 WRONG_ORIGINS = [

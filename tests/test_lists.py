@@ -18,7 +18,6 @@ from tests.fixtures import (
     Inside,
     MakeInside,
     Service,
-    Start,
     at_once,
     listed,
     new_events,
@@ -464,10 +463,10 @@ def test_head_of_many(inside: MakeInside) -> None:
     assert (head.data, list(head.headers)) == (b"", list(get.headers))
 
 
-def test_a_hundred_big_events(start: Start, upstream: Standin) -> None:
+def test_a_hundred_big_events(inside: MakeInside, upstream: Standin) -> None:
     """100 cold events of 60 people get the right names in 61 calls, in time."""
     event_ids = new_events(upstream, 100, people=60)
-    answer = start(C42_TIMEOUT="60").get(listed(event_ids)).json()
+    answer: Any = inside(C42_TIMEOUT="60").http.get(listed(event_ids)).json
     assert answer["errors"] == {}
     assert [one["id"] for one in answer["data"]] == event_ids
     for one in answer["data"]:

@@ -356,13 +356,6 @@ def test_an_old_python() -> None:
     )
 
 
-def test_the_demo_needs_no_settings(start: Start) -> None:
-    """`--demo` serves made-up events, whatever is set for Calendar42."""
-    wrong = {"C42_TOKEN": "", "C42_TOKEN_FILE": "/nowhere", "C42_BASE_URL": "nowhere"}
-    service = start("--demo", **wrong)
-    assert service.event(DEMO_EVENTS["plain"]).status_code == 200
-
-
 def test_one_mode(capsys: pytest.CaptureFixture[str]) -> None:
     """`--demo` and `--check` together are a mistake: there is nothing to check."""
     with pytest.raises(SystemExit) as exited:

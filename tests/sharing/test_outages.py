@@ -341,7 +341,7 @@ def test_the_reason_of_a_loss(
     """The log says in plain words which error Redis answers."""
     reply = f"-{error}\r\n".encode()
     failing = proxy(0, lambda data, sink: sink.sendall(reply * data.count(b"*")))
-    one = machine(failing.url, retry_after=PATIENCE)
+    one = machine(failing.url, retry_after=PATIENCE, patience=PATIENCE)
     assert one.ask(new_id()).value == VALUE
     assert said(reason) == said("is lost") == 1
 
@@ -349,7 +349,7 @@ def test_the_reason_of_a_loss(
 def test_a_connection_that_is_cut(proxy: MakeProxy, machine: Make, said: Said) -> None:
     """If Redis closes the connection during an exchange, that's the reason."""
     closing = proxy(0, lambda data, sink: sink.shutdown(socket.SHUT_RDWR))
-    one = machine(closing.url, retry_after=PATIENCE)
+    one = machine(closing.url, retry_after=PATIENCE, patience=PATIENCE)
     assert one.ask(new_id()).value == VALUE
     assert said("it closed the connection") == said("is lost") == 1
     assert closing.accepted == 1
