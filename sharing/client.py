@@ -9,15 +9,16 @@ from redis.backoff import NoBackoff
 from redis.connection import parse_url
 from redis.retry import Retry
 
-PATIENCE = 0.25  # seconds that a load waits for one exchange, unless the URL has others
+PATIENCE = 0.25  # seconds for one exchange, unless the URL has a `socket_timeout`
 # The commands that Redis's user needs, SELECT only for another database than 0.
 COMMANDS = ("EVAL", "GET", "SET", "DEL", "PTTL", "PEXPIREAT", "TIME", "SELECT")
 _PROBE = Path(__file__).with_name("probe.lua").read_text()
 # Named like those that are used, of a scope that no instance has.
 _PROBE_KEYS = ("c42c:probe:answer:", "c42c:probe:lock:", "c42c:probe:pause")
+# How errors name the command that Redis's user may not run.
+_NO_COMMAND = rf"(?:permissions to|can't) run .*'({'|'.join(COMMANDS)})' command"
 # What an error's class or text contains, and what is said of it. The text itself is
 # never shown: what answers may not be a Redis, and may send the password back.
-_NO_COMMAND = rf"(?:permissions to|can't) run .*'({'|'.join(COMMANDS)})' command"
 _REASONS = (
     (
         "NoPermission|NOPERM|can't (run|access)",

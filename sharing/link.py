@@ -5,7 +5,7 @@ That bounds all of it: looking up the name, connecting, and replies that trickle
 a failure, Redis isn't asked for a while. Then one exchange tries again, over a new
 connection.
 
-`Link._lock` guards everything that changes.
+`Link._lock` guards every change.
 """
 
 import logging
@@ -57,13 +57,14 @@ class Link:
     def ask(self, question: Callable[[redis.Redis], T]) -> T:
         """Call `question` with a client of Redis, and return what it returns.
 
-        Raises `Unavailable`. If `question` raises or takes too long, Redis is lost.
+        It runs in a thread of the pool. If it raises or takes too long, Redis is lost.
+        Raises `Unavailable`.
         """
         client = self._admit()
         try:
             exchange = self._threads.submit(self._exchange, client, question)
         except RuntimeError:
-            raise Unavailable("the system allows no more threads") from None
+            raise Unavailable("no thread can be started") from None
         try:
             answer = exchange.result(self._patience)
         except Exception as error:

@@ -2,7 +2,7 @@
 
 In front of Redis is a proxy that fails in every way.
 
-Most of these tests let several caches in this process, which share, stand for several
+Most of these tests let several caches in this process stand for several
 machines, with loads that are counted and wait at a gate.
 """
 

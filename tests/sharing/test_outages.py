@@ -164,7 +164,7 @@ def test_a_connection_that_trickles_is_dropped(
     assert not one.shares
 
 
-def test_a_closed_tier(shared_redis: Redis, machine: Make, said: Said) -> None:
+def test_after_close(shared_redis: Redis, machine: Make, said: Said) -> None:
     """After `close`, loads go on without Redis, and no loss is logged."""
     one = machine(shared_redis.url, patience=PATIENCE)
     with shared_redis.client() as client:

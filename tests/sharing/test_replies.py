@@ -105,6 +105,20 @@ def test_what_replaces_an_invalid_answer_is_awaited(
     assert counts[event_id] == 1
 
 
+def test_an_invalid_answer_of_a_list(
+    shared_redis: Redis, machine: Make, said: Said
+) -> None:
+    """An invalid answer is replaced while the rest of its list is being awaited."""
+    one = machine(shared_redis.url, patience=PATIENCE)
+    awaited, invalid = new_id(), new_id()
+    with shared_redis.client() as client:
+        client.set(one.lock(awaited), "another's", px=60_000)
+        client.set(one.key(invalid), "invalid", px=60_000)
+        one.ask_many([awaited, invalid])
+    assert tuple(one.tier.snapshot().values()) == (0, 0, 1, 1, True)
+    assert said("invalid answer") == 1
+
+
 def test_keys_of_another_type(
     shared_redis: Redis, machine: Make, counts: Counter[str], said: Said
 ) -> None:

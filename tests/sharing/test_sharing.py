@@ -510,6 +510,25 @@ def test_a_fault_replaces_no_answer(
         assert not client.exists(first.lock(event_id))
 
 
+def test_a_fault_of_a_list_replaces_no_answer(
+    shared_redis: Redis, machine: Make
+) -> None:
+    """When a list is refreshed, each of its events is stored by its own outcome."""
+    first = machine(shared_redis.url)
+    event_ids = [make_due(first) for _ in range(3)]
+    new = Loaded(NEW_VALUE, OK, 252.0)
+    outcomes = iter([new, Loaded(failed(503), FAULT, 60.0), new])
+    first.answer = lambda: next(outcomes)
+    refresh = first.tier.wrap(first.load, least_left=DUE)
+    assert len(list(refresh(event_ids, time.monotonic() + PATIENCE))) == 3
+    kept = machine(shared_redis.url).ask_many(event_ids)
+    assert [kept[event_id].value for event_id in event_ids] == [
+        NEW_VALUE,
+        VALUE,
+        NEW_VALUE,
+    ]
+
+
 def test_a_fault_is_refreshed(shared_redis: Redis, machine: Make) -> None:
     """A fault that is in Redis is no newer answer, and a good one replaces it."""
     first, second = machine(shared_redis.url), machine(shared_redis.url)
