@@ -96,6 +96,7 @@ def test_what_redis_rejects(
 
 
 SCALING = (ROOT / "docs/scaling.md").read_text()
+OPERATING = (ROOT / "docs/operating.md").read_text()
 RIGHTS = re.findall(r"ACL SETUSER c42c (.+)", SCALING)[0].split()
 COMMANDS = [right for right in RIGHTS if right.startswith("+")]
 
@@ -157,16 +158,15 @@ def test_a_user_that_lacks_keys(
 
 
 def test_removing_one_event(own_redis: Redis, machine: Make) -> None:
-    """The command in docs/scaling.md deletes one event's answer, and nothing else."""
+    """The command in docs/operating.md deletes one event's answer, and nothing else."""
     first, second = machine(own_redis.url), machine(own_redis.url)
     wrong, right = "1460_0", "1460_01"
     for event_id in (wrong, right):
         first.ask(event_id)
-    export, command = re.findall(r"(export EVENT=)\S+\n(.+)", SCALING)[0]
-    command = command.replace("redis.example.com", f"127.0.0.1 -p {own_redis.port}")
-    subprocess.run(
-        ["sh", "-c", f"{export}{wrong}\n{command}"], check=True, timeout=PATIENCE
-    )
+    (command,) = re.findall(r"redis-cli --scan.+EVENT_ID.+", OPERATING)
+    command = command.replace("EVENT_ID", wrong)
+    command = command.replace("redis-cli", f"redis-cli -p {own_redis.port}")
+    subprocess.run(["sh", "-c", command], check=True, timeout=PATIENCE)
     assert second.ask(right).source == "shared"
     assert second.ask(wrong).source == "miss"
 
