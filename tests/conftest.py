@@ -1,4 +1,4 @@
-"""The browser and the certificate that several tests need."""
+"""The browser and the certificate that several tests need, and what runs first."""
 
 import shutil
 import subprocess
@@ -26,6 +26,14 @@ BROWSER_FLAGS = (
     "--disable-component-update",
     "--disable-sync",
 )
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Begin with the tests of the status page: together they take longest.
+
+    So one process runs them all, with one browser, while others run the other tests.
+    """
+    items.sort(key=lambda item: item.path.name != "test_status_page.py")
 
 
 @pytest.fixture(scope="session")
