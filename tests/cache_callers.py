@@ -19,7 +19,7 @@ import pytest
 
 from cache import KINDS, OK, Cache, Found, Loaded, Stats
 
-BOUND = 10.0  # seconds after which a test gives up on what should have happened at once
+BOUND = 60.0  # seconds after which a test gives up on what should have happened at once
 A_WHILE = 0.05  # seconds in which a thread that need not wait gets on
 REAPER = "c42c-reaper"
 

@@ -19,7 +19,7 @@ import main
 from bench.machine import free_port
 from operations import check
 from standin import Standin
-from tests.fixtures import TOKEN, Start, no_descriptors
+from tests.fixtures import PATIENCE, TOKEN, Start, no_descriptors
 from tests.machines import Redis
 
 
@@ -118,7 +118,7 @@ def test_check_without_stdout() -> None:
         check=False,
         capture_output=True,
         text=True,
-        timeout=20,
+        timeout=PATIENCE,
     )
     assert (ended.returncode, ended.stderr) == (1, "")
 

@@ -16,6 +16,7 @@ from operations.error_log import INTERVAL, MAX_LINES, ErrorLog
 from standin import Gate, Standin
 from tests.cache_callers import Clock
 from tests.fixtures import (
+    PATIENCE,
     PREFIX,
     ROOT,
     MakeInside,
@@ -208,7 +209,7 @@ def test_paths_are_cut_and_escaped(form: str) -> None:
         cwd=ROOT,
         capture_output=True,
         text=True,
-        timeout=20,
+        timeout=PATIENCE,
     )
     lines = ended.stderr.splitlines()
     assert len(lines) == 2

@@ -13,7 +13,7 @@ import pytest
 import main
 from operations import VERSION, settings
 from standin import DEMO_EVENTS
-from tests.fixtures import ROOT, TOKEN, MakeInside, Service, Start, until
+from tests.fixtures import PATIENCE, ROOT, TOKEN, MakeInside, Service, Start, until
 
 EIGHT = "at least 8 printable ASCII characters without spaces"
 WRONG = {
@@ -391,7 +391,7 @@ def test_flask_finds_the_app(app: str) -> None:
         env=os.environ | {"C42_TOKEN": TOKEN},
         capture_output=True,
         text=True,
-        timeout=20,
+        timeout=PATIENCE,
         check=True,
     )
     assert "/events-with-subscriptions/<event_id>" in ran.stdout
@@ -405,7 +405,7 @@ def test_flask_without_a_token() -> None:
         env=os.environ | {"C42_TOKEN": ""},
         capture_output=True,
         text=True,
-        timeout=20,
+        timeout=PATIENCE,
         check=False,
     )
     assert (ended.returncode, ended.stdout) == (2, "")

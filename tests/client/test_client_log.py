@@ -22,7 +22,7 @@ from calendar42.errors import (
 from calendar42.replies import MAX_ERROR_BODY
 from standin import DEMO_EVENTS, Standin
 from tests.client.callers import ENDPOINTS, Make, failure, fetch, fetch_list
-from tests.fixtures import TOKEN, new_events, new_id
+from tests.fixtures import PATIENCE, TOKEN, new_events, new_id
 
 # What is said of a load
 
@@ -426,7 +426,7 @@ def test_usage(capsys: pytest.CaptureFixture[str], upstream: Standin) -> None:
         check=False,
         capture_output=True,
         text=True,
-        timeout=20,
+        timeout=PATIENCE,
     )
     assert (ended.returncode, ended.stdout, ended.stderr) == (
         1,
