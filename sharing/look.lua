@@ -23,10 +23,10 @@ local function look(answer, lock, least)
   return 'load'
 end
 
-local events = {}
+local sights = {}
 for i = 1, #ARGV - 2 do
-  events[i] = look(KEYS[2 * i], KEYS[2 * i + 1], tonumber(ARGV[2 + i]))
+  sights[i] = look(KEYS[2 * i], KEYS[2 * i + 1], tonumber(ARGV[2 + i]))
 end
 local time = redis.call('time')
 local now = time[1] * 1000 + math.floor(time[2] / 1000)
-return {now, redis.call('pttl', KEYS[1]), events}
+return {now, redis.call('pttl', KEYS[1]), sights}

@@ -94,7 +94,7 @@ class SharedTier:
         self._prefix = f"c42c:{FORMAT}:{digest}:"
         # Of our locks. The cache loads an event only once at a time.
         self._token = secrets.token_hex(8)
-        self._lease = math.ceil(1000 * min(LONGEST_LEASE, timeout / 2))
+        self._lease = math.ceil(1000 * min(LONGEST_LEASE, timeout / 2))  # milliseconds
         self._lock = threading.Lock()
         self._counts = Counter(found=0, awaited=0, loaded=0, alone=0)
 
@@ -168,11 +168,11 @@ class SharedTier:
             LOOK, len(keys), *keys, self._token, self._lease, *least_left
         )
         now = self._clock()
-        redis_now, pause_left, events = reply
+        redis_now, pause_left, sights = reply
         answers = {}
         locked = []
         still_wanted = {}
-        for (event_id, least), sight in zip(wanted.items(), events, strict=True):
+        for (event_id, least), sight in zip(wanted.items(), sights, strict=True):
             match sight:
                 case [bytes(content), int(left)]:
                     loaded = _unpack(event_id, content, left)
