@@ -105,7 +105,7 @@ def open_standard_streams() -> None:
     Otherwise the next file or socket would become one of them: a message could end up
     in a client's connection, and libuv aborts when it closes such a descriptor.
     """
-    for descriptor in range(3):
+    for descriptor in (0, 1, 2):
         try:
             os.fstat(descriptor)
         except OSError:

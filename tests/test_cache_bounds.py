@@ -174,6 +174,18 @@ def test_entries_are_bounded_in_bytes(make: Make) -> None:
     assert len(cache) < len(left) - 5
 
 
+def test_the_bound_in_bytes_is_exact(make: Make) -> None:
+    """Good answers take all of nine tenths of `max_bytes`, and not a byte more."""
+    cache = make(max_bytes=100_000)
+    keep_bytes(cache, "00", 1000)
+    size = checked(cache).bytes
+    for max_bytes, room in ((20 * size, 18), (20 * size - 2, 17)):
+        cache = make(max_bytes=max_bytes)
+        for number in range(20):
+            keep_bytes(cache, f"{number:02}", 1000)
+        assert len(cache) == room
+
+
 def test_keys_count(make: Make) -> None:
     """The bytes of keys count."""
     cache = make(max_bytes=100_000)

@@ -7,6 +7,7 @@ import threading
 import time
 from collections.abc import Iterator
 from contextlib import suppress
+from typing import NoReturn
 
 import pytest
 from prometheus_client import generate_latest
@@ -374,6 +375,17 @@ def test_failures_are_counted(inside: MakeInside, upstream: Standin) -> None:
     assert told["failed"] == 5
     assert told["history"]["failed"] == 5
     assert told["history"]["failed_per_second"] == [None, None, 0.75]
+
+
+def test_loads_that_raise_have_failed(cache: Cache, metrics: Metrics) -> None:
+    """A load that raises counts as failed, like one that ends in a fault."""
+
+    def load(keys: list[str], deadline: float) -> NoReturn:
+        raise ZeroDivisionError
+
+    with suppress(ZeroDivisionError):
+        cache.get_or_load(["a"], load)
+    assert read_status(metrics)["failed"] == 1
 
 
 def test_oldest_load_is_told(metrics: Metrics, clock: Clock) -> None:
