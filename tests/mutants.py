@@ -74,10 +74,10 @@ OPTIONS = (
     "--exitfirst",
     "--quiet",
     "--randomly-dont-reorganize",
-    "--override-ini=faulthandler_timeout=60",
+    "--override-ini=faulthandler_timeout=30",
     "--override-ini=faulthandler_exit_on_timeout=true",
 )
-IN_PARALLEL = ("--numprocesses=2", "--dist=worksteal")
+IN_PARALLEL = ("--numprocesses=3", "--dist=worksteal")
 LEAST = 0.95  # of the changes must be noticed
 AT_ONCE = 2
 SECONDS = 900  # for a run of tests: one that takes longer has failed
