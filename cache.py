@@ -32,9 +32,10 @@ FAULT: Final = "fault"  # something is broken: worth asking again soon
 PAUSED: Final = "paused"  # the upstream asked for a pause
 KINDS: Final = (OK, NEGATIVE, FAULT, PAUSED)
 
-# Seconds that a caller waits for another's load beyond its own deadline: that load may
-# have begun at the same moment, and needs a moment to hand out its outcome. Answers are
-# promised within half a second of the deadline, and take a moment themselves.
+# Seconds beyond its own deadline that a caller waits for another's load. That load may
+# have the same deadline, and hands out its outcome a moment after it: so this is longer
+# than the slack of a loader, and shorter than the half second within which answers are
+# promised.
 GRACE: Final = 0.4
 # Answers of each part deleted per hold of the lock: a few tenths of a millisecond.
 _REAP_BATCH = 128
@@ -529,7 +530,8 @@ class Cache:
                 self._unlist(key, running)
                 if running.is_refresh:
                     self._retry_later(key)
-                running.set_exception(error)
+        for running in left.values():
+            running.set_exception(error)
 
     def _count_end(self, running: _Running, outcome: str) -> None:
         """Count a load that has ended. The lock is held."""
@@ -574,7 +576,7 @@ class Cache:
     def _begin_refreshes(self, keys: list[str]) -> None:
         """Claim those of `keys` that are due, and hand them over.
 
-        None is while waiting callers are above half their limit: they come first.
+        Begin none while more than half of `max_waiting` callers wait: they come first.
         """
         with self._lock:
             if 2 * self._waiting > self.max_waiting:
@@ -615,10 +617,10 @@ class Cache:
         """
         entry = self._entries.get(key)
         if entry is not None:
+            kept = _Entry(*entry)
+            usual = self._due(kept.expiry, kept.born, kept.kind)
             soonest = self.clock() + self._retry_refresh
-            expiry, born, kind, *_ = entry
-            due = max(self._due(expiry, born, kind), soonest)
-            self._entries[key] = _with_due(entry, due)
+            self._entries[key] = _with_due(entry, max(usual, soonest))
 
     def _is_young(self, entry: _EntryTuple) -> bool:
         """Tell whether a hit wouldn't begin a refresh yet."""
@@ -644,27 +646,27 @@ class Cache:
         It isn't if it has expired already, is too large, or is worse than what there
         is. The lock is held.
         """
-        expiry, _, kind, _, _, size = entry
+        new = _Entry(*entry)
         now = self.clock()
-        if expiry <= now or size + _PLACE_SIZE > self._max_size:
+        if new.expiry <= now or new.size + _PLACE_SIZE > self._max_size:
             return False
         old = self._entries.get(key)
         if old is not None:
             if old[_EXPIRY] <= now:
                 self._delete(key, "expired")
-            elif kind in (FAULT, PAUSED):
+            elif new.kind in (FAULT, PAUSED):
                 return False
             else:
                 self._delete(key, "replaced")
-        part = self._part(kind)
-        while not part.has_room(size):
+        part = self._part(new.kind)
+        while not part.has_room(new.size):
             self._delete_first(part, now)
         self._entries[key] = entry
-        self._held[kind] += 1
-        is_first = part.add(key, expiry, size)
+        self._held[new.kind] += 1
+        is_first = part.add(key, new.expiry, new.size)
         if part.is_sparse:
             self._rebuild(part)
-        if is_first:
+        if is_first or self._reaper is None:
             self._wake_reaper()
         return True
 

@@ -66,8 +66,9 @@ def create_app(
 ) -> Flask:
     """Make the service for any WSGI server, from `config` or else the environment.
 
-    `server` is our own server, if that will serve the app. No thread is started before
-    the first request. Raises `SettingsError`.
+    `server` is our own server, if that will serve the app. A `client` that is given has
+    a pause and observers of its own, so pages and metrics don't tell of its calls. No
+    thread is started before the first request. Raises `SettingsError`.
     """
     config = config or _configure(os.environ)
     cache = _make_cache(config, clock)
@@ -105,7 +106,7 @@ def create_app(
         g.is_hit = all(part.source == "hit" for part in found.values())
         return found
 
-    # A list may have many MiB, and the server can only count those that are finished.
+    # One list at a time: the bound on unsent answers counts those that are finished.
     rendering = threading.Lock()
 
     @app.get(EVENT_PATH, strict_slashes=False)

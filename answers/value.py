@@ -57,7 +57,8 @@ def failure(
 ) -> StoredTuple:
     """Return what is kept of an error.
 
-    The body is Calendar42's, or the envelope if there is none.
+    The body is Calendar42's, or the envelope if there is none. Errors are sent without
+    their ETag, by which hits tell whether the answer has changed.
     """
     body = error.body or envelope(error.status, str(error))
     stored = StoredAnswer(

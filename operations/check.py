@@ -141,6 +141,7 @@ def _check_clock(date: str, asked: datetime, answered: datetime) -> Finding:
     if told is None:
         return Finding(WARNED, "clock: not compared, because the answer has no date")
     skew = 0.0
+    way = ""
     if told < asked:
         skew = (asked - told).total_seconds()
         way = "ahead of"

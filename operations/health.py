@@ -89,13 +89,16 @@ def _route() -> str:
 
 
 def _log(status: int, seconds: float) -> None:
+    method = request.method
+    path = request.path
     fields = {
-        "method": request.method,
-        "path": request.path,
+        "method": method,
+        "path": path,
         "status": status,
         "seconds": round(seconds, 4),
     }
-    log.debug("request %s %r %d %.4f s", *fields.values(), extra={"fields": fields})
+    line = "request %s %r %d %.4f s"
+    log.debug(line, method, path, status, seconds, extra={"fields": fields})
 
 
 def _add_health(app: Flask, metrics: Metrics, error_log: ErrorLog) -> None:

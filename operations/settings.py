@@ -322,7 +322,8 @@ def facts(config: Settings) -> dict[str, object]:
     }
 
 
-# What depends on several settings: each raises ValueError with a whole sentence.
+# What depends on several settings: each completes or checks `values`, or raises
+# ValueError with a whole sentence.
 
 
 def _complete_token(values: dict[str, Any], _: Mapping[str, str]) -> None:

@@ -292,3 +292,22 @@ def close_from_the_reaper(cache: Cache, closing: list[Future[None]]) -> None:
     if threading.current_thread().name == REAPER and not closing:
         closing.append(start(cache.close))
         wait(closing, 0.0005)
+
+
+def test_a_reaper_that_could_not_start(
+    make: Make, clock: Clock, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """If the system allows no thread for the reaper, the next entry starts it."""
+
+    def refuse(thread: threading.Thread) -> None:
+        raise RuntimeError("can't start new thread")
+
+    cache = make(reaper=True)
+    with monkeypatch.context() as patch:
+        patch.setattr(threading.Thread, "start", refuse)
+        keep(cache, "first", lifetime=10)
+    assert not cache.reaper_alive
+    keep(cache, "second", lifetime=20)
+    assert cache.reaper_alive
+    clock.advance(20)
+    until(lambda: len(cache) == 0)
