@@ -185,18 +185,22 @@ class Call(Generic[T]):
 
     def load(self, read: Callable[[Any], T]) -> T:
         """Return what `read` makes of the reply's JSON, except in a pause."""
-        pause_left = self._calls.pause.left
-        if pause_left:
-            raise Paused(self._endpoint, retry_after=pause_left)
+        self._check_pause()
         if time.monotonic() >= self._attempt.deadline:
             raise self._late()
         try:
             reply = self.send()
         except KeptConnectionClosed:
+            self._check_pause()  # which may have begun meanwhile
             reply = self.send(needs_new=True)
         if 400 <= reply.status <= 599:
             raise self._refusal(reply)
         return read(read_json(self._endpoint, reply))
+
+    def _check_pause(self) -> None:
+        pause_left = self._calls.pause.left
+        if pause_left:
+            raise Paused(self._endpoint, retry_after=pause_left)
 
     def send(self, needs_new: bool = False) -> Reply:
         """Send a request and read its reply; record what became of it."""

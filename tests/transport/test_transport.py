@@ -11,8 +11,8 @@ from collections.abc import Callable
 import pytest
 
 from calendar42 import wire
-from calendar42.calls import CallRecord
-from calendar42.errors import C42Error, TimedOut
+from calendar42.calls import Attempt, CallRecord, Pause
+from calendar42.errors import C42Error, Paused, TimedOut
 from tests.fixtures import PATIENCE, at_once
 from tests.transport.upstreams import (
     OTHER,
@@ -274,6 +274,26 @@ def test_a_call_is_repeated_once(make: Make) -> None:
         client.calls.close(wait=True)
     assert (error.status, error.upstream_status, error.kind) == (502, 0, "fault")
     assert events_only(records) == [(0, True), (0, True)]
+
+
+def test_no_call_is_repeated_in_a_pause(make: Make) -> None:
+    """If a pause has begun when a kept connection closes, the call isn't repeated."""
+    pause = Pause(6)
+
+    def answers(is_first: bool) -> bool:
+        if not is_first:
+            pause.begin("60")
+        return is_first
+
+    with Fickle(answers) as upstream:
+        client = make(upstream.base_url, pause=pause)
+        assert ask(client).status == 404
+        attempt = Attempt(time.monotonic() + PATIENCE)
+        call = client.calls.begin("events", "E/", attempt, lambda data: None)
+        with pytest.raises(Paused):
+            call.wait()
+        client.calls.close(wait=True)
+        assert upstream.requests == 2
 
 
 def test_a_new_connection_that_closes(make: Make) -> None:
