@@ -17,6 +17,7 @@ and the event. `SharedTier._lock` guards the counters.
 import contextlib
 import logging
 import math
+import os
 import secrets
 import threading
 import time
@@ -92,8 +93,7 @@ class SharedTier:
         described = repr((StoredAnswer._fields, Event._fields, *scope)).encode()
         digest = blake2b(described, digest_size=16).hexdigest()
         self._prefix = f"c42c:{FORMAT}:{digest}:"
-        # Of our locks. The cache loads an event only once at a time.
-        self._token = secrets.token_hex(8)
+        self._name = secrets.token_hex(8)
         self._lease = math.ceil(1000 * min(LONGEST_LEASE, timeout / 2))  # milliseconds
         self._lock = threading.Lock()
         self._counts = Counter(found=0, awaited=0, loaded=0, alone=0)
@@ -106,6 +106,14 @@ class SharedTier:
         """
         with self._lock:
             return {**self._counts, "up": not self._link.reason}
+
+    @property
+    def _token(self) -> str:
+        """What our locks hold. The cache loads an event only once at a time.
+
+        A server may have forked this process from one with the same name.
+        """
+        return f"{self._name}:{os.getpid()}"
 
     def close(self) -> None:
         """Disconnect from Redis. Loads go on without it."""

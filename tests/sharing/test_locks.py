@@ -1,6 +1,8 @@
 """One instance loads for all: the one that holds the lock."""
 
 import signal
+import subprocess
+import sys
 import threading
 import time
 from collections import Counter
@@ -13,7 +15,7 @@ from answers import value as values
 from cache import FAULT, OK, Loaded
 from calendar42.payload import Event
 from standin import Standin
-from tests.fixtures import PATIENCE, TOKEN, Start, new_id, until
+from tests.fixtures import PATIENCE, ROOT, TOKEN, Start, new_id, until
 from tests.machines import (
     VALUE,
     Make,
@@ -225,3 +227,39 @@ def test_a_lock_of_its_own_holds_nobody_up(
         asked = client.info("commandstats")["cmdstat_eval"]["calls"] - before
     assert counts[event_id] == 2
     assert asked == 4  # two looks, and two attempts to store
+
+
+FORKED = """
+import os, sys, time
+import redis
+from calendar42.calls import Pause
+from cache import Loaded
+from sharing.link import Link
+from sharing.tier import SharedTier
+url = sys.argv[1]
+tier = SharedTier(Link(url), scope=(), timeout=1.0, pause=Pause(6.0))
+def load(event_ids, deadline):
+    if not child:
+        with redis.Redis.from_url(url, protocol=2) as client:
+            client.persist(tier.keys(event_ids)[2])
+        os._exit(0)
+    yield event_ids[0], Loaded((b"", 200, "", ""), "ok", 252.0)
+child = os.fork()
+if child:
+    assert os.waitpid(child, 0)[1] == 0
+list(tier.wrap(load)(["E"], time.monotonic() + 60))
+print(*tier.snapshot().values(), flush=True)
+os._exit(0)
+"""
+
+
+def test_a_process_that_was_forked_has_its_own_locks(own_redis: Redis) -> None:
+    """If a process forks, its child's locks aren't its own.
+
+    gunicorn's workers are such children with `--preload`.
+    """
+    command = [sys.executable, "-c", FORKED, f"{own_redis.url}?socket_timeout=10"]
+    said = subprocess.run(
+        command, cwd=ROOT, check=True, capture_output=True, text=True, timeout=PATIENCE
+    )
+    assert said.stdout == "0 0 0 1 True\n"  # it waited in vain, and loaded alone
