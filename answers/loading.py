@@ -29,37 +29,35 @@ def loader(
     def load(event_ids: list[str], deadline: float) -> Iterator[tuple[str, Loaded]]:
         began = time.monotonic()
         for event_id, outcome in fetch(event_ids, deadline):
-            if isinstance(outcome, C42Error):
-                request_id = id_for(event_id, outcome)
-                seconds = time.monotonic() - began
-                yield event_id, keep(outcome, request_id, seconds)
-            else:
+            if isinstance(outcome, Event):
                 yield event_id, Loaded(success(outcome), OK, expiry)
-
-    def keep(error: C42Error, request_id: str, seconds: float) -> Loaded:
-        """Return what is kept of an error.
-
-        `seconds` says how long after the beginning of its load it was found.
-        """
-        if error.kind == NEGATIVE:
-            value = failure(error, request_id=request_id)
-            return Loaded(value, NEGATIVE, expiry)
-        lifetime = fault_expiry
-        if error.private:
-            lifetime = 0.0  # it isn't kept: c42c would ask again at once
-        elif error.kind == PAUSED:
-            lifetime = min(max(error.retry_after, fault_expiry), expiry)
-        value = failure(
-            error,
-            extra_wait=max(0, math.ceil(error.retry_after - lifetime)),
-            request_id=request_id,
-        )
-        return Loaded(
-            value,
-            error.kind,
-            lifetime,
-            age=-seconds,  # a fault ages from when it was found
-            private=error.private,
-        )
+                continue
+            request_id = id_for(event_id, outcome)
+            if outcome.kind == NEGATIVE:
+                value = failure(outcome, request_id=request_id)
+                yield event_id, Loaded(value, NEGATIVE, expiry)
+                continue
+            lifetime = _lifetime(outcome, expiry, fault_expiry)
+            extra_wait = max(0, math.ceil(outcome.retry_after - lifetime))
+            yield (
+                event_id,
+                Loaded(
+                    failure(outcome, extra_wait=extra_wait, request_id=request_id),
+                    outcome.kind,
+                    lifetime,
+                    # A fault ages from when it was found.
+                    age=began - time.monotonic(),
+                    private=outcome.private,
+                ),
+            )
 
     return load
+
+
+def _lifetime(fault: C42Error, expiry: float, fault_expiry: float) -> float:
+    """Return for how long a fault or a pause is cached."""
+    if fault.private:
+        return 0.0  # so that its Retry-After asks for a new try at once
+    if fault.kind == PAUSED:
+        return min(max(fault.retry_after, fault_expiry), expiry)
+    return fault_expiry

@@ -1,6 +1,7 @@
 """What operators set and see.
 
-Settings, logs, the check, metrics, health and the status page.
+Settings, logs, the check, metrics, health and the status page; and the threads in which
+answers are refreshed.
 """
 
 import json
