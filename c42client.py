@@ -20,7 +20,6 @@ from http.cookiejar import DefaultCookiePolicy
 from typing import Any, Generic, TypeVar
 
 import requests
-from requests.auth import AuthBase
 
 from calendar42 import (
     EVENTS_ENDPOINT,
@@ -58,17 +57,6 @@ T = TypeVar("T")
 Outcome = tuple[str, Event | C42Error]  # the event's id, and what came of it
 
 
-class TokenAuth(AuthBase):
-    """Sends the token as Calendar42 wants it."""
-
-    def __init__(self, token: str) -> None:
-        self._token = token
-
-    def __call__(self, request: requests.PreparedRequest) -> requests.PreparedRequest:
-        request.headers["Authorization"] = f"Token {self._token}"
-        return request
-
-
 class Session(requests.Session):
     """Sends what every call sends, and keeps connections.
 
@@ -83,8 +71,8 @@ class Session(requests.Session):
         self.proxies = found["proxies"]
         self.verify = found["verify"]
         self.trust_env = False
-        self.auth = TokenAuth(token)
         self.cookies.set_policy(DefaultCookiePolicy(allowed_domains=[]))
+        self.headers["Authorization"] = f"Token {token}"
         self.headers["Accept"] = "application/json"
         self.headers["Content-Type"] = "application/json"
         self.headers["Accept-Encoding"] = "gzip"
@@ -380,10 +368,8 @@ class Client:
             first = self._begin_page(event_ids, 0, attempt)
             found = payload.join(self._pages(event_ids, first, attempt))
         if found is None:
-            raise C42Error(
-                endpoint=SUBSCRIPTIONS_ENDPOINT,
-                message="Calendar42 sent subscriptions that don't add up",
-            )
+            message = "Calendar42 sent subscriptions that don't add up"
+            raise C42Error(SUBSCRIPTIONS_ENDPOINT, message)
         names = defaultdict[str, list[str]](list)
         for event_id, name in found:
             names[event_id].append(self.calls.redactor.redact(name))
