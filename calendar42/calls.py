@@ -83,12 +83,12 @@ def read_retry_after(text: str, default: float) -> float:
     """Return the seconds that a `Retry-After` asks for (RFC 9110, 10.2.3), `MAX_PAUSE`
     at most, or `default` if it says nothing.
     """
-    if text.isascii() and text.isdigit():
-        return min(float(text), MAX_PAUSE)
+    seconds = default
     date = read_date(text)
-    if date is None:
-        return min(default, MAX_PAUSE)
-    seconds = (date - datetime.now(UTC)).total_seconds()
+    if text.isascii() and text.isdigit():
+        seconds = float(text)
+    elif date:
+        seconds = (date - datetime.now(UTC)).total_seconds()
     return min(max(seconds, 0.0), MAX_PAUSE)
 
 
