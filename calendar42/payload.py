@@ -48,10 +48,8 @@ def events(body: Any, asked: Collection[str]) -> dict[str, Json]:
     rows = _rows(EVENTS_ENDPOINT, body)
     total = _value(_COUNT, body)
     if len(asked) > 1 and isinstance(total, int) and total > len(rows):
-        raise TooLarge(
-            endpoint=EVENTS_ENDPOINT,
-            message="Calendar42 sent only a part of the events",
-        )
+        message = "Calendar42 sent only a part of the events"
+        raise TooLarge(EVENTS_ENDPOINT, message)
     by_id = {}
     for event in rows:
         event_id = event.get("id")
@@ -69,11 +67,8 @@ def title(events: dict[str, Json], event_id: str, asked: Collection[str]) -> str
     event = events.get(event_id)
     if event is None and not events.keys() <= set(asked):
         # The filter was ignored, so the event may be on another page.
-        raise C42Error(
-            endpoint=EVENTS_ENDPOINT,
-            message="Calendar42 sent other events",
-            private=is_list,
-        )
+        message = "Calendar42 sent other events"
+        raise C42Error(EVENTS_ENDPOINT, message, private=is_list)
     if event is None and is_list:  # lists leave out unknown events
         raise _missing(f"Event {event_id} not found")
     if event is None or _is_removed(event):
@@ -95,10 +90,8 @@ def page(body: Any, event_ids: Collection[str]) -> Page:
             SUBSCRIPTIONS_ENDPOINT, "did not say how many subscriptions there are"
         )
     if total > MAX_ROWS:
-        raise TooLarge(
-            endpoint=SUBSCRIPTIONS_ENDPOINT,
-            message=f"Calendar42 has more than {MAX_ROWS} subscriptions",
-        )
+        message = f"Calendar42 has more than {MAX_ROWS} subscriptions"
+        raise TooLarge(SUBSCRIPTIONS_ENDPOINT, message)
     row_ids = set()
     names = []
     has_own = False
@@ -168,8 +161,8 @@ def _value(path: JSONPath, data: Any) -> Any:
 
 
 def _unusable(endpoint: Endpoint, what: str) -> C42Error:
-    return C42Error(endpoint=endpoint, message=f"Calendar42 {what}")
+    return C42Error(endpoint, f"Calendar42 {what}")
 
 
 def _missing(message: str) -> C42Error:
-    return C42Error(endpoint=EVENTS_ENDPOINT, message=message, status=404)
+    return C42Error(EVENTS_ENDPOINT, message, status=404)

@@ -76,18 +76,15 @@ def max_body(status: int) -> int:
 def read_json(endpoint: Endpoint, reply: Reply) -> Any:
     """Return the JSON of a good reply; raise `C42Error` if it isn't one."""
     if reply.status != 200:
-        raise C42Error(
-            endpoint=endpoint,
-            message=f"Calendar42 answered {reply.status}",
-            upstream_status=reply.status,
-        )
+        message = f"Calendar42 answered {reply.status}"
+        raise C42Error(endpoint, message, upstream_status=reply.status)
     if len(reply.body) > MAX_BODY:
         message = f"Calendar42 sent more than {MAX_BODY} bytes"
-        raise TooLarge(endpoint=endpoint, message=message)
+        raise TooLarge(endpoint, message)
     try:
         return json.loads(reply.body)
     except (ValueError, RecursionError):
-        raise C42Error(endpoint=endpoint, message="Calendar42 sent no JSON") from None
+        raise C42Error(endpoint, "Calendar42 sent no JSON") from None
 
 
 class Redactor:

@@ -231,7 +231,7 @@ def explain(endpoint: Endpoint, error: BaseException) -> C42Error:
         kind = KeptConnectionClosed
     return kind(
         endpoint,
-        message="Calendar42 could not be reached, or broke off",
+        "Calendar42 could not be reached, or broke off",
         upstream_status=0,
         trouble=_reason(error, cause),
     )
