@@ -186,7 +186,7 @@ class Connection(asyncio.BufferedProtocol):
         """Disconnect the client if it takes too long."""
         limits = self._server.limits
         if self._blocked or self._rest is not None:
-            size = self._measure_unsent()
+            size = self.transport.get_write_buffer_size()
             if size != self._unsent_size:
                 self._unsent_size = size
                 self.last_progress = now
@@ -427,7 +427,7 @@ class Connection(asyncio.BufferedProtocol):
         if self._blocked and data:
             self.last_progress = self._server.loop.time()
             self._server.unsent.add(self, data)
-            self._unsent_size = self._measure_unsent()
+            self._unsent_size = self.transport.get_write_buffer_size()
         if self._rest is not None:
             self._server.unsent.add(self, cast(bytes, self._rest.obj))
             self._send_rest()
@@ -441,17 +441,11 @@ class Connection(asyncio.BufferedProtocol):
             self.last_progress = self._server.loop.time()
             self._rest = self._rest[_PIECE:] if len(self._rest) > _PIECE else None
         if self._blocked:
-            self._unsent_size = self._measure_unsent()
+            self._unsent_size = self.transport.get_write_buffer_size()
         else:
             self._server.unsent.remove(self)
         if self._rest is None and self._state is _ENDED:
             self._end()
-
-    def _measure_unsent(self) -> int:
-        size = self.transport.get_write_buffer_size()
-        if self._rest is not None:
-            size += len(self._rest)
-        return size
 
     def _end(self) -> None:
         """Send nothing more."""
