@@ -240,7 +240,7 @@ for token in tokens:
     fields = {"text": f"<{token}>", "list": [f"<{token}>"], "odd": ValueError(token)}
     log.info("as it is <%s>", token, extra={"fields": fields})
     log.info("as Python and as JSON: <%r> <%s>", token, json.dumps(token))
-    log.info("in a list <%s>", [token, token])
+    log.info("in a list, and in a path <%s> <C:\\\\%s>", [token, token], token)
     try:
         raise ValueError(f"<{token}>")
     except ValueError:
