@@ -2,8 +2,7 @@
 
 from typing import NamedTuple
 
-import redis
-
+from sharing.client import probe
 from sharing.link import Link, Unavailable
 
 
@@ -24,20 +23,10 @@ def check(url: str) -> RedisReport:
     except ValueError as error:
         return RedisReport(False, str(error))
     try:
-        version = link.ask(_read_version)
+        link.ask(probe)
     except Unavailable as error:
         return RedisReport(False, f"Redis at {link.address}: {error}")
     finally:
         link.close()
     rights = "all commands that c42c needs are permitted"
-    return RedisReport(True, f"connected to {version} at {link.address}; {rights}")
-
-
-def _read_version(client: redis.Redis) -> str:
-    try:
-        # No right is needed for it.
-        hello = client.execute_command("HELLO")  # type: ignore[no-untyped-call]
-    except redis.ResponseError:
-        return "Redis 5"  # which doesn't know it
-    version = hello[hello.index(b"version") + 1]
-    return f"Redis {version.decode()}"
+    return RedisReport(True, f"connected to Redis at {link.address}; {rights}")
