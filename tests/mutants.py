@@ -282,8 +282,9 @@ class Copy:
         return running.returncode == 0
 
     def failed(self) -> list[str]:
-        """Return the tests that have failed since `--cache-clear`; none if pytest
-        itself was ended.
+        """Return the tests that have failed since `--cache-clear`.
+
+        There are none if pytest itself was ended.
         """
         try:
             content = (self.place / ".pytest_cache/v/cache/lastfailed").read_text()

@@ -1,5 +1,6 @@
-"""Parsing of text that others wrote: Calendar42's JSON and Retry-After, and clients'
-ids. No sockets.
+"""Parsing of text that others wrote: Calendar42's JSON and Retry-After, clients' ids.
+
+No sockets.
 """
 
 import contextlib
@@ -71,8 +72,9 @@ EVENT = st.fixed_dictionaries(
 
 
 def body(rows: Any) -> Any:
-    """Return bodies with such rows, and with meta data that is nearly right, or bodies
-    of any kind.
+    """Return bodies with such rows, and others of any kind.
+
+    The former have meta data that is nearly right.
     """
     meta_data = st.fixed_dictionaries({}, optional={"count": st.integers(-1, 3) | ANY})
     data = st.lists(rows, max_size=4) | ANY
@@ -89,9 +91,7 @@ def body(rows: Any) -> Any:
 @example({"data": [{"id": ["x"]}]}, ["E"])
 @example({"data": {"0": {"id": "E"}}}, ["E"])
 def test_events_of_any_json(said: Any, asked: list[str]) -> None:
-    """Whatever comes as events: an event has a title or none, is missing, or the answer
-    is unusable.
-    """
+    """Any JSON as events gives a title or none, a missing event, or an error."""
     for event_id in asked:
         with contextlib.suppress(C42Error):
             title = payload.title(payload.events(said, asked), event_id, asked)
@@ -112,9 +112,7 @@ def test_events_of_any_json(said: Any, asked: list[str]) -> None:
     ["E"],
 )
 def test_subscriptions_of_any_json(said: Any, asked: list[str]) -> None:
-    """Whatever comes as subscriptions: the names are those of the rows of the events
-    asked for, or it is unusable.
-    """
+    """Any JSON as subscriptions gives the names of the asked events, or an error."""
     try:
         page = payload.page(said, asked)
     except C42Error:
@@ -160,8 +158,9 @@ def test_counts() -> None:
 
 @pytest.mark.parametrize("name", [1, True, [], {}, ["A"], float("nan")], ids=json.dumps)
 def test_wrong_names(name: Any) -> None:
-    """A name that is neither text nor null is unusable, unless its row counts for no
-    event that was asked for.
+    """A name that is neither text nor null is unusable.
+
+    It does no harm in a row that counts for no event that was asked for.
     """
     with pytest.raises(C42Error, match=r"sent a first name that is not text$"):
         payload.page(subscriptions(1, {"subscriber": {"first_name": name}}), ["E"])
@@ -183,8 +182,9 @@ def test_wrong_subscribers(subscriber: Any) -> None:
 
 
 def test_names() -> None:
-    """Names keep their order and inner blanks; blank, null, missing and removed ones
-    are left out.
+    """Names keep their order, and the blanks around them.
+
+    Blank, null, missing and removed ones are left out.
     """
     said = [" A ", "", None, " \t\n\u00a0", "B", "A"]
     rows: list[Any] = [
@@ -215,8 +215,9 @@ WRONG_LISTS: list[Any] = [None, {}, "x", 1, True, [1], [None], [[]]]
     ids=json.dumps,
 )
 def test_wrong_shapes(said: Any) -> None:
-    """Anything but a list of objects is unusable, and the message names what should be
-    listed.
+    """Anything but a list of objects is unusable.
+
+    The message names what should be listed.
     """
     with pytest.raises(C42Error, match=r"^Calendar42 sent no list of events$"):
         payload.events(said, ["E"])
@@ -245,9 +246,7 @@ def test_events() -> None:
 
 
 def missing(events: list[str], *asked: str) -> C42Error:
-    """Return why there is no title for the first event asked for, given the events that
-    came.
-    """
+    """Return why the first event asked for has no title, given the events that came."""
     with pytest.raises(C42Error) as raised:
         payload.title(
             {event_id: {"id": event_id} for event_id in events}, asked[0], asked
@@ -256,8 +255,9 @@ def missing(events: list[str], *asked: str) -> C42Error:
 
 
 def test_a_part_of_the_events() -> None:
-    """A list of events must be complete; a single event may be counted as the API
-    likes. Each event has an id.
+    """A list of events must be complete, and each event has an id.
+
+    A single event may be counted as the API likes.
     """
     body = {"meta_data": {"count": 2}, "data": [{"id": "E"}]}
     assert payload.events(body, ["E"]) == {"E": {"id": "E"}}
@@ -268,8 +268,9 @@ def test_a_part_of_the_events() -> None:
 
 
 def test_foreign_subscriptions() -> None:
-    """Rows for other events are left out, but a page whose rows are all about other
-    events is an error.
+    """Rows for other events are left out.
+
+    A page whose rows are all about other events is an error.
     """
     rows = [
         {"event_id": one, "subscriber": {"first_name": f"of {one}"}} for one in "EF"
@@ -291,8 +292,9 @@ def test_foreign_subscriptions() -> None:
 
 
 def test_missing_events() -> None:
-    """A missing event is deleted if asked for alone, and unknown if in a list; if
-    foreign events came, it's a 502.
+    """A missing event is deleted if asked for alone, and unknown if in a list.
+
+    If foreign events came, it's a 502.
     """
     assert str(missing([], "E")) == "the event is deleted"
     assert (
@@ -326,8 +328,9 @@ def page(total: int, *row_ids: str, rows: int | None = None) -> Page:
 
 
 def test_pages_that_belong_together() -> None:
-    """The names of all pages are those of each, in order; a page may have more rows
-    than there are said to be.
+    """The names of all pages are those of each, in order.
+
+    A page may have more rows than there are said to be.
     """
     joined = [("E", "Name a"), ("E", "Name b"), ("E", "Name c")]
     assert payload.join([page(3, "a", "b", "c")]) == joined
@@ -342,8 +345,9 @@ def test_pages_that_belong_together() -> None:
 
 
 def test_pages_that_do_not_belong_together() -> None:
-    """Pages with different totals, with a row in common, or with fewer rows than there
-    are don't belong together.
+    """Pages that can't be of one list don't belong together.
+
+    They have different totals, a row in common, or fewer rows than there are.
     """
     assert payload.join([page(3, "a", "b"), page(4, "c")]) is None
     assert payload.join([page(3, "a", "b"), page(2, "c")]) is None
@@ -364,8 +368,9 @@ VALID = st.text(ALPHABET, min_size=1, max_size=128)
 @example("a" * 129)
 @example("\u0663")
 def test_check_any_text(text: str) -> None:
-    """An id is 1 to 128 ASCII letters, digits, hyphens and underscores, and nothing
-    else is.
+    """An id is 1 to 128 ASCII letters, digits, hyphens and underscores.
+
+    Nothing else is one.
     """
     if 1 <= len(text) <= 128 and set(text) <= set(ALPHABET):
         assert ids.validate_id(text) == text
@@ -377,8 +382,9 @@ def test_check_any_text(text: str) -> None:
 @unhurried
 @given(st.lists(VALID, min_size=1, max_size=100))
 def test_read_any_list(event_ids: list[str]) -> None:
-    """A list of ids is read as it was written: with brackets or without, in one
-    parameter or in several.
+    """A list of ids is read as it was written.
+
+    It may have brackets or none, and be in one parameter or in several.
     """
     text = ",".join(event_ids)
     for values in [f"[{text}]"], [text], event_ids:
@@ -405,9 +411,7 @@ def test_read_any_text_as_a_list(values: list[str]) -> None:
 
 
 def test_longest_list() -> None:
-    """A list has a hundred ids at most, and the message of a longer one says how many
-    it has.
-    """
+    """A list has a hundred ids at most; the message of a longer one says how many."""
     assert len(ids.parse_list([f"[{','.join('a' * 100)}]"])) == 100
     with pytest.raises(ids.BadIds, match="101"):
         ids.parse_list([f"[{','.join('a' * 101)}]"])
@@ -464,8 +468,9 @@ def pause_for(retry_after: str) -> float:
     ],
 )
 def test_retry_after(retry_after: str, left: float) -> None:
-    """A Retry-After is a number of seconds, an hour at most, or the default if it is
-    invalid.
+    """A Retry-After is a number of seconds, an hour at most.
+
+    An invalid one counts as the default.
     """
     assert pause_for(retry_after) == pytest.approx(left, abs=0.5)
 
@@ -478,8 +483,9 @@ def test_retry_after(retry_after: str, left: float) -> None:
     ("seconds", "left"), [(900, 900), (5000, MAX_PAUSE), (-5000, 0)]
 )
 def test_retry_after_a_date(form: str, seconds: float, left: float) -> None:
-    """A Retry-After may be a date, in each of the three forms of RFC 9110, 5.6.7, which
-    have whole seconds.
+    """A Retry-After may be a date, in each of the three forms of RFC 9110, 5.6.7.
+
+    They have whole seconds.
     """
     moment = datetime.now(UTC) + timedelta(seconds=seconds)
     assert pause_for(moment.strftime(form)) == pytest.approx(left, abs=1.5)

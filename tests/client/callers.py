@@ -53,8 +53,9 @@ def rows(event_id: str, count: int, *rows: Any) -> bytes:
 
 
 def page(event_id: str, names: list[str], offset: int) -> bytes:
-    """Return a page of a list of subscriptions, whose rows keep their ids when they
-    move.
+    """Return a page of a list of subscriptions.
+
+    Its rows keep their ids when they move.
     """
     return rows(
         event_id,

@@ -15,8 +15,9 @@ from tests.fixtures import TOKEN
 
 @pytest.fixture
 def upstream() -> Iterator[Standin]:
-    """Give a test a stand-in of its own: a call that another test's client makes late
-    can't reach it.
+    """Give a test a stand-in of its own.
+
+    So no call that another test's client makes late can reach it.
     """
     with Standin(token=TOKEN) as standin:
         yield standin

@@ -38,9 +38,7 @@ from tests.fixtures import TOKEN, at_once, new_events, new_id, no_descriptors, u
 
 
 def test_headers(make: Make, upstream: Standin) -> None:
-    """Both calls carry the documented headers and the token, and nothing that an
-    earlier answer set.
-    """
+    """Both calls carry the documented headers and the token, and no cookies."""
     client = make()
     upstream.rule(headers={"Set-Cookie": "session=1; Path=/"})
     fetch(client, DEMO_EVENTS["plain"])
@@ -126,9 +124,7 @@ def test_redirects_are_not_followed(
 
 @pytest.mark.parametrize("status", [400, 402, 404, 406, 409, 428, 430, 499])
 def test_definite_refusals(make: Make, upstream: Standin, status: int) -> None:
-    """A refusal that asking again wouldn't change is passed through and counts as
-    definite.
-    """
+    """A refusal that asking again won't change is passed through, and is definite."""
     upstream.rule("events", status=status, body=b"  because\n")
     error = failure(make(), DEMO_EVENTS["plain"])
     assert type(error) is C42Error
@@ -151,8 +147,9 @@ def test_definite_refusals(make: Make, upstream: Standin, status: int) -> None:
 def test_faults_are_passed_through(
     make: Make, upstream: Standin, endpoint: str, status: int
 ) -> None:
-    """An error about the token or inside the upstream is passed through, from either
-    call, and is a fault.
+    """An error about the token or in the upstream is passed through, and is a fault.
+
+    It may come from either call.
     """
     upstream.rule(endpoint, status=status, body='{"why": "\u00e9"}')
     error = failure(make(), DEMO_EVENTS["plain"])
@@ -228,8 +225,9 @@ def test_unusable_answers(
     what: str,
     status: int,
 ) -> None:
-    """An answer that is incomplete, not JSON, too large or a redirect is a 502 and a
-    fault, from either call.
+    """An unusable answer is a 502 and a fault, from either call.
+
+    It may be incomplete, no JSON, too large or a redirect.
     """
     upstream.rule(endpoint, **fault)
     error = failure(make(), DEMO_EVENTS["plain"])
@@ -290,8 +288,9 @@ def test_all_replies_have_a_common_limit(
     ],
 )
 def test_other_events(make: Make, upstream: Standin, body: bytes) -> None:
-    """Anything but a list of the events asked for, each with an id, is a 502: no event
-    gets another's title.
+    """Anything but a list of the events asked for, each with an id, is a 502.
+
+    So no event gets another's title.
     """
     upstream.rule("events", body=body)
     error = failure(make(), DEMO_EVENTS["plain"])
@@ -320,8 +319,9 @@ def test_deleted(make: Make, event: str) -> None:
 
 
 def test_what_is_read_leniently(make: Make, upstream: Standin) -> None:
-    """Unused fields may hold anything, NaN included; gzip, a byte order mark and 7 MiB
-    of blanks are accepted.
+    """Unused fields may hold anything, NaN included.
+
+    gzip, a byte order mark and 7 MiB of blanks are accepted, too.
     """
     event_id = new_id()
     event = {
@@ -365,9 +365,7 @@ def test_what_is_read_leniently(make: Make, upstream: Standin) -> None:
 
 
 def test_the_events_failure_is_the_answer(make: Make, upstream: Standin) -> None:
-    """If both calls fail, the answer is the event call's error, even if the other call
-    fails first.
-    """
+    """If both calls fail, the event call's error is the answer, even if it's later."""
     gate = Gate()
     upstream.rule("events", gate=gate, status=403)
     upstream.rule("event-subscriptions", status=500)
@@ -411,8 +409,9 @@ def test_calls_end_by_their_deadline(make: Make, upstream: Standin) -> None:
 def test_time_out(
     make: Make, upstream: Standin, endpoint: str, fault: dict[str, Any]
 ) -> None:
-    """Nothing that the upstream does holds a call beyond the deadline; the message says
-    what the time-out is.
+    """Nothing that the upstream does holds a call beyond the deadline.
+
+    The message says what the time-out is.
     """
     upstream.rule(endpoint, **fault)
     asked = time.monotonic()
@@ -460,8 +459,9 @@ def test_no_time_left(make: Make, upstream: Standin) -> None:
     ],
 )
 def test_unreachable(make: Make, upstream: Standin, base_url: str) -> None:
-    """An upstream that can't be reached, has no possible name, or does not speak TLS,
-    is a 502.
+    """An upstream that can't be reached is a 502.
+
+    Nothing may listen there, its name may be impossible, or it may not speak TLS.
     """
     calls: list[CallRecord] = []
     port = upstream.base_url.split(":")[2].split("/")[0]
@@ -476,8 +476,9 @@ def test_unreachable(make: Make, upstream: Standin, base_url: str) -> None:
 def test_no_descriptors(
     make: Make, upstream: Standin, caplog: pytest.LogCaptureFixture
 ) -> None:
-    """If no file descriptor is left, that is a fault of ours: a 503, and an error in
-    the log that names the limit.
+    """If no file descriptor is left, the answer is a 503, which is a fault of ours.
+
+    An error in the log names the limit.
     """
     faults: list[C42Error] = []
     client = make(on_fault=faults.append)
@@ -555,8 +556,9 @@ def test_pause_ends(make: Make, upstream: Standin) -> None:
 def test_a_pause_is_one_line_in_the_log(
     make: Make, upstream: Standin, caplog: pytest.LogCaptureFixture
 ) -> None:
-    """A pause is logged as one warning, however many loads it stops, and none of those
-    is logged as a fault.
+    """A pause is logged as one warning, however many loads it stops.
+
+    None of these is logged as a fault.
     """
     faults: list[C42Error] = []
     client, event_ids = make(on_fault=faults.append), new_events(upstream, 3)
@@ -577,9 +579,7 @@ def test_a_pause_is_one_line_in_the_log(
 def test_a_pause_begins_while_the_other_call_hangs(
     make: Make, upstream: Standin
 ) -> None:
-    """A 429 begins the pause when it comes, even if the load's other call has no answer
-    yet.
-    """
+    """A 429 begins the pause when it comes, even if the other call isn't answered."""
     pause, gate = Pause(6), Gate()
     upstream.rule("events", gate=gate)
     upstream.rule("event-subscriptions", status=429, headers={"Retry-After": "30"})

@@ -47,9 +47,7 @@ MOVES: dict[str, tuple[list[str], list[str]]] = {
 def test_pages_that_move(
     make: Make, upstream: Standin, before: list[str], after: list[str]
 ) -> None:
-    """A list that changes between two pages is read again, and its names are those that
-    it has then.
-    """
+    """A list that changes between two pages is read again, and has its new names."""
     event_id = new_id()
     upstream.add_event(event_id)
     for offset in 0, 100, 200:
@@ -72,8 +70,9 @@ def test_pages_that_move(
 def test_pages_that_move_again(
     make: Make, upstream: Standin, before: list[str], after: list[str]
 ) -> None:
-    """A list that changes while it is read a second time is a fault: it isn't read a
-    third time.
+    """A list that changes while it is read a second time is a fault.
+
+    It isn't read a third time.
     """
     event_id = new_id()
     upstream.add_event(event_id)
@@ -114,8 +113,9 @@ def test_moving_pages_have_one_deadline(make: Make, upstream: Standin) -> None:
 
 
 def test_rows_without_ids(make: Make, upstream: Standin) -> None:
-    """Rows without an id, and removed ones without content, count as rows, even if
-    several look the same.
+    """Rows without an id count as rows, even if several look the same.
+
+    Removed ones without content count, too.
     """
     event_id, blank = new_id(), [{"subscriber": {"first_name": "A"}}] * 99
     upstream.add_event(event_id)
@@ -134,8 +134,9 @@ def test_rows_without_ids(make: Make, upstream: Standin) -> None:
 
 @pytest.mark.parametrize("count", [2, 100])
 def test_fewer_rows_than_promised(make: Make, upstream: Standin, count: int) -> None:
-    """If there are fewer rows than `count` says, the answer is a 502; a single page
-    isn't read twice.
+    """If there are fewer rows than `count` says, the answer is a 502.
+
+    A single page isn't read twice.
     """
     event_id = new_id()
     upstream.add_event(event_id)
@@ -152,8 +153,9 @@ def test_fewer_rows_than_promised(make: Make, upstream: Standin, count: int) -> 
 
 
 def test_closing_waits_for_no_call(make: Make, upstream: Standin) -> None:
-    """A client closes at once, also twice, though Calendar42 hasn't answered yet; the
-    answer comes all the same.
+    """A client closes at once, also twice, even if Calendar42 hasn't answered yet.
+
+    The answer comes all the same.
     """
     client, event_id, gate = make(), new_events(upstream, 1)[0], Gate()
     upstream.rule(gate=gate)
@@ -230,8 +232,9 @@ def test_a_page_that_fails_calls_off_the_others(make: Make, upstream: Standin) -
 
 
 def test_a_list(make: Make, upstream: Standin) -> None:
-    """A list costs one call to each endpoint, and each of its events has the answer
-    that it would have alone.
+    """A list costs one call to each endpoint.
+
+    Each of its events has the answer that it would have alone.
     """
     client, (one, two) = make(), new_events(upstream, 2)
     outcomes = fetch_list(
@@ -262,8 +265,9 @@ def test_a_deleted_event_that_still_has_subscribers(
 
 
 def test_unknown_events(make: Make, upstream: Standin) -> None:
-    """An unknown event is a definite 404, known at once; the others' subscriptions are
-    asked for again without it.
+    """An unknown event is a definite 404, known at once.
+
+    The others' subscriptions are asked for again without it.
     """
     client, (one, two), unknown, gate = (
         make(),
@@ -317,8 +321,9 @@ def test_a_list_that_nobody_waits_for(make: Make, upstream: Standin) -> None:
 def test_a_list_is_split(
     make: Make, upstream: Standin, endpoint: str, fault: dict[str, Any]
 ) -> None:
-    """If one event makes its list refused or too large, the others still get their
-    answers, in few calls.
+    """If one event makes its list refused or too large, the others get their answers.
+
+    That takes few calls.
     """
     faults: list[C42Error] = []
     client, event_ids = make(on_fault=faults.append), new_events(upstream, 16)
@@ -385,8 +390,9 @@ LIST_FAULTS: dict[str, tuple[dict[str, Any], int]] = {
 def test_a_list_fails(
     make: Make, upstream: Standin, endpoint: str, fault: dict[str, Any], status: int
 ) -> None:
-    """If a list fails for another reason, all its events fail; that says nothing about
-    each, and isn't retried.
+    """If a list fails for another reason, all its events fail, without a retry.
+
+    That says nothing about each of them.
     """
     faults: list[C42Error] = []
     client, event_ids, unknown = (
@@ -422,9 +428,7 @@ def test_a_list_fails(
 
 
 def test_a_filter_that_is_ignored(make: Make, upstream: Standin) -> None:
-    """If the upstream ignores the filter, an event missing from its answer isn't taken
-    for an unknown one.
-    """
+    """If the upstream ignores the filter, no missing event is taken for unknown."""
     client, (known, other, foreign) = make(), new_events(upstream, 3)
     data = [{"id": event_id, "title": event_id} for event_id in (known, foreign)]
     upstream.rule("events", body=json.dumps({"data": data}))
@@ -434,9 +438,7 @@ def test_a_filter_that_is_ignored(make: Make, upstream: Standin) -> None:
 
 
 def test_a_part_of_a_list(make: Make, upstream: Standin) -> None:
-    """If the upstream counts more events than it sends, those that are missing aren't
-    taken for unknown ones.
-    """
+    """If the upstream counts more events than it sends, none is taken for unknown."""
     known = new_events(upstream, 2)
     upstream.rule(
         "events",
@@ -449,9 +451,7 @@ def test_a_part_of_a_list(make: Make, upstream: Standin) -> None:
 
 
 def test_a_list_runs_out_of_time(make: Make, upstream: Standin) -> None:
-    """If time runs out while the parts of a list are read, that says nothing about the
-    events that are left.
-    """
+    """If a list's time runs out, that says nothing about the events that are left."""
     client, event_ids = make(), new_events(upstream, 4)
     upstream.rule("events", event_ids[1], hang=True)
     upstream.rule("events", event_ids[0], 2, status=400)

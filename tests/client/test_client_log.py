@@ -28,8 +28,9 @@ from tests.fixtures import PATIENCE, TOKEN, new_events, new_id
 
 
 def test_observed_calls(make: Make, upstream: Standin) -> None:
-    """Each call that ends is observed with its endpoint, its status, its time, and what
-    kept the answer from coming.
+    """Each call that ends is observed with its endpoint, status, time and trouble.
+
+    The trouble is what kept the answer from coming.
     """
     calls: list[CallRecord] = []
     client = make(on_call=calls.append)
@@ -71,8 +72,9 @@ FOUND: list[tuple[str, dict[str, Any], bool]] = [
 def test_observed_faults(
     make: Make, upstream: Standin, endpoint: str, fault: dict[str, Any], is_fault: bool
 ) -> None:
-    """Each fault is observed once, with the endpoint where it was found; a definite
-    refusal isn't one.
+    """Each fault is observed once, with the endpoint where it was found.
+
+    A definite refusal isn't one.
     """
     faults: list[C42Error] = []
     upstream.add_event("E")
@@ -204,9 +206,7 @@ def echoes(token: str) -> list[str | bytes]:
 def test_the_token_is_passed_on_in_no_error(
     make: Make, upstream: Standin, token: str, status: int
 ) -> None:
-    """The body of an error that has the token in it, however the upstream writes it, is
-    not passed on.
-    """
+    """An error's body that has the token in it, however written, isn't passed on."""
     for body in echoes(token):
         rule = upstream.rule(status=status, body=body)
         assert failure(make(token=token), DEMO_EVENTS["plain"]).body == b"", body
@@ -252,8 +252,9 @@ def test_a_body_without_the_token_keeps_its_bytes(
 def test_a_body_in_a_coding_that_nobody_asked_for(
     make: Make, upstream: Standin, coding: str
 ) -> None:
-    """The body of an error that can't be unpacked isn't passed on: it would be noise,
-    and might contain the token.
+    """An error's body that can't be unpacked isn't passed on.
+
+    It would be noise, and might contain the token.
     """
     body = b"\x1b\x05\x00noise\xff"
     upstream.rule("events", status=404, body=body, headers={"Content-Encoding": coding})
@@ -293,8 +294,9 @@ def test_token_in_titles_and_names(
 
 
 def test_escaped_tokens_in_titles_and_names(make: Make, upstream: Standin) -> None:
-    """Nothing is left of a title or a name with an escaped token, and others keep what
-    looks like an escape.
+    """Escaped tokens in titles and names are redacted.
+
+    Others keep what looks like an escape.
     """
     texts = [text for text in echoes(TOKEN) if isinstance(text, str)]
     texts.append("\0".join(TOKEN))
@@ -316,9 +318,7 @@ def test_escaped_tokens_in_titles_and_names(make: Make, upstream: Standin) -> No
 def run(
     capsys: pytest.CaptureFixture[str], *arguments: str, **environ: str
 ) -> tuple[int, str, str]:
-    """Run the client as a program; return its status, and what it said on stdout and
-    stderr.
-    """
+    """Run the client as a program; return its status, stdout and stderr."""
     try:
         status = c42client.main(list(arguments), environ)
     except SystemExit as ended:
@@ -327,8 +327,9 @@ def run(
 
 
 def test_program(capsys: pytest.CaptureFixture[str], upstream: Standin) -> None:
-    """`python c42client.py EVENT_ID` prints the merged answer, or says in one line why
-    there is none.
+    """`python c42client.py EVENT_ID` prints the answer, or why there is none.
+
+    The reason is one line.
     """
     right = {"C42_TOKEN": TOKEN, "C42_BASE_URL": upstream.base_url}
     upstream.add_event("E", title="Caf\u00e9")
@@ -401,8 +402,9 @@ def test_terminals(upstream: Standin, encoding: str, said: str) -> None:
 
 
 def test_usage(capsys: pytest.CaptureFixture[str], upstream: Standin) -> None:
-    """`--help` says how to use it, and anything but one id is a mistake; neither asks
-    for anything.
+    """`--help` says how to use it, and anything but one id is a mistake.
+
+    Neither asks for anything.
     """
     right = {"C42_TOKEN": TOKEN, "C42_BASE_URL": upstream.base_url}
     usage = "usage: python c42client.py [-h] EVENT_ID\n"
@@ -437,8 +439,9 @@ def test_usage(capsys: pytest.CaptureFixture[str], upstream: Standin) -> None:
 
 @pytest.mark.parametrize("body", ["&#" + "1" * 5000, "\\" * 16_000 + "x"])
 def test_bodies_that_are_hard_to_read(make: Make, upstream: Standin, body: str) -> None:
-    """An error's body that is hard to search for the token changes nothing about the
-    error, and takes no time.
+    """An error's body that is hard to search for the token takes no time.
+
+    It changes nothing about the error.
     """
     upstream.rule("events", status=502, body=body)
     began = time.process_time()

@@ -16,8 +16,9 @@ from tests.transport.upstreams import Script, Sent, server_side
 
 @pytest.fixture
 def scripted() -> Iterator[Callable[..., Script]]:
-    """Give a test a way to serve a script: `scripted([b"HTTP/1.1 …"])`; each list is
-    one connection.
+    """Give a test a way to serve a script: `scripted([b"HTTP/1.1 …"])`.
+
+    Each list is one connection.
     """
     scripts: list[Script] = []
 

@@ -53,8 +53,9 @@ WHOLE = {
 def test_whole_replies(
     scripted: Scripted, make: Make, reply: bytes, body: bytes
 ) -> None:
-    """A whole reply is read to its end and not beyond, and then the same connection has
-    the next one.
+    """A whole reply is read to its end, and not beyond.
+
+    The same connection then has the next one.
     """
     client = make(scripted([reply, OTHER]).base_url)
     assert [ask(client).body for _ in range(2)] == [body, b"[1]"]
@@ -85,8 +86,9 @@ ODD: dict[str, bytes] = {
 def test_a_connection_with_an_odd_reply_is_not_used_again(
     scripted: Scripted, make: Make, reply: bytes, late: bytes
 ) -> None:
-    """After anything odd, the connection isn't used again: what still comes would be
-    taken for the next reply.
+    """After anything odd, the connection isn't used again.
+
+    What still comes would be taken for the next reply.
     """
     asked = threading.Event()
 
@@ -195,8 +197,9 @@ BROKEN = {
 
 @pytest.mark.parametrize(("reply", "why"), BROKEN.values(), ids=BROKEN)
 def test_no_reply(scripted: Scripted, make: Make, reply: bytes, why: str) -> None:
-    """A reply that isn't HTTP, breaks off or can't be unpacked is a fault, and its
-    connection isn't used again.
+    """A reply that isn't HTTP, breaks off or can't be unpacked is a fault.
+
+    Its connection isn't used again.
     """
     client = make(scripted([reply], [OTHER]).base_url)
     with no_reply(f"^{why}$"):
@@ -222,8 +225,9 @@ MALFORMED = [
 def test_nothing_that_came_is_logged(
     scripted: Scripted, make: Make, caplog: pytest.LogCaptureFixture, reply: bytes
 ) -> None:
-    """No part of a reply gets into the log, or into the reason that is given, at
-    whatever level.
+    """No part of a reply gets into the log, or into the reason that is given.
+
+    This holds at any level of the log.
     """
     caplog.set_level(logging.DEBUG)
     client = make(scripted([reply]).base_url)

@@ -35,8 +35,9 @@ from tests.transport.upstreams import (
 
 
 def test_tls(scripted: Scripted, make: Make, trusted: ssl.SSLContext) -> None:
-    """Over TLS too a connection is kept, is replaced when it is closed, and isn't used
-    after an odd reply.
+    """Over TLS too, a connection is kept, and replaced when it is closed.
+
+    After an odd reply, it isn't used again.
     """
     script = scripted([REPLY, OTHER], [ODD["103"] + REPLY], [OTHER], tls=trusted)
     client = make(script.base_url)
@@ -73,9 +74,7 @@ def test_the_certificates_of_requests(
     trusted: ssl.SSLContext,
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    """If the environment names no certificates, those that `requests` brings along
-    count.
-    """
+    """If the environment names no certificates, those of `requests` count."""
     script = scripted([REPLY], tls=trusted)
     bundle = os.environ["REQUESTS_CA_BUNDLE"]
     monkeypatch.delenv("REQUESTS_CA_BUNDLE")
@@ -92,8 +91,9 @@ def test_a_folder_of_certificates(
     tmp_path: Path,
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    """The certificates may be in a folder, as OpenSSL wants it: each file's name is the
-    hash of its subject.
+    """The certificates may be in a folder, as OpenSSL wants it.
+
+    There, each file's name is the hash of its subject.
     """
     pem = certificate / "fullchain.pem"
     command = ["openssl", "x509", "-noout", "-hash", "-in", str(pem)]
@@ -165,8 +165,9 @@ def test_unreachable(make: Make) -> None:
 
 @pytest.mark.parametrize("host", ["127.0.0.1", "localhost", "no-such-host.invalid"])
 def test_no_descriptors(make: Make, host: str) -> None:
-    """Running out of file descriptors is an error of its own, even while a name is
-    looked up; once there are some, calls work again.
+    """Running out of file descriptors is an error of its own, even during a look-up.
+
+    Once there are some, calls work again.
     """
     with socket.create_server(("127.0.0.1", 0)) as listener:
         client = make(f"http://{host}:{listener.getsockname()[1]}/")
@@ -188,8 +189,9 @@ def test_no_descriptors(make: Make, host: str) -> None:
 def test_no_threads(
     make: Make, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
-    """If the system allows no more threads, that is an error of c42c that says so, and
-    the call isn't made later.
+    """If the system allows no more threads, that is an error of c42c that says so.
+
+    The call isn't made later.
     """
 
     def refuse(thread: threading.Thread) -> None:

@@ -31,9 +31,7 @@ from tests.transport.upstreams import (
 
 
 def test_what_is_sent(scripted: Scripted, make: Make) -> None:
-    """A request has the documented headers, accepts gzip, and its path begins with the
-    base URL's.
-    """
+    """A request has the documented headers, accepts gzip, and is below the base URL."""
     script = scripted([REPLY])
     assert ask(make(script.base_url + "api/"), "events/?ids=[a,b]").body == b"{}"
     line, *headers = script.requests[0].decode().rstrip().split("\r\n")
@@ -51,9 +49,7 @@ def test_what_is_sent(scripted: Scripted, make: Make) -> None:
 def test_proxy(
     scripted: Scripted, make: Make, proxied: Callable[[str], None], proxy: str
 ) -> None:
-    """A call goes through the proxy that the environment names, with the credentials of
-    its address.
-    """
+    """A call goes through the environment's proxy, with the proxy's credentials."""
     script = scripted([REPLY, OTHER])
     proxied(proxy.format(f"127.0.0.1:{script.port}"))
     client = make("http://upstream.invalid/api/")
@@ -85,8 +81,9 @@ def test_tunnel(
     proxied: Callable[[str], None],
     trusted: ssl.SSLContext,
 ) -> None:
-    """TLS goes through a tunnel, so that the proxy sees no headers; the certificate
-    must be the upstream's.
+    """TLS goes through a tunnel, so that the proxy sees no headers.
+
+    The certificate must be the upstream's.
     """
     script = scripted([tunnel(lambda: script, trusted)])
     proxied(script.base_url)
@@ -136,8 +133,9 @@ def test_tunnel_to_somebody_else(
     trusted: ssl.SSLContext,
     caplog: pytest.LogCaptureFixture,
 ) -> None:
-    """If the certificate at the end of a tunnel is another's, the call fails, and
-    nothing is logged as a bug.
+    """If the certificate at the end of a tunnel is another's, the call fails.
+
+    Nothing is logged as a bug.
     """
 
     def shake_hands(sock: socket.socket) -> None:
@@ -202,9 +200,7 @@ def test_a_proxy_that_hangs(
 def test_a_proxy_that_is_none(
     make: Make, proxied: Callable[[str], None], proxy: str
 ) -> None:
-    """An invalid proxy address in the environment is a fault, and the error doesn't
-    show it.
-    """
+    """An invalid proxy address in the environment is a fault, and isn't shown."""
     proxied(proxy)
     with no_reply(r"^the proxy that the environment names can't be used$"):
         ask(make("http://upstream.invalid/"))
@@ -222,8 +218,9 @@ def test_no_proxy(
 
 
 def test_a_kept_connection_that_was_closed(scripted: Scripted, make: Make) -> None:
-    """A kept connection that the upstream has closed is replaced by a new one, and the
-    request is sent once.
+    """A kept connection that the upstream has closed is replaced by a new one.
+
+    The request is sent once.
     """
     script = scripted([REPLY], [REPLY, OTHER])
     client = make(script.base_url)
@@ -244,8 +241,9 @@ def events_only(records: list[CallRecord]) -> list[tuple[int, bool]]:
 
 
 def test_a_kept_connection_that_closes_upon_the_request(make: Make) -> None:
-    """A call over a kept connection that closes without a byte is made once more, over
-    a new one; both are counted and timed.
+    """A call whose kept connection closes without a byte is made again, over a new one.
+
+    Both are counted and timed.
     """
     records: list[CallRecord] = []
     with Fickle(lambda is_first: is_first) as upstream:
@@ -259,8 +257,9 @@ def test_a_kept_connection_that_closes_upon_the_request(make: Make) -> None:
 
 
 def test_a_call_is_repeated_once(make: Make) -> None:
-    """If the new connection closes too, that is a fault: there is no third call,
-    however many connections are kept.
+    """If the new connection closes too, that is a fault, without a third call.
+
+    This holds for any number of kept connections.
     """
     records: list[CallRecord] = []
     sound = threading.Event()
@@ -332,8 +331,9 @@ def test_an_upstream_that_closes_at_random(
 def test_an_old_connection(
     scripted: Scripted, make: Make, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """A connection that is older than a minute isn't used again: the name may have
-    another address by now.
+    """A connection that is older than a minute isn't used again.
+
+    The name may have another address by now.
     """
     script = scripted([REPLY, REPLY, REPLY], [OTHER])
     client = make(script.base_url)
@@ -344,8 +344,9 @@ def test_an_old_connection(
 
 
 def test_close(scripted: Scripted, make: Make) -> None:
-    """Closing closes kept connections at once, and those of active calls after their
-    replies.
+    """Closing closes kept connections at once.
+
+    Those of active calls are closed after their replies.
     """
 
     def close_and_reply(sock: socket.socket) -> None:

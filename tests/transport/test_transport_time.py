@@ -87,8 +87,9 @@ def test_no_time_left(make: Make) -> None:
 
 @pytest.mark.parametrize("drip", [b"", b"\x02"], ids=["hangs", "trickles"])
 def test_a_handshake_ends_at_the_deadline(make: Make, drip: bytes) -> None:
-    """A TLS handshake that trickles in has all of the time, is cut off at the deadline,
-    and the connection is closed.
+    """A TLS handshake that trickles in is cut off at the deadline, not before.
+
+    Its connection is closed.
     """
     closed = threading.Event()
 
@@ -121,8 +122,9 @@ def test_a_handshake_ends_at_the_deadline(make: Make, drip: bytes) -> None:
 def test_a_look_up_ends_at_the_deadline(
     scripted: Scripted, make: Make, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """A name server that doesn't answer delays no caller beyond the deadline; when it
-    does answer, no late request is sent.
+    """A name server that doesn't answer delays no caller beyond the deadline.
+
+    When it does answer, no late request is sent.
     """
     answered = threading.Event()
     looked_up = threading.Event()
@@ -167,8 +169,9 @@ def dropping() -> Iterator[int]:
 def test_a_first_address_that_drops_packets(
     make: Make, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Connecting to one address takes a third of the time at most, so that a name with
-    a dead first address works.
+    """Connecting to one address takes a third of the time at most.
+
+    So a name with a dead first address works.
     """
     with dropping() as port, socket.socket() as listener:
         listener.bind(("127.0.0.1", port))
@@ -222,8 +225,9 @@ def test_a_429_with_a_broken_body(make: Make, scripted: Scripted, body: bytes) -
 def test_a_429_whose_length_is_none(
     make: Make, scripted: Scripted, length: bytes
 ) -> None:
-    """A 429 that doesn't say where its body ends is a pause, and nobody waits for the
-    body.
+    """A 429 that doesn't say where its body ends is a pause.
+
+    Nobody waits for the body.
     """
     pause = Pause(6)
     reply = b"HTTP/1.1 429 Slow down\r\nContent-Length: " + length + b"\r\n\r\n{} "
@@ -259,8 +263,9 @@ def test_a_429_begins_its_pause_before_its_body(make: Make, scripted: Scripted) 
 def test_stops_while_a_name_server_hangs(
     start: Start, hanging_names: str, signals: int
 ) -> None:
-    """SIGTERM ends the service in time while a name is being looked up, and a second
-    one ends it at once.
+    """SIGTERM ends the service in time, even while a name is being looked up.
+
+    A second one ends it at once.
     """
     service = start(
         C42_BASE_URL="http://hanging.invalid/",
