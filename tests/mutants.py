@@ -324,7 +324,7 @@ class Trial:
     def _likely(self, file: Path) -> list[str]:
         """Return the tests that are most likely to notice a change."""
         place = self._changed.place
-        patterns = [f"tests/test_{file.stem}*.py", *TESTS[file.parts[0]]]
+        patterns = [f"tests/test_{file.stem}.py", *TESTS[file.parts[0]]]
         found: list[Path] = []
         for pattern in patterns:
             found += sorted(place.glob(pattern))
