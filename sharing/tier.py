@@ -44,6 +44,7 @@ FORMAT = 6
 # Seconds that a lock lasts, and that others wait for its holder; half of the time-out
 # if that is shorter, so that there is time left to load.
 LONGEST_LEASE = 5.0
+_DIGEST_SIZE = 16  # bytes in the names of keys, for the settings
 _LOOK_AGAIN = 0.03  # seconds between two looks, while another instance loads
 
 # Redis runs each without interruption.
@@ -91,7 +92,7 @@ class SharedTier:
         self._pause = pause
         self._clock = clock
         described = repr((StoredAnswer._fields, Event._fields, *scope)).encode()
-        digest = blake2b(described, digest_size=16).hexdigest()
+        digest = blake2b(described, digest_size=_DIGEST_SIZE).hexdigest()
         self._prefix = f"c42c:{FORMAT}:{digest}:"
         self._name = secrets.token_hex(8)
         self._lease = math.ceil(1000 * min(LONGEST_LEASE, timeout / 2))  # milliseconds
