@@ -20,7 +20,7 @@ from bench.machine import free_port
 from operations import check
 from standin import Standin
 from tests.fixtures import PATIENCE, TOKEN, Start, no_descriptors
-from tests.machines import Redis
+from tests.machines import Redis, patient
 
 
 def checked(
@@ -254,7 +254,8 @@ def test_check_redis(capsys: pytest.CaptureFixture[str], upstream: Standin) -> N
     """With C42_CACHE_URL, the check connects to Redis and tries each command."""
     redis = Redis()
     try:
-        status, said = checked(capsys, upstream, C42_CACHE_URL=redis.url)
+        url = patient(redis.url, PATIENCE)
+        status, said = checked(capsys, upstream, C42_CACHE_URL=url)
     finally:
         redis.kill()
     assert status == 0
@@ -277,7 +278,7 @@ def test_check_redis_without_a_right(
             ),
             "c42c:not-hushed@": "wrong or missing user or password",
         }.items():
-            url = redis.url.replace("//", f"//{user}")
+            url = patient(redis.url.replace("//", f"//{user}"), PATIENCE)
             status, said = checked(capsys, upstream, C42_CACHE_URL=url)
             assert (status, said.count("FAIL")) == (1, 1)
             address = f"127.0.0.1:{redis.port}"

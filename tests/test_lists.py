@@ -433,7 +433,7 @@ def test_a_list_has_one_time_out(inside: MakeInside, upstream: Standin) -> None:
     Its event gets a 504 too, without a call, and that 504 isn't cached.
     """
     service, (one, two), gate = (
-        inside(C42_TIMEOUT="0.5"),
+        inside(C42_TIMEOUT="2"),
         new_events(upstream, 2),
         Gate(),
     )
