@@ -229,14 +229,14 @@ class Call(Generic[T]):
         the next reply.
         """
         reply = Reply(response.status_code, response.headers, self._body)
-        if reply.status != 429:
-            self._read_body(response)
-            return reply
-        self._calls.pause.begin(reply.retry_after)
+        if reply.status == 429:
+            self._calls.pause.begin(reply.retry_after)
         try:
             self._read_body(response)
-        except FAILURES:  # the pause holds, whatever becomes of the body
-            return reply._replace(body=b"")
+        except FAILURES:
+            if reply.status != 429:
+                raise
+            return reply._replace(body=b"")  # the pause holds nevertheless
         return reply
 
     def _read_body(self, response: requests.Response) -> None:
