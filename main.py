@@ -219,8 +219,11 @@ def _check_cache_url(url: str) -> None:
     make_client(url)
 
 
-def _ask_redis(url: str) -> tuple[bool, str]:
-    """Tell whether this Redis can be used, with a line about it, for `--check`."""
+def _ask_redis(url: str) -> str:
+    """Return a line that says that this Redis can be used, for `--check`.
+
+    Raises ValueError that says why it can't.
+    """
     from sharing.check import check
 
     return check(url)

@@ -39,8 +39,8 @@ class Means(NamedTuple):
     read: Callable[[Mapping[str, str]], Settings]
     # Gets a path from Calendar42. Raises C42Error.
     ask_calendar42: Callable[[Settings, str], Reply]
-    # Tries the Redis at a URL; returns whether it can be used, and a line about it.
-    ask_redis: Callable[[str], tuple[bool, str]]
+    # Tries the Redis at a URL, and returns a line about it. Raises ValueError.
+    ask_redis: Callable[[str], str]
 
 
 def run(environ: Mapping[str, str], means: Means) -> int:
@@ -155,8 +155,9 @@ def _check_clock(date: str, asked: datetime, answered: datetime) -> Finding:
     return Finding(PASSED, line)
 
 
-def _check_redis(config: Settings, ask: Callable[[str], tuple[bool, str]]) -> Finding:
-    usable, line = ask(config.cache_url)
-    if usable:
-        return Finding(PASSED, f"redis: {line}")
-    return Finding(FAILED, f"redis: {line}; see C42_CACHE_URL")
+def _check_redis(config: Settings, ask: Callable[[str], str]) -> Finding:
+    try:
+        line = ask(config.cache_url)
+    except ValueError as error:
+        return Finding(FAILED, f"redis: {error}; see C42_CACHE_URL")
+    return Finding(PASSED, f"redis: {line}")

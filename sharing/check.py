@@ -1,32 +1,20 @@
 """Tries Redis once, for `python main.py --check`."""
 
-from typing import NamedTuple
-
 from sharing.client import probe
 from sharing.link import Link, Unavailable
 
 
-class RedisReport(NamedTuple):
-    """Whether Redis can be used, and a line that says so or why not."""
+def check(url: str) -> str:
+    """Ask Redis as a load would; return a line that says that it can be used.
 
-    usable: bool
-    line: str
-
-
-def check(url: str) -> RedisReport:
-    """Ask Redis as a load would, which uses each command that c42c needs.
-
-    The line never shows a password.
+    Raises ValueError that says why it can't, without a password.
     """
-    try:
-        link = Link(url, quiet=True)
-    except ValueError as error:
-        return RedisReport(False, str(error))
+    link = Link(url, quiet=True)
     try:
         link.ask(probe)
     except Unavailable as error:
-        return RedisReport(False, f"Redis at {link.address}: {error}")
+        raise ValueError(f"Redis at {link.address}: {error}") from None
     finally:
         link.close()
     rights = "all commands that c42c needs are permitted"
-    return RedisReport(True, f"connected to Redis at {link.address}; {rights}")
+    return f"connected to Redis at {link.address}; {rights}"
