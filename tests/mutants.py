@@ -107,7 +107,9 @@ _ARITHMETIC: dict[type[ast.operator], type[ast.operator]] = {
     ast.Div: ast.Mult,
 }
 
+# Arguments that say something to people, or state what holds anyway
 _WORDING = (
+    "strict",
     "help",
     "prog",
     "description",
@@ -219,7 +221,7 @@ def _changes(node: ast.expr | ast.stmt) -> Iterator[str]:
                     continue
                 kept = [each for each in keywords if each is not keyword]
                 yield unparse(ast.Call(function, arguments, kept))
-        case ast.Return(value) if value and unparse(value) != "None":
+        case ast.Return(value) if value and unparse(value) not in ("None", "False"):
             yield "return None"
         case ast.Break() | ast.Continue():
             yield "pass"
