@@ -137,8 +137,8 @@ class _Response(http.client.HTTPResponse):
         self.fp = io.BufferedReader(wire)
 
     def begin(self) -> None:
-        """Read status line and headers. Several lengths become one that is no number,
-        even if they are equal.
+        """Read status line and headers. Several lengths get one more that is no
+        number, even if they are equal.
 
         Its reader rejects that, but knows the status first: a 429 begins a pause.
         urllib3 would raise, too late to close the connection.
@@ -146,8 +146,7 @@ class _Response(http.client.HTTPResponse):
         super().begin()
         lengths = ",".join(self.headers.get_all("Content-Length", []))
         if "," in lengths:
-            del self.headers["Content-Length"]
-            self.headers["Content-Length"] = "several"
+            self.headers.add_header("Content-Length", "several")
 
 
 class _Connection(HTTPConnection):
