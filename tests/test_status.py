@@ -519,11 +519,14 @@ def test_history_is_kept_before_anyone_looks(start: Start, upstream: Standin) ->
     service, event_id = start(), new_id()
     upstream.add_event(event_id)
     service.event(event_id)
+    time.sleep(STEP + 0.5)
+    looked = time.monotonic()
     until(
         lambda: len(service.get("/status.json").json()["history"]["seconds_ago"]) > 1,
         "a sample",
         every=0.2,
     )
+    assert time.monotonic() - looked < STEP, "the look began it"
 
 
 # Instances

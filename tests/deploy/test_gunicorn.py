@@ -68,11 +68,14 @@ def test_answers_expire(
     for event_id in new_events(upstream, 4):
         assert service.event(event_id).status_code == 200
 
-    def entries() -> int:
+    def left() -> tuple[int, int]:
+        """Return how many events the workers loaded, and how many they still have."""
         answers = [service.get("/status.json").json() for _ in range(8)]
-        return sum(answer["cache"]["entries"] for answer in answers)
+        workers = {answer["instance"]: answer for answer in answers}
+        loaded = sum(each["outcomes"]["miss"] for each in workers.values())
+        return loaded, sum(each["cache"]["entries"] for each in workers.values())
 
-    until(lambda: entries() == 0, "the reapers to delete all answers")
+    until(lambda: left() == (4, 0), "the reapers to delete all answers")
 
 
 @BOTH
