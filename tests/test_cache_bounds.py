@@ -175,7 +175,10 @@ def test_entries_are_bounded_in_bytes(make: Make) -> None:
 
 
 def test_the_bound_in_bytes_is_exact(make: Make) -> None:
-    """Good answers take all of nine tenths of `max_bytes`, and not a byte more."""
+    """Good answers take all of nine tenths of `max_bytes`, and not a byte more.
+
+    One of them takes all of a tenth, and not a byte more.
+    """
     cache = make(max_bytes=100_000)
     keep_bytes(cache, "00", 1000)
     size = checked(cache).bytes
@@ -184,6 +187,8 @@ def test_the_bound_in_bytes_is_exact(make: Make) -> None:
         for number in range(20):
             keep_bytes(cache, f"{number:02}", 1000)
         assert len(cache) == room
+    assert keep_bytes(make(max_bytes=10 * size), "00", 1000).is_kept
+    assert not keep_bytes(make(max_bytes=10 * size - 1), "00", 1000).is_kept
 
 
 def test_keys_count(make: Make) -> None:
