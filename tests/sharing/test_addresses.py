@@ -17,7 +17,16 @@ from operations import settings
 from sharing.check import check
 from sharing.client import address, make_client
 from tests.fixtures import PATIENCE, ROOT, TOKEN, new_id, until
-from tests.machines import PASSWORD, VALUE, Make, MakeProxy, Redis, Said, silence
+from tests.machines import (
+    PASSWORD,
+    VALUE,
+    Make,
+    MakeProxy,
+    Redis,
+    Said,
+    patient,
+    silence,
+)
 
 
 class Secured(NamedTuple):
@@ -176,7 +185,7 @@ def test_removing_one_event(own_redis: Redis, machine: Make) -> None:
 
 def test_redis_is_checked(own_redis: Redis) -> None:
     """`check` says that Redis can be used, and where it is."""
-    line = check(set_user(own_redis, *RIGHTS))
+    line = check(patient(set_user(own_redis, *RIGHTS), PATIENCE))
     assert line == (
         f"connected to Redis at 127.0.0.1:{own_redis.port}; "
         "all commands that c42c needs are permitted"
@@ -194,7 +203,10 @@ def test_what_the_check_finds(
             f"redis://:{PASSWORD}@127.0.0.1:1",
             "Redis at 127.0.0.1:1: Connection refused",
         ),
-        (f"redis://u:{PASSWORD}@{here}", f"Redis at {here}: wrong or missing user or"),
+        (
+            patient(f"redis://u:{PASSWORD}@{here}", PATIENCE),
+            f"Redis at {here}: wrong or missing user or",
+        ),
         (f"redis://{hanging}", f"Redis at {hanging}: no reply in time"),
         (f"unix://:{PASSWORD}@/no", "Redis at /no: No such file or directory"),
         (f"redis://:{PASSWORD}@", "expected redis://"),
