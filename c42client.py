@@ -54,7 +54,7 @@ SLACK = 0.25  # seconds after the deadline: calls end at it, but name look-ups d
 SLOW = 2.0  # seconds after which a load is a warning in the log
 log = logging.getLogger("c42c.upstream")
 T = TypeVar("T")
-Outcome = tuple[str, Event | C42Error]  # the event's id, and what came of it
+Outcome = Event | C42Error  # what came of the load of an event
 
 
 class Session(requests.Session):
@@ -115,7 +115,7 @@ class Calls:
         """Begin a call, whose result is what `read` makes of its JSON."""
         call = Call[T](self, endpoint, f"{endpoint}/{rest}", attempt)
         try:
-            call.future = self._threads.submit(call.run, partial(call.load, read))
+            call.future = self._threads.submit(call.run, partial(call.get, read))
         except RuntimeError:
             message = "c42c can't start another thread (ulimit -u, TasksMax)"
             raise Exhausted(endpoint, message) from None
@@ -161,6 +161,15 @@ class Call(Generic[T]):
         except TimeoutError:
             raise self._late() from None
 
+    def _late(self) -> TimedOut:
+        timeout = self._calls.timeout
+        had_little_time = self._attempt.deadline - self._attempt.began < timeout / 2
+        return TimedOut(
+            self._endpoint,
+            f"Calendar42 did not answer within {timeout:g} seconds",
+            private=had_little_time,  # which says nothing about the event
+        )
+
     # What follows runs in the call's thread.
 
     def run(self, work: Callable[[], T]) -> T:
@@ -171,7 +180,7 @@ class Call(Generic[T]):
             self._calls.room.give_back(len(self._body))
             self._body = bytearray()
 
-    def load(self, read: Callable[[Any], T]) -> T:
+    def get(self, read: Callable[[Any], T]) -> T:
         """Return what `read` makes of the reply's JSON, except in a pause."""
         self._check_pause()
         if time.monotonic() >= self._attempt.deadline:
@@ -252,15 +261,6 @@ class Call(Generic[T]):
             if len(self._body) > limit:
                 return
 
-    def _late(self) -> TimedOut:
-        timeout = self._calls.timeout
-        had_little_time = self._attempt.deadline - self._attempt.began < timeout / 2
-        return TimedOut(
-            self._endpoint,
-            f"Calendar42 did not answer within {timeout:g} seconds",
-            private=had_little_time,  # which says nothing about the event
-        )
-
     def _refusal(self, reply: Reply) -> C42Error:
         """Return the error that Calendar42 sent."""
         body = self._calls.redactor.error_body(reply)
@@ -291,7 +291,7 @@ class Client:
 
     def fetch(
         self, event_ids: list[str], deadline: float, refresh: bool = False
-    ) -> Iterator[Outcome]:
+    ) -> Iterator[tuple[str, Outcome]]:
         """Yield each event, or a `C42Error`, as soon as it is known.
 
         All are known by `deadline`, a moment of `time.monotonic`, and `SLACK`. If the
@@ -329,9 +329,12 @@ class Client:
             self._report(event_id, its_error, attempt)
             yield event_id, its_error
 
-    def _load(self, event_ids: list[str], attempt: Attempt) -> Iterator[Outcome]:
-        """Yield each event with its answer or an error of its own; raise `C42Error` if
-        a call fails.
+    def _load(
+        self, event_ids: list[str], attempt: Attempt
+    ) -> Iterator[tuple[str, Outcome]]:
+        """Yield each event with its answer or an error of its own.
+
+        Raises `C42Error` if a call fails.
         """
         if len(event_ids) > PAGE or len(",".join(event_ids)) > MAX_URL_IDS:
             raise TooLarge(EVENTS_ENDPOINT, "too many ids for one call")
@@ -411,9 +414,7 @@ class Client:
         read = partial(payload.page, event_ids=event_ids)
         return self.calls.begin(SUBSCRIPTIONS_ENDPOINT, rest, attempt, read)
 
-    def _report(
-        self, event_id: str, outcome: Event | C42Error, attempt: Attempt
-    ) -> None:
+    def _report(self, event_id: str, outcome: Outcome, attempt: Attempt) -> None:
         if isinstance(outcome, Paused):
             return  # a pause has a log line of its own, and is no fault
         if isinstance(outcome, C42Error) and outcome.kind == FAULT:
@@ -445,7 +446,7 @@ def ask(config: Settings, path: str) -> Reply:
         return calls.ask(path, time.monotonic() + config.timeout)
 
 
-def _log_load(event_id: str, outcome: Event | C42Error, attempt: Attempt) -> None:
+def _log_load(event_id: str, outcome: Outcome, attempt: Attempt) -> None:
     """Log how the load of an event ended, and how long each of its calls took."""
     seconds = time.monotonic() - attempt.began
     calls = list(attempt.calls)  # some may still be under way
@@ -488,8 +489,9 @@ def _log_load(event_id: str, outcome: Event | C42Error, attempt: Attempt) -> Non
 
 
 def main(arguments: list[str], environ: Mapping[str, str] = os.environ) -> int:
-    """Print the merged answer of one event, or say on stderr what went wrong; return
-    the exit status.
+    """Print the merged answer of one event, or say on stderr what went wrong.
+
+    Returns the exit status.
     """
     parser = argparse.ArgumentParser(
         prog="python c42client.py", description="Print an event's title and attendees."

@@ -1,5 +1,7 @@
-"""Calendar42: its endpoints, the meaning of its replies, extraction from its JSON,
-errors, event ids, and connections whose calls end at a deadline.
+"""The rules of Calendar42.
+
+Its endpoints, what its replies mean, what is read from its JSON, errors, event ids, and
+connections whose calls end at a deadline.
 """
 
 from typing import Final, Literal, get_args

@@ -58,9 +58,7 @@ class Pause:
         return max(0.0, self._until - time.monotonic())
 
     def begin(self, retry_after: str) -> None:
-        """Begin the pause that a `Retry-After` asks for, or make the present one
-        longer.
-        """
+        """Begin the pause that a `Retry-After` asks for, or prolong the present one."""
         seconds = read_retry_after(retry_after, self._default)
         is_new = self.extend(time.monotonic() + seconds)
         if is_new:  # else a concurrent call has logged it
@@ -70,8 +68,9 @@ class Pause:
             )
 
     def extend(self, until: float) -> bool:
-        """Make the pause last until then (of `time.monotonic`) at least; return whether
-        there was none.
+        """Make the pause last at least until then, a moment of `time.monotonic`.
+
+        Returns whether there was none.
         """
         with self._lock:
             is_new = not self.left
@@ -80,8 +79,9 @@ class Pause:
 
 
 def read_retry_after(text: str, default: float) -> float:
-    """Return the seconds that a `Retry-After` asks for (RFC 9110, 10.2.3), `MAX_PAUSE`
-    at most, or `default` if it says nothing.
+    """Return the seconds that a `Retry-After` asks for (RFC 9110, 10.2.3).
+
+    They are `default` if it says nothing, and `MAX_PAUSE` at most.
     """
     seconds = default
     date = read_date(text)
@@ -93,9 +93,7 @@ def read_retry_after(text: str, default: float) -> float:
 
 
 def read_date(text: str) -> datetime | None:
-    """Read a date in one of its three forms (RFC 9110, 5.6.7); return None if it isn't
-    one.
-    """
+    """Return a date in one of its three forms (RFC 9110, 5.6.7), else None."""
     with suppress(OverflowError):  # a year or a time zone of twenty digits
         return parse_date(text)
     return None

@@ -1,5 +1,6 @@
-"""The errors of the client: `C42Error`, and subclasses for those that callers handle
-differently.
+"""The errors of the client.
+
+They are `C42Error`, and subclasses for those that callers handle differently.
 """
 
 from dataclasses import dataclass
@@ -49,8 +50,9 @@ class C42Error(Exception):
 
 @dataclass(eq=False)
 class Paused(C42Error):
-    """Calendar42 asked for a pause (429), now or earlier; no calls are made until it is
-    over.
+    """Calendar42 asked for a pause (429), now or earlier.
+
+    No calls are made until it is over.
     """
 
     message: str = "Calendar42 asked for a pause"

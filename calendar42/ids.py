@@ -14,8 +14,9 @@ class BadIds(ValueError):
 
 
 def validate_id(event_id: str) -> str:
-    """Return `event_id`, or raise `BadIds`: other characters could change the meaning
-    of a URL.
+    """Return `event_id` if it is one, else raise `BadIds`.
+
+    Other characters could change the meaning of a URL.
     """
     if not _EVENT_ID.fullmatch(event_id):
         raise BadIds(RULE)
@@ -23,8 +24,9 @@ def validate_id(event_id: str) -> str:
 
 
 def parse_list(values: list[str]) -> list[str]:
-    """Return the ids of `event_ids=a,b,c` or `event_ids=[a,b,c]`, given all `values` of
-    that parameter, which may come several times.
+    """Return the ids of `event_ids=a,b,c` or `event_ids=[a,b,c]`, else raise `BadIds`.
+
+    `values` are all of that parameter, which may come several times.
     """
     event_ids: list[str] = []
     for value in values:

@@ -42,8 +42,9 @@ class Page(NamedTuple):
 
 
 def events(body: Any, asked: Collection[str]) -> dict[str, Json]:
-    """Return the events of a reply by id; raise `TooLarge` if a list of them, `asked`
-    for, is not all there.
+    """Return the events of a reply by id.
+
+    Raises `TooLarge` if a list was `asked` for, and not all of it is there.
     """
     rows = _rows(EVENTS_ENDPOINT, body)
     total = _value(_COUNT, body)
@@ -60,8 +61,10 @@ def events(body: Any, asked: Collection[str]) -> dict[str, Json]:
 
 
 def title(events: dict[str, Json], event_id: str, asked: Collection[str]) -> str | None:
-    """Return the title of one of the `events` that came for the ids `asked` for; None
-    if it has none.
+    """Return the title of an event, None if it has none.
+
+    `events` are those that came for the ids `asked` for. Raises `C42Error` if it isn't
+    among them, or is deleted.
     """
     is_list = len(asked) > 1
     event = events.get(event_id)
@@ -80,8 +83,9 @@ def title(events: dict[str, Json], event_id: str, asked: Collection[str]) -> str
 
 
 def page(body: Any, event_ids: Collection[str]) -> Page:
-    """Return the names on a page of subscriptions to `event_ids`; those removed, blank
-    or null are left out.
+    """Return the names on a page of subscriptions to `event_ids`.
+
+    Those removed, blank or null are left out.
     """
     rows = _rows(SUBSCRIPTIONS_ENDPOINT, body)
     total = _value(_COUNT, body)
@@ -114,8 +118,9 @@ def page(body: Any, event_ids: Collection[str]) -> Page:
 
 
 def join(pages: list[Page]) -> list[tuple[str, str]] | None:
-    """Return event id and name of all subscriptions; None if the pages disagree, share
-    a row, or lack some rows.
+    """Return event id and name of all subscriptions.
+
+    Returns None if the pages disagree, share a row, or lack some rows.
     """
     total = pages[0].total
     row_ids: set[str] = set()

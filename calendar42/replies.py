@@ -1,5 +1,6 @@
-"""What a reply of Calendar42 means, as the README's table says, and how much memory
-replies may take.
+"""What a reply of Calendar42 means, and how much memory replies may take.
+
+The README has a table of what replies mean.
 """
 
 import errno
@@ -109,8 +110,10 @@ class Redactor:
         return redacted
 
     def error_body(self, reply: Reply) -> bytes:
-        """Return the part of an error's body to pass through: nothing if it contains
-        the token, or an escaped one, or is encoded in a way that nobody asked for.
+        """Return the part of an error's body to pass through.
+
+        It is nothing if the body contains the token, or an escaped one, or is encoded
+        in a way that nobody asked for.
         """
         coding = reply.headers.get("Content-Encoding", "")
         if coding.strip().lower() not in _UNDONE:

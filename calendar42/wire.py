@@ -137,11 +137,10 @@ class _Response(http.client.HTTPResponse):
         self.fp = io.BufferedReader(wire)
 
     def begin(self) -> None:
-        """Read status line and headers. Several lengths get one more that is no
-        number, even if they are equal.
+        """Read status line and headers, and give several lengths one that is no number.
 
-        Its reader rejects that, but knows the status first: a 429 begins a pause.
-        urllib3 would raise, too late to close the connection.
+        Whoever reads the body rejects that, but knows the status first: a 429 begins a
+        pause. urllib3 would raise, too late to close the connection.
         """
         super().begin()
         lengths = ",".join(self.headers.get_all("Content-Length", []))
@@ -179,8 +178,10 @@ class _Certificates(ssl.SSLContext):
     """
 
     def set_alpn_protocols(self, *_: Any) -> None:
-        """Do nothing: urllib3 calls this for each connection, and with a shared context
-        that can crash (cpython#141012).
+        """Do nothing.
+
+        urllib3 calls this for each connection, which can crash with a shared context
+        (cpython#141012).
         """
 
     def wrap_socket(  # type: ignore[override]
