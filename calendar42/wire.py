@@ -20,9 +20,10 @@ import threading
 import time
 from typing import Any
 
+from requests import PreparedRequest
 from requests.adapters import HTTPAdapter
 from requests.exceptions import InvalidSchema, InvalidURL
-from urllib3.connection import HTTPConnection, HTTPSConnection
+from urllib3.connection import HTTPConnection
 from urllib3.exceptions import HTTPError
 
 from calendar42 import Endpoint
@@ -83,10 +84,16 @@ class Adapter(HTTPAdapter):
 
     def __init__(self) -> None:
         super().__init__(pool_maxsize=MAX_KEPT)
+        self._certificates = _Certificates(ssl.PROTOCOL_TLS_CLIENT)
+        self._certificates.hostname_checks_common_name = False
 
-    def get_connection_with_tls_context(self, *args: Any, **options: Any) -> Any:
+    def get_connection_with_tls_context(
+        self, request: PreparedRequest, *args: Any, **options: Any
+    ) -> Any:
         """Return the pool of connections for a request."""
-        pool: Any = super().get_connection_with_tls_context(*args, **options)
+        pool: Any = super().get_connection_with_tls_context(request, *args, **options)
+        if str(request.url).startswith("https:"):
+            pool.conn_kw["ssl_context"] = self._certificates
         if not issubclass(pool.ConnectionCls, _Connection):
             pool.ConnectionCls = _with_deadlines(pool.ConnectionCls)
         return pool
@@ -163,8 +170,6 @@ class _Connection(HTTPConnection):
     def connect(self) -> None:
         this_call.is_over_kept = False
         socket.socket().close()  # raises EMFILE, which a name look-up doesn't
-        if isinstance(self, HTTPSConnection):
-            _share_certificates(self)
         super().connect()
         if this_call.left <= 0:  # looking up the name may have taken any time
             raise TimeoutError
@@ -176,6 +181,16 @@ class _Certificates(ssl.SSLContext):
 
     Those of one connection take 13 ms and 0.7 MiB, and `requests` reads them for each.
     """
+
+    _lock = threading.Lock()  # guards `_are_read`
+    _are_read = False
+
+    def load_verify_locations(self, *files: Any) -> None:
+        """Read the certificates, unless the first connection has done it."""
+        with self._lock:
+            if not self._are_read:
+                super().load_verify_locations(*files)
+                self._are_read = True
 
     def set_alpn_protocols(self, *_: Any) -> None:
         """Do nothing.
@@ -190,31 +205,6 @@ class _Certificates(ssl.SSLContext):
         """Shake hands by the deadline: the time-out of `sock` is that of connecting."""
         sock.settimeout(max(this_call.left, 0.001))
         return super().wrap_socket(sock, **options)
-
-
-_certificates_lock = threading.Lock()  # so that only the first connection reads them
-
-
-def _share_certificates(connection: HTTPSConnection) -> None:
-    """Replace the names of certificate files by a context that has read them."""
-    if connection.ssl_context:
-        return
-    if connection.proxy and connection.proxy.scheme == "https":
-        return  # the proxy's certificate is verified with these files too
-    files = connection.ca_certs
-    folder = connection.ca_cert_dir
-    with _certificates_lock:
-        connection.ssl_context = _read_certificates(files, folder)
-    connection.ca_certs = None
-    connection.ca_cert_dir = None
-
-
-@functools.cache
-def _read_certificates(files: str | None, folder: str | None) -> ssl.SSLContext:
-    context = _Certificates(ssl.PROTOCOL_TLS_CLIENT)
-    context.hostname_checks_common_name = False
-    context.load_verify_locations(files, folder)
-    return context
 
 
 def explain(endpoint: Endpoint, error: BaseException) -> C42Error:

@@ -13,7 +13,6 @@ from typing import Any
 import pytest
 import requests.adapters
 
-from calendar42 import wire
 from calendar42.calls import CallRecord
 from calendar42.errors import Exhausted
 from tests.fixtures import at_once, no_descriptors, until
@@ -60,7 +59,6 @@ def test_certificates_are_read_once(
         load_locations(context, *args, **kwargs)
 
     monkeypatch.setattr(ssl.SSLContext, "load_verify_locations", count)
-    wire._read_certificates.cache_clear()
     with Fickle(lambda is_first: True, trusted) as upstream:
         client = make(upstream.base_url)
         at_once(*[lambda: load(client)] * 8)
