@@ -10,6 +10,7 @@ from redis.connection import parse_url
 from redis.retry import Retry
 
 PATIENCE = 0.25  # seconds for one exchange, unless the URL has a `socket_timeout`
+_MAX_PATIENCE = 3600.0  # seconds, as those of C42_TIMEOUT
 _PROBE = Path(__file__).with_name("probe.lua").read_text()
 # Named like those that are used, of a scope that no instance has.
 _PROBE_KEYS = ("c42c:probe:answer:", "c42c:probe:lock:", "c42c:probe:pause")
@@ -33,6 +34,7 @@ _REASONS = (
     ("unknown command.{0,2}EVAL", "it has no EVAL, which c42c needs"),
     ("DENIED", "it takes local clients only (protected mode)"),
     ("max number of clients", "it has too many clients"),
+    ("DB index", "it has no such database"),
     ("ConnectionError", "it closed the connection"),
 )
 
@@ -40,18 +42,21 @@ _REASONS = (
 def make_client(url: str) -> redis.Redis:
     """Make a client that doesn't connect yet.
 
-    Raises ValueError, without showing the URL, if redis-py doesn't understand it, or
-    takes a part of the password for a path.
+    Raises ValueError, without showing the URL, if redis-py doesn't understand all of
+    it, or takes a part of the password for a path.
     """
     try:
         parts = urlsplit(url)
         # A password ends too early at `/`, `?` or `#`. The log would show the rest.
-        if "@" in parts.path + parts.query + parts.fragment:
+        if parts.fragment or "@" in parts.path + parts.query:
             raise ValueError("a password that isn't escaped")
+        is_socket = parts.scheme == "unix"
+        if not is_socket and not re.fullmatch("/?[0-9]*", parts.path):
+            raise ValueError("a database that is no number")  # redis-py would use 0
         options = parse_url(url)  # type: ignore[no-untyped-call]
         patience = options.get("socket_timeout", PATIENCE)
-        if patience <= 0:
-            raise ValueError("no time to wait for Redis")
+        if not 0 < patience <= _MAX_PATIENCE:  # it may be NaN
+            raise ValueError("no time to wait for Redis, or too much")
         client = redis.Redis.from_url(
             url,
             protocol=2,

@@ -208,6 +208,10 @@ def test_what_the_check_finds(
             f"Redis at {here}: wrong or missing user or",
         ),
         (f"redis://{hanging}", f"Redis at {hanging}: no reply in time"),
+        (
+            patient(f"redis://{here}/99", PATIENCE),
+            f"Redis at {here}: it has no such database",
+        ),
         (f"unix://:{PASSWORD}@/no", "Redis at /no: No such file or directory"),
         (f"redis://:{PASSWORD}@", "expected redis://"),
     ]:
@@ -234,7 +238,12 @@ def test_what_the_check_finds(
         "redis://:secret@localhost:70000",
         "redis://:secret@localhost?no_such_option=1",
         "redis://:secret@localhost?db=one",
+        "redis://localhost?password=se#cret",
+        "redis://localhost/secret",
+        "redis://:secret@localhost/-1",
         "redis://:secret@localhost?socket_timeout=0",
+        "redis://:secret@localhost?socket_timeout=nan",
+        "redis://:secret@localhost?socket_timeout=inf",
         "redis://:secret@localhost?ssl_ca_certs=/a.pem",  # only rediss:// has them
         "rediss://:secret@localhost?ssl_cert_reqs=always",
         "redis://[::1",
