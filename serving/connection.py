@@ -439,7 +439,7 @@ class Connection(asyncio.BufferedProtocol):
         while self._rest is not None and not self._blocked:
             self.transport.write(self._rest[:_PIECE])
             self.last_progress = self._server.loop.time()
-            self._rest = self._rest[_PIECE:] if len(self._rest) > _PIECE else None
+            self._rest = self._rest[_PIECE:] or None
         if self._blocked:
             self._unsent_size = self.transport.get_write_buffer_size()
         else:

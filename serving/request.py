@@ -74,9 +74,9 @@ def find_end(data: bytearray, start: int, limit: int) -> int | None:
     """
     stop = start + limit
     at = data.find(b"\r\n\r\n", start, stop)
-    if at >= 0:
+    if at != -1:
         return at + 4
-    has_line = data.find(b"\n", start, stop) >= 0
+    has_line = data.find(b"\n", start, stop) != -1
     is_tls = data.startswith(b"\x16", start)
     if has_line or is_tls:
         _match_line(data[start:stop])
