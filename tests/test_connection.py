@@ -186,6 +186,15 @@ def test_rejected(raw: bytes, status: int) -> None:
     assert {request.path for request in desk.seen} == {"/hit/a", "/miss"}
 
 
+def test_a_head_without_an_end() -> None:
+    """A head is rejected as soon as 32 KiB of it have arrived without its end."""
+    head = get(b"X: " + b"a" * 32768)[:32768]
+    wire = Wire(Desk()).send(head[:-1])
+    assert wire.received == b""
+    (answer,) = wire.send(head[-1:]).answers()
+    assert answer.status == 431
+
+
 MESSAGES = {
     "two spaces": "the request line is malformed",
     "version 2.0": "only HTTP/1.1 and HTTP/1.0 are supported",
