@@ -165,7 +165,8 @@ async def _accept_waiting(
 ) -> None:
     """Accept everybody who has connected. Otherwise they would be cut off."""
     loop = asyncio.get_running_loop()
-    with suppress(OSError):  # there is nobody left
+    # There is nobody left: the event loop has made the listener non-blocking.
+    with suppress(OSError):
         while True:
             client, _ = listener.accept()
             await loop.connect_accepted_socket(connect, client)

@@ -57,7 +57,6 @@ def _listen_at(
     except OSError as error:
         # Its own text repeats the address, which the caller knows.
         raise OSError(error.errno, os.strerror(error.errno or 0)) from None
-    listener.setblocking(False)
     return listener
 
 
@@ -81,7 +80,6 @@ def inherited_listeners(environ: Mapping[str, str]) -> list[socket.socket]:
         is_listening = listener.getsockopt(socket.SOL_SOCKET, socket.SO_ACCEPTCONN)
         if not (is_ip and is_stream and is_listening):
             raise OSError(errno.EINVAL, "systemd passed no listening TCP socket")
-        listener.setblocking(False)
         listeners.append(listener)
     return listeners
 
