@@ -6,7 +6,8 @@ RULE = "an event id is 1 to 128 letters, digits, hyphens and underscores"
 LIST_FORM = "expected ids separated by commas, such as ?event_ids=a,b,c"
 MAX_IDS = 100  # in a list: the largest page of Calendar42
 _EVENT_ID = re.compile(r"[A-Za-z0-9_-]{1,128}")
-_IN_BRACKETS = re.compile(r"\[([^\[\]]*)\]")  # as Calendar42 writes a list
+# In brackets, as Calendar42 writes a list, or without.
+_LIST = re.compile(r"\[([^\[\]]+)\]|([^\[\]]+)")
 
 
 class BadIds(ValueError):
@@ -30,10 +31,10 @@ def parse_list(values: list[str]) -> list[str]:
     """
     event_ids: list[str] = []
     for value in values:
-        in_brackets = _IN_BRACKETS.fullmatch(value)
-        text = in_brackets[1] if in_brackets else value
-        if not text or "[" in text or "]" in text:
+        found = _LIST.fullmatch(value)
+        if not found:
             raise BadIds(LIST_FORM)
+        text = found[1] or found[2]
         event_ids += text.split(",")
     if not event_ids:
         raise BadIds(LIST_FORM)
