@@ -114,11 +114,7 @@ class Calls:
     ) -> "Call[T]":
         """Begin a call, whose result is what `read` makes of its JSON."""
         call = Call[T](self, endpoint, f"{endpoint}/{rest}", attempt)
-        try:
-            call.future = self._threads.submit(call.run, partial(call.get, read))
-        except RuntimeError:
-            message = "c42c can't start another thread (ulimit -u, TasksMax)"
-            raise Exhausted(endpoint, message) from None
+        self._begin(call, partial(call.get, read))
         return call
 
     def ask(self, path: str, deadline: float) -> Reply:
@@ -127,8 +123,19 @@ class Calls:
         Raises `C42Error` if no whole reply comes by the deadline.
         """
         call = Call[Reply](self, EVENTS_ENDPOINT, path, Attempt(deadline))
-        call.future = self._threads.submit(call.run, call.send)
+        self._begin(call, call.send)
         return call.wait()
+
+    def _begin(self, call: "Call[T]", work: Callable[[], T]) -> None:
+        try:
+            call.future = self._threads.submit(call.run, work)
+        except RuntimeError:
+            call.is_given_up = True  # it is queued all the same
+            raise Exhausted(
+                call.endpoint,
+                "c42c can't start another thread (ulimit -u, TasksMax)",
+                trouble="no thread can be started",
+            ) from None
 
     def close(self, wait: bool = False) -> None:
         """Close the connections, once active calls have ended; `wait` for those.
@@ -147,8 +154,9 @@ class Call(Generic[T]):
     def __init__(
         self, calls: Calls, endpoint: Endpoint, path: str, attempt: Attempt
     ) -> None:
+        self.endpoint = endpoint
+        self.is_given_up = False
         self._calls = calls
-        self._endpoint = endpoint
         self._path = path
         self._attempt = attempt
         self._body = bytearray()
@@ -165,7 +173,7 @@ class Call(Generic[T]):
         timeout = self._calls.timeout
         had_little_time = self._attempt.deadline - self._attempt.began < timeout / 2
         return TimedOut(
-            self._endpoint,
+            self.endpoint,
             f"Calendar42 did not answer within {timeout:g} seconds",
             private=had_little_time,  # which says nothing about the event
         )
@@ -174,6 +182,8 @@ class Call(Generic[T]):
 
     def run(self, work: Callable[[], T]) -> T:
         """Do the work, and then give back the room that the reply took."""
+        if self.is_given_up:
+            raise self._late()
         try:
             return work()
         finally:
@@ -192,12 +202,12 @@ class Call(Generic[T]):
             reply = self.send(needs_new=True)
         if 400 <= reply.status <= 599:
             raise self._refusal(reply)
-        return read(read_json(self._endpoint, reply))
+        return read(read_json(self.endpoint, reply))
 
     def _check_pause(self) -> None:
         pause_left = self._calls.pause.left
         if pause_left:
-            raise Paused(self._endpoint, retry_after=pause_left)
+            raise Paused(self.endpoint, retry_after=pause_left)
 
     def send(self, needs_new: bool = False) -> Reply:
         """Send a request and read its reply; record what became of it."""
@@ -222,12 +232,12 @@ class Call(Generic[T]):
             if this_call.left <= 0:
                 trouble = "timed out"
                 raise self._late() from None
-            failure = explain(self._endpoint, error)
+            failure = explain(self.endpoint, error)
             trouble = failure.trouble
             raise failure from None
         finally:
             seconds = round(time.monotonic() - began, 4)
-            record = CallRecord(self._endpoint, status, seconds, trouble)
+            record = CallRecord(self.endpoint, status, seconds, trouble)
             self._attempt.calls.append(record)
             self._calls.on_call(record)
 
@@ -267,10 +277,10 @@ class Call(Generic[T]):
         if reply.status == 429:
             retry_after = max(self._calls.pause.left, 0.001)
             return Paused(
-                self._endpoint, upstream_status=429, body=body, retry_after=retry_after
+                self.endpoint, upstream_status=429, body=body, retry_after=retry_after
             )
         return C42Error(
-            self._endpoint,
+            self.endpoint,
             f"Calendar42 answered {reply.status}",
             status=reply.status,
             upstream_status=reply.status,

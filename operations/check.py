@@ -101,7 +101,7 @@ def _hint(error: C42Error, config: Settings) -> str:
         see = "C42_BASE_URL, C42_TIMEOUT, proxies and firewalls"
         return f"within {config.timeout:g} s; see {see}"
     if isinstance(error, Exhausted):
-        see = "ulimit -n"
+        see = "ulimit -a"
     elif "certificate" in error.trouble:
         see = "C42_BASE_URL, REQUESTS_CA_BUNDLE and the clock"
     else:

@@ -64,6 +64,9 @@ class Link:
         try:
             exchange = self._threads.submit(self._exchange, client, question)
         except RuntimeError:
+            with self._lock:
+                # The question is queued all the same, but not asked of an old client.
+                self._client = make_client(self._url)
             raise Unavailable("no thread can be started") from None
         try:
             answer = exchange.result(self._patience)

@@ -167,7 +167,7 @@ def test_check_without_descriptors(capsys: pytest.CaptureFixture[str]) -> None:
         status, said = checked(capsys, C42_BASE_URL="http://127.0.0.1:1/")
     assert status == 1
     assert (
-        "FAIL  answer: none from 127.0.0.1:1 (Too many open files); see ulimit -n"
+        "FAIL  answer: none from 127.0.0.1:1 (Too many open files); see ulimit -a"
         in said
     )
 

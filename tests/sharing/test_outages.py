@@ -385,18 +385,23 @@ def test_a_system_that_allows_no_more_threads(
     said: Said,
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    """If no thread can be started to ask Redis, loads go on, and that's no loss."""
-    one = machine(shared_redis.url)
+    """If no thread can be started to ask Redis, loads go on, and that's no loss.
+
+    No lock is taken later, when nobody waits for it any more.
+    """
+    one = machine(shared_redis.url, patience=PATIENCE)
 
     def refuse(thread: threading.Thread) -> None:
         raise RuntimeError("can't start new thread")
 
     with monkeypatch.context() as context:
         context.setattr(threading.Thread, "start", refuse)
-        assert one.ask(new_id()).value == VALUE
+        assert one.ask(alone := new_id()).value == VALUE
     assert (one.shares, said("is lost")) == (True, 0)
     one.ask(new_id())
     assert tuple(one.tier.snapshot().values()) == (0, 0, 1, 1, True)
+    with shared_redis.client() as client:
+        assert not client.exists(one.lock(alone))
 
 
 def test_a_name_whose_first_address_is_dead(

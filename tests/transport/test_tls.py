@@ -200,8 +200,12 @@ def test_no_threads(
     with monkeypatch.context() as patch:
         patch.setattr(threading.Thread, "start", refuse)
         error = load(client)
+        with pytest.raises(Exhausted):
+            ask(client)
     assert isinstance(error, Exhausted)
     assert str(error) == "c42c can't start another thread (ulimit -u, TasksMax)"
     assert (error.status, error.kind, error.retry_after) == (503, "fault", 1.0)
     assert [record.levelno for record in caplog.records] == [logging.ERROR]
-    assert records == []
+    with no_reply("Connection refused"):
+        ask(client)
+    assert len(records) == 1
