@@ -2,7 +2,6 @@
 
 import re
 from pathlib import Path
-from urllib.parse import urlsplit
 
 import redis
 from redis.backoff import NoBackoff
@@ -11,6 +10,9 @@ from redis.retry import Retry
 
 PATIENCE = 0.25  # seconds for one exchange, unless the URL has a `socket_timeout`
 _MAX_PATIENCE = 3600.0  # seconds, as those of C42_TIMEOUT
+# A password ends too early at `/`, `?` or `#`, and the log would show the rest. For a
+# database that is no number, redis-py would use 0.
+_FORM = re.compile("(rediss?://[^/?#]*(/[0-9]*)?|unix://[^/?#]*/[^?#@]*)([?][^#@]*)?")
 _PROBE = Path(__file__).with_name("probe.lua").read_text()
 # Named like those that are used, of a scope that no instance has.
 _PROBE_KEYS = ("c42c:probe:answer:", "c42c:probe:lock:", "c42c:probe:pause")
@@ -46,13 +48,8 @@ def make_client(url: str) -> redis.Redis:
     it, or takes a part of the password for a path.
     """
     try:
-        parts = urlsplit(url)
-        # A password ends too early at `/`, `?` or `#`. The log would show the rest.
-        if parts.fragment or "@" in parts.path + parts.query:
-            raise ValueError("a password that isn't escaped")
-        is_socket = parts.scheme == "unix"
-        if not is_socket and not re.fullmatch("/?[0-9]*", parts.path):
-            raise ValueError("a database that is no number")  # redis-py would use 0
+        if not _FORM.fullmatch(url):
+            raise ValueError("redis-py would misread it")
         options = parse_url(url)  # type: ignore[no-untyped-call]
         patience = options.get("socket_timeout", PATIENCE)
         if not 0 < patience <= _MAX_PATIENCE:  # it may be NaN
