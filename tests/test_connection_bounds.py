@@ -8,6 +8,7 @@ import pytest
 
 from serving.interface import Serialized
 from serving.limits import Limits
+from serving.unsent import UnsentAnswers
 from tests.test_connection import HIT, MISS, get
 from tests.wire import Desk, Wire
 
@@ -155,6 +156,34 @@ def test_untaken_answers_are_bounded() -> None:
         wire.take(20_000)
         wire.run()
     assert sum(len(wire.answers()) for wire in wires if not wire.aborted) == 14
+
+
+class Slow:
+    """A client that takes nothing of its answer."""
+
+    def __init__(self, unsent: UnsentAnswers, last_progress: float) -> None:
+        self.last_progress = last_progress
+        self.dropped = False
+        self._unsent = unsent
+
+    def drop(self) -> None:
+        """Disconnect it."""
+        self.dropped = True
+        self._unsent.remove(self)
+
+
+def test_untaken_answers_may_take_all_of_their_bound() -> None:
+    """Nobody is dropped while untaken answers take no more than their bound.
+
+    When they take more, no more clients are dropped than free a sixteenth of it.
+    """
+    unsent = UnsentAnswers(160)
+    clients = [Slow(unsent, last_progress) for last_progress in range(17)]
+    for client in clients[:16]:
+        unsent.add(client, bytes(10))
+    assert not any(client.dropped for client in clients)
+    unsent.add(clients[16], bytes(10))
+    assert [client.last_progress for client in clients if client.dropped] == [0, 1]
 
 
 def test_a_very_large_answer_is_sent() -> None:
