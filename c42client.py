@@ -107,14 +107,14 @@ class Calls:
         self.redactor = Redactor(token)
         self.session = Session(base_url, token)
         self.room = Room(MAX_BODIES)
-        self._threads = ThreadPoolExecutor(MAX_CALLS, thread_name_prefix="c42c-call")
+        self.threads = ThreadPoolExecutor(MAX_CALLS, thread_name_prefix="c42c-call")
 
     def begin(
         self, endpoint: Endpoint, rest: str, attempt: Attempt, read: Callable[[Any], T]
     ) -> "Call[T]":
         """Begin a call, whose result is what `read` makes of its JSON."""
         call = Call[T](self, endpoint, f"{endpoint}/{rest}", attempt)
-        self._begin(call, partial(call.get, read))
+        call.begin(partial(call.get, read))
         return call
 
     def ask(self, path: str, deadline: float) -> Reply:
@@ -123,26 +123,15 @@ class Calls:
         Raises `C42Error` if no whole reply comes by the deadline.
         """
         call = Call[Reply](self, EVENTS_ENDPOINT, path, Attempt(deadline))
-        self._begin(call, call.send)
+        call.begin(call.send)
         return call.wait()
-
-    def _begin(self, call: "Call[T]", work: Callable[[], T]) -> None:
-        try:
-            call.future = self._threads.submit(call.run, work)
-        except RuntimeError:
-            call.is_given_up = True  # it is queued all the same
-            raise Exhausted(
-                call.endpoint,
-                "c42c can't start another thread (ulimit -u, TasksMax)",
-                trouble="no thread can be started",
-            ) from None
 
     def close(self, wait: bool = False) -> None:
         """Close the connections, once active calls have ended; `wait` for those.
 
         No further calls can be made.
         """
-        self._threads.shutdown(wait=wait)
+        self.threads.shutdown(wait=wait)
         self.session.close()
 
 
@@ -154,12 +143,23 @@ class Call(Generic[T]):
     def __init__(
         self, calls: Calls, endpoint: Endpoint, path: str, attempt: Attempt
     ) -> None:
-        self.endpoint = endpoint
-        self.is_given_up = False
         self._calls = calls
+        self._endpoint = endpoint
         self._path = path
         self._attempt = attempt
         self._body = bytearray()
+
+    def begin(self, work: Callable[[], T]) -> None:
+        """Have a thread do the work."""
+        try:
+            self.future = self._calls.threads.submit(self.run, work)
+        except RuntimeError:
+            self._attempt.deadline = 0.0  # else it's done later: it is in the queue
+            raise Exhausted(
+                self._endpoint,
+                "c42c can't start another thread (ulimit -u, TasksMax)",
+                trouble="no thread can be started",
+            ) from None
 
     def wait(self) -> T:
         """Return the result, or raise `C42Error`, by the deadline and `SLACK`."""
@@ -173,7 +173,7 @@ class Call(Generic[T]):
         timeout = self._calls.timeout
         had_little_time = self._attempt.deadline - self._attempt.began < timeout / 2
         return TimedOut(
-            self.endpoint,
+            self._endpoint,
             f"Calendar42 did not answer within {timeout:g} seconds",
             private=had_little_time,  # which says nothing about the event
         )
@@ -181,8 +181,8 @@ class Call(Generic[T]):
     # What follows runs in the call's thread.
 
     def run(self, work: Callable[[], T]) -> T:
-        """Do the work, and then give back the room that the reply took."""
-        if self.is_given_up:
+        """Do the work, unless it's too late, and give back what room the reply took."""
+        if time.monotonic() >= self._attempt.deadline:
             raise self._late()
         try:
             return work()
@@ -193,8 +193,6 @@ class Call(Generic[T]):
     def get(self, read: Callable[[Any], T]) -> T:
         """Return what `read` makes of the reply's JSON, except in a pause."""
         self._check_pause()
-        if time.monotonic() >= self._attempt.deadline:
-            raise self._late()
         try:
             reply = self.send()
         except KeptConnectionClosed:
@@ -202,12 +200,12 @@ class Call(Generic[T]):
             reply = self.send(needs_new=True)
         if 400 <= reply.status <= 599:
             raise self._refusal(reply)
-        return read(read_json(self.endpoint, reply))
+        return read(read_json(self._endpoint, reply))
 
     def _check_pause(self) -> None:
         pause_left = self._calls.pause.left
         if pause_left:
-            raise Paused(self.endpoint, retry_after=pause_left)
+            raise Paused(self._endpoint, retry_after=pause_left)
 
     def send(self, needs_new: bool = False) -> Reply:
         """Send a request and read its reply; record what became of it."""
@@ -232,12 +230,12 @@ class Call(Generic[T]):
             if this_call.left <= 0:
                 trouble = "timed out"
                 raise self._late() from None
-            failure = explain(self.endpoint, error)
+            failure = explain(self._endpoint, error)
             trouble = failure.trouble
             raise failure from None
         finally:
             seconds = round(time.monotonic() - began, 4)
-            record = CallRecord(self.endpoint, status, seconds, trouble)
+            record = CallRecord(self._endpoint, status, seconds, trouble)
             self._attempt.calls.append(record)
             self._calls.on_call(record)
 
@@ -277,10 +275,10 @@ class Call(Generic[T]):
         if reply.status == 429:
             retry_after = max(self._calls.pause.left, 0.001)
             return Paused(
-                self.endpoint, upstream_status=429, body=body, retry_after=retry_after
+                self._endpoint, upstream_status=429, body=body, retry_after=retry_after
             )
         return C42Error(
-            self.endpoint,
+            self._endpoint,
             f"Calendar42 answered {reply.status}",
             status=reply.status,
             upstream_status=reply.status,
