@@ -16,7 +16,6 @@ from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import closing
 from dataclasses import replace
 from functools import partial
-from http.cookiejar import DefaultCookiePolicy
 from typing import Any, Generic, TypeVar
 
 import requests
@@ -71,7 +70,6 @@ class Session(requests.Session):
         self.proxies = found["proxies"]
         self.verify = found["verify"]
         self.trust_env = False
-        self.cookies.set_policy(DefaultCookiePolicy(allowed_domains=[]))
         self.headers["Authorization"] = f"Token {token}"
         self.headers["Accept"] = "application/json"
         self.headers["Content-Type"] = "application/json"

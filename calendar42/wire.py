@@ -144,15 +144,18 @@ class _Response(http.client.HTTPResponse):
         self.fp = io.BufferedReader(wire)
 
     def begin(self) -> None:
-        """Read status line and headers, and give several lengths one that is no number.
+        """Read status line and headers, and leave out what its readers can't take.
 
-        Whoever reads the body rejects that, but knows the status first: a 429 begins a
-        pause. urllib3 would raise, too late to close the connection.
+        Several lengths get one that is no number. Whoever reads the body rejects that,
+        but knows the status first: a 429 begins a pause. urllib3 would raise, too late
+        to close the connection. Odd cookies would lead to a warning that quotes them.
         """
         super().begin()
         lengths = ",".join(self.headers.get_all("Content-Length", []))
         if "," in lengths:
             self.headers.add_header("Content-Length", "several")
+        del self.headers["Set-Cookie"]
+        del self.headers["Set-Cookie2"]
 
 
 class _Connection(HTTPConnection):

@@ -39,6 +39,7 @@ WHOLE = {
         b"{}",
     ),
     "identity": (answer(b"{}", b"Content-Encoding: identity"), b"{}"),
+    "an odd cookie": (answer(b"{}", b"Set-Cookie: a=b; Max-Age=" + b"9" * 400), b"{}"),
     "no gzip needed": (answer(b"", b"Content-Encoding: gzip"), b""),
     "100 first": (b"HTTP/1.1 100 Continue\r\n\r\n" + REPLY, b"{}"),
     "lines that end in LF": (REPLY.replace(b"\r\n", b"\n"), b"{}"),
