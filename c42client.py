@@ -517,18 +517,12 @@ def main(arguments: list[str], environ: Mapping[str, str] = os.environ) -> int:
     if isinstance(outcome, C42Error):
         print(outcome, file=sys.stderr)
         return 1
-    print(_printable(outcome), flush=True)
-    return 0
-
-
-def _printable(event: Event) -> str:
-    """Return JSON, with escapes if stdout can't print all of it."""
-    text = json.dumps(event._asdict(), ensure_ascii=False)
+    event = outcome._asdict()
     try:
-        text.encode(sys.stdout.encoding)
-    except UnicodeEncodeError:
-        return json.dumps(event._asdict())
-    return text
+        print(json.dumps(event, ensure_ascii=False), flush=True)
+    except UnicodeEncodeError:  # stdout can't print all of it
+        print(json.dumps(event), flush=True)
+    return 0
 
 
 if __name__ == "__main__":
