@@ -19,6 +19,7 @@ from functools import partial
 from typing import Any, Generic, TypeVar
 
 import requests
+from requests.auth import AuthBase
 
 from calendar42 import (
     EVENTS_ENDPOINT,
@@ -56,6 +57,17 @@ T = TypeVar("T")
 Outcome = Event | C42Error  # what came of the load of an event
 
 
+class TokenAuth(AuthBase):
+    """Sends the token as Calendar42 wants it."""
+
+    def __init__(self, token: str) -> None:
+        self._token = token
+
+    def __call__(self, request: requests.PreparedRequest) -> requests.PreparedRequest:
+        request.headers["Authorization"] = f"Token {self._token}"
+        return request
+
+
 class Session(requests.Session):
     """Sends what every call sends, and keeps connections.
 
@@ -70,7 +82,7 @@ class Session(requests.Session):
         self.proxies = found["proxies"]
         self.verify = found["verify"]
         self.trust_env = False
-        self.headers["Authorization"] = f"Token {token}"
+        self.auth = TokenAuth(token)
         self.headers["Accept"] = "application/json"
         self.headers["Content-Type"] = "application/json"
         self.headers["Accept-Encoding"] = "gzip"
@@ -161,9 +173,9 @@ class Call(Generic[T]):
 
     def wait(self) -> T:
         """Return the result, or raise `C42Error`, by the deadline and `SLACK`."""
-        left = self._attempt.deadline - time.monotonic()
+        left = self._attempt.deadline + SLACK - time.monotonic()
         try:
-            return self.future.result(max(left, 0.0) + SLACK)
+            return self.future.result(max(left, 0.0))
         except TimeoutError:
             raise self._late() from None
 
@@ -320,14 +332,10 @@ class Client:
         is_list = len(event_ids) > 1
         may_be_about_one = error.kind == NEGATIVE or isinstance(error, TooLarge)
         if is_list and may_be_about_one:
-            count = len(left)
-            log.info(
-                "a list of %d events failed (%s): asking for its halves", count, error
-            )
-            middle = (count + 1) // 2
-            for half in (left[:middle], left[middle:]):
-                if half:
-                    yield from self.fetch(half, deadline, refresh)
+            line = "a list of %d events failed (%s): asking for its halves"
+            log.info(line, len(event_ids), error)
+            for half in _halves(left):
+                yield from self.fetch(half, deadline, refresh)
             return
         is_private = error.private or (is_list and not isinstance(error, Paused))
         for event_id in left:
@@ -357,7 +365,8 @@ class Client:
             return
         known = [event_id for event_id in event_ids if event_id in events]
         if known != event_ids:
-            # An unknown id may have made Calendar42 ignore its filter.
+            # An unknown id may have made Calendar42 ignore its filter. Nobody waits for
+            # the first call any more.
             page_call = self._begin_page(known, 0, attempt)
         names = self._names(known, page_call, attempt)
         for event_id, title in titles.items():
@@ -450,6 +459,13 @@ def ask(config: Settings, path: str) -> Reply:
     """Get one path as it is, within the time-out; raise `C42Error` if that fails."""
     with closing(client_for(config, Pause(0)).calls) as calls:
         return calls.ask(path, time.monotonic() + config.timeout)
+
+
+def _halves(event_ids: list[str]) -> list[list[str]]:
+    """Return both halves of a list, or one if it is a single event."""
+    middle = (len(event_ids) + 1) // 2
+    halves = [event_ids[:middle], event_ids[middle:]]
+    return [half for half in halves if half]
 
 
 def _log_load(event_id: str, outcome: Outcome, attempt: Attempt) -> None:

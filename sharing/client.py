@@ -13,11 +13,14 @@ _MAX_PATIENCE = 3600.0  # seconds, as those of C42_TIMEOUT
 # A password ends too early at `/`, `?` or `#`, and the log would show the rest. For a
 # database that is no number, redis-py would use 0.
 _FORM = re.compile("(rediss?://[^/?#]*(/[0-9]*)?|unix://[^/?#]*/[^?#@]*)([?][^#@]*)?")
+# The commands that Redis's user needs, SELECT only for another database than 0.
+COMMANDS = ("EVAL", "GET", "SET", "DEL", "PTTL", "PEXPIREAT", "TIME", "SELECT")
 _PROBE = Path(__file__).with_name("probe.lua").read_text()
 # Named like those that are used, of a scope that no instance has.
 _PROBE_KEYS = ("c42c:probe:answer:", "c42c:probe:lock:", "c42c:probe:pause")
 # What an error's class or text contains, and what is said of it. The text itself is
 # never shown: what answers may not be a Redis, and may send the password back.
+_NO_COMMAND = rf"(?:permissions to|can't) run .*'({'|'.join(COMMANDS)})' command"
 _REASONS = (
     (
         "NoPermission|NOPERM|can't (run|access)",
@@ -100,6 +103,9 @@ def reason_for(error: BaseException) -> str:
     if isinstance(error, redis.ConnectionError) and isinstance(cause, OSError):
         return cause.strerror or type(cause).__name__
     said = f"{type(error).__name__}: {error}"
+    command = re.search(_NO_COMMAND, said, re.IGNORECASE)
+    if command:
+        return f"its user may not run {command[1].upper()}"
     for pattern, reason in _REASONS:
         if re.search(pattern, said):
             return reason
