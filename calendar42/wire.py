@@ -244,6 +244,7 @@ _REASONS: tuple[tuple[type[BaseException], str], ...] = (
     (http.client.RemoteDisconnected, "sent no whole answer"),
     (http.client.IncompleteRead, "sent no whole answer"),
     (ssl.SSLEOFError, "broke off"),
+    (ssl.SSLZeroReturnError, "broke off"),
     (UnicodeError, "not a host name"),
 )
 
