@@ -2,6 +2,7 @@
 
 import itertools
 import json
+import math
 import random
 import re
 from collections.abc import Iterator
@@ -151,13 +152,15 @@ def test_only_hits_are_answered_at_once(inside: MakeInside, upstream: Standin) -
     get = f"GET {PREFIX}{event_id} HTTP/1.1\r\nHost: c42c\r\n\r\n".encode()
     fast_path = service.components.find_fast_path(parse(get))
     assert fast_path
-    for seconds, fresh in (
-        (0.0, False),
-        (0.0, True),
-        (251.999999, True),
-        (0.000001, False),
+    began = service.clock.now
+    expiry = began + 252.0
+    for now, fresh in (
+        (began, False),
+        (began, True),
+        (math.nextafter(expiry, began), True),
+        (expiry, False),
     ):
-        service.clock.now += seconds
+        service.clock.now = now
         assert bool(fast_path()) == fresh
         service.event(event_id)
     assert upstream.calls("events") == 2

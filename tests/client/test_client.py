@@ -270,7 +270,8 @@ def test_all_replies_have_a_common_limit(
     with ThreadPoolExecutor() as pool:
         waiting = [pool.submit(failure, client, event_id, 5) for event_id in slow]
         errors = sorted((one.result() for one in waiting), key=attrgetter("status"))
-    assert [error.status for error in errors] == [503, 504, 504]
+    statuses = [error.status for error in errors]
+    assert statuses in ([503, 504, 504], [503, 503, 504]), "two may exceed it at once"
     error = errors[0]
     assert isinstance(error, Exhausted)
     assert str(error) == "c42c is reading too many large replies of Calendar42 at once"

@@ -178,11 +178,16 @@ def test_nothing_outlives_its_time_in_a_list(
     there, missing = new_id(), new_id()
     first.ask(there)
     first.answer = second.answer = lambda: Loaded(VALUE, OK, 252.0)
+    assert first.entered.acquire(timeout=PATIENCE)
     loading = second if loader == "here" else first
     loading.gate = threading.Event()
-    alone = pool.submit(first.ask, missing) if loader == "elsewhere" else None
+    alone = None
+    if loader == "elsewhere":
+        alone = pool.submit(first.ask, missing)
+        assert first.entered.acquire(timeout=PATIENCE)
     listed = pool.submit(second.ask_many, [there, missing])
-    assert loading.entered.acquire(timeout=PATIENCE)
+    if loader == "here":
+        assert second.entered.acquire(timeout=PATIENCE)
     until(lambda: second.cache.get(there), "the answer from Redis")
     until(lambda: not (first.cache.get(there) or second.cache.get(there)), "its end")
     assert not listed.done()
