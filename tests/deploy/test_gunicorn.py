@@ -96,5 +96,6 @@ def test_without_a_token(upstream: Standin) -> None:
     """Without a token, gunicorn ends, and its log says what is missing."""
     service = Gunicorn(upstream, C42_TOKEN="")
     with started(service, ready=False):
-        assert service.process.wait(20) == 3
+        # 1 if gunicorn hears of the second worker while it ends because of the first.
+        assert service.process.wait(20) in (1, 3)
         assert "C42_TOKEN is missing: expected Calendar42's token" in service.log
