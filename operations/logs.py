@@ -118,7 +118,6 @@ class _Writer(QueueListener):
         with suppress(OSError, ValueError):  # nobody can read it any more
             if sys.stderr:  # None if it was closed when Python started
                 sys.stderr.write(f"{record.msg}\n")
-                sys.stderr.flush()
         self.written += len(record.msg)
 
 

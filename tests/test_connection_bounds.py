@@ -186,6 +186,21 @@ def test_untaken_answers_may_take_all_of_their_bound() -> None:
     assert [client.last_progress for client in clients if client.dropped] == [0, 1]
 
 
+def test_an_answer_of_several_clients_counts_once() -> None:
+    """One answer that goes to several clients counts until the last has taken it."""
+    unsent = UnsentAnswers(25)
+    clients = [Slow(unsent, last_progress) for last_progress in range(3)]
+    shared = bytes(20)
+    for client in clients:
+        unsent.add(client, shared)
+    for client in clients[:2]:
+        unsent.remove(client)
+    assert not any(client.dropped for client in clients)
+    late = Slow(unsent, 3)
+    unsent.add(late, bytes(10))
+    assert (clients[2].dropped, late.dropped) == (True, False)
+
+
 def test_a_very_large_answer_is_sent() -> None:
     """An answer over the bound is sent: other clients are dropped, not its own."""
     desk = Desk(
