@@ -21,6 +21,7 @@ MAX_BODIES = 64 * 2**20  # bytes of all replies that are being read
 MAX_ERROR_BODY = 8 * 2**10  # bytes of an error that are passed through
 # Content-Encodings that `requests` undoes, though only gzip was asked for.
 _UNDONE = frozenset({"", "identity", "gzip", "x-gzip", "deflate"})
+_NESTED = 5  # levels of escaping that are undone
 _ESCAPES = re.compile(r"[\\&%\0]")  # a text without these has nothing escaped
 Text = TypeVar("Text", str, str | None)
 
@@ -136,7 +137,7 @@ class Redactor:
 
 def _plain(text: str) -> str:
     """Undo escaping in JSON, HTML and URLs, even if nested."""
-    for _ in range(5):
+    for _ in range(_NESTED):
         text = re.sub(r"(?<!\\)\\+(?:u00|x)([0-9a-fA-F]{2})", _character, text)
         text = unquote(html.unescape(text)).replace("\0", "")
     return text.replace("\\", "")

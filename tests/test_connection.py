@@ -700,6 +700,10 @@ def test_clients_that_take_nothing_are_dropped() -> None:
         desk.tick(0.5)
         assert (stuck.aborted, slow.aborted) == (True, False)
     assert stuck.reset
+    desk.tick(29.5)
+    assert not slow.aborted
+    desk.tick(0.5)
+    assert slow.aborted, "it has taken nothing more"
 
 
 def test_after_the_last_answer() -> None:
