@@ -190,6 +190,16 @@ def test_redis_is_checked(own_redis: Redis) -> None:
     assert re.fullmatch(version, line)
 
 
+def test_an_old_redis_is_checked() -> None:
+    """A Redis that can't tell its version, since it lacks HELLO, is taken for 5."""
+    server = Redis("--rename-command", "HELLO", "")
+    try:
+        line = check(patient(server.url, PATIENCE))
+    finally:
+        server.kill()
+    assert line.startswith(f"connected to Redis 5 at 127.0.0.1:{server.port}; ")
+
+
 def test_what_the_check_finds(
     shared_redis: Redis, proxy: MakeProxy, said: Said
 ) -> None:
