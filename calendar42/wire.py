@@ -146,9 +146,10 @@ class _Response(http.client.HTTPResponse):
     def begin(self) -> None:
         """Read status line and headers, and leave out what its readers can't take.
 
-        Several lengths get one that is no number. Whoever reads the body rejects that,
-        but knows the status first: a 429 begins a pause. urllib3 would raise, too late
-        to close the connection. Odd cookies would lead to a warning that quotes them.
+        If there are several lengths, one that is no number is added, so that the body
+        is rejected. urllib3 would raise for them, too early for a 429 to begin its
+        pause, and too late to close the connection. An odd cookie would cause a warning
+        that quotes it.
         """
         super().begin()
         lengths = ",".join(self.headers.get_all("Content-Length", []))

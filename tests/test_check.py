@@ -202,7 +202,8 @@ def tls_upstream(certificate: Path) -> Iterator[int]:
         server.socket = context.wrap_socket(
             server.socket, server_side=True, do_handshake_on_connect=False
         )
-        server.handle_error = lambda *_: None  # type: ignore[method-assign]  # clients hang up on what they don't trust
+        # Clients hang up on what they don't trust.
+        server.handle_error = lambda *_: None  # type: ignore[method-assign]
         thread = threading.Thread(target=server.serve_forever, args=(0.02,))
         thread.start()
         try:

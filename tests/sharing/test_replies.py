@@ -137,7 +137,7 @@ def test_keys_of_another_type(
             client.lpush(key, "1")
             client.pexpire(key, 60_000)
     for each in (event_id, locked):
-        assert quickly(lambda each=each: first.ask(each)).source == "miss"  # type: ignore[misc]
+        assert quickly(partial(first.ask, each)).source == "miss"
         assert second.ask(each).source == "shared"
         assert counts[each] == 1
     assert second.pause.left > 0
