@@ -164,7 +164,8 @@ class Call(Generic[T]):
         try:
             self.future = self._calls.threads.submit(self.run, work)
         except RuntimeError:
-            self._attempt.deadline = 0.0  # else it's done later: it is in the queue
+            # The work is queued all the same. So that it does nothing later, it's late.
+            self._attempt.deadline = 0.0
             raise Exhausted(
                 self._endpoint,
                 "c42c can't start another thread (ulimit -u, TasksMax)",
@@ -417,7 +418,6 @@ class Client:
             rest = f"{event_ids[0]}/"
         else:
             rest = f"?ids=[{','.join(event_ids)}]&limit={PAGE}"
-
         read = partial(payload.events, asked=event_ids)
         return self.calls.begin(EVENTS_ENDPOINT, rest, attempt, read)
 
