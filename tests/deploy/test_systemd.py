@@ -105,8 +105,8 @@ class Debian:
     def __init__(self, leader: int) -> None:
         self._leader = leader
 
-    def run(self, script: str, text: str = "") -> str:
-        """Run a shell script there as root; return what it printed.
+    def enter(self, script: str, text: str = "") -> subprocess.CompletedProcess[str]:
+        """Run a shell script there as root, whether it succeeds or not.
 
         The script reads `text`.
         """
@@ -122,7 +122,7 @@ class Debian:
             "-c",
             script,
         ]
-        ended = subprocess.run(
+        return subprocess.run(
             inside,
             check=False,
             input=text,
@@ -131,6 +131,10 @@ class Debian:
             text=True,
             timeout=400,
         )
+
+    def run(self, script: str, text: str = "") -> str:
+        """Run a shell script that must succeed; return what it printed."""
+        ended = self.enter(script, text)
         assert ended.returncode == 0, f"{script}\n{ended.stdout}"
         return ended.stdout
 
@@ -189,17 +193,23 @@ def booted(
             said = (tmp_path / "console").read_text()[-300:]
             pytest.skip(f"systemd-nspawn can't boot here: {said}")
         leaders = children.read_text().split()
-        if leaders:
-            machines[:] = [Debian(int(leaders[0]))]
-            return "running" in machines[0].run("systemctl is-system-running || true")
-        return False
+        if not leaders:
+            return False
+        # The first child only starts the one that stays, and ends.
+        machines[:] = [Debian(int(leaders[0]))]
+        return machines[0].enter("systemctl is-system-running").returncode == 0
 
     try:
         until(is_up, "Debian to boot")
         yield machines[0]
     finally:
         process.terminate()
-        process.wait(PATIENCE)
+        try:
+            process.wait(PATIENCE)
+        except subprocess.TimeoutExpired:
+            process.kill()  # a Debian that hasn't booted doesn't hear the signal
+            process.wait(PATIENCE)
+            raise
 
 
 class Installed(NamedTuple):
