@@ -1,19 +1,11 @@
-"""Gets events from Calendar42 with `requests`, both calls side by side.
+"""Gets events from Calendar42 with `requests`, both calls side by side."""
 
-`python c42client.py EVENT_ID` prints one.
-"""
-
-import argparse
-import json
 import logging
-import os
 import re
-import sys
 import time
 from collections import defaultdict
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
-from contextlib import closing
 from dataclasses import replace
 from functools import partial
 from typing import Any, Generic, TypeVar
@@ -30,7 +22,6 @@ from calendar42 import (
 )
 from calendar42.calls import Attempt, CallRecord, Pause, read_retry_after
 from calendar42.errors import (
-    FAULT,
     NEGATIVE,
     C42Error,
     Exhausted,
@@ -41,8 +32,6 @@ from calendar42.errors import (
 from calendar42.payload import Event, Json, Page
 from calendar42.replies import MAX_BODIES, Redactor, Reply, Room, max_body, read_json
 from calendar42.wire import FAILURES, Adapter, KeptConnectionClosed, explain, this_call
-from operations import settings
-from operations.settings import Settings
 
 PAGE = ids.MAX_IDS  # rows: both are the largest page of Calendar42
 PAGES_AT_ONCE = 16  # of one event or list
@@ -51,10 +40,10 @@ PAGES_AT_ONCE = 16  # of one event or list
 MAX_URL_IDS = 6500
 MAX_CALLS = 1024  # at once; further ones wait for a thread
 SLACK = 0.25  # seconds after the deadline: calls end at it, but name look-ups don't
-SLOW = 2.0  # seconds after which a load is a warning in the log
 log = logging.getLogger("c42c.upstream")
 T = TypeVar("T")
 Outcome = Event | C42Error  # what came of the load of an event
+OnLoad = Callable[[str, Outcome, Attempt], None]
 
 
 class TokenAuth(AuthBase):
@@ -301,12 +290,13 @@ class Call(Generic[T]):
 class Client:
     """Gets events from Calendar42, by the calls of `calls`.
 
-    Thread-safe. `on_fault` is called with each event's fault.
+    Thread-safe. `on_load` is called with each event, its outcome, and its attempt,
+    in which some calls may still be under way.
     """
 
-    def __init__(self, calls: Calls, on_fault: Callable[[C42Error], None]) -> None:
+    def __init__(self, calls: Calls, on_load: OnLoad) -> None:
         self.calls = calls
-        self._on_fault = on_fault
+        self._on_load = on_load
 
     def fetch(
         self, event_ids: list[str], deadline: float, refresh: bool = False
@@ -324,7 +314,7 @@ class Client:
         try:
             for event_id, outcome in self._load(event_ids, attempt):
                 del missing[event_id]
-                self._report(event_id, outcome, attempt)
+                self._on_load(event_id, outcome, attempt)
                 yield event_id, outcome
             return
         except C42Error as caught:
@@ -341,7 +331,7 @@ class Client:
         is_private = error.private or (is_list and not isinstance(error, Paused))
         for event_id in left:
             its_error = replace(error, private=is_private)
-            self._report(event_id, its_error, attempt)
+            self._on_load(event_id, its_error, attempt)
             yield event_id, its_error
 
     def _load(
@@ -429,118 +419,9 @@ class Client:
         read = partial(payload.page, event_ids=event_ids)
         return self.calls.begin(SUBSCRIPTIONS_ENDPOINT, rest, attempt, read)
 
-    def _report(self, event_id: str, outcome: Outcome, attempt: Attempt) -> None:
-        if isinstance(outcome, Paused):
-            return  # a pause has a log line of its own, and is no fault
-        if isinstance(outcome, C42Error) and outcome.kind == FAULT:
-            self._on_fault(outcome)
-        _log_load(event_id, outcome, attempt)
-
-
-def client_for(
-    config: Settings,
-    pause: Pause,
-    *,
-    on_call: Callable[[CallRecord], None] = lambda call: None,
-    on_fault: Callable[[C42Error], None] = lambda error: None,
-) -> Client:
-    """Make the client that the settings describe."""
-    calls = Calls(
-        base_url=config.base_url,
-        token=config.token,
-        timeout=config.timeout,
-        pause=pause,
-        on_call=on_call,
-    )
-    return Client(calls, on_fault)
-
-
-def ask(config: Settings, path: str) -> Reply:
-    """Get one path as it is, within the time-out; raise `C42Error` if that fails."""
-    with closing(client_for(config, Pause(0)).calls) as calls:
-        return calls.ask(path, time.monotonic() + config.timeout)
-
 
 def _halves(event_ids: list[str]) -> list[list[str]]:
     """Return both halves of a list, or one if it is a single event."""
     middle = (len(event_ids) + 1) // 2
     halves = [event_ids[:middle], event_ids[middle:]]
     return [half for half in halves if half]
-
-
-def _log_load(event_id: str, outcome: Outcome, attempt: Attempt) -> None:
-    """Log how the load of an event ended, and how long each of its calls took."""
-    seconds = time.monotonic() - attempt.began
-    calls = list(attempt.calls)  # some may still be under way
-    names = None
-    if isinstance(outcome, Event):
-        kind = "ok"
-        status = 200
-        names = len(outcome.names)
-        said = f"{names} names"
-    else:
-        kind = outcome.kind
-        status = outcome.status
-        said = str(outcome)
-    level = logging.INFO
-    if kind == FAULT or seconds > SLOW:
-        level = logging.WARNING
-    if isinstance(outcome, Exhausted):
-        level = logging.ERROR
-    verb = "refresh" if attempt.refresh else "load"
-    fields = {
-        "event": event_id,
-        "refresh": attempt.refresh,
-        "outcome": kind,
-        "status": status,
-        "names": names,
-        "seconds": round(seconds, 4),
-        "calls": [call._asdict() for call in calls],
-    }
-    log.log(
-        level,
-        "%s event=%s outcome=%s status=%d: %s (%s)",
-        verb,
-        event_id,
-        kind,
-        status,
-        said,
-        ", ".join(map(str, calls)),
-        extra={"fields": fields},
-    )
-
-
-def main(arguments: list[str], environ: Mapping[str, str] = os.environ) -> int:
-    """Print the merged answer of one event, or say on stderr what went wrong.
-
-    Returns the exit status.
-    """
-    parser = argparse.ArgumentParser(
-        prog="python c42client.py", description="Print an event's title and attendees."
-    )
-    parser.add_argument("event_id", metavar="EVENT_ID")
-    options = parser.parse_args(arguments)
-    try:
-        event_id = ids.validate_id(options.event_id)
-        config = settings.read(environ)
-    except (ids.BadIds, settings.SettingsError) as error:
-        print(error, file=sys.stderr)
-        return 2
-    client = client_for(config, Pause(config.fault_expiry))
-    with closing(client.calls):
-        deadline = time.monotonic() + config.timeout
-        ((_, outcome),) = client.fetch([event_id], deadline)
-    if isinstance(outcome, C42Error):
-        print(outcome, file=sys.stderr)
-        return 1
-    event = outcome._asdict()
-    try:
-        print(json.dumps(event, ensure_ascii=False), flush=True)
-    except UnicodeEncodeError:  # stdout can't print all of it
-        print(json.dumps(event), flush=True)
-    return 0
-
-
-if __name__ == "__main__":
-    logging.disable()  # what goes wrong is printed
-    os._exit(main(sys.argv[1:]))  # don't wait for a name server that hangs

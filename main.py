@@ -14,7 +14,7 @@ import os
 import threading
 import time
 from collections.abc import Callable, Mapping
-from contextlib import suppress
+from contextlib import closing, suppress
 from functools import partial
 from typing import TYPE_CHECKING, NamedTuple
 
@@ -24,13 +24,15 @@ from flask import Flask, g, request
 from answers import EVENT_PATH, LIST_PATH, app_hooks, hits, response
 from answers.loading import loader
 from answers.rejections import Rejections
-from c42client import Client, ask, client_for
+from c42client import Calls, Client, Outcome
 from cache import Cache, Found, Loader
 from cache import clock as default_clock
 from calendar42 import ids
-from calendar42.calls import Pause
+from calendar42.calls import Attempt, CallRecord, Pause
+from calendar42.replies import Reply
 from operations import VERSION, check, health, logs, settings
 from operations.error_log import ErrorLog
+from operations.load_log import log_load
 from operations.metrics import Metrics
 from operations.refreshing import Refresher
 from operations.settings import RESERVED_THREADS, Settings, SettingsError
@@ -82,9 +84,12 @@ def create_app(
         stopping=lambda: server is not None and server.stopping,
     )
     error_log = ErrorLog()
-    client = client or client_for(
-        config, pause, on_call=metrics.on_call, on_fault=metrics.on_fault
-    )
+
+    def on_load(event_id: str, outcome: Outcome, attempt: Attempt) -> None:
+        log_load(event_id, outcome, attempt)
+        metrics.on_outcome(outcome)
+
+    client = client or Client(_make_calls(config, pause, metrics.on_call), on_load)
     load = _make_loader(config, client, metrics, error_log, tier, refresh=False)
     refresh = _make_loader(config, client, metrics, error_log, tier, refresh=True)
     refresher = Refresher(cache, refresh, timeout=config.timeout, pause=pause)
@@ -168,6 +173,18 @@ def _make_tier(config: Settings, pause: Pause) -> "SharedTier | None":
     )
 
 
+def _make_calls(
+    config: Settings, pause: Pause, on_call: Callable[[CallRecord], None]
+) -> Calls:
+    return Calls(
+        base_url=config.base_url,
+        token=config.token,
+        timeout=config.timeout,
+        pause=pause,
+        on_call=on_call,
+    )
+
+
 def _make_loader(
     config: Settings,
     client: Client,
@@ -219,6 +236,13 @@ def _check_cache_url(url: str) -> None:
     make_client(url)
 
 
+def _ask_calendar42(config: Settings, path: str) -> Reply:
+    """Get one path as it is, for `--check`; raise `C42Error` if that fails."""
+    calls = _make_calls(config, Pause(0), on_call=lambda call: None)
+    with closing(calls):
+        return calls.ask(path, time.monotonic() + config.timeout)
+
+
 def _ask_redis(url: str) -> str:
     """Return a line that says that this Redis can be used, for `--check`.
 
@@ -245,11 +269,17 @@ def main(arguments: list[str], environ: Mapping[str, str]) -> int:
     """Run the service until it is told to stop; return the exit status."""
     options = _make_parser().parse_args(arguments)
     if options.check:
-        means = check.Means(_read_settings, ask, _ask_redis)
+        means = check.Means(_read_settings, _ask_calendar42, _ask_redis)
         return check.run(environ, means)
-    if options.demo:
-        return _demo(environ)
-    return _serve(environ)
+    try:
+        if options.event:
+            return _print_event(environ, options.event)
+        if options.demo:
+            return _demo(environ)
+        return _serve(environ)
+    except SettingsError as error:
+        logs.complain(str(error), error.logformat)
+        return 2
 
 
 def _make_parser() -> argparse.ArgumentParser:
@@ -271,6 +301,11 @@ def _make_parser() -> argparse.ArgumentParser:
         action="store_true",
         help="check the settings, and the connection to Calendar42 and to Redis",
     )
+    modes.add_argument(
+        "--event",
+        metavar="EVENT_ID",
+        help="print the answer for one event, and exit",
+    )
     parser.add_argument(
         "--version",
         action="version",
@@ -278,6 +313,16 @@ def _make_parser() -> argparse.ArgumentParser:
         help="print the version",
     )
     return parser
+
+
+def _print_event(environ: Mapping[str, str], event_id: str) -> int:
+    """Print what the service would answer now; return 0 if it's good, else 1."""
+    app = create_app(_configure(environ))
+    answer = app.test_client().get(f"{LIST_PATH}/{event_id}")
+    with suppress(OSError):  # nobody can read it any more
+        sys.stdout.buffer.write(answer.data + b"\n")
+        sys.stdout.flush()
+    return int(answer.status_code != 200)
 
 
 def _demo(environ: Mapping[str, str]) -> int:
@@ -295,11 +340,7 @@ def _demo(environ: Mapping[str, str]) -> int:
 def _serve(
     environ: Mapping[str, str], make_greeting: Callable[[str], str] | None = None
 ) -> int:
-    try:
-        config = _configure(environ)
-    except SettingsError as error:
-        logs.complain(str(error), error.logformat)
-        return 2
+    config = _configure(environ)
     url = _make_url(config.host, config.port)
     try:
         server = Server(config.host, config.port)

@@ -29,6 +29,7 @@ from cache import FAULT, NEGATIVE, OK, PAUSED, Cache, Loaded, Loader, Stats
 from calendar42 import ENDPOINTS, Endpoint
 from calendar42.calls import CallRecord, Pause
 from calendar42.errors import C42Error
+from calendar42.payload import Event
 from operations import VERSION, logs
 from operations.recent import History, Outcomes, Recent, Sample
 
@@ -148,9 +149,10 @@ class Metrics(Collector):
             self._call_seconds[call.endpoint].observe(call.seconds)
         self.recent.on_call(call)
 
-    def on_fault(self, error: C42Error) -> None:
-        """Remember a fault of Calendar42."""
-        self.recent.on_fault(error)
+    def on_outcome(self, outcome: Event | C42Error) -> None:
+        """Remember what came of an event's load, if it is a fault of Calendar42."""
+        if isinstance(outcome, C42Error) and outcome.kind == FAULT:
+            self.recent.on_fault(outcome)
 
     def watch(self, load: Loader) -> Loader:
         """Return `load`, with each of its outcomes remembered."""

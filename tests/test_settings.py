@@ -12,8 +12,18 @@ import pytest
 
 import main
 from operations import VERSION, settings
-from standin import DEMO_EVENTS
-from tests.fixtures import PATIENCE, ROOT, TOKEN, MakeInside, Service, Start, until
+from standin import DEMO_EVENTS, Standin
+from tests.fixtures import (
+    PATIENCE,
+    ROOT,
+    TOKEN,
+    MakeInside,
+    Service,
+    Start,
+    at_once,
+    new_id,
+    until,
+)
 
 EIGHT = "at least 8 printable ASCII characters without spaces"
 WRONG = {
@@ -379,6 +389,37 @@ def test_help_and_version(capsys: pytest.CaptureFixture[str]) -> None:
     with pytest.raises(SystemExit):
         main.main(["--version"], {})
     assert capsys.readouterr().out == f"c42c {VERSION}\n"
+
+
+def test_one_event(upstream: Standin) -> None:
+    """`main.py --event` prints what the service would answer, in UTF-8.
+
+    If that is an error, the exit status is 1.
+    """
+    environ = {"C42_TOKEN": TOKEN, "C42_BASE_URL": upstream.base_url}
+    event_id = new_id()
+    upstream.add_event(event_id, title="Caf\u00e9")
+
+    def printed(wanted: str) -> tuple[int, bytes]:
+        ended = subprocess.run(
+            [sys.executable, ROOT / "main.py", "--event", wanted],
+            env=os.environ | environ | {"PYTHONIOENCODING": "ascii"},
+            check=False,
+            capture_output=True,
+            timeout=PATIENCE,
+        )
+        return ended.returncode, ended.stdout
+
+    good, unknown, wrong = at_once(
+        lambda: printed(event_id),
+        lambda: printed(DEMO_EVENTS["unknown"]),
+        lambda: printed("a.b"),
+    )
+    answer = f'{{"id":"{event_id}","title":"Caf\u00e9","names":[]}}\n'
+    assert good == (0, answer.encode())
+    assert unknown[0] == wrong[0] == 1
+    assert json.loads(unknown[1])["error"]["status_code"] == 404
+    assert json.loads(wrong[1])["error"]["status_code"] == 400
 
 
 @pytest.mark.parametrize("app", ["main", "main:create_app"])

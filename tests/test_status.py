@@ -115,7 +115,7 @@ def test_durations_of_the_last_calls(metrics: Metrics) -> None:
 def test_faults_are_listed(metrics: Metrics) -> None:
     """The latest twenty faults are kept, newest first."""
     for number in range(25):
-        metrics.on_fault(fault(0, f"cause {number}"))
+        metrics.on_outcome(fault(0, f"cause {number}"))
     faults = read_status(metrics)["upstream"]["faults"]
     assert len(faults) == 20
     assert [one["cause"] for one in faults[:2]] == ["cause 24", "cause 23"]
@@ -127,11 +127,11 @@ def test_equal_faults_are_counted_together(metrics: Metrics, clock: Clock) -> No
     It has its request's id, and their number.
     """
     token = logs.request_id.set("report-1")
-    metrics.on_fault(fault(503))
+    metrics.on_outcome(fault(503))
     logs.request_id.set("report-2")
     for _ in range(3):
         clock.now += 59.9
-        metrics.on_fault(fault(503))
+        metrics.on_outcome(fault(503))
     (only,) = read_status(metrics)["upstream"]["faults"]
     assert re.fullmatch(r"\d{4}-\d\d-\d\dT\d\d:\d\d:\d\dZ", only.pop("time"))
     assert only == {
@@ -142,7 +142,7 @@ def test_equal_faults_are_counted_together(metrics: Metrics, clock: Clock) -> No
         "count": 4,
     }
     clock.now += 60
-    metrics.on_fault(fault(503))
+    metrics.on_outcome(fault(503))
     logs.request_id.reset(token)
     faults = read_status(metrics)["upstream"]["faults"]
     told = [(one["request_id"], one["count"]) for one in faults]
@@ -159,8 +159,8 @@ def test_equal_faults_are_counted_together(metrics: Metrics, clock: Clock) -> No
 )
 def test_different_faults_are_listed(metrics: Metrics, other: C42Error) -> None:
     """Faults of another endpoint, status or cause are listed by themselves."""
-    metrics.on_fault(fault(503))
-    metrics.on_fault(other)
+    metrics.on_outcome(fault(503))
+    metrics.on_outcome(other)
     faults = read_status(metrics)["upstream"]["faults"]
     assert [one["count"] for one in faults] == [1, 1]
 
@@ -186,7 +186,7 @@ def loads(metrics: Metrics, failed: int, good: int) -> None:
     """Let so many loads fail and succeed."""
     for _ in range(failed):
         metrics.recent.on_load(FAULT, 0.1)
-        metrics.on_fault(fault())
+        metrics.on_outcome(fault())
     for _ in range(good):
         metrics.recent.on_load(OK, 0.1)
 
@@ -233,7 +233,7 @@ def test_refused_token_is_a_trouble_of_its_own(
     """
     for _ in range(5):
         metrics.recent.on_load(FAULT, 0.1)
-        metrics.on_fault(fault(status))
+        metrics.on_outcome(fault(status))
         assert read_status(metrics)["troubles"] == ["token"]
     loads(metrics, failed=1, good=0)
     assert read_status(metrics)["troubles"] == ["token", "faults"]
@@ -558,7 +558,7 @@ def test_numbers_are_few(cache: Cache, metrics: Metrics, clock: Clock) -> None:
     for number in range(720):
         for _ in range(random.randrange(7)):
             cache.get_or_load([str(number)], load)
-        metrics.on_fault(fault(0, f"Calendar42 did not answer within {number} s"))
+        metrics.on_outcome(fault(0, f"Calendar42 did not answer within {number} s"))
         clock.now += STEP
         metrics.history.sample()
     assert len(json.dumps(read_status(metrics))) < 16_000

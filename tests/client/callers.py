@@ -2,20 +2,48 @@
 
 import json
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack, contextmanager
 from typing import Any
 
 import pytest
 
-from c42client import Client
-from calendar42.errors import (
-    C42Error,
-)
+from c42client import Calls, Client, Outcome
+from calendar42.calls import Attempt, Pause
+from calendar42.errors import FAULT, C42Error
 from calendar42.payload import Event
+from operations.load_log import log_load
 from standin import Standin
 
 Make = Callable[..., Client]
 ENDPOINTS = ["events", "event-subscriptions"]
+
+
+@contextmanager
+def clients(own_base_url: str = "", **usual: Any) -> Iterator[Make]:
+    """Give a way to make clients that log their loads as the service does.
+
+    `make(base_url, timeout=1)`; what isn't given is as `usual`. At the end they are
+    closed.
+    """
+    with ExitStack() as stack:
+
+        def make(
+            base_url: str = own_base_url,
+            on_fault: Callable[[C42Error], None] = lambda error: None,
+            **options: Any,
+        ) -> Client:
+            def on_load(event_id: str, outcome: Outcome, attempt: Attempt) -> None:
+                log_load(event_id, outcome, attempt)
+                if isinstance(outcome, C42Error) and outcome.kind == FAULT:
+                    on_fault(outcome)
+
+            defaults = {"pause": Pause(6), "on_call": lambda call: None, **usual}
+            calls = Calls(base_url=base_url, **defaults | options)
+            stack.callback(calls.close)
+            return Client(calls, on_load)
+
+        yield make
 
 
 def fetch(client: Client, event_id: str, seconds: float = 10.0) -> Event:

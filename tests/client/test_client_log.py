@@ -1,28 +1,25 @@
-"""What the client says of its calls, in the log and as a program, and what not."""
+"""What the client and the log say of calls and loads, and what not."""
 
 import gzip
 import html
 import json
 import logging
-import os
 import re
-import subprocess
-import sys
 import time
 import zlib
 from typing import Any
 
 import pytest
 
-import c42client
 from calendar42.calls import CallRecord
 from calendar42.errors import (
     C42Error,
 )
 from calendar42.replies import MAX_ERROR_BODY
+from operations import load_log
 from standin import DEMO_EVENTS, Standin
 from tests.client.callers import ENDPOINTS, Make, failure, fetch, fetch_list
-from tests.fixtures import PATIENCE, TOKEN, new_events, new_id
+from tests.fixtures import TOKEN, new_events, new_id
 
 # What is said of a load
 
@@ -151,8 +148,8 @@ def test_a_slow_load_is_a_warning(
     caplog: pytest.LogCaptureFixture,
 ) -> None:
     """A load that takes more than two seconds is a warning, though all went well."""
-    assert c42client.SLOW == 2
-    monkeypatch.setattr(c42client, "SLOW", 0.1)
+    assert load_log.SLOW == 2
+    monkeypatch.setattr(load_log, "SLOW", 0.1)
     upstream.rule("events", delay=0.2)
     fetch(make(), DEMO_EVENTS["plain"])
     (record,) = caplog.records
@@ -310,131 +307,6 @@ def test_escaped_tokens_in_titles_and_names(make: Make, upstream: Standin) -> No
     for name in shown[: len(texts)]:
         assert TOKEN not in name
         assert "***" in name
-
-
-# As a program
-
-
-def run(
-    capsys: pytest.CaptureFixture[str], *arguments: str, **environ: str
-) -> tuple[int, str, str]:
-    """Run the client as a program; return its status, stdout and stderr."""
-    try:
-        status = c42client.main(list(arguments), environ)
-    except SystemExit as ended:
-        status = int(str(ended.code))
-    return status, *capsys.readouterr()
-
-
-def test_program(capsys: pytest.CaptureFixture[str], upstream: Standin) -> None:
-    """`python c42client.py EVENT_ID` prints the answer, or why there is none.
-
-    The reason is one line.
-    """
-    right = {"C42_TOKEN": TOKEN, "C42_BASE_URL": upstream.base_url}
-    upstream.add_event("E", title="Caf\u00e9")
-    status, said, complaint = run(capsys, "E", **right)
-    assert (status, said, complaint) == (
-        0,
-        '{"id": "E", "title": "Caf\u00e9", "names": []}\n',
-        "",
-    )
-    upstream.add_event("half")
-    upstream.rule(
-        "events", "half", body=r'{"data": [{"id": "half", "title": "\ud800x"}]}'
-    )
-    assert run(capsys, "half", **right) == (
-        0,
-        '{"id": "half", "title": "\\ud800x", "names": []}\n',
-        "",
-    )
-    assert run(capsys, DEMO_EVENTS["unknown"], **right) == (
-        1,
-        "",
-        "Calendar42 answered 404\n",
-    )
-    wrong = right | {"C42_TOKEN": "wrong-token"}
-    assert run(capsys, DEMO_EVENTS["plain"], **wrong) == (
-        1,
-        "",
-        "Calendar42 answered 401\n",
-    )
-    upstream.rule(hang=True)
-    late = run(capsys, DEMO_EVENTS["plain"], **right, C42_TIMEOUT="0.2")
-    assert late == (1, "", "Calendar42 did not answer within 0.2 seconds\n")
-    status, said, complaint = run(
-        capsys, DEMO_EVENTS["plain"], **right, C42_TIMEOUT="soon"
-    )
-    assert (status, said, complaint.count("\n"), complaint[:16]) == (
-        2,
-        "",
-        1,
-        "C42_TIMEOUT=soon",
-    )
-    status, said, complaint = run(capsys, DEMO_EVENTS["plain"])
-    assert (status, said, complaint[:20]) == (2, "", "C42_TOKEN is missing")
-    status, said, complaint = run(capsys, "a/b", **right)
-    assert (status, said, complaint[:24]) == (2, "", "an event id is 1 to 128 ")
-
-
-@pytest.mark.parametrize(
-    ("encoding", "said"),
-    [
-        ("utf-8", "Caf\u00e9 \u590f"),
-        ("latin-1", "Caf\\u00e9 \\u590f"),
-        ("ascii", "Caf\\u00e9 \\u590f"),
-    ],
-)
-def test_terminals(upstream: Standin, encoding: str, said: str) -> None:
-    """What a terminal can't print is escaped, and the answer stays JSON."""
-    upstream.add_event("E", title="Caf\u00e9 \u590f")
-    environ = {"C42_TOKEN": TOKEN, "C42_BASE_URL": upstream.base_url}
-    ended = subprocess.run(
-        [sys.executable, c42client.__file__, "E"],
-        env=os.environ | environ | {"PYTHONIOENCODING": encoding},
-        check=False,
-        capture_output=True,
-    )
-    printed = ended.stdout.decode(encoding)
-    assert (ended.returncode, ended.stderr) == (0, b"")
-    assert printed == f'{{"id": "E", "title": "{said}", "names": []}}\n'
-    assert json.loads(printed)["title"] == "Caf\u00e9 \u590f"
-
-
-def test_usage(capsys: pytest.CaptureFixture[str], upstream: Standin) -> None:
-    """`--help` says how to use it, and anything but one id is a mistake.
-
-    Neither asks for anything.
-    """
-    right = {"C42_TOKEN": TOKEN, "C42_BASE_URL": upstream.base_url}
-    usage = "usage: python c42client.py [-h] EVENT_ID\n"
-    for arguments in (), ("a", "b"), ("--other",):
-        status, said, complaint = run(capsys, *arguments, **right)
-        assert (status, said, complaint[: len(usage)]) == (2, "", usage)
-    status, said, complaint = run(capsys, "--help", **right)
-    assert (status, said[: len(usage)], complaint) == (0, usage, "")
-    assert "\nPrint an event's title and attendees.\n" in said
-    assert upstream.calls() == 0
-    assert (
-        subprocess.run(
-            [sys.executable, c42client.__file__], check=False, capture_output=True
-        ).returncode
-        == 2
-    )
-    program = [sys.executable, c42client.__file__, DEMO_EVENTS["unknown"]]
-    ended = subprocess.run(
-        program,
-        env=os.environ | right,
-        check=False,
-        capture_output=True,
-        text=True,
-        timeout=PATIENCE,
-    )
-    assert (ended.returncode, ended.stdout, ended.stderr) == (
-        1,
-        "",
-        "Calendar42 answered 404\n",
-    )
 
 
 @pytest.mark.parametrize("body", ["&#" + "1" * 5000, "\\" * 16_000 + "x"])

@@ -181,7 +181,7 @@ def test_the_classic_way(tmp_path: Path, upstream: Standin) -> None:
     )
     assert "C42_TOKEN" in terminal.run("python main.py --help")[0]
     terminal.run(f"export C42_TOKEN={TOKEN} C42_BASE_URL={upstream.base_url}")
-    printed, _ = terminal.run(f"python c42client.py {DEMO_EVENTS['plain']}")
+    printed, _ = terminal.run(f"python main.py --event {DEMO_EVENTS['plain']}")
     assert json.loads(printed)["title"] == "Dinner with the neighbours"
 
 
@@ -196,7 +196,7 @@ def test_no_command_is_left_out() -> None:
         "make demo",
         "source c42c/bin/activate",
         "make check-service",
-        "python c42client.py EVENT_ID",
+        "python main.py --event EVENT_ID",
         "python main.py --help",
     }
 

@@ -1,15 +1,12 @@
 """Upstreams and clients, for the tests of the transport."""
 
-import contextlib
 import ssl
 from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import Any
 
 import pytest
 
-from c42client import Calls, Client
-from calendar42.calls import Pause
+from tests.client.callers import Make, clients
 from tests.fixtures import PATIENCE
 from tests.transport.upstreams import Script, Sent, server_side
 
@@ -32,22 +29,10 @@ def scripted() -> Iterator[Callable[..., Script]]:
 
 
 @pytest.fixture
-def make() -> Iterator[Callable[..., Client]]:
+def make() -> Iterator[Make]:
     """Give a test a way to make clients: `make(base_url)`."""
-    with contextlib.ExitStack() as stack:
-
-        def client(base_url: str, **options: Any) -> Client:
-            usual: dict[str, Any] = {
-                "timeout": PATIENCE,
-                "pause": Pause(6),
-                "on_call": lambda call: None,
-            }
-            on_fault = options.pop("on_fault", lambda error: None)
-            calls = Calls(base_url=base_url, token="x-sent", **usual | options)
-            stack.callback(calls.close)
-            return Client(calls, on_fault)
-
-        yield client
+    with clients(token="x-sent", timeout=PATIENCE) as make:
+        yield make
 
 
 @pytest.fixture

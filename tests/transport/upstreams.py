@@ -14,6 +14,7 @@ import pytest
 from c42client import Client
 from calendar42.errors import C42Error
 from calendar42.replies import Reply
+from tests.client.callers import Make as Make
 from tests.fixtures import PATIENCE
 
 REPLY = b"HTTP/1.1 200 OK\r\nContent-Length: 2\r\n\r\n{}"
@@ -78,7 +79,6 @@ class Script:
 
 
 Scripted = Callable[..., Script]
-Make = Callable[..., Client]
 
 
 def ask(client: Client, path: str = "", seconds: float = PATIENCE) -> Reply:
