@@ -95,8 +95,8 @@ class Loaded(NamedTuple):
     value: Hashable  # which all callers share: immutable all the way down
     kind: str
     lifetime: float  # seconds from the value's birth to its expiry
-    # Seconds from its birth to the load's beginning; negative if it was born later.
-    age: float = 0.0
+    # When it was born, by the cache's clock; None: when the load began.
+    born: float | None = None
     # "miss" if it was loaded here; from a shared cache, "shared" if it was there, or
     # "awaited" if another instance was loading it.
     source: str = "miss"
@@ -506,7 +506,7 @@ class Cache:
         hash(loaded.value)  # TypeError: it is mutable
         if loaded.kind not in KINDS:
             raise KeyError(loaded.kind)
-        entry = self._make_entry(key, loaded, born=began - loaded.age)
+        entry = self._make_entry(key, loaded, began)
         kept = False
         with self._lock:
             self._count_end(running, loaded.kind)
@@ -634,7 +634,10 @@ class Cache:
 
     # Keeping and deleting
 
-    def _make_entry(self, key: str, loaded: Loaded, born: float) -> _EntryTuple:
+    def _make_entry(self, key: str, loaded: Loaded, began: float) -> _EntryTuple:
+        born = loaded.born
+        if born is None:
+            born = began
         expiry = born + loaded.lifetime
         due = self._due(expiry, born, loaded.kind)
         size = _ENTRY_SIZE + _estimate(key) + _estimate(loaded.value)

@@ -75,7 +75,7 @@ def create_app(
     config = config or _configure(os.environ)
     cache = _make_cache(config, clock)
     pause = Pause(config.fault_expiry)
-    tier = _make_tier(config, pause)
+    tier = _make_tier(config, pause, clock)
     metrics = Metrics(
         cache,
         pause,
@@ -90,8 +90,10 @@ def create_app(
         metrics.on_outcome(outcome)
 
     client = client or Client(_make_calls(config, pause, metrics.on_call), on_load)
-    load = _make_loader(config, client, metrics, error_log, tier, refresh=False)
-    refresh = _make_loader(config, client, metrics, error_log, tier, refresh=True)
+    load = _make_loader(config, client, metrics, error_log, tier, clock, refresh=False)
+    refresh = _make_loader(
+        config, client, metrics, error_log, tier, clock, refresh=True
+    )
     refresher = Refresher(cache, refresh, timeout=config.timeout, pause=pause)
     cache.on_refresh_due = refresher.on_refresh_due
 
@@ -158,7 +160,9 @@ def _make_cache(config: Settings, clock: Callable[[], float]) -> Cache:
     )
 
 
-def _make_tier(config: Settings, pause: Pause) -> "SharedTier | None":
+def _make_tier(
+    config: Settings, pause: Pause, clock: Callable[[], float]
+) -> "SharedTier | None":
     """Make what shares answers with instances that have the same settings."""
     if not config.cache_url:
         return None
@@ -170,6 +174,7 @@ def _make_tier(config: Settings, pause: Pause) -> "SharedTier | None":
         scope=settings.scope(config),
         timeout=config.timeout,
         pause=pause,
+        clock=clock,
     )
 
 
@@ -191,6 +196,7 @@ def _make_loader(
     metrics: Metrics,
     error_log: ErrorLog,
     tier: "SharedTier | None",
+    clock: Callable[[], float],
     *,
     refresh: bool,
 ) -> Loader:
@@ -203,6 +209,7 @@ def _make_loader(
         expiry=config.expiry,
         fault_expiry=config.fault_expiry,
         id_for=error_log.id_for_failed_load,
+        clock=clock,
     )
     watched = metrics.watch(load)
     if tier is None:

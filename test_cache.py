@@ -329,7 +329,8 @@ def test_a_list_serves_nothing_that_expired_since_it_came(
 
     def load(keys: list[str], _deadline: float) -> Pairs:
         asked.append(keys)
-        yield "first", Loaded(len(asked), kind, 4, age=2, source=result)
+        born = clock.now - 2
+        yield "first", Loaded(len(asked), kind, 4, born, source=result)
         if "second" in keys:
             clock.advance(2)
             yield "second", Loaded("rest", OK, 60)
@@ -376,8 +377,9 @@ def test_what_was_too_old_when_it_came_is_not_asked_for_again(
     """
 
     def load(keys: list[str], _deadline: float) -> Pairs:
+        began = clock.now
         for key in keys:
-            yield key, Loaded(key, OK, 4, age=4)
+            yield key, Loaded(key, OK, 4, born=began - 4)
             clock.advance(1)
 
     found = cache.get_or_load(["a", "b"], load)
@@ -405,13 +407,14 @@ def test_age_counts_from_the_beginning_of_the_load(cache: Cache, clock: Clock) -
 
 @pytest.mark.parametrize(("age", "left"), [(3.0, 7), (-3.0, 13), (10.0, None)])
 def test_an_outcome_may_be_older_or_younger_than_its_load(
-    cache: Cache, age: float, left: int | None
+    cache: Cache, clock: Clock, age: float, left: int | None
 ) -> None:
-    """If a load says how old its value is, the lifetime counts from its birth.
+    """If a load says when its value was born, the lifetime counts from then.
 
     The value may be older or younger than the load.
     """
-    found = get_or_load(cache, "key", lambda key: Loaded(key, OK, 10, age))
+    loaded = Loaded("key", OK, 10, born=clock.now - age)
+    found = get_or_load(cache, "key", lambda key: loaded)
     assert (found.age, found.ttl, found.is_kept) == (age, left or 0, left is not None)
     assert cache.get("key") == (None if left is None else ("key", OK, age, left))
 

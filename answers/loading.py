@@ -1,7 +1,6 @@
 """What the cache keeps of Calendar42's answers and errors, and for how long."""
 
 import math
-import time
 from collections.abc import Callable, Iterator
 
 from answers.value import failure, success
@@ -18,24 +17,25 @@ def loader(
     expiry: float,
     fault_expiry: float,
     id_for: Callable[[str, C42Error], str],
+    clock: Callable[[], float],
 ) -> Loader:
     """Return a function that loads events for the cache.
 
     It gets a deadline, a moment of `time.monotonic`. Times are in seconds. `id_for`
     gets an event's id and error, and returns the id under which the log tells how it
-    came about; that is kept with the error.
+    came about; that is kept with the error. `clock` is the cache's.
     """
 
     def load(event_ids: list[str], deadline: float) -> Iterator[tuple[str, Loaded]]:
-        began = time.monotonic()
+        began = clock()
         for event_id, outcome in fetch(event_ids, deadline):
             if isinstance(outcome, Event):
-                yield event_id, Loaded(success(outcome), OK, expiry)
+                yield event_id, Loaded(success(outcome), OK, expiry, began)
                 continue
             request_id = id_for(event_id, outcome)
             if outcome.kind == NEGATIVE:
                 value = failure(outcome, request_id=request_id)
-                yield event_id, Loaded(value, NEGATIVE, expiry)
+                yield event_id, Loaded(value, NEGATIVE, expiry, began)
                 continue
             lifetime = _lifetime(outcome, expiry, fault_expiry)
             extra_wait = max(0, math.ceil(outcome.retry_after - lifetime))
@@ -45,8 +45,7 @@ def loader(
                     failure(outcome, extra_wait=extra_wait, request_id=request_id),
                     outcome.kind,
                     lifetime,
-                    # A fault ages from when it was found.
-                    age=began - time.monotonic(),
+                    born=clock(),  # a fault ages from when it was found
                     private=outcome.private,
                 ),
             )

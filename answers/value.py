@@ -74,7 +74,7 @@ def failure(
 
 
 def pack(loaded: Loaded) -> bytes:
-    """Return an answer as Redis keeps it, without its age.
+    """Return an answer as Redis keeps it, without its birth.
 
     First comes a digest of all that follows, then a line of JSON, then the body.
     """
@@ -85,7 +85,7 @@ def pack(loaded: Loaded) -> bytes:
 
 
 def unpack(packed: bytes) -> Loaded:
-    """Return the answer that `pack` was given, without its age.
+    """Return the answer that `pack` was given, without its birth.
 
     Raises ValueError for any other bytes.
     """

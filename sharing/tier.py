@@ -55,14 +55,6 @@ log = logging.getLogger("c42c.redis")
 _Pairs = Iterator[tuple[str, Loaded]]
 
 
-class _Load(NamedTuple):
-    """A load that the cache asks for."""
-
-    loader: Loader  # which knows nothing of Redis
-    deadline: float  # of `time.monotonic`
-    began: float  # by our clock
-
-
 class _Look(NamedTuple):
     """What one look into Redis found."""
 
@@ -137,17 +129,16 @@ class SharedTier:
         return partial(self._share, load, math.ceil(least_left * 1000))
 
     def _share(
-        self, loader: Loader, least: int, event_ids: list[str], deadline: float
+        self, load: Loader, least: int, event_ids: list[str], deadline: float
     ) -> _Pairs:
         """Yield each event as soon as its answer is there."""
-        load = _Load(loader, deadline, self._clock())
         give_up = min(time.monotonic() + self._lease / 1000, deadline)
         wanted = dict.fromkeys(event_ids, least)
         result = "found"
         source = "shared"
         while wanted:
             try:
-                look = self._link.ask(partial(self._look, load, wanted))
+                look = self._link.ask(partial(self._look, wanted))
             except Unavailable:
                 break
             self._count(result, len(look.answers))
@@ -158,16 +149,16 @@ class SharedTier:
             result = "awaited"
             source = "awaited"
             if look.locked:
-                yield from self._load_for_all(load, look)
+                yield from self._load_for_all(load, deadline, look)
             elif wanted:
                 if time.monotonic() >= give_up:
                     break
                 time.sleep(_LOOK_AGAIN)
         if wanted:
             self._count("alone", len(wanted))
-            yield from self._load_here(load, list(wanted))
+            yield from load(list(wanted), deadline)
 
-    def _look(self, load: _Load, wanted: dict[str, int], client: redis.Redis) -> _Look:
+    def _look(self, wanted: dict[str, int], client: redis.Redis) -> _Look:
         """Look for events and for the pause. Lock the events that nobody loads."""
         keys = self.keys(wanted)
         least_left = wanted.values()
@@ -190,8 +181,8 @@ class SharedTier:
                         # The next look doesn't find this one, and takes the lock.
                         still_wanted[event_id] = left
                     else:
-                        age = load.began - expiry + loaded.lifetime
-                        answers[event_id] = loaded._replace(age=age)
+                        born = expiry - loaded.lifetime
+                        answers[event_id] = loaded._replace(born=born)
                 case b"load":
                     locked.append(event_id)
                 case b"wait":
@@ -203,29 +194,22 @@ class SharedTier:
             self._pause.extend(asked + (pause_left - 1) / 1000)
         return _Look(answers, locked, still_wanted, ahead)
 
-    def _load_for_all(self, load: _Load, look: _Look) -> _Pairs:
+    def _load_for_all(self, load: Loader, deadline: float, look: _Look) -> _Pairs:
         """Load the locked events, and store the answers."""
         self._count("loaded", len(look.locked))
         answers: dict[str, Loaded | None] = dict.fromkeys(look.locked)
         try:
-            for event_id, loaded in self._load_here(load, look.locked):
+            for event_id, loaded in load(look.locked, deadline):
                 if not loaded.private:
                     answers[event_id] = loaded
                 yield event_id, loaded
         finally:
             # The answers are right even if this fails, and locks end by themselves.
             with contextlib.suppress(Unavailable):
-                self._link.ask(partial(self._store, load, look.ahead, answers))
-
-    def _load_here(self, load: _Load, event_ids: list[str]) -> _Pairs:
-        """Load without Redis; ages count from when the cache began, as it expects."""
-        waited = self._clock() - load.began
-        for event_id, loaded in load.loader(event_ids, load.deadline):
-            yield event_id, loaded._replace(age=loaded.age - waited)
+                self._link.ask(partial(self._store, look.ahead, answers))
 
     def _store(
         self,
-        load: _Load,
         ahead: float,
         answers: dict[str, Loaded | None],
         client: redis.Redis,
@@ -242,7 +226,8 @@ class SharedTier:
             if loaded is None:
                 args += [b"", 0, ""]
             else:
-                expiry = load.began + ahead - loaded.age + loaded.lifetime
+                assert loaded.born is not None  # the loader says it
+                expiry = loaded.born + loaded.lifetime + ahead
                 args += [pack(loaded), math.floor(expiry * 1000), loaded.kind]
         keys = self.keys(answers)
         client.eval(_STORE, len(keys), *keys, *args)

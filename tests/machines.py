@@ -184,11 +184,15 @@ class Machine:
         self, event_ids: list[str], deadline: float
     ) -> Iterator[tuple[str, Loaded]]:
         """Load, as the client would."""
+        began = self.cache.clock()
         for event_id in event_ids:
             self._counts[event_id] += 1
             self.entered.release()
             assert not self.gate or self.gate.wait(PATIENCE)
-            yield event_id, self.answer()
+            loaded = self.answer()
+            if loaded.born is None:
+                loaded = loaded._replace(born=began)
+            yield event_id, loaded
 
     def ask(self, event_id: str) -> Found:
         """Ask for an event."""

@@ -21,6 +21,7 @@ from calendar42.payload import Event
 from serving.interface import serialize
 from serving.request import Request
 from sharing.tier import FORMAT
+from tests.cache_callers import Clock
 
 unhurried = settings(deadline=None)  # a busy machine is not a finding
 
@@ -220,13 +221,17 @@ def test_what_is_kept_of_an_outcome(
 
     def fetch(event_ids: list[str], deadline: float) -> Iterator[tuple[str, Any]]:
         for event_id in event_ids:
+            clock.advance(3)
             yield event_id, outcome
 
+    clock = Clock()
+    began = clock.now
     load = loader(
         fetch,
         expiry=252.0,
         fault_expiry=6.0,
         id_for=lambda event_id, error: f"load-of-{event_id}",
+        clock=clock,
     )
     (one, first), (two, second) = load(["1", "2"], 0.0)
     assert (one, two) == ("1", "2")
@@ -237,8 +242,8 @@ def test_what_is_kept_of_an_outcome(
             private,
             "miss",
         )
-    ages = first.age, second.age
-    assert ages == (0, 0) if kind in (OK, NEGATIVE) else -1 < ages[1] <= ages[0] < 0
+    births = (began, began) if kind in (OK, NEGATIVE) else (began + 3, began + 6)
+    assert (first.born, second.born) == births
     if isinstance(outcome, C42Error):
         expected = [
             value.failure(

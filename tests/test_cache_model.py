@@ -108,7 +108,7 @@ class Reference:
             yield key, loaded
 
     def settle(self, key: str, loaded: Loaded, began: float) -> Got:
-        born = began - loaded.age
+        born = began if loaded.born is None else loaded.born
         entry = (born + loaded.lifetime, key, born, loaded.kind, loaded.value)
         kept = not loaded.private and self.is_worth_keeping(entry)
         if kept:
@@ -179,7 +179,7 @@ LOADED = st.builds(
     value=st.integers() | st.integers() | st.just(LARGE),
     kind=st.sampled_from([OK, *KINDS]),
     lifetime=st.integers(0, 9).map(float),
-    age=st.integers(-2, 4).map(float),
+    born=st.none() | st.none() | st.integers(990, 1030).map(float),
     source=st.sampled_from(["miss", "miss", "shared", "awaited"]),
     private=st.sampled_from([False, False, False, True]),
 )

@@ -183,7 +183,8 @@ def test_the_share_is_that_of_the_whole_lifetime(
 ) -> None:
     """The last part is counted from the answer's birth, not from when it came."""
     cache = refreshing(refresh_ahead=0.5)
-    get_or_load(cache, "key", lambda key: Loaded(key, OK, LIFETIME, age=49))
+    loaded = Loaded("key", OK, LIFETIME, born=clock.now - 49)
+    get_or_load(cache, "key", lambda key: loaded)
     cache.get("key")
     assert due.handed == []
     clock.advance(1)
@@ -426,7 +427,7 @@ def test_an_answer_that_is_too_old_when_it_comes(
     """If a refresh brings an answer that is itself due, the next begins 3 s later."""
     keep_old(cache, clock, "key")
     cache.get("key")
-    refresh(cache, "key", age=91)
+    refresh(cache, "key", born=clock.now - 91)
     assert cache.get("key") == ("new", OK, 91, 9)
     clock.advance(RETRY)
     assert len(due.handed) == 1
@@ -662,7 +663,7 @@ def test_replaced_answers_leave_nothing_behind(refreshing: Make, clock: Clock) -
     once = checked(cache).bytes
     for _ in range(5000):
         cache.get("key")
-        refresh(cache, "key", age=60)
+        refresh(cache, "key", born=clock.now - 60)
     stats = checked(cache)
     assert (stats.refreshes[OK], len(cache)) == (5000, 1)
     assert stats.bytes < once + 30_000

@@ -48,7 +48,7 @@ def test_an_answer_ages_from_its_load_wherever_it_is_served(
     """An answer that was taken over knows its age, and expires no later."""
     first, second = machine(shared_redis.url), machine(shared_redis.url)
     event_id, first.gate = new_id(), threading.Event()
-    first.answer = lambda: Loaded(VALUE, OK, first.expiry, age=100.0)
+    first.answer = lambda: Loaded(VALUE, OK, first.expiry, born=clock() - 100.0)
     loading = pool.submit(first.ask, event_id)
     assert first.entered.acquire(timeout=PATIENCE)
     waiting = pool.submit(second.ask, event_id) if awaited else None
@@ -397,7 +397,7 @@ def test_an_answer_that_expires_on_its_way_is_not_served(
         return now[0]
 
     first = machine(shared_redis.url)
-    first.answer = lambda: Loaded(VALUE, OK, 252.0, age=251.9)
+    first.answer = lambda: Loaded(VALUE, OK, 252.0, born=clock() - 251.9)
     second = machine(shared_redis.url, clock=slow_clock)
     first.ask(event_id := new_id())
     assert second.refresh(event_id, least_left=0.0).source == "miss"
@@ -445,7 +445,7 @@ NEW_VALUE = values.success(Event("1", "New", []))
 
 def make_due(first: Machine) -> str:
     """Have a machine load an event whose answer is due; its next ones are new."""
-    first.answer = lambda: Loaded(VALUE, OK, 252.0, age=240.0)
+    first.answer = lambda: Loaded(VALUE, OK, 252.0, born=clock() - 240.0)
     first.ask(event_id := new_id())
     first.answer = lambda: Loaded(NEW_VALUE, OK, 252.0)
     return event_id
@@ -466,7 +466,7 @@ def test_one_instance_refreshes_for_all(
         loaded = [future.result(PATIENCE) for future in together]
         assert counts[event_id] == 2
         assert [each.value for each in loaded] == [NEW_VALUE] * 4
-        assert all(each.lifetime - each.age > DUE for each in loaded)
+        assert all(each.born and each.born + 252.0 - clock() > DUE for each in loaded)
 
 
 def test_the_old_answer_is_there_until_it_is_replaced(
@@ -492,7 +492,7 @@ def test_an_answer_that_is_due_is_no_refresh(
 ) -> None:
     """A refresh takes an answer of which more is left, and no other."""
     first, second = machine(shared_redis.url), machine(shared_redis.url)
-    first.answer = lambda: Loaded(VALUE, OK, 252.0, age=200.0)
+    first.answer = lambda: Loaded(VALUE, OK, 252.0, born=clock() - 200.0)
     first.ask(event_id := new_id())
     assert second.refresh(event_id, least_left=50.0).source == "shared"
     assert second.refresh(event_id, least_left=53.0).source == "miss"
