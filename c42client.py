@@ -325,8 +325,10 @@ class Client:
         if is_list and may_be_about_one:
             line = "a list of %d events failed (%s): asking for its halves"
             log.info(line, len(event_ids), error)
-            for half in _halves(left):
-                yield from self.fetch(half, deadline, refresh)
+            middle = (len(left) + 1) // 2
+            for half in left[:middle], left[middle:]:
+                if half:
+                    yield from self.fetch(half, deadline, refresh)
             return
         is_private = error.private or (is_list and not isinstance(error, Paused))
         for event_id in left:
@@ -361,7 +363,7 @@ class Client:
             page_call = self._begin_page(known, 0, attempt)
         names = self._names(known, page_call, attempt)
         for event_id, title in titles.items():
-            shown = self.calls.redactor.redact(title)
+            shown = title and self.calls.redactor.redact(title)
             yield event_id, Event(id=event_id, title=shown, names=names[event_id])
 
     def _names(
@@ -418,10 +420,3 @@ class Client:
         rest = f"?event_ids=[{','.join(event_ids)}]&limit={PAGE}&offset={offset}"
         read = partial(payload.page, event_ids=event_ids)
         return self.calls.begin(SUBSCRIPTIONS_ENDPOINT, rest, attempt, read)
-
-
-def _halves(event_ids: list[str]) -> list[list[str]]:
-    """Return both halves of a list, or one if it is a single event."""
-    middle = (len(event_ids) + 1) // 2
-    halves = [event_ids[:middle], event_ids[middle:]]
-    return [half for half in halves if half]

@@ -55,7 +55,7 @@ def events(body: Any, asked: Collection[str]) -> dict[str, Json]:
     for event in rows:
         event_id = event.get("id")
         if not isinstance(event_id, str):
-            raise _unusable(EVENTS_ENDPOINT, "sent an event without an id")
+            raise C42Error(EVENTS_ENDPOINT, "Calendar42 sent an event without an id")
         by_id[event_id] = event
     return by_id
 
@@ -73,12 +73,13 @@ def title(events: dict[str, Json], event_id: str, asked: Collection[str]) -> str
         message = "Calendar42 sent other events"
         raise C42Error(EVENTS_ENDPOINT, message, private=is_list)
     if event is None and is_list:  # lists leave out unknown events
-        raise _missing(f"Event {event_id} not found")
+        message = f"Event {event_id} not found"
+        raise C42Error(EVENTS_ENDPOINT, message, status=404)
     if event is None or _is_removed(event):
-        raise _missing("the event is deleted")
+        raise C42Error(EVENTS_ENDPOINT, "the event is deleted", status=404)
     found = _value(_TITLE, event)
     if not isinstance(found, str | None):
-        raise _unusable(EVENTS_ENDPOINT, "sent a title that is not text")
+        raise C42Error(EVENTS_ENDPOINT, "Calendar42 sent a title that is not text")
     return found
 
 
@@ -90,9 +91,8 @@ def page(body: Any, event_ids: Collection[str]) -> Page:
     rows = _rows(SUBSCRIPTIONS_ENDPOINT, body)
     total = _value(_COUNT, body)
     if type(total) is not int or total < 0:
-        raise _unusable(
-            SUBSCRIPTIONS_ENDPOINT, "did not say how many subscriptions there are"
-        )
+        message = "Calendar42 did not say how many subscriptions there are"
+        raise C42Error(SUBSCRIPTIONS_ENDPOINT, message)
     if total > MAX_ROWS:
         message = f"Calendar42 has more than {MAX_ROWS} subscriptions"
         raise TooLarge(SUBSCRIPTIONS_ENDPOINT, message)
@@ -113,7 +113,7 @@ def page(body: Any, event_ids: Collection[str]) -> Page:
             if name and name.strip():
                 names.append((row["event_id"], name))
     if rows and not has_own:
-        raise _unusable(SUBSCRIPTIONS_ENDPOINT, "sent other subscriptions")
+        raise C42Error(SUBSCRIPTIONS_ENDPOINT, "Calendar42 sent other subscriptions")
     return Page(total=total, rows=len(rows), ids=frozenset(row_ids), names=names)
 
 
@@ -141,7 +141,7 @@ def _rows(endpoint: Endpoint, body: Any) -> list[Json]:
     """Return the rows of a reply."""
     rows = _value(_ROWS, body)
     if not isinstance(rows, list) or not all(isinstance(row, dict) for row in rows):
-        raise _unusable(endpoint, f"sent no list of {endpoint}")
+        raise C42Error(endpoint, f"Calendar42 sent no list of {endpoint}")
     return rows
 
 
@@ -155,7 +155,9 @@ def _first_name(row: Json) -> str | None:
     name = _value(_FIRST_NAME, row)
     if isinstance(subscriber, dict | None) and isinstance(name, str | None):
         return name
-    raise _unusable(SUBSCRIPTIONS_ENDPOINT, "sent a first name that is not text")
+    raise C42Error(
+        SUBSCRIPTIONS_ENDPOINT, "Calendar42 sent a first name that is not text"
+    )
 
 
 def _value(path: JSONPath, data: Any) -> Any:
@@ -163,11 +165,3 @@ def _value(path: JSONPath, data: Any) -> Any:
     for match in path.find(data):
         return match.value
     return None
-
-
-def _unusable(endpoint: Endpoint, what: str) -> C42Error:
-    return C42Error(endpoint, f"Calendar42 {what}")
-
-
-def _missing(message: str) -> C42Error:
-    return C42Error(EVENTS_ENDPOINT, message, status=404)

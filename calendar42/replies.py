@@ -10,7 +10,7 @@ import os
 import re
 import threading
 from collections.abc import Mapping
-from typing import Any, NamedTuple, TypeVar
+from typing import Any, NamedTuple
 from urllib.parse import unquote
 
 from calendar42 import Endpoint
@@ -23,7 +23,6 @@ MAX_ERROR_BODY = 8 * 2**10  # bytes of an error that are passed through
 _UNDONE = frozenset({"", "identity", "gzip", "x-gzip", "deflate"})
 _NESTED = 5  # levels of escaping that are undone
 _ESCAPES = re.compile(r"[\\&%\0]")  # a text without these has nothing escaped
-Text = TypeVar("Text", str, str | None)
 
 
 class Reply(NamedTuple):
@@ -96,19 +95,16 @@ class Redactor:
         self._token = token
         self._plain_token = _plain(token)
 
-    def redact(self, text: Text) -> Text:
+    def redact(self, text: str) -> str:
         """Return `text` without the token; nothing of it, if the token is escaped.
 
         That is only looked for in texts of usual length: with millions of characters,
         it would hold up all other threads.
         """
-        if text is None:
-            return text
-        redacted = text.replace(self._token, "***")
-        is_usual = len(redacted) <= MAX_ERROR_BODY
-        if is_usual and _ESCAPES.search(redacted) and self._is_hidden_in(redacted):
+        text = text.replace(self._token, "***")
+        if len(text) <= 2 * MAX_ERROR_BODY and self._is_hidden_in(text):
             return "***"
-        return redacted
+        return text
 
     def error_body(self, reply: Reply) -> bytes:
         """Return the part of an error's body to pass through.
@@ -119,15 +115,15 @@ class Redactor:
         coding = reply.headers.get("Content-Encoding", "")
         if coding.strip().lower() not in _UNDONE:
             return b""
-        body = reply.body
-        # In UTF-16, a token has a NUL beside each character.
-        said = body[: 2 * MAX_ERROR_BODY].decode("latin-1").replace("\0", "")
-        if self._token in said or self._is_hidden_in(said):
+        said = reply.body[: 2 * MAX_ERROR_BODY].decode("latin-1")
+        if self.redact(said) != said:
             return b""
-        return bytes(body[:MAX_ERROR_BODY])
+        return bytes(reply.body[:MAX_ERROR_BODY])
 
     def _is_hidden_in(self, text: str) -> bool:
         """Tell whether the token may be in a text, escaped."""
+        if not _ESCAPES.search(text):
+            return False
         try:
             return self._plain_token in _plain(text)
         except ValueError:
@@ -136,7 +132,10 @@ class Redactor:
 
 
 def _plain(text: str) -> str:
-    """Undo escaping in JSON, HTML and URLs, even if nested."""
+    """Undo escaping in JSON, HTML and URLs, even if nested.
+
+    In UTF-16, a token has a NUL beside each character.
+    """
     for _ in range(_NESTED):
         text = re.sub(r"(?<!\\)\\+(?:u00|x)([0-9a-fA-F]{2})", _character, text)
         text = unquote(html.unescape(text)).replace("\0", "")

@@ -24,7 +24,7 @@ from requests import PreparedRequest
 from requests.adapters import HTTPAdapter
 from requests.exceptions import InvalidSchema, InvalidURL
 from urllib3.connection import HTTPConnection
-from urllib3.exceptions import HTTPError
+from urllib3.exceptions import HTTPError, LocationValueError
 
 from calendar42 import Endpoint
 from calendar42.errors import C42Error, Exhausted
@@ -47,6 +47,7 @@ _EXHAUSTED = {
     errno.ENOBUFS: "c42c is reading too many large replies of Calendar42 at once",
 }
 _INVALID = "sent an invalid answer"
+_NO_PROXY = "the proxy that the environment names can't be used"
 
 logging.getLogger("urllib3").setLevel(logging.CRITICAL)  # its warnings quote what came
 
@@ -233,12 +234,11 @@ def explain(endpoint: Endpoint, error: BaseException) -> C42Error:
 
 def _first_cause(error: BaseException) -> BaseException:
     """Return what `requests` and urllib3 have wrapped."""
-    while True:
-        inner = [error.__cause__, error.__context__, *error.args]
-        causes = [one for one in inner if isinstance(one, BaseException)]
-        if not causes:
-            return error
-        error = causes[0]
+    inner = error.__context__
+    # A call over a new connection follows one that failed over a kept one.
+    if inner is None or isinstance(inner, C42Error):
+        return error
+    return _first_cause(inner)
 
 
 _REASONS: tuple[tuple[type[BaseException], str], ...] = (
@@ -247,24 +247,23 @@ _REASONS: tuple[tuple[type[BaseException], str], ...] = (
     (ssl.SSLEOFError, "broke off"),
     (ssl.SSLZeroReturnError, "broke off"),
     (UnicodeError, "not a host name"),
+    (TimeoutError, "timed out while connecting"),
+    # Their texts may have the proxy's password.
+    (InvalidSchema, _NO_PROXY),
+    (InvalidURL, _NO_PROXY),
+    (LocationValueError, _NO_PROXY),
+    (TypeError, _NO_PROXY),
 )
 
 
 def _reason(error: BaseException, cause: BaseException) -> str:
-    if isinstance(error, InvalidURL | InvalidSchema | TypeError):
-        # Its text may have the proxy's password.
-        return "the proxy that the environment names can't be used"
     for kind, reason in _REASONS:
         if isinstance(cause, kind):
             return reason
     if isinstance(cause, ssl.SSLCertVerificationError):
         return f"certificate: {cause.verify_message}"
-    if not isinstance(cause, OSError):
-        return _INVALID
-    if cause.strerror:
+    if isinstance(cause, OSError) and cause.strerror:
         return cause.strerror
-    if isinstance(cause, TimeoutError):
-        return "timed out while connecting"
     if type(cause) is not OSError:
         return _INVALID
     if cause is error:  # urllib3 would have wrapped it
