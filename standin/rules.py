@@ -19,7 +19,7 @@ class Gate:
         self._is_open = False
         self.arrived = 0  # all that have come so far
 
-    def wait_for(self, count: int, timeout: float = 10) -> None:
+    def wait_for(self, count: int, timeout: float = 60) -> None:
         """Return once so many requests have come, or raise TimeoutError."""
         with self._changed:
             if not self._changed.wait_for(lambda: self.arrived >= count, timeout):

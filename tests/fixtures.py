@@ -61,6 +61,19 @@ def until(
         time.sleep(max(every, min(waited / 10, LONGEST_NAP)))
 
 
+def given_time(check: Callable[[float], object]) -> None:
+    """Run `check` with a time-out of 0.3 seconds; if it fails, with longer ones.
+
+    A busy machine may need longer for what isn't meant to take so long. With half a
+    minute, it must pass.
+    """
+    for seconds in (0.3, 3.0):
+        with contextlib.suppress(Exception, pytest.fail.Exception):
+            check(seconds)
+            return
+    check(30.0)
+
+
 def new_id() -> str:
     """Return an event id that no test has used yet.
 

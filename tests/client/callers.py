@@ -3,6 +3,7 @@
 import json
 import time
 from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack, contextmanager
 from typing import Any
 
@@ -13,7 +14,7 @@ from calendar42.calls import Attempt, Pause
 from calendar42.errors import FAULT, C42Error
 from calendar42.payload import Event
 from operations.load_log import log_load
-from standin import Standin
+from standin import DEMO_EVENTS, Gate, Standin
 
 Make = Callable[..., Client]
 ENDPOINTS = ["events", "event-subscriptions"]
@@ -59,6 +60,19 @@ def failure(client: Client, event_id: str, seconds: float = 10.0) -> C42Error:
     with pytest.raises(C42Error) as raised:
         fetch(client, event_id, seconds)
     return raised.value
+
+
+def connect(client: Client, upstream: Standin) -> None:
+    """Load an event over two new connections, which the client keeps."""
+    gate = Gate()
+    rule = upstream.rule(gate=gate)
+    with ThreadPoolExecutor() as pool:
+        loading = pool.submit(fetch, client, DEMO_EVENTS["plain"])
+        # So that one call doesn't take the connection of the other.
+        gate.wait_for(2)
+        gate.open()
+        loading.result()
+    rule.remove()
 
 
 def fetch_list(

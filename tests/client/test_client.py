@@ -31,8 +31,25 @@ from calendar42.errors import (
     TooLarge,
 )
 from standin import DEMO_EVENTS, Gate, Standin
-from tests.client.callers import ENDPOINTS, Make, failure, fetch, fetch_list, rows
-from tests.fixtures import TOKEN, at_once, new_events, new_id, no_descriptors, until
+from tests.client.callers import (
+    ENDPOINTS,
+    Make,
+    connect,
+    failure,
+    fetch,
+    fetch_list,
+    rows,
+)
+from tests.fixtures import (
+    PATIENCE,
+    TOKEN,
+    at_once,
+    given_time,
+    new_events,
+    new_id,
+    no_descriptors,
+    until,
+)
 
 # What is sent
 
@@ -56,7 +73,8 @@ def test_headers(make: Make, upstream: Standin) -> None:
 def test_connections_are_kept(make: Make, upstream: Standin) -> None:
     """Loads one after the other go over the same two connections."""
     client = make()
-    for name in ("plain", "empty", "mixed", "duplicates"):
+    connect(client, upstream)
+    for name in ("empty", "mixed", "duplicates"):
         fetch(client, DEMO_EVENTS[name])
     assert (upstream.calls(), upstream.connections) == (8, 2)
 
@@ -271,7 +289,8 @@ def test_all_replies_have_a_common_limit(
         waiting = [pool.submit(failure, client, event_id, 5) for event_id in slow]
         errors = sorted((one.result() for one in waiting), key=attrgetter("status"))
     statuses = [error.status for error in errors]
-    assert statuses in ([503, 504, 504], [503, 503, 504]), "two may exceed it at once"
+    assert statuses[0] == 503, "several may exceed it at once"
+    assert set(statuses) <= {503, 504}
     error = errors[0]
     assert isinstance(error, Exhausted)
     assert str(error) == "c42c is reading too many large replies of Calendar42 at once"
@@ -395,17 +414,17 @@ def test_a_missing_event_does_not_wait(
 
 def test_calls_end_by_their_deadline(make: Make, upstream: Standin) -> None:
     """A call whose answer isn't needed any more ends by its deadline."""
-    upstream.rule("event-subscriptions", trickle_headers=0.05)
+    upstream.rule("event-subscriptions", trickle_headers=0.5)
     client = make()
     for _ in range(20):
-        assert failure(client, DEMO_EVENTS["unknown"], 1).status == 404
+        assert failure(client, DEMO_EVENTS["unknown"], 3).status == 404
     # The one for events is kept, unless the last of these calls went over it.
-    until(lambda: upstream.connections <= 1, patience=5)
+    until(lambda: upstream.connections <= 1, patience=PATIENCE / 2)
 
 
 @pytest.mark.parametrize("endpoint", ENDPOINTS)
 @pytest.mark.parametrize(
-    "fault", [{"hang": True}, {"trickle_headers": 0.05}], ids=["hang", "trickle"]
+    "fault", [{"hang": True}, {"trickle_headers": 0.5}], ids=["hang", "trickle"]
 )
 def test_time_out(
     make: Make, upstream: Standin, endpoint: str, fault: dict[str, Any]
@@ -415,26 +434,35 @@ def test_time_out(
     The message says what the time-out is.
     """
     upstream.rule(endpoint, **fault)
-    asked = time.monotonic()
-    error = failure(make(timeout=12.5), DEMO_EVENTS["plain"], 0.2)
-    assert time.monotonic() - asked >= 0.2
-    assert isinstance(error, TimedOut)
-    assert (error.status, error.kind, error.upstream_status, error.endpoint) == (
-        504,
-        "fault",
-        0,
-        endpoint,
-    )
-    assert str(error) == "Calendar42 did not answer within 12.5 seconds"
+
+    def check(seconds: float) -> None:
+        asked = time.monotonic()
+        error = failure(make(timeout=12.5), DEMO_EVENTS["plain"], seconds)
+        assert time.monotonic() - asked >= seconds
+        assert isinstance(error, TimedOut)
+        assert (error.status, error.kind, error.upstream_status, error.endpoint) == (
+            504,
+            "fault",
+            0,
+            endpoint,
+        )
+        assert str(error) == "Calendar42 did not answer within 12.5 seconds"
+
+    given_time(check)
 
 
-@pytest.mark.parametrize(("timeout", "private"), [(0.3, False), (0.5, True)])
+@pytest.mark.parametrize(("usual", "private"), [(1.5, False), (2.5, True)])
 def test_little_time(
-    make: Make, upstream: Standin, timeout: float, private: bool
+    make: Make, upstream: Standin, usual: float, private: bool
 ) -> None:
     """A time-out is private if the load had less than half of its usual time."""
     upstream.rule(hang=True)
-    assert failure(make(timeout=timeout), DEMO_EVENTS["plain"], 0.2).private == private
+
+    def check(seconds: float) -> None:
+        client = make(timeout=usual * seconds)
+        assert failure(client, DEMO_EVENTS["plain"], seconds).private == private
+
+    given_time(check)
 
 
 def test_no_time_left(make: Make, upstream: Standin) -> None:
@@ -469,6 +497,7 @@ def test_unreachable(make: Make, upstream: Standin, base_url: str) -> None:
     error = failure(
         make(base_url=base_url.format(port=port), on_call=calls.append),
         DEMO_EVENTS["plain"],
+        PATIENCE,  # a name server may take some seconds
     )
     assert (error.status, error.upstream_status) == (502, 0)
     until(lambda: calls)
@@ -508,8 +537,10 @@ def test_no_descriptors(
 @pytest.mark.parametrize("endpoint", ENDPOINTS)
 def test_pause(make: Make, upstream: Standin, endpoint: str) -> None:
     """After a 429, from either call, nothing is asked for any event."""
-    client = make()
-    upstream.rule(endpoint, status=429, body="slow down")
+    # The other call has ended by then: in the pause, it wouldn't be made.
+    gate = Gate()
+    client = make(pause=Pause(60), on_call=lambda call: gate.open())
+    upstream.rule(endpoint, gate=gate, status=429, body="slow down")
     error = failure(client, DEMO_EVENTS["plain"])
     assert isinstance(error, Paused)
     assert (error.status, error.kind, error.upstream_status, error.body) == (
@@ -518,7 +549,7 @@ def test_pause(make: Make, upstream: Standin, endpoint: str) -> None:
         429,
         b"slow down",
     )
-    assert (5 < error.retry_after <= 6, error.endpoint) == (True, endpoint)
+    assert (30 < error.retry_after <= 60, error.endpoint) == (True, endpoint)
     assert str(error) == "Calendar42 asked for a pause"
     upstream.clear_rules()
     error = failure(client, DEMO_EVENTS["empty"])
@@ -528,7 +559,7 @@ def test_pause(make: Make, upstream: Standin, endpoint: str) -> None:
         0,
         b"",
     )
-    assert (5 < error.retry_after <= 6, str(error)) == (
+    assert (30 < error.retry_after <= 60, str(error)) == (
         True,
         "Calendar42 asked for a pause",
     )
@@ -581,11 +612,18 @@ def test_a_pause_begins_while_the_other_call_hangs(
     make: Make, upstream: Standin
 ) -> None:
     """A 429 begins the pause when it comes, even if the other call isn't answered."""
-    pause, gate = Pause(6), Gate()
+    pause, gate, other_gate = Pause(6), Gate(), Gate()
     upstream.rule("events", gate=gate)
-    upstream.rule("event-subscriptions", status=429, headers={"Retry-After": "30"})
+    upstream.rule(
+        "event-subscriptions",
+        gate=other_gate,
+        status=429,
+        headers={"Retry-After": "30"},
+    )
     with ThreadPoolExecutor() as pool:
         failing = pool.submit(failure, make(pause=pause), DEMO_EVENTS["plain"])
+        gate.wait_for(1)
+        other_gate.open()
         until(lambda: pause.left > 0)
         assert not failing.done()
         gate.open()

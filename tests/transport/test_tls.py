@@ -6,7 +6,6 @@ import socket
 import ssl
 import subprocess
 import threading
-import time
 from pathlib import Path
 from typing import Any
 
@@ -15,7 +14,7 @@ import requests.adapters
 
 from calendar42.calls import CallRecord
 from calendar42.errors import Exhausted
-from tests.fixtures import at_once, no_descriptors, until
+from tests.fixtures import PATIENCE, at_once, no_descriptors
 from tests.transport.test_replies import ODD
 from tests.transport.upstreams import (
     OTHER,
@@ -41,8 +40,7 @@ def test_tls(scripted: Scripted, make: Make, trusted: ssl.SSLContext) -> None:
     script = scripted([REPLY, OTHER], [ODD["103"] + REPLY], [OTHER], tls=trusted)
     client = make(script.base_url)
     statuses = [ask(client).status for _ in range(2)]
-    until(lambda: script.replied.acquire(blocking=False))
-    time.sleep(0.05)  # the end of the connection arrives
+    assert script.ended.acquire(timeout=PATIENCE)
     statuses += [ask(client).status for _ in range(2)]
     assert statuses == [200, 200, 103, 200]
 

@@ -15,10 +15,13 @@ from c42client import Client
 from calendar42.errors import C42Error
 from calendar42.replies import Reply
 from tests.client.callers import Make as Make
-from tests.fixtures import PATIENCE
+from tests.fixtures import PATIENCE, until
 
 REPLY = b"HTTP/1.1 200 OK\r\nContent-Length: 2\r\n\r\n{}"
 OTHER = b"HTTP/1.1 200 OK\r\nContent-Length: 3\r\n\r\n[1]"
+
+TCP_STATE = (socket.IPPROTO_TCP, socket.TCP_INFO, 1)
+FIN_WAIT1 = 4  # the end was sent, and the other side hasn't confirmed it
 
 Sent = bytes | Callable[[socket.socket], None]
 
@@ -33,7 +36,9 @@ class Script:
         self, connections: tuple[list[Sent], ...], tls: ssl.SSLContext | None = None
     ) -> None:
         self.requests: list[bytes] = []
-        self.replied = threading.Semaphore(0)
+        self.ended = threading.Semaphore(
+            0
+        )  # connections that the clients know are over
         self._connections = connections
         self._tls = tls
         self._listener = socket.create_server(("127.0.0.1", 0))
@@ -53,6 +58,14 @@ class Script:
                 with secure:
                     for reply in replies:
                         self.serve(secure, reply)
+                    self._hang_up(secure)
+
+    def _hang_up(self, sock: socket.socket) -> None:
+        """End a connection, and return when the client's system has heard of it."""
+        with contextlib.suppress(OSError):
+            sock.shutdown(socket.SHUT_WR)
+            until(lambda: sock.getsockopt(*TCP_STATE)[0] != FIN_WAIT1)
+        self.ended.release()
 
     def serve(self, sock: socket.socket, reply: Sent) -> None:
         """Wait for a request, and reply to it."""
@@ -67,7 +80,6 @@ class Script:
             sock.sendall(reply)
         else:
             reply(sock)
-        self.replied.release()
 
     def end(self) -> None:
         """Check that every connection was made."""
