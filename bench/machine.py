@@ -73,17 +73,28 @@ def describe() -> str:
     return f"{name}, {len(_cores)} cores, {python}"
 
 
-def free_port() -> int:
-    """Return a port on which nothing listens.
+# Bound to the ports that were given out, so that nobody else gets one of them.
+_given: list[socket.socket] = []
 
-    It is one that the system gives to no client: those are from 32768 on.
+
+def free_port() -> int:
+    """Return a port on which nothing listens, and which is given to nobody else.
+
+    It is one that the system gives to no client: those are from 32768 on. Whoever sets
+    SO_REUSEADDR, as servers do, may listen there.
     """
     while True:
-        with contextlib.suppress(OSError), socket.socket() as sock:
-            sock.bind(
-                ("127.0.0.1", port := random.SystemRandom().randint(10_000, 32_000))
-            )
-            return port
+        sock = socket.socket()
+        port = random.SystemRandom().randint(10_000, 32_000)
+        try:
+            sock.bind(("127.0.0.1", port))
+        except OSError:
+            sock.close()
+            continue
+        # Not earlier, or the port might be one that another process was given.
+        sock.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        _given.append(sock)
+        return port
 
 
 @contextlib.contextmanager
