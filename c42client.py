@@ -31,7 +31,7 @@ from calendar42.errors import (
 )
 from calendar42.payload import Event, Json, Page
 from calendar42.replies import MAX_BODIES, Redactor, Reply, Room, max_body, read_json
-from calendar42.wire import FAILURES, Adapter, KeptConnectionClosed, explain, this_call
+from calendar42.wire import FAILURES, Adapter, explain, this_call
 
 PAGE = ids.MAX_IDS  # rows: both are the largest page of Calendar42
 PAGES_AT_ONCE = 16  # of one event or list
@@ -190,7 +190,9 @@ class Call(Generic[T]):
         self._check_pause()
         try:
             reply = self.send()
-        except KeptConnectionClosed:
+        except C42Error:
+            if not this_call.was_closed_before:
+                raise
             self._check_pause()  # which may have begun meanwhile
             reply = self.send(needs_new=True)
         if 400 <= reply.status <= 599:

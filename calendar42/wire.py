@@ -47,13 +47,8 @@ _EXHAUSTED = {
     errno.ENOBUFS: "c42c is reading too many large replies of Calendar42 at once",
 }
 _INVALID = "sent an invalid answer"
-_NO_PROXY = "the proxy that the environment names can't be used"
 
 logging.getLogger("urllib3").setLevel(logging.CRITICAL)  # its warnings quote what came
-
-
-class KeptConnectionClosed(C42Error):
-    """Nothing came over a connection that was kept: Calendar42 had closed it."""
 
 
 class _ThisCall(threading.local):
@@ -75,6 +70,11 @@ class _ThisCall(threading.local):
     def left(self) -> float:
         """The seconds until the deadline."""
         return self.deadline - time.monotonic()
+
+    @property
+    def was_closed_before(self) -> bool:
+        """Whether it failed because Calendar42 had closed its kept connection."""
+        return self.is_over_kept and not self.has_reply and self.left > 0
 
 
 this_call = _ThisCall()
@@ -221,10 +221,7 @@ def explain(endpoint: Endpoint, error: BaseException) -> C42Error:
     if isinstance(cause, OSError) and cause.errno in _EXHAUSTED:
         message = _EXHAUSTED[cause.errno]
         return Exhausted(endpoint, message, trouble=os.strerror(cause.errno))
-    kind = C42Error
-    if this_call.is_over_kept and not this_call.has_reply:
-        kind = KeptConnectionClosed
-    return kind(
+    return C42Error(
         endpoint,
         "Calendar42 could not be reached, or broke off",
         upstream_status=0,
@@ -241,18 +238,19 @@ def _first_cause(error: BaseException) -> BaseException:
     return _first_cause(inner)
 
 
-_REASONS: tuple[tuple[type[BaseException], str], ...] = (
-    (http.client.RemoteDisconnected, "sent no whole answer"),
-    (http.client.IncompleteRead, "sent no whole answer"),
-    (ssl.SSLEOFError, "broke off"),
-    (ssl.SSLZeroReturnError, "broke off"),
+_REASONS = (
+    (
+        http.client.RemoteDisconnected | http.client.IncompleteRead,
+        "sent no whole answer",
+    ),
+    (ssl.SSLEOFError | ssl.SSLZeroReturnError, "broke off"),
     (UnicodeError, "not a host name"),
     (TimeoutError, "timed out while connecting"),
-    # Their texts may have the proxy's password.
-    (InvalidSchema, _NO_PROXY),
-    (InvalidURL, _NO_PROXY),
-    (LocationValueError, _NO_PROXY),
-    (TypeError, _NO_PROXY),
+    (
+        # Their texts may have the proxy's password.
+        InvalidSchema | InvalidURL | LocationValueError | TypeError,
+        "the proxy that the environment names can't be used",
+    ),
 )
 
 
