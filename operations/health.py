@@ -185,7 +185,7 @@ def _add_page(app: Flask) -> None:
         text = render_template(
             "status.html", endpoints=ENDPOINTS, outcomes=Outcomes._fields
         )
-        return Response(text, headers=[NO_STORE], mimetype="text/html")
+        return Response(text, headers=[NO_STORE])
 
     @page.after_request
     def protect(response: Response) -> Response:

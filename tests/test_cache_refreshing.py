@@ -421,14 +421,15 @@ def test_every_lifetime_has_its_refresh(
         clock.advance(LIFETIME * (1 - AHEAD))
 
 
+@pytest.mark.parametrize("age", [90, 91])
 def test_an_answer_that_is_too_old_when_it_comes(
-    cache: Cache, clock: Clock, due: Due
+    cache: Cache, clock: Clock, due: Due, age: int
 ) -> None:
     """If a refresh brings an answer that is itself due, the next begins 3 s later."""
     keep_old(cache, clock, "key")
     cache.get("key")
-    refresh(cache, "key", born=clock.now - 91)
-    assert cache.get("key") == ("new", OK, 91, 9)
+    refresh(cache, "key", born=clock.now - age)
+    assert cache.get("key") == ("new", OK, age, 100 - age)
     clock.advance(RETRY)
     assert len(due.handed) == 1
     cache.get("key")

@@ -156,6 +156,34 @@ def test_no_socket_of_systemd(kind: str, tmp_path: Path) -> None:
     assert "Traceback" not in ended.stderr
 
 
+# It takes the socket, and ends with 0 if a program that it starts doesn't get it.
+STARTS_ANOTHER = """
+import os, subprocess, sys
+from serving import system
+(listener,) = system.inherited_listeners(os.environ)
+other = subprocess.run(
+    [sys.executable, "-c", "import os; os.fstat(3)"],
+    close_fds=False,
+    stderr=subprocess.DEVNULL,
+)
+sys.exit(other.returncode == 0)
+"""
+
+
+def test_the_socket_of_systemd_is_kept() -> None:
+    """No program that the service starts gets the socket that systemd has passed."""
+    with socket.create_server(("127.0.0.1", 0)) as listener:
+        number = listener.fileno()
+        os.set_inheritable(number, True)
+        subprocess.run(
+            [sys.executable, "-c", LAUNCHER, str(number), "-c", STARTS_ANOTHER],
+            cwd=ROOT,
+            pass_fds=[number],
+            timeout=PATIENCE,
+            check=True,
+        )
+
+
 def test_sockets_of_others() -> None:
     """Sockets that were passed to another process are left alone."""
     environ = {"LISTEN_FDS": "1", "LISTEN_PID": str(os.getppid())}
