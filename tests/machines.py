@@ -33,7 +33,7 @@ from tests.fixtures import PATIENCE, new_id, until
 
 PASSWORD = "se%2Fcret"
 VALUE = values.success(Event(id="1", title="Ein schöner Titel\n", names=[]))
-TIMEOUT = 1.6  # seconds; a lock lasts half as long
+TIMEOUT = PATIENCE  # seconds; a lock lasts for five
 GOOD = values.pack(Loaded(VALUE, OK, 252.0))
 RETRY_AFTER = 0.1  # seconds
 
@@ -272,7 +272,7 @@ def quickly(ask: Callable[[], Found]) -> Found:
     """Return what `ask` returns; fail if it waited for a Redis that hangs."""
     began = time.monotonic()
     found = ask()
-    assert time.monotonic() - began < 2.0
+    assert time.monotonic() - began < 5.0
     return found
 
 

@@ -15,7 +15,7 @@ from tests.fixtures import PATIENCE, Service, Start, new_id, started, until
 from tests.machines import Redis, patient
 from tests.reading import lifetime
 
-LIKE_ALL = {"C42_TIMEOUT": "10", "C42_FAULT_EXPIRY": "0.05"}
+LIKE_ALL = {"C42_TIMEOUT": "10", "C42_FAULT_EXPIRY": "0.5"}
 
 
 def sharing_through(server: Redis) -> dict[str, str]:
@@ -93,7 +93,7 @@ def test_no_answer_outlives_its_load(
     upstream.add_event(event_id := new_id(), names=["Ada"])
     began = time.monotonic()
     first = services[0].event(event_id)
-    assert lifetime(first) == 251
+    assert 250 - first.elapsed.total_seconds() < (lifetime(first) or 0) < 252
     until(lambda: time.monotonic() > began + 1)
     for service in services:
         asked = time.monotonic()
@@ -116,7 +116,7 @@ def test_a_hot_event_is_refreshed_by_one_instance(
 ) -> None:
     """When a popular event is due, one instance loads it for all."""
     upstream.add_event(event_id := new_id(), names=["Ada"])
-    environ = {"C42_EXPIRY": "0.05", "C42_REFRESH_AHEAD": "50"}
+    environ = {"C42_EXPIRY": "0.1", "C42_REFRESH_AHEAD": "50"}
     environ |= sharing_through(shared_redis)
     with (
         started(Service(upstream, (), **environ)) as one,
@@ -174,7 +174,7 @@ def test_stops_while_a_name_is_looked_up(
     upstream.add_event(event_id := new_id(), names=["Ada"])
     stuck = start(C42_CACHE_URL="redis://hanging.invalid", PYTHONPATH=hanging_names)
     assert stuck.event(event_id).status_code == 200
-    assert "looking up" in stuck.log
+    until(lambda: "looking up" in stuck.log)
     assert stuck.stop() == 0
 
 
@@ -194,7 +194,7 @@ def test_a_second_signal_while_a_name_is_looked_up(
             "Host: c42c\r\n\r\n".encode()
         )
         until(lambda: upstream.calls("events", event_id) == 1)
-        assert "looking up" in stuck.log
+        until(lambda: "looking up" in stuck.log)
         stuck.process.send_signal(signal.SIGTERM)
         until(lambda: "stopping" in stuck.log)
         assert stuck.stop() == 1

@@ -61,7 +61,7 @@ def test_a_redis_that_stands_still(
     own_redis: Redis, machine: Make, said: Said, pool: ThreadPoolExecutor
 ) -> None:
     """Nobody waits for a suspended Redis; it is used again when it continues."""
-    one = machine(own_redis.url)
+    one = machine(own_redis.url, patience=1.0)
     one.ask(new_id())
     own_redis.signal(signal.SIGSTOP)
     futures = [pool.submit(quickly, lambda: one.ask(new_id())) for _ in range(50)]
@@ -73,13 +73,18 @@ def test_a_redis_that_stands_still(
     assert said("no reply in time") == 1
 
 
-@pytest.mark.parametrize("delay", [0.1, 0.4])
+@pytest.mark.parametrize(("delay", "wait"), [(0.1, 2.0), (0.4, WAIT)])
 def test_a_slow_redis(
-    delay: float, shared_redis: Redis, proxy: MakeProxy, machine: Make, said: Said
+    delay: float,
+    wait: float,
+    shared_redis: Redis,
+    proxy: MakeProxy,
+    machine: Make,
+    said: Said,
 ) -> None:
     """A Redis that is always slow is either used or lost, which is logged only once."""
     between = proxy(shared_redis.port)
-    one = machine(between.url)
+    one = machine(between.url, patience=wait)
     one.ask(new_id())
 
     def slowly(data: bytes, sink: socket.socket) -> None:
@@ -89,7 +94,7 @@ def test_a_slow_redis(
     between.spoil = slowly
     for _ in range(6):
         assert quickly(lambda: one.ask(new_id())).value == VALUE
-    assert said("is lost") in ([1] if delay > WAIT else [0, 1])
+    assert said("is lost") == (delay > wait)
     assert said("is back") == 0
     between.spoil = None
     until(one.shares_again)
@@ -137,7 +142,7 @@ def test_a_name_that_is_looked_up_for_ever(
 
         until(lambda: probes() == 8, "all exchanges to end")
         assert client.keys("*") == []
-    assert one.shares_again()
+    until(one.shares_again)
 
 
 def trickle(data: bytes, sink: socket.socket) -> None:
@@ -243,15 +248,17 @@ def test_after_a_failure_one_load_tries(
 ) -> None:
     """While Redis is lost, nobody asks it, but now and then one load does."""
     hanging = proxy(0, silence)
-    one = machine(hanging.url, retry_after=1.0)
+    one = machine(hanging.url, retry_after=1.0, patience=1.0)
     for accepted in (1, 2):
+        asked = time.monotonic()
         one.ask(new_id())  # after the failure, a second began that no load waits
         failed_at = time.monotonic()
         assert hanging.accepted == accepted
         futures = [pool.submit(one.ask, new_id()) for _ in range(20)]
         for future in futures:
             assert future.result(PATIENCE).value == VALUE
-        if time.monotonic() < failed_at + 0.7:  # else the machine is too busy to tell
+        # Else the machine is too busy to tell.
+        if time.monotonic() < asked + 1.0 + 1.0:
             assert hanging.accepted == accepted
         until(lambda at=failed_at: time.monotonic() > at + 1.0)  # type: ignore[misc]
     assert not one.shares
@@ -262,7 +269,7 @@ def test_exactly_one_of_many_loads_tries(
 ) -> None:
     """Of loads that begin together when Redis is to be tried again, one tries."""
     hanging = proxy(0, silence)
-    one = machine(hanging.url, retry_after=2.0)
+    one = machine(hanging.url, retry_after=2.0, patience=1.0)
     one.ask(new_id())
     time.sleep(2.0)
     futures = [pool.submit(one.ask, new_id()) for _ in range(20)]
