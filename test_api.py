@@ -354,7 +354,7 @@ def test_fault_expiry_is_exact(inside: MakeInside, upstream: Standin) -> None:
     """A fault is kept for C42_FAULT_EXPIRY from when it was found, and no longer."""
     service, event_id = inside(C42_FAULT_EXPIRY="0.1"), new_id()
     upstream.add_event(event_id)
-    rule = upstream.rule("events", event_id, reset=True)
+    rule = upstream.rule("events", event_id, truncate=True)
     asked = time.monotonic()
     assert service.event(event_id).status_code == 502
     longest = time.monotonic() - asked  # that the load took
@@ -579,7 +579,8 @@ def test_pause(inside: MakeInside, upstream: Standin) -> None:
     """
     service, first, second = inside(), new_id(), new_id()
     upstream.rule(
-        event_id=first,
+        "events",
+        first,
         status=429,
         body='{"slow": "down"}',
         headers={"Retry-After": "30"},

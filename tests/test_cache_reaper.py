@@ -6,6 +6,7 @@ import random
 import subprocess
 import sys
 import threading
+import time
 from collections import Counter
 from concurrent.futures import Future, wait
 from pathlib import Path
@@ -197,16 +198,23 @@ def test_stopping_is_prompt(make: Make) -> None:
 
     The cache remains usable.
     """
-    cache = make(reaper=True)
-    keep(cache, "key", lifetime=1000)
-    (reaper,) = reapers()
-    assert (reaper.daemon, cache.reaper_alive) == (True, True)
-    start(cache.close).result(1)
-    assert (cache.reaper_alive, reaper.is_alive()) == (False, False)
-    start(cache.close).result(BOUND)
-    assert get_or_load(cache, "key", unwanted).source == "hit"
-    assert keep(cache, "other").source == "miss"
-    assert reapers() == []
+
+    def seconds_to_stop() -> float:
+        cache = make(reaper=True)
+        keep(cache, "key", lifetime=1000)
+        (reaper,) = reapers()
+        assert (reaper.daemon, cache.reaper_alive) == (True, True)
+        told = time.monotonic()
+        start(cache.close).result(BOUND)
+        seconds = time.monotonic() - told
+        assert (cache.reaper_alive, reaper.is_alive()) == (False, False)
+        start(cache.close).result(BOUND)
+        assert get_or_load(cache, "key", unwanted).source == "hit"
+        assert keep(cache, "other").source == "miss"
+        assert reapers() == []
+        return seconds
+
+    assert any(seconds_to_stop() < 1 for _ in range(3))  # a busy machine may be late
 
 
 def test_the_reaper_starts_with_the_first_entry(make: Make) -> None:

@@ -40,12 +40,12 @@ def test_check_is_a_program(start: Start, upstream: Standin) -> None:
     """If all is well, `main.py --check` has a line for each check, and exits with 0."""
     upstream.rule(headers={"Date": _http_date(0)})
     service = start("--check", ready=False)
-    assert service.process.wait(20) == 0
+    assert service.process.wait(PATIENCE) == 0
     checked = ["settings", "answer", "token", "clock"]
     assert [line.split(":")[0] for line in service.log.splitlines()] == [
         f"ok    {one}" for one in checked
     ]
-    assert upstream.calls() == 1
+    assert upstream.calls("events") == 1
 
 
 def _http_date(offset: float) -> str:
@@ -103,7 +103,7 @@ def test_check_slow_answer(
     """
     monkeypatch.setattr(check, "MAX_SKEW", 0.9)
     upstream.rule(delay=2, headers={"Date": _http_date(2)})
-    status, said = checked(capsys, upstream)
+    status, said = checked(capsys, upstream, C42_TIMEOUT="30")
     assert (status, said.splitlines()[-1]) == (
         0,
         "ok    clock: within 1 s of Calendar42's",

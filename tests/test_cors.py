@@ -150,7 +150,8 @@ def test_preflight(inside: MakeInside, upstream: Standin) -> None:
         "Access-Control-Request-Method": "GET",
         "Access-Control-Request-Headers": "if-none-match,x-trace",
     }
-    for path in (PREFIX + new_id(), listed([new_id()])):
+    event_ids = [new_id(), new_id()]
+    for path in (PREFIX + event_ids[0], listed(event_ids[1:])):
         answer = service.http.options(path, headers=headers)
         found = cors_headers(answer)
         assert (answer.status_code, answer.data, found.pop("Vary")) == (
@@ -160,7 +161,7 @@ def test_preflight(inside: MakeInside, upstream: Standin) -> None:
         )
         assert found.pop("Access-Control-Expose-Headers")
         assert found == allowing(PAGE, True)
-    assert upstream.calls() == 0
+    assert [upstream.calls(event_id=event_id) for event_id in event_ids] == [0, 0]
 
 
 def test_rejections(start: Start) -> None:

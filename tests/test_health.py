@@ -23,7 +23,7 @@ def test_everything_answers_in_a_jam(start: Start, upstream: Standin) -> None:
 
     That is hits and the endpoints, /readyz with 200.
     """
-    service, gate = start(C42_THREADS="20", C42_TIMEOUT="5"), Gate()  # four may wait
+    service, gate = start(C42_THREADS="20", C42_TIMEOUT="30"), Gate()  # four may wait
     known = new_id()
     upstream.add_event(known, names=["Arthur"])
     assert service.event(known).status_code == 200
@@ -61,7 +61,8 @@ def test_upstream_trouble_does_not_make_it_unready(
     for path in ("/livez", "/healthz"):
         assert service.get(path).json() == {"status": "ok"}
     assert service.get("/readyz").status_code == 200
-    assert upstream.calls() == 2
+    # Of the other calls, some that nobody waits for may come late from other tests.
+    assert (upstream.calls("events"), upstream.calls(event_id=known)) == (1, 2)
     upstream.rule(status=507)
     failed = service.event(new_id())
     assert failed.status_code == 507

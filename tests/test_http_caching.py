@@ -334,7 +334,7 @@ def test_libraries_keep_a_late_hit_no_longer(
     from hishel import SqliteStorage
     from hishel.httpx import CacheTransport
 
-    service, event_id = start(C42_EXPIRY="0.05"), new_id()
+    service, event_id = start(C42_EXPIRY="0.1"), new_id()
     upstream.add_event(event_id, title="Old")
     url = service.url + PREFIX + event_id
     storage = SqliteStorage(database_path=tmp_path / "cache.db")
@@ -346,7 +346,7 @@ def test_libraries_keep_a_late_hit_no_longer(
         ) as third,
     ):
         until(
-            lambda: lifetime(service.event(event_id)) == 1,
+            lambda: lifetime(service.event(event_id)) == 3,
             "an answer late in its life",
             every=0.05,
         )

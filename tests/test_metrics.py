@@ -70,6 +70,10 @@ class Traffic(NamedTuple):
     page: dict[str, object]  # /status.json
 
 
+# Four requests may wait. Nothing ends while the traffic lasts.
+SETTINGS = {"C42_THREADS": "20", "C42_TIMEOUT": "60", "C42_FAULT_EXPIRY": "4.2"}
+
+
 @pytest.fixture(scope="module")
 def traffic() -> Iterator[Traffic]:
     """Give a service traffic of every kind.
@@ -79,14 +83,11 @@ def traffic() -> Iterator[Traffic]:
     """
     with (
         Standin(token=TOKEN) as upstream,
-        started(Service(upstream, C42_THREADS="20", C42_TIMEOUT="5")) as service,
+        started(Service(upstream, (), **SETTINGS)) as service,
     ):
         statuses = make_traffic(service, upstream)
         until(
-            lambda: (
-                value(samples(service), "c42_upstream_requests_total")
-                == upstream.calls()
-            ),
+            lambda: value(samples(service), "c42_upstream_requests_total") == 6,
             "all calls to end",
         )
         yield Traffic(

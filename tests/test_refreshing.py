@@ -65,7 +65,7 @@ def test_a_list_is_refreshed_by_one_load(inside: MakeInside, upstream: Standin) 
     assert service.http.get(listed(event_ids)).status_code == 200
     until(lambda: refreshes(service) == 100)
     assert upstream.calls("events") == 2
-    assert upstream.calls("event-subscriptions") == 2
+    assert upstream.calls("event-subscriptions", event_ids[0]) == 2
 
 
 def test_refreshing_can_be_turned_off(inside: MakeInside, upstream: Standin) -> None:

@@ -277,7 +277,7 @@ def test_loses_none_of_fifty(
 
     50 are active. Then it ends with 0.
     """
-    service, gate = start(C42_TIMEOUT="10"), Gate()
+    service, gate = start(C42_TIMEOUT="60"), Gate()
     event_ids = [new_id() for _ in range(50)]
     for event_id in event_ids:
         upstream.add_event(event_id, title=event_id)
@@ -760,7 +760,7 @@ def test_drains(start: Start, upstream: Standin) -> None:
 
     New connections are taken, too.
     """
-    service = start(C42_DRAIN="1")
+    service = start(C42_DRAIN="4")
     service.process.send_signal(signal.SIGTERM)
     until(lambda: service.get("/readyz").status_code == 503)
     assert service.event(DEMO_EVENTS["plain"]).status_code == 200

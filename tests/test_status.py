@@ -296,7 +296,7 @@ def test_refusals_are_a_trouble_for_a_minute(
     inside: MakeInside, upstream: Standin
 ) -> None:
     """The limit of waiting requests is a trouble, as is a refusal for a minute."""
-    service = inside(C42_THREADS="17", C42_TIMEOUT="5")  # one may wait
+    service = inside(C42_THREADS="17", C42_TIMEOUT="60")  # one may wait
     event_id, gate = new_id(), Gate()
     upstream.add_event(event_id)
     upstream.rule(event_id=event_id, gate=gate)

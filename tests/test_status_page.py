@@ -257,11 +257,11 @@ def test_shows_errors(
     )
     shows(browser, "#troubles", "had faults")
     assert event_id not in text(browser, "main")
-    calls = upstream.calls()
+    calls = upstream.calls("events")
     try_event(browser, "../status.json")
     assert "503" in text(browser, "#try-status")
     assert browser.find_elements(By.CSS_SELECTOR, "#event-id:invalid")
-    assert upstream.calls() == calls
+    assert upstream.calls("events") == calls
     assert complaints(browser) == []
 
 
