@@ -9,7 +9,15 @@ import pytest
 
 from bench.machine import free_port
 from standin import Standin
-from tests.fixtures import Service, at_once, listed, new_events, started, until
+from tests.fixtures import (
+    PATIENCE,
+    Service,
+    at_once,
+    listed,
+    new_events,
+    started,
+    until,
+)
 
 pytestmark = pytest.mark.skipif(not find_spec("gunicorn"), reason="needs gunicorn")
 BOTH = pytest.mark.parametrize(
@@ -97,5 +105,5 @@ def test_without_a_token(upstream: Standin) -> None:
     service = Gunicorn(upstream, C42_TOKEN="")
     with started(service, ready=False):
         # 1 if gunicorn hears of the second worker while it ends because of the first.
-        assert service.process.wait(20) in (1, 3)
+        assert service.process.wait(PATIENCE) in (1, 3)
         assert "C42_TOKEN is missing: expected Calendar42's token" in service.log

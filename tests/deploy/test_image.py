@@ -92,7 +92,7 @@ def image(debian: Path, memory: Path, pip_mounts: list[tuple[Path, str]]) -> Ima
         "--storage-driver",
         driver,
     ]
-    buildah = partial(ran, "buildah", *options, timeout=200)
+    buildah = partial(ran, "buildah", *options, timeout=600)  # pip may be slow
     base = buildah("from", "scratch").strip()
     buildah("add", "--quiet", base, str(debian), "/")
     buildah("commit", "--quiet", base, "localhost/base")

@@ -14,6 +14,7 @@ from standin import Standin
 from tests.deploy.load import Load
 from tests.deploy.tools import free_ports, needs, nginx, trust
 from tests.fixtures import (
+    PATIENCE,
     PREFIX,
     ROOT,
     Service,
@@ -52,7 +53,7 @@ class Site:
             self._tls,
             context=self._context,
             source_address=(source, 0),
-            timeout=20,
+            timeout=PATIENCE,
         )
 
     def get(self, path: str, source: str = "127.0.0.1", **headers: str) -> NginxAnswer:
@@ -120,7 +121,7 @@ def test_serves_events_to_everybody_and_pages_to_operators(
             assert front.get(path, "127.0.0.2").status == 200
         ids = ",".join(f"{number:0128}" for number in range(100))
         assert front.get(f"/events-with-subscriptions?event_ids=[{ids}]").status == 200
-        redirect = HTTPConnection("127.0.0.1", front.plain, timeout=20)
+        redirect = HTTPConnection("127.0.0.1", front.plain, timeout=PATIENCE)
         redirect.request("GET", "/readyz", headers={"Host": "localhost"})
         assert urlsplit(redirect.getresponse().headers["Location"]).scheme == "https"
         redirect.close()
@@ -203,14 +204,14 @@ def test_log_leads_to_the_request(
         until(lambda: len(front.lines()) == 4, "nginx to write its log")
         miss, hit, own, replaced = front.lines()
     assert first.headers["X-Request-ID"] == miss["request_id"] == miss["answer_id"]
-    assert f"request={miss['request_id']}" in service.log
+    until(lambda: f"request={miss['request_id']}" in service.log, "the load's line")
     assert [miss["client"], hit["client"]] == ["127.0.0.1", "127.0.0.2"]
     assert miss["instance"] == f"127.0.0.1:{service.port}"
     assert miss["cache_status"].startswith("c42c; fwd=miss")
     assert hit["cache_status"].startswith("c42c; hit")
     assert hit["request"] == f"GET {PREFIX}{event_id} HTTP/1.1"
     assert [own["status"], own["request_id"]] == [500, "button-7"]
-    assert "request=button-7" in service.log
+    until(lambda: "request=button-7" in service.log, "the line of the button")
     assert re.fullmatch("[0-9a-f]{32}", replaced["request_id"])
 
 
@@ -274,6 +275,8 @@ def test_limit_per_client(
     def edit(text: str) -> str:
         text, count = re.subn(r"# (?=limit_req\S* )", "", text)
         assert count == 3
+        # So low that even a slow test is too fast.
+        text = text.replace("rate=50r/s", "rate=1r/s")
         return text.replace("burst=100", "burst=1")
 
     (event_id,) = new_events(upstream, 1)

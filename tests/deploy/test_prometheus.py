@@ -32,6 +32,7 @@ from tests.fixtures import (
     started,
     until,
 )
+from tests.machines import patient
 
 RULES = ROOT / "deploy/c42c.rules.yml"
 DASHBOARD = ROOT / "deploy/grafana.json"
@@ -158,6 +159,7 @@ class Sites:
     def add_all(self) -> None:
         """Start a service for each kind of trouble, and let clients ask it."""
         alive, lost = (f"redis://127.0.0.1:{port}" for port in self._redis_ports)
+        alive = patient(alive, 10.0)  # the machine may be busy
         known = new_id()
         self.add("healthy", C42_CACHE_URL=alive).add_event(known, names=["Ella"])
         self.add("faults").rule(status=500)
@@ -260,7 +262,7 @@ def test_each_trouble_fires_its_own_alert(watched: Watched) -> None:
         until(
             lambda: watched.fired().keys() >= expected.keys(),
             "all alerts to fire",
-            patience=40,
+            patience=2 * PATIENCE,
         )
     finally:
         assert watched.fired() == expected

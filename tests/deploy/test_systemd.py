@@ -200,7 +200,7 @@ def booted(
         return machines[0].enter("systemctl is-system-running").returncode == 0
 
     try:
-        until(is_up, "Debian to boot")
+        until(is_up, "Debian to boot", patience=3 * PATIENCE)
         yield machines[0]
     finally:
         process.terminate()

@@ -39,7 +39,7 @@ def needs(*programs: str) -> pytest.MarkDecorator:
 def ran(
     *command: str | Path,
     cwd: Path = ROOT,
-    timeout: float = 30,
+    timeout: float = 2 * PATIENCE,
     environ: Mapping[str, str] | None = None,
 ) -> str:
     """Run a program and return everything it printed; fail unless it exits with 0."""
