@@ -214,9 +214,10 @@ def _make_loader(
     watched = metrics.watch(load)
     if tier is None:
         return watched
+    least_left = 0.0
     if refresh:
-        return tier.wrap(watched, least_left=config.refresh_ahead * config.expiry)
-    return tier.wrap(watched)
+        least_left = config.refresh_ahead * config.expiry
+    return partial(tier.load, watched, least_left)
 
 
 def _make_fast_path_finder(

@@ -1,8 +1,10 @@
 """Tries Redis once, for `python main.py --check`."""
 
+from concurrent.futures import ThreadPoolExecutor
+
 import redis
 
-from sharing.link import Link, Unavailable
+from sharing.client import address, make_client, probe, reason_for
 
 
 def check(url: str) -> str:
@@ -10,18 +12,21 @@ def check(url: str) -> str:
 
     Raises ValueError that says why it can't, without a password.
     """
-    link = Link(url, quiet=True)
+    client = make_client(url)
+    where = address(client)
+    patience = client.connection_pool.connection_kwargs["socket_timeout"]
     try:
-        version = link.ask(_read_version)
-    except Unavailable as error:
-        raise ValueError(f"Redis at {link.address}: {error}") from None
-    finally:
-        link.close()
+        exchange = ThreadPoolExecutor(1).submit(_try_out, client)
+        version = exchange.result(patience)
+    except Exception as error:
+        raise ValueError(f"Redis at {where}: {reason_for(error)}") from None
     rights = "all commands that c42c needs are permitted"
-    return f"connected to Redis {version} at {link.address}; {rights}"
+    return f"connected to Redis {version} at {where}; {rights}"
 
 
-def _read_version(client: redis.Redis) -> str:
+def _try_out(client: redis.Redis) -> str:
+    """Return the version of Redis; raise if anything is wrong."""
+    probe(client)
     try:
         # No right is needed for it.
         hello = client.execute_command("HELLO")  # type: ignore[no-untyped-call]

@@ -13,35 +13,36 @@ _MAX_PATIENCE = 3600.0  # seconds, as those of C42_TIMEOUT
 # A password ends too early at `/`, `?` or `#`, and the log would show the rest. For a
 # database that is no number, redis-py would use 0.
 _FORM = re.compile("(rediss?://[^/?#]*(/[0-9]*)?|unix://[^/?#]*/[^?#@]*)([?][^#@]*)?")
-# The commands that Redis's user needs, SELECT only for another database than 0.
-COMMANDS = ("EVAL", "GET", "SET", "DEL", "PTTL", "PEXPIREAT", "TIME", "SELECT")
 _PROBE = Path(__file__).with_name("probe.lua").read_text()
 # Named like those that are used, of a scope that no instance has.
 _PROBE_KEYS = ("c42c:probe:answer:", "c42c:probe:lock:", "c42c:probe:pause")
 # What an error's class or text contains, and what is said of it. The text itself is
-# never shown: what answers may not be a Redis, and may send the password back.
-_NO_COMMAND = rf"(?:permissions to|can't) run .*'({'|'.join(COMMANDS)})' command"
-_REASONS = (
-    (
-        "NoPermission|NOPERM|can't (run|access)",
-        "its user may not use the keys or commands that c42c needs",
-    ),
-    ("TimeoutError", "no reply in time"),
-    ("AuthenticationError|NOAUTH", "wrong or missing user or password"),
-    ("OutOfMemory|OOM", "it is full"),
-    ("ReadOnly|READONLY", "it is a read-only replica"),
-    ("BusyLoading|LOADING", "it is loading its data"),
-    ("MasterDown|MASTERDOWN", "it is a replica that has lost its master"),
-    ("MISCONF", "it can't save its data to disk, and takes no more"),
-    ("NOREPLICAS", "it has too few replicas"),
-    ("MovedError|AskError|CLUSTER|Cluster|CROSSSLOT", "it is part of a cluster"),
-    ("BUSY", "it is busy with a script"),
-    ("unknown command.{0,2}EVAL", "it has no EVAL, which c42c needs"),
-    ("DENIED", "it takes local clients only (protected mode)"),
-    ("max number of clients", "it has too many clients"),
-    ("DB index", "it has no such database"),
-    ("ConnectionError", "it closed the connection"),
+# never shown: what answers may not be a Redis, and may send the password back. So only
+# a command that c42c uses is named.
+_NO_COMMAND = (
+    "(?:permissions to|can't) run .*"
+    "'(EVAL|GET|SET|DEL|PTTL|PEXPIREAT|TIME|SELECT)' command"
 )
+_REASONS = {
+    "NoPermission|NOPERM|can't (run|access)": (
+        "its user may not use the keys or commands that c42c needs"
+    ),
+    "TimeoutError": "no reply in time",
+    "AuthenticationError|NOAUTH": "wrong or missing user or password",
+    "OutOfMemory|OOM": "it is full",
+    "ReadOnly|READONLY": "it is a read-only replica",
+    "BusyLoading|LOADING": "it is loading its data",
+    "MasterDown|MASTERDOWN": "it is a replica that has lost its master",
+    "MISCONF": "it can't save its data to disk, and takes no more",
+    "NOREPLICAS": "it has too few replicas",
+    "MovedError|AskError|CLUSTER|Cluster|CROSSSLOT": "it is part of a cluster",
+    "BUSY": "it is busy with a script",
+    "unknown command.{0,2}EVAL": "it has no EVAL, which c42c needs",
+    "DENIED": "it takes local clients only (protected mode)",
+    "max number of clients": "it has too many clients",
+    "DB index": "it has no such database",
+    "ConnectionError": "it closed the connection",
+}
 
 
 def make_client(url: str) -> redis.Redis:
@@ -51,29 +52,27 @@ def make_client(url: str) -> redis.Redis:
     it, or takes a part of the password for a path.
     """
     try:
-        if not _FORM.fullmatch(url):
-            raise ValueError("redis-py would misread it")
         options = parse_url(url)  # type: ignore[no-untyped-call]
-        patience = options.get("socket_timeout", PATIENCE)
-        if not 0 < patience <= _MAX_PATIENCE:  # it may be NaN
-            raise ValueError("no time to wait for Redis, or too much")
+        seconds = options.get("socket_timeout", PATIENCE)
+        # They may be NaN.
+        if not _FORM.fullmatch(url) or not 0 < seconds <= _MAX_PATIENCE:
+            raise ValueError("redis-py would misread it, or wait too long")
         client = redis.Redis.from_url(
             url,
             protocol=2,
-            socket_timeout=patience,
+            socket_timeout=seconds,
             # So that there is time for a name's second address if the first is dead.
-            socket_connect_timeout=patience / 2,
+            socket_connect_timeout=seconds / 2,
             retry=Retry(NoBackoff(), 0),
         )
         # Options are checked when they are used. This doesn't connect either.
         client.connection_pool.make_connection()
         address(client)
-    except (ValueError, TypeError, KeyError, redis.RedisError):
-        message = (
+    except Exception:  # redis-py raises several
+        raise ValueError(
             "expected redis://, rediss:// or unix:// with an address, "
             "and / ? # @ of a password escaped"
-        )
-        raise ValueError(message) from None
+        ) from None
     return client
 
 
@@ -100,13 +99,13 @@ def probe(client: redis.Redis) -> None:
 def reason_for(error: BaseException) -> str:
     """Return in a few words why Redis can't be used, without what it sent."""
     cause = error.__context__
-    if isinstance(error, redis.ConnectionError) and isinstance(cause, OSError):
-        return cause.strerror or type(cause).__name__
+    if isinstance(cause, OSError) and cause.strerror:
+        return cause.strerror
     said = f"{type(error).__name__}: {error}"
     command = re.search(_NO_COMMAND, said, re.IGNORECASE)
     if command:
         return f"its user may not run {command[1].upper()}"
-    for pattern, reason in _REASONS:
+    for pattern, reason in _REASONS.items():
         if re.search(pattern, said):
             return reason
     return "invalid reply"

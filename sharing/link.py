@@ -26,71 +26,56 @@ log = logging.getLogger("c42c.redis")
 T = TypeVar("T")
 
 
-class Unavailable(Exception):
-    """Redis gave no valid reply in time, or wasn't asked. The text says why."""
-
-
 class Link:
     """Asks the Redis at `url`, for any thread.
 
-    After a failure, it doesn't ask for `retry_after` seconds. Unless it is `quiet`, the
-    log says whether Redis is there. Raises ValueError for an invalid URL.
+    After a failure, it doesn't ask for `retry_after` seconds. The log says whether
+    Redis is there. Raises ValueError for an invalid URL.
     """
 
-    def __init__(
-        self, url: str, *, retry_after: float = RETRY_AFTER, quiet: bool = False
-    ) -> None:
+    def __init__(self, url: str, *, retry_after: float = RETRY_AFTER) -> None:
         self._url = url
         self._retry_after = retry_after
-        self._quiet = quiet
         self._threads = ThreadPoolExecutor(_THREADS, thread_name_prefix="c42c-redis")
         self._lock = threading.Lock()
         # Replaced after a failure. What is heard over an old one counts no more.
         self._client = make_client(url)
-        options = self._client.connection_pool.connection_kwargs
-        self._patience = options["socket_timeout"]
-        self.address = address(self._client)
         # Why Redis is lost; empty while it works, None until that is known.
         self.reason: str | None = None
         self._next_try = 0.0  # while Redis is lost, of `time.monotonic`
 
-    def ask(self, question: Callable[[redis.Redis], T]) -> T:
+    def ask(self, question: Callable[[redis.Redis], T]) -> T | None:
         """Call `question` with a client of Redis, and return what it returns.
 
         It runs in a thread of the pool. If it raises or takes too long, Redis is lost.
-        Raises `Unavailable`.
+        Return None then, and while Redis isn't asked.
         """
         client = self._admit()
+        if client is None:
+            return None
         try:
             exchange = self._threads.submit(self._exchange, client, question)
         except RuntimeError:
-            with self._lock:
-                # The question is queued all the same, but not asked of an old client.
-                self._client = make_client(self._url)
-            raise Unavailable("no thread can be started") from None
+            # The question is queued all the same, but not asked of an old client.
+            self._note(client, "no thread can be started")
+            return None
+        patience = client.connection_pool.connection_kwargs["socket_timeout"]
         try:
-            answer = exchange.result(self._patience)
+            answer = exchange.result(patience)
         except Exception as error:
-            if exchange.cancel():
-                raise Unavailable("all threads are busy") from None
-            reason = reason_for(error)
-            self._note(client, reason)
-            raise Unavailable(reason) from None
+            if not exchange.cancel():  # else all threads are busy, which is no loss
+                self._note(client, reason_for(error))
+            return None
         self._note(client, "")
         return answer
 
-    def close(self) -> None:
-        """Disconnect, and ask no more."""
-        self._threads.shutdown(wait=False)
-        self._client.connection_pool.disconnect()
-
-    def _admit(self) -> redis.Redis:
+    def _admit(self) -> redis.Redis | None:
         """Return the client, unless Redis is lost and it is too early to try again."""
         with self._lock:
             if self.reason:
                 now = time.monotonic()
                 if now < self._next_try:
-                    raise Unavailable(self.reason)
+                    return None
                 self._next_try = now + self._retry_after
             return self._client
 
@@ -114,17 +99,14 @@ class Link:
                 self._client = make_client(self._url)
         if reason:
             client.connection_pool.disconnect()  # which ends exchanges that hang
-        if reason != before and not self._quiet:
-            self._log(before, reason)
-
-    def _log(self, before: str | None, reason: str) -> None:
+        if reason == before:
+            return
+        where = address(client)
         if reason:
             log.warning(
                 "Redis at %s is lost, and this instance loads for itself: %s",
-                self.address,
+                where,
                 reason,
             )
-        elif before:
-            log.info("Redis at %s is back: answers are shared", self.address)
         else:
-            log.info("Redis at %s is there: answers are shared", self.address)
+            log.info("Redis at %s is there: answers are shared", where)

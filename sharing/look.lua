@@ -6,11 +6,12 @@
 -- A key that holds another type than a string counts as an invalid answer, or as a free
 -- lock. Times are in milliseconds.
 -- KEYS: pause; then for each event: answer, lock.
--- ARGV: our token, how long a lock lasts; then for each event: least.
+-- ARGV: our token, how long a lock lasts, least.
 local token = ARGV[1]
 local lease = ARGV[2]
+local least = tonumber(ARGV[3])
 
-local function look(answer, lock, least)
+local function look(answer, lock)
   local left = redis.call('pttl', answer)
   if left > least then
     local content = redis.pcall('get', answer)
@@ -24,8 +25,8 @@ local function look(answer, lock, least)
 end
 
 local sights = {}
-for i = 1, #ARGV - 2 do
-  sights[i] = look(KEYS[2 * i], KEYS[2 * i + 1], tonumber(ARGV[2 + i]))
+for i = 1, (#KEYS - 1) / 2 do
+  sights[i] = look(KEYS[2 * i], KEYS[2 * i + 1])
 end
 local time = redis.call('time')
 local now = time[1] * 1000 + math.floor(time[2] / 1000)

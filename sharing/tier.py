@@ -14,9 +14,7 @@ Keys: `c42c:`, format and digest of the scope; then `pause`, or `answer:` or `lo
 and the event. `SharedTier._lock` guards the counters.
 """
 
-import contextlib
 import logging
-import math
 import os
 import secrets
 import threading
@@ -35,9 +33,9 @@ from answers.value import StoredAnswer, pack, unpack
 from cache import Loaded, Loader, clock
 from calendar42.calls import MAX_PAUSE, Pause
 from calendar42.payload import Event
-from sharing.link import Link, Unavailable
+from sharing.link import Link
 
-# Raise it if keys, scripts or the meaning of what is stored change. The names of the
+# Raise it if keys, locks or the meaning of what is stored change. The names of the
 # fields that are stored, and of those of an event, are part of the scope, so a new one
 # needs no new format.
 FORMAT = 6
@@ -53,6 +51,9 @@ _STORE = Path(__file__).with_name("store.lua").read_text()
 
 log = logging.getLogger("c42c.redis")
 _Pairs = Iterator[tuple[str, Loaded]]
+# What is stored of an event, or nothing: the packed answer, when it expires
+# (milliseconds of Redis's clock), its kind.
+_Row = tuple[bytes, int, str]
 
 
 class _Look(NamedTuple):
@@ -60,8 +61,7 @@ class _Look(NamedTuple):
 
     answers: dict[str, Loaded]
     locked: list[str]  # to be loaded here
-    # To be looked for again, with the milliseconds that must be left of their answers.
-    wanted: dict[str, int]
+    wanted: list[str]  # to be looked for again
     ahead: float  # seconds that Redis's clock is ahead of ours, at least
 
 
@@ -87,15 +87,15 @@ class SharedTier:
         digest = blake2b(described, digest_size=_DIGEST_SIZE).hexdigest()
         self._prefix = f"c42c:{FORMAT}:{digest}:"
         self._name = secrets.token_hex(8)
-        self._lease = math.ceil(1000 * min(LONGEST_LEASE, timeout / 2))  # milliseconds
+        self._lease = int(1000 * min(LONGEST_LEASE, timeout / 2))  # milliseconds
         self._lock = threading.Lock()
-        self._counts = Counter(found=0, awaited=0, loaded=0, alone=0)
+        self._counts = Counter(shared=0, awaited=0, loaded=0, alone=0)
 
     def snapshot(self) -> dict[str, int]:
         """Read at one moment whether Redis is `up`, and how many events were wanted.
 
-        Each was found in Redis, awaited from another instance, loaded here for all, or
-        loaded alone, without Redis.
+        Each was found in Redis (`shared`), awaited from another instance, loaded here
+        for all, or loaded alone, without Redis.
         """
         with self._lock:
             return {**self._counts, "up": not self._link.reason}
@@ -108,128 +108,106 @@ class SharedTier:
         """
         return f"{self._name}:{os.getpid()}"
 
-    def close(self) -> None:
-        """Disconnect from Redis. Loads go on without it."""
-        self._link.close()
-
     def keys(self, event_ids: Iterable[str]) -> list[str]:
         """Return the keys of the pause, and of each event's answer and lock."""
         keys = [f"{self._prefix}pause"]
         for event_id in event_ids:
-            keys.append(f"{self._prefix}answer:{event_id}")
-            keys.append(f"{self._prefix}lock:{event_id}")
+            keys += [
+                f"{self._prefix}answer:{event_id}",
+                f"{self._prefix}lock:{event_id}",
+            ]
         return keys
 
-    def wrap(self, load: Loader, *, least_left: float = 0.0) -> Loader:
-        """Return a loader that looks in Redis first and asks `load` for the rest.
-
-        It takes only answers of which more than `least_left` seconds are left; those
-        with less stay there until newer ones replace them.
-        """
-        return partial(self._share, load, math.ceil(least_left * 1000))
-
-    def _share(
-        self, load: Loader, least: int, event_ids: list[str], deadline: float
+    def load(
+        self, loader: Loader, least_left: float, event_ids: list[str], deadline: float
     ) -> _Pairs:
-        """Yield each event as soon as its answer is there."""
+        """Look in Redis first, and ask `loader` for the rest.
+
+        Yield each event as soon as its answer is there. Of those in Redis, take only
+        answers of which more than `least_left` seconds are left; those with less stay
+        there until newer ones replace them. `loader` must say when an answer was born.
+        """
         give_up = min(time.monotonic() + self._lease / 1000, deadline)
-        wanted = dict.fromkeys(event_ids, least)
-        result = "found"
+        wanted = event_ids
         source = "shared"
         while wanted:
-            try:
-                look = self._link.ask(partial(self._look, wanted))
-            except Unavailable:
+            look = self._link.ask(partial(self._look, wanted, least_left, source))
+            if look is None:
                 break
-            self._count(result, len(look.answers))
-            for event_id, loaded in look.answers.items():
-                yield event_id, loaded._replace(source=source)
+            self._count(source, len(look.answers))
+            yield from look.answers.items()
             wanted = look.wanted
             # What is there by the next look, another instance has loaded meanwhile.
-            result = "awaited"
             source = "awaited"
             if look.locked:
-                yield from self._load_for_all(load, deadline, look)
+                yield from self._load_for_all(loader, deadline, look)
             elif wanted:
                 if time.monotonic() >= give_up:
                     break
                 time.sleep(_LOOK_AGAIN)
         if wanted:
             self._count("alone", len(wanted))
-            yield from load(list(wanted), deadline)
+            yield from loader(wanted, deadline)
 
-    def _look(self, wanted: dict[str, int], client: redis.Redis) -> _Look:
+    def _look(
+        self, wanted: list[str], least_left: float, source: str, client: redis.Redis
+    ) -> _Look:
         """Look for events and for the pause. Lock the events that nobody loads."""
         keys = self.keys(wanted)
-        least_left = wanted.values()
         asked = time.monotonic()
         sent = self._clock()
-        reply = client.eval(
-            LOOK, len(keys), *keys, self._token, self._lease, *least_left
+        redis_now, pause_left, sights = client.eval(
+            LOOK, len(keys), *keys, self._token, self._lease, least_left * 1000
         )
         now = self._clock()
-        redis_now, pause_left, sights = reply
-        answers = {}
-        locked = []
-        still_wanted = {}
-        for (event_id, least), sight in zip(wanted.items(), sights, strict=True):
-            match sight:
-                case [bytes(content), int(left)]:
-                    loaded = _unpack(event_id, content, left)
-                    expiry = sent + (left - 1) / 1000
-                    if loaded is None or expiry <= now:
-                        # The next look doesn't find this one, and takes the lock.
-                        still_wanted[event_id] = left
-                    else:
-                        born = expiry - loaded.lifetime
-                        answers[event_id] = loaded._replace(born=born)
-                case b"load":
-                    locked.append(event_id)
-                case b"wait":
-                    still_wanted[event_id] = least
-                case _:
-                    raise ValueError("not what look.lua returns")
         ahead = redis_now / 1000 - now
+        look = _Look(answers={}, locked=[], wanted=[], ahead=ahead)
+        for event_id, sight in zip(wanted, sights, strict=True):
+            if sight == b"load":
+                look.locked.append(event_id)
+                continue
+            if sight == b"wait":
+                look.wanted.append(event_id)
+                continue
+            content, left = sight
+            loaded = _unpack(event_id, content, left)
+            if loaded is None:
+                # So that the next look takes its lock.
+                client.delete(self.keys([event_id])[1])
+            expiry = sent + (left - 1) / 1000
+            if loaded and expiry > now:
+                born = expiry - loaded.lifetime
+                look.answers[event_id] = loaded._replace(born=born, source=source)
+            else:
+                look.wanted.append(event_id)
         if 0 < pause_left <= MAX_PAUSE * 1000:
             self._pause.extend(asked + (pause_left - 1) / 1000)
-        return _Look(answers, locked, still_wanted, ahead)
+        return look
 
-    def _load_for_all(self, load: Loader, deadline: float, look: _Look) -> _Pairs:
+    def _load_for_all(self, loader: Loader, deadline: float, look: _Look) -> _Pairs:
         """Load the locked events, and store the answers."""
         self._count("loaded", len(look.locked))
-        answers: dict[str, Loaded | None] = dict.fromkeys(look.locked)
+        rows: dict[str, _Row] = dict.fromkeys(look.locked, (b"", 0, ""))
         try:
-            for event_id, loaded in load(look.locked, deadline):
+            for event_id, loaded in loader(look.locked, deadline):
                 if not loaded.private:
-                    answers[event_id] = loaded
+                    assert loaded.born is not None
+                    expiry = loaded.born + loaded.lifetime + look.ahead
+                    rows[event_id] = (pack(loaded), int(expiry * 1000), loaded.kind)
                 yield event_id, loaded
         finally:
             # The answers are right even if this fails, and locks end by themselves.
-            with contextlib.suppress(Unavailable):
-                self._link.ask(partial(self._store, look.ahead, answers))
+            self._link.ask(partial(self._store, rows, look.ahead))
 
-    def _store(
-        self,
-        ahead: float,
-        answers: dict[str, Loaded | None],
-        client: redis.Redis,
-    ) -> None:
+    def _store(self, rows: dict[str, _Row], ahead: float, client: redis.Redis) -> None:
         """Store the pause and the answers, and release the locks."""
         # Before the pause is read, so that it gets no longer on the way.
         now = self._clock()
-        pause_left = self._pause.left
-        pause_end = 0
-        if pause_left:
-            pause_end = math.floor((now + ahead + pause_left) * 1000)
-        args: list[EncodableT] = [self._token, pause_end]
-        for loaded in answers.values():
-            if loaded is None:
-                args += [b"", 0, ""]
-            else:
-                assert loaded.born is not None  # the loader says it
-                expiry = loaded.born + loaded.lifetime + ahead
-                args += [pack(loaded), math.floor(expiry * 1000), loaded.kind]
-        keys = self.keys(answers)
+        pause_end = now + ahead + self._pause.left
+        args: list[EncodableT] = [self._token, int(pause_end * 1000)]
+        for row in rows.values():
+            args += row
+        keys = self.keys(rows)
         client.eval(_STORE, len(keys), *keys, *args)
 
     def _count(self, result: str, number: int) -> None:

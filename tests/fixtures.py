@@ -253,8 +253,6 @@ class Inside:
         self.cache.close()
         self.components.metrics.history.close()
         self.components.client.calls.close(wait=True)
-        if self.components.tier:
-            self.components.tier.close()
 
 
 S = TypeVar("S", bound=Service)

@@ -16,6 +16,7 @@ import time
 from collections import Counter
 from collections.abc import Callable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
+from functools import partial
 from typing import Any
 
 import pytest
@@ -203,14 +204,14 @@ class Machine:
     ) -> dict[str, Found]:
         """Ask for a list."""
         deadline = time.monotonic() + timeout
-        load = self.tier.wrap(self.load)
+        load = partial(self.tier.load, self.load, 0.0)
         return self.cache.get_or_load(event_ids, load, deadline)
 
     def refresh(self, event_id: str, least_left: float) -> Loaded:
         """Load an event as a refresh would: anew, unless Redis has a newer answer."""
-        load = self.tier.wrap(self.load, least_left=least_left)
-        ((_, loaded),) = load([event_id], time.monotonic() + PATIENCE)
-        return loaded
+        deadline = time.monotonic() + PATIENCE
+        loaded = dict(self.tier.load(self.load, least_left, [event_id], deadline))
+        return loaded[event_id]
 
     def held(self, event_id: str) -> Found:
         """Return what the cache holds."""
@@ -240,7 +241,6 @@ class Machine:
         """Let go of everything."""
         if self.gate:
             self.gate.set()
-        self.tier.close()
         self.cache.close()
 
 

@@ -130,7 +130,7 @@ class Tier:
 
     def snapshot(self) -> dict[str, int]:
         """Return its numbers."""
-        return {"found": 0, "up": self._up}
+        return {"shared": 0, "up": self._up}
 
 
 @pytest.mark.parametrize(("up", "says"), [(True, "up"), (False, "lost")])

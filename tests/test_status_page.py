@@ -381,7 +381,7 @@ def pretence(browser: Chrome, service: Service) -> Pretence:
     return Pretence(browser, service)
 
 
-TIER = {"found": 1, "awaited": 22, "loaded": 333, "alone": 4444, "up": False}
+TIER = {"shared": 1, "awaited": 22, "loaded": 333, "alone": 4444, "up": False}
 
 
 def says(browser: Chrome, sentences: str) -> bool:

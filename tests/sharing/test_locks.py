@@ -163,7 +163,8 @@ def test_nobody_waits_longer_than_the_time_out(
     with shared_redis.client() as client:
         client.set(one.lock(event_id), "another's", px=60000)
         deadline = time.monotonic() + 0.3
-        assert list(one.tier.wrap(load)([event_id], deadline)) == [(event_id, own)]
+        found = list(one.tier.load(load, 0.0, [event_id], deadline))
+        assert found == [(event_id, own)]
         assert client.exists(one.lock(event_id))
     assert time.monotonic() >= deadline
     assert deadlines == [deadline]
@@ -243,7 +244,7 @@ def load(event_ids, deadline):
 child = os.fork()
 if child:
     assert os.waitpid(child, 0)[1] == 0
-list(tier.wrap(load)(["E"], time.monotonic() + 60))
+list(tier.load(load, 0.0, ["E"], time.monotonic() + 60))
 print(*tier.snapshot().values(), flush=True)
 os._exit(0)
 """

@@ -49,7 +49,7 @@ def test_machines_load_once_between_them(
     assert {each.value for each in found} == {VALUE}
     stats = [each.tier.snapshot() for each in machines]
     assert sum(each["loaded"] for each in stats) == 1
-    assert sum(each["found"] + each["awaited"] for each in stats) == 3
+    assert sum(each["shared"] + each["awaited"] for each in stats) == 3
 
 
 @pytest.mark.parametrize("awaited", [False, True])
@@ -538,8 +538,8 @@ def test_a_fault_of_a_list_replaces_no_answer(
     new = Loaded(NEW_VALUE, OK, 252.0)
     outcomes = iter([new, Loaded(failed(503), FAULT, 60.0), new])
     first.answer = lambda: next(outcomes)
-    refresh = first.tier.wrap(first.load, least_left=DUE)
-    assert len(list(refresh(event_ids, time.monotonic() + PATIENCE))) == 3
+    deadline = time.monotonic() + PATIENCE
+    assert len(list(first.tier.load(first.load, DUE, event_ids, deadline))) == 3
     kept = machine(shared_redis.url).ask_many(event_ids)
     assert [kept[event_id].value for event_id in event_ids] == [
         NEW_VALUE,
