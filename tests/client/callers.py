@@ -3,21 +3,22 @@
 import json
 import time
 from collections.abc import Callable, Iterator
-from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack, contextmanager
 from typing import Any
 
 import pytest
 
-from c42client import Calls, Client, Outcome
-from calendar42.calls import Attempt, Pause
-from calendar42.errors import FAULT, C42Error
+from c42client import Calls, Client
+from calendar42.calls import Pause
+from calendar42.errors import C42Error, Exhausted
 from calendar42.payload import Event
 from operations.load_log import log_load
-from standin import DEMO_EVENTS, Gate, Standin
+from standin import DEMO_EVENTS
+from tests.fixtures import PATIENCE
 
 Make = Callable[..., Client]
 ENDPOINTS = ["events", "event-subscriptions"]
+PLAIN = DEMO_EVENTS["plain"]
 
 
 @contextmanager
@@ -29,25 +30,16 @@ def clients(own_base_url: str = "", **usual: Any) -> Iterator[Make]:
     """
     with ExitStack() as stack:
 
-        def make(
-            base_url: str = own_base_url,
-            on_fault: Callable[[C42Error], None] = lambda error: None,
-            **options: Any,
-        ) -> Client:
-            def on_load(event_id: str, outcome: Outcome, attempt: Attempt) -> None:
-                log_load(event_id, outcome, attempt)
-                if isinstance(outcome, C42Error) and outcome.kind == FAULT:
-                    on_fault(outcome)
-
-            defaults = {"pause": Pause(6), "on_call": lambda call: None, **usual}
+        def make(base_url: str = own_base_url, **options: Any) -> Client:
+            defaults = {"pause": Pause(60), "on_call": lambda call: None, **usual}
             calls = Calls(base_url=base_url, **defaults | options)
             stack.callback(calls.close)
-            return Client(calls, on_load)
+            return Client(calls, log_load)
 
         yield make
 
 
-def fetch(client: Client, event_id: str, seconds: float = 10.0) -> Event:
+def fetch(client: Client, event_id: str = PLAIN, seconds: float = PATIENCE) -> Event:
     """Return the answer, which may take so many `seconds`."""
     ((_, outcome),) = client.fetch([event_id], time.monotonic() + seconds)
     if isinstance(outcome, C42Error):
@@ -55,28 +47,38 @@ def fetch(client: Client, event_id: str, seconds: float = 10.0) -> Event:
     return outcome
 
 
-def failure(client: Client, event_id: str, seconds: float = 10.0) -> C42Error:
+def failure(
+    client: Client, event_id: str = PLAIN, seconds: float = PATIENCE
+) -> C42Error:
     """Return why there is no answer."""
     with pytest.raises(C42Error) as raised:
         fetch(client, event_id, seconds)
     return raised.value
 
 
-def connect(client: Client, upstream: Standin) -> None:
-    """Load an event over two new connections, which the client keeps."""
-    gate = Gate()
-    rule = upstream.rule(gate=gate)
-    with ThreadPoolExecutor() as pool:
-        loading = pool.submit(fetch, client, DEMO_EVENTS["plain"])
-        # So that one call doesn't take the connection of the other.
-        gate.wait_for(2)
-        gate.open()
-        loading.result()
-    rule.remove()
+def check_error(
+    error: Any, error_class: type[C42Error] = C42Error, **expected: Any
+) -> None:
+    """Check that an error is of this class, and has the expected fields."""
+    assert type(error) is error_class
+    assert {name: getattr(error, name) for name in expected} == expected
+
+
+def check_exhausted(error: C42Error, message: str) -> None:
+    """Check that an error says what c42c lacks: a 503, and a fault."""
+    check_error(
+        error,
+        Exhausted,
+        message=message,
+        status=503,
+        upstream_status=0,
+        kind="fault",
+        retry_after=1.0,
+    )
 
 
 def fetch_list(
-    client: Client, event_ids: list[str], seconds: float = 10.0
+    client: Client, event_ids: list[str], seconds: float = PATIENCE
 ) -> dict[str, Any]:
     """Return what comes of each event of a list; each comes once."""
     outcomes = list(client.fetch(event_ids, time.monotonic() + seconds))
@@ -99,20 +101,8 @@ def page(event_id: str, names: list[str], offset: int) -> bytes:
 
     Its rows keep their ids when they move.
     """
-    return rows(
-        event_id,
-        len(names),
-        *(
-            {"id": f"{event_id}__{name}", "subscriber": {"first_name": name}}
-            for name in names[offset : offset + 100]
-        ),
-    )
-
-
-def asked(upstream: Standin) -> list[int]:
-    """Return how many ids each call for events named."""
-    return [
-        target.count(",") + 1
-        for endpoint, target, _ in upstream.requests
-        if endpoint == "events"
+    people = [
+        {"id": f"{event_id}__{name}", "subscriber": {"first_name": name}}
+        for name in names[offset : offset + 100]
     ]
+    return rows(event_id, len(names), *people)

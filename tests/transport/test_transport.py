@@ -13,6 +13,7 @@ import pytest
 from calendar42 import wire
 from calendar42.calls import Attempt, CallRecord, Pause
 from calendar42.errors import C42Error, Paused, TimedOut
+from tests.client.callers import failure
 from tests.fixtures import PATIENCE, at_once
 from tests.transport.upstreams import (
     OTHER,
@@ -317,21 +318,18 @@ def test_an_upstream_that_closes_at_random(
 ) -> None:
     """An upstream that closes kept connections whenever it likes causes no fault."""
     rng = random.Random(42)
-    faults: list[C42Error] = []
 
     def keeps_answering(is_first: bool) -> bool:
         return is_first or rng.random() < 0.5
 
     with Fickle(keeps_answering, trusted if secure else None) as upstream:
-        client = make(upstream.base_url, on_fault=faults.append)
+        client = make(upstream.base_url)
 
-        def some_loads() -> None:
-            for _ in range(25):
-                load(client)
+        def some_loads() -> set[int]:
+            return {failure(client).status for _ in range(25)}
 
-        at_once(*[some_loads] * 6)
+        assert at_once(*[some_loads] * 6) == [{404}] * 6
         client.calls.close(wait=True)
-    assert faults == []
 
 
 def test_an_old_connection(
