@@ -12,6 +12,7 @@ from typing import Any
 import pytest
 
 from tests.fixtures import ROOT, until
+from tests.soak.__main__ import Pulse
 from tests.soak.checker import Answered, Checker, Rules
 from tests.soak.upstream import FAULTS, Stamp, UpstreamCall, is_removed
 
@@ -154,6 +155,69 @@ def test_our_own_delay_makes_no_answer_stale(story: SoakStory) -> None:
     story.checker.lag = lambda since: 0.5 if since <= 102.0 else 0.0
     assert not story.answer(said, sent=103.5, pipelined=102.0, headers={})
     assert story.answer(said, sent=103.5, pipelined=102.1, headers={}) == ["stale"]
+
+
+def still(story: SoakStory, begin: float, seconds: float) -> None:
+    """Have this machine stand still for a while."""
+    end = begin + seconds
+    story.checker.lag = lambda since: seconds if since <= end else 0.0
+
+
+@pytest.mark.parametrize(
+    ("seconds", "found"), [(0.0, ["unexplained"]), (0.8, ["unexplained"]), (1.0, [])]
+)
+def test_a_machine_that_stands_still_causes_time_outs(
+    story: SoakStory, seconds: float, found: list[str]
+) -> None:
+    """A time-out needs no fault if the machine stood still for half of the time."""
+    story.call("small-1", asked=100.0)
+    still(story, 100.0, seconds)
+    assert story.answer(OUR_504, sent=100.0, status=504, headers=FAULT) == found
+
+
+@pytest.mark.parametrize(("seconds", "found"), [(0.1, ["unexplained"]), (0.5, [])])
+def test_a_machine_that_stands_still_notices_faults_late(
+    story: SoakStory, seconds: float, found: list[str]
+) -> None:
+    """A fault may be found later by twice the time for which the machine stood still.
+
+    It is kept from then.
+    """
+    story.call("small-1", asked=100.0, fault="not JSON")
+    still(story, 100.0, seconds)
+    assert story.answer(OUR_502, sent=101.2, status=502, headers=FAULT) == found
+
+
+@pytest.mark.parametrize(
+    ("seconds", "found"), [(0.0, ["called in a pause"]), (0.3, [])]
+)
+def test_a_machine_that_stands_still_begins_pauses_late(
+    story: SoakStory, seconds: float, found: list[str]
+) -> None:
+    """While the machine stood still, nobody could read the 429."""
+    story.call("small-1", asked=100.0, fault="pause")
+    still(story, 100.0, seconds)
+    story.call("small-2", asked=100.4)
+    assert list(story.checker.found) == found
+
+
+def test_a_machine_that_stands_still_excuses_nothing_later(story: SoakStory) -> None:
+    """What comes after the machine stood still needs its reason, as always."""
+    still(story, 100.0, 1.0)
+    story.call("small-1", asked=102.0, ended=102.3)
+    assert story.answer(OUR_504, sent=102.0, status=504, headers=FAULT) == [
+        "unexplained"
+    ]
+
+
+def test_the_pulse_knows_the_longest_delay() -> None:
+    """Our own delay is the longest one that was noticed since a moment."""
+    pulse = Pulse()
+    for number, delay in enumerate([5.0, 30.0, 10.0, 20.0, 10.0]):
+        pulse.note(100.0 + number, delay)
+    longest = [pulse.lag(since) for since in (0.0, 101.0, 101.5, 103.0, 103.5)]
+    assert longest == [30.0, 30.0, 20.0, 20.0, 10.0]
+    assert pulse.lag(105.0) < 5.0
 
 
 def test_finds_stale_304s(story: SoakStory) -> None:

@@ -7,13 +7,13 @@ service broke a promise, 2 if a program is missing.
 
 import argparse
 import asyncio
+import bisect
 import contextlib
 import random
 import shutil
 import signal
 import sys
 import time
-from collections import deque
 from collections.abc import AsyncIterator, Coroutine
 from typing import Any
 
@@ -35,25 +35,34 @@ class Pulse:
     """Knows how late this process's event loop was."""
 
     def __init__(self) -> None:
-        self._delays = deque[tuple[float, float]](
-            maxlen=4000
-        )  # when one was noticed, and how long it was
+        # Of each delay, when it was noticed and how long it was. A delay is forgotten
+        # when a longer one follows.
+        self._noticed: list[float] = []
+        self._delays: list[float] = []
+        self._last = time.monotonic()
 
     async def run(self) -> None:
         """Go on until cancelled."""
         while True:
             due = time.monotonic() + 0.01
             await asyncio.sleep(0.01)
-            now = time.monotonic()
-            self._delays.append((now, now - due))
+            self._last = time.monotonic()
+            self.note(self._last, self._last - due)
+
+    def note(self, now: float, delay: float) -> None:
+        """Note a delay that was noticed now."""
+        while self._delays and self._delays[-1] <= delay:
+            self._delays.pop()
+            self._noticed.pop()
+        self._delays.append(delay)
+        self._noticed.append(now)
 
     def lag(self, since: float) -> float:
         """Return the longest delay since then, in seconds."""
-        longest = time.monotonic() - self._delays[-1][0] - 0.01 if self._delays else 0.0
-        for noticed, delay in reversed(self._delays):
-            if noticed < since:
-                break
-            longest = max(longest, delay)
+        longest = time.monotonic() - self._last - 0.01
+        at = bisect.bisect_left(self._noticed, since)
+        if at < len(self._delays):
+            longest = max(longest, self._delays[at])
         return max(0.0, longest)
 
 

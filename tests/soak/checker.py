@@ -5,7 +5,8 @@ began a load or sent an answer, only when the upstream was asked (later than the
 began) and when the answer arrived (later than it was sent). The first makes it lenient
 by itself; the second needs a tolerance: `SLACK` for what two processes and a socket
 take on a quiet machine, and twice the longest delay of this process's own event loop
-meanwhile, since the service's share the same cores.
+meanwhile, since the service's share the same cores. By as much, the service may also
+be late to read a reply, to notice a fault, or to time out.
 """
 
 import json
@@ -118,13 +119,11 @@ class Checker:
 
         Nobody else may be loading its events, and there may be no pause.
         """
-        tolerance = self._tolerance(call.asked)
         pause = self._pauses.get(call.instance)
-        in_pause = (
-            pause
-            and pause.ended
-            and tolerance < call.asked - pause.ended < PAUSE - tolerance
-        )
+        in_pause = False
+        if pause and pause.ended:
+            tolerance = self._tolerance(pause.ended)
+            in_pause = tolerance < call.asked - pause.ended < PAUSE - tolerance
         # An instance that was away may not have read the 429 yet.
         if (
             pause
@@ -138,10 +137,10 @@ class Checker:
             return
         for event_id in call.event_ids:
             running = self._running[event_id]
-            while running and self._is_over(running[0], call.asked, tolerance):
+            while running and self._is_over(running[0], call.asked):
                 running.popleft()
             for other in running:
-                if self._is_over(other, call.asked, tolerance) or self._was_away(
+                if self._is_over(other, call.asked) or self._was_away(
                     other.instance, other.asked, call.asked
                 ):
                     continue
@@ -149,11 +148,11 @@ class Checker:
                     self.violation(
                         "loaded twice at once", f"{event_id}: {other} and {call}"
                     )
-                elif self._is_awaited(other, call.asked, tolerance):
+                elif self._is_awaited(other, call.asked):
                     self.doubled_elsewhere += 1
             running.append(call)
 
-    def _is_awaited(self, call: UpstreamCall, now: float, tolerance: float) -> bool:
+    def _is_awaited(self, call: UpstreamCall, now: float) -> bool:
         """Whether other instances still wait for this call.
 
         They wait for half of the time-out, if the call isn't slow and nothing has
@@ -161,12 +160,14 @@ class Checker:
         """
         if self.calm_since is None or call.asked <= self.calm_since + SETTLING:
             return False
-        return now < call.asked + self.rules.timeout / 2 - tolerance
+        longest = self.rules.timeout / 2 - self._tolerance(call.asked - SLACK)
+        return now < call.asked + longest
 
-    def _is_over(self, call: UpstreamCall, now: float, tolerance: float) -> bool:
+    def _is_over(self, call: UpstreamCall, now: float) -> bool:
         if call.ended is not None and call.ended <= now:
             return True
-        return now > call.asked + self.rules.timeout - tolerance
+        longest = self.rules.timeout - self._tolerance(call.asked - SLACK)
+        return now > call.asked + longest
 
     def lost(self, instance: int, sent: float, now: float, what: str) -> None:
         """Check that a request without an answer was for an instance that was away."""
@@ -361,6 +362,8 @@ class Checker:
             explains = status in call.statuses and (
                 call.single or not is_hit or status == 429
             )
+            if status == 504 and self._may_be_late(call, answer.received):
+                explains = True
             if (
                 explains
                 and call.asked <= answer.received
@@ -420,7 +423,15 @@ class Checker:
         ended, due = call.ended or now, call.asked + self.rules.timeout
         if self._was_away(call.instance, due, ended):
             return ended  # its instance noticed the time-out when it was back
-        return min(ended, due)
+        return min(now, min(ended, due) + 2 * self.lag(call.asked))
+
+    def _may_be_late(self, call: UpstreamCall, now: float) -> bool:
+        """Whether the load may have timed out because the machine stood still.
+
+        It may have stood still before the call arrived, or after its reply was sent.
+        """
+        took = (call.ended or now) - call.asked
+        return took + 2 * self.lag(call.asked - SLACK) >= self.rules.timeout
 
     def _check_age(
         self, answer: Answered, event_id: str, since: float, lifetime: float
