@@ -28,6 +28,7 @@ _REASONS = {
         "its user may not use the keys or commands that c42c needs"
     ),
     "TimeoutError": "no reply in time",
+    "can't start new thread": "no thread can be started",
     "AuthenticationError|NOAUTH": "wrong or missing user or password",
     "OutOfMemory|OOM": "it is full",
     "ReadOnly|READONLY": "it is a read-only replica",

@@ -53,18 +53,12 @@ class Link:
         client = self._admit()
         if client is None:
             return None
-        try:
-            exchange = self._threads.submit(self._exchange, client, question)
-        except RuntimeError:
-            # The question is queued all the same, but not asked of an old client.
-            self._note(client, "no thread can be started")
-            return None
         patience = client.connection_pool.connection_kwargs["socket_timeout"]
         try:
+            exchange = self._threads.submit(self._exchange, client, question)
             answer = exchange.result(patience)
         except Exception as error:
-            if not exchange.cancel():  # else all threads are busy, which is no loss
-                self._note(client, reason_for(error))
+            self._note(client, reason_for(error))
             return None
         self._note(client, "")
         return answer
@@ -80,10 +74,13 @@ class Link:
             return self._client
 
     def _exchange(self, client: redis.Redis, question: Callable[[redis.Redis], T]) -> T:
-        """Run in a thread of the pool."""
-        if self.reason != "":
+        """Run in a thread of the pool, maybe when nobody waits for it any more.
+
+        Then its client has been replaced, and it may take no lock.
+        """
+        if client is self._client and self.reason != "":
             probe(client)  # before anything depends on it
-        if client is not self._client:  # nobody waits, so no lock may be taken
+        if client is not self._client:
             raise TimeoutError
         return question(client)
 
