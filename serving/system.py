@@ -14,6 +14,8 @@ _FIRST_INHERITED = 3  # SD_LISTEN_FDS_START
 # From malloc.h
 _M_MMAP_THRESHOLD = -3
 _M_ARENA_MAX = -8
+_LARGE_BLOCK = 256 * 1024  # bytes from which on a block is given back
+_MAX_ARENAS = 2
 _MISSING_FAMILY = (errno.EADDRNOTAVAIL, errno.EAFNOSUPPORT)
 
 
@@ -124,5 +126,5 @@ def return_memory_early() -> None:
     """
     with suppress(OSError, AttributeError):  # it is another C library
         libc = ctypes.CDLL(None)
-        libc.mallopt(_M_MMAP_THRESHOLD, 256 * 1024)
-        libc.mallopt(_M_ARENA_MAX, 2)
+        libc.mallopt(_M_MMAP_THRESHOLD, _LARGE_BLOCK)
+        libc.mallopt(_M_ARENA_MAX, _MAX_ARENAS)

@@ -262,6 +262,15 @@ def test_a_large_answer_replaces_none(make: Make, clock: Clock) -> None:
     assert cache.get("key") is None
 
 
+def test_what_is_empty_takes_nothing(make: Make) -> None:
+    """Zero and what is empty are shared, so only their places in a value count."""
+    cache = make()
+    get_or_load(cache, "a", lambda _: Loaded((), OK, 60))
+    empty = checked(cache).bytes
+    get_or_load(cache, "b", lambda _: Loaded((0, "", b""), OK, 60))
+    assert checked(cache).bytes == 2 * empty + sys.getsizeof((0, "", b""))
+
+
 def test_memory_is_freed(make: Make, clock: Clock) -> None:
     """An empty cache takes no bytes, however its entries went."""
     cache = make(max_entries=100, max_bytes=200_000)

@@ -303,9 +303,15 @@ def close_from_the_reaper(cache: Cache, closing: list[Future[None]]) -> None:
 
 
 def test_a_reaper_that_could_not_start(
-    make: Make, clock: Clock, monkeypatch: pytest.MonkeyPatch
+    make: Make,
+    clock: Clock,
+    monkeypatch: pytest.MonkeyPatch,
+    caplog: pytest.LogCaptureFixture,
 ) -> None:
-    """If the system allows no thread for the reaper, the next entry starts it."""
+    """If the system allows no thread for the reaper, the next entry starts it.
+
+    The log has a warning.
+    """
 
     def refuse(thread: threading.Thread) -> None:
         raise RuntimeError("can't start new thread")
@@ -315,6 +321,8 @@ def test_a_reaper_that_could_not_start(
         patch.setattr(threading.Thread, "start", refuse)
         keep(cache, "first", lifetime=10)
     assert not cache.reaper_alive
+    assert [record.levelname for record in caplog.records] == ["WARNING"]
+    assert "the reaper could not start" in caplog.text
     keep(cache, "second", lifetime=20)
     assert cache.reaper_alive
     clock.advance(20)

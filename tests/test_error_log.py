@@ -177,6 +177,14 @@ def test_levels(caplog: Any, status: int, level: str) -> None:
     assert record.levelname == level
 
 
+def test_the_id_of_a_rejection_ends_with_its_line() -> None:
+    """What is logged after a rejection isn't logged under its id."""
+    before = logs.request_id.set("report-9")
+    its_id = ErrorLog().on_rejection(400, "bad")
+    assert logs.request_id.get() == "report-9" != its_id
+    logs.request_id.reset(before)
+
+
 def test_hits_of_errors_have_no_line(inside: MakeInside, upstream: Standin) -> None:
     """A kept error is answered with the request id of its load, not of the hit."""
     service, event_id = inside(), new_id()

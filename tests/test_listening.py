@@ -1,7 +1,8 @@
-"""The sockets, streams and threads that the server gets and gives back."""
+"""The sockets, streams, threads and memory that the server gets and gives back."""
 
 import contextlib
 import os
+import platform
 import resource
 import signal
 import socket
@@ -236,6 +237,74 @@ def test_closed_standard_streams(closed: list[int]) -> None:
             assert process.wait(PATIENCE) == 0
         finally:
             process.kill()
+
+
+# The C library's memory
+
+# Frees a large block and then a smaller one, and prints how many bytes are kept.
+FREES = """
+from serving.system import return_memory_early
+
+def resident():
+    with open("/proc/self/statm") as file:
+        return int(file.read().split()[1]) * 4096
+
+return_memory_early()
+before = resident()
+for mib in 30, 20:
+    block = b"x" * (mib * 2**20)
+    del block
+print(resident() - before)
+"""
+
+# Has eight threads take memory at the same time. The C library then prints a line about
+# each arena that it made for them.
+TAKES = """
+import ctypes, threading
+from serving.system import return_memory_early
+
+def take():
+    barrier.wait()
+    ctypes.CDLL(None).malloc(1000)
+    barrier.wait()
+
+return_memory_early()
+barrier = threading.Barrier(8)
+threads = [threading.Thread(target=take) for _ in range(8)]
+for thread in threads:
+    thread.start()
+for thread in threads:
+    thread.join()
+ctypes.CDLL(None).malloc_stats()
+"""
+
+needs_glibc = pytest.mark.skipif(
+    platform.libc_ver()[0] != "glibc", reason="needs glibc's malloc"
+)
+
+
+def run(script: str) -> subprocess.CompletedProcess[str]:
+    """Run a script that uses modules of ours."""
+    return subprocess.run(
+        [sys.executable, "-c", script],
+        cwd=ROOT,
+        capture_output=True,
+        text=True,
+        timeout=PATIENCE,
+        check=True,
+    )
+
+
+@needs_glibc
+def test_large_blocks_are_given_back() -> None:
+    """The system gets a large block back once it is free, even after a larger one."""
+    assert int(run(FREES).stdout) < 2**20
+
+
+@needs_glibc
+def test_threads_share_two_arenas() -> None:
+    """However many threads take memory, the C library makes two arenas for them."""
+    assert run(TAKES).stderr.count("Arena ") == 2
 
 
 # The server in this process

@@ -313,6 +313,7 @@ LEVELS = """
 import logging, sys
 from operations import logs
 
+logging.getLogger().setLevel("DEBUG")
 logs.configure(sys.argv[1], "text", "12345678")
 for name in "c42c", "c42c.redis", "urllib3":
     for level in "DEBUG", "INFO", "WARNING", "ERROR":
@@ -326,7 +327,7 @@ for name in "c42c", "c42c.redis", "urllib3":
 def test_levels(level: str, ours: int, theirs: int) -> None:
     """Our loggers have the level, and libraries at least WARNING.
 
-    So libraries have the level only if it is higher.
+    So libraries have the level only if it is higher, whatever was set before.
     """
     log = run(LEVELS, level)
     for name, count in ("c42c", ours), ("c42c.redis", ours), ("urllib3", theirs):

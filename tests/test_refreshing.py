@@ -6,8 +6,11 @@ import threading
 import pytest
 
 from cache import Stats
+from calendar42.calls import Pause
 from operations import logs
+from operations.refreshing import Refresher
 from standin import Standin
+from tests.cache_callers import Clock, Make, Pairs, keep
 from tests.fixtures import Inside, MakeInside, listed, new_events, until
 from tests.reading import cache_status
 
@@ -135,6 +138,27 @@ def test_no_refresh_without_a_thread(
     service.clock.now += 6
     assert service.event(event_id).status_code == 200
     until(lambda: refreshes(service) == 1)
+
+
+def test_a_refresh_that_raises_is_logged(
+    make: Make, clock: Clock, caplog: pytest.LogCaptureFixture
+) -> None:
+    """A bug that ends a refresh has a line of the log, with its traceback."""
+    cache = make(refresh_ahead=0.1)
+    refresher = Refresher(cache, broken, timeout=1, pause=Pause(1))
+    cache.on_refresh_due = refresher.on_refresh_due
+    keep(cache, "key", lifetime=100)
+    clock.advance(90)
+    assert cache.get("key")
+    until(lambda: caplog.records)
+    (record,) = caplog.records
+    assert record.getMessage() == "unhandled exception in a refresh"
+    assert "ZeroDivisionError" in caplog.text
+
+
+def broken(_keys: list[str], _deadline: float) -> Pairs:
+    """Stand in for a load that has a bug."""
+    raise ZeroDivisionError
 
 
 def test_a_refresh_has_an_id_of_its_own(

@@ -564,6 +564,20 @@ def test_bad_clients_are_let_go(small: Callable[..., SmallServer]) -> None:
         assert {responses(read_all(sock))[0].status for sock in [*half, slow]} == {408}
 
 
+def test_many_may_connect_to_a_busy_server(small: Callable[..., SmallServer]) -> None:
+    """Several hundred who connect while the server is busy are answered later."""
+    server = small()
+    with contextlib.ExitStack() as stack:
+        server.process.send_signal(signal.SIGSTOP)
+        try:
+            raw = get("/hit/a", "Connection: close")
+            socks = [stack.enter_context(server.send(raw)) for _ in range(300)]
+        finally:
+            server.process.send_signal(signal.SIGCONT)
+        answers = [responses(read_all(sock))[0] for sock in socks]
+    assert [answer.status for answer in answers] == [200] * 300
+
+
 def test_more_connections_than_open_files(small: Callable[..., SmallServer]) -> None:
     """With more idle connections than open files, new clients are served.
 
