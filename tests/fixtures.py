@@ -343,6 +343,13 @@ def shared_upstream() -> Iterator[Standin]:
 @pytest.fixture(scope="session")
 def shared_service(shared_upstream: Standin) -> Iterator[Service]:
     """Start the service that all tests share that need no other settings."""
+    with started(Service(shared_upstream, C42_TIMEOUT="30")) as service:
+        yield service
+
+
+@pytest.fixture(scope="session")
+def shared_hasty_service(shared_upstream: Standin) -> Iterator[Service]:
+    """Start the service that tests of its time-out share."""
     with started(Service(shared_upstream, C42_TIMEOUT="2")) as service:
         yield service
 
@@ -357,11 +364,17 @@ def upstream(shared_upstream: Standin) -> Iterator[Standin]:
 
 @pytest.fixture
 def service(shared_service: Service, upstream: Standin) -> Service:
-    """Give a test the shared service, whose time-out is 2 s.
+    """Give a test the shared service.
 
     Use `new_id()`, since it keeps its answers.
     """
     return shared_service
+
+
+@pytest.fixture
+def hasty_service(shared_hasty_service: Service, upstream: Standin) -> Service:
+    """Give a test another service, whose time-out is 2 s."""
+    return shared_hasty_service
 
 
 @pytest.fixture

@@ -279,7 +279,7 @@ def test_examples_are_real(
 
     Every header of these answers is described. The upstream is the stand-in.
     """
-    service = start(C42_TIMEOUT="2", C42_THREADS="17")
+    service = start(C42_TIMEOUT="5", C42_THREADS="17")
     fixed = {"malformed": "%20", "empty": "[]"}
     for path in (
         "/readyz",
@@ -307,7 +307,7 @@ def test_examples_are_real(
             with trouble(name, service, upstream):
                 answer = service.get(target)
             said = json.loads(
-                answer.text.replace("within 2 seconds", "within 10 seconds")
+                answer.text.replace("within 5 seconds", "within 10 seconds")
             )
             assert (
                 re.fullmatch(status.replace("X", "."), str(answer.status_code))

@@ -435,7 +435,7 @@ def test_a_list_has_one_time_out(inside: MakeInside, upstream: Standin) -> None:
     Its event gets a 504 too, without a call, and that 504 isn't cached.
     """
     service, (one, two), gate = (
-        inside(C42_TIMEOUT="2"),
+        inside(C42_TIMEOUT="4"),
         new_events(upstream, 2),
         Gate(),
     )
@@ -479,7 +479,7 @@ def test_a_hundred_big_events(inside: MakeInside, upstream: Standin) -> None:
     ] == [1, 60]
 
 
-def test_slow_lists(service: Service, upstream: Standin) -> None:
+def test_slow_lists(hasty_service: Service, upstream: Standin) -> None:
     """If the upstream is too slow, each id gets a 504 within 0.5 s of the time-out."""
     faults: list[dict[str, Any]] = [
         {"hang": True},
@@ -491,7 +491,7 @@ def test_slow_lists(service: Service, upstream: Standin) -> None:
         event_ids = new_events(upstream, 3, people=50)
         upstream.rule("event-subscriptions", event_ids[0], **fault)
         asked = time.monotonic()
-        answer = service.get(listed(event_ids))
+        answer = hasty_service.get(listed(event_ids))
         seconds = time.monotonic() - asked
         said = {
             event_id: error["status_code"]

@@ -167,13 +167,13 @@ def test_different_faults_are_listed(metrics: Metrics, other: C42Error) -> None:
 
 def test_fault_says_why_no_reply_came(inside: MakeInside, upstream: Standin) -> None:
     """A fault's cause is the reply, or what became of the call if none came."""
-    service = inside(C42_TIMEOUT="1")
+    service = inside(C42_TIMEOUT="3")
     for fault in ({"reset": True}, {"status": 503}, {"hang": True}):
         upstream.rule("events", **fault)
         service.event(new_id())
         upstream.clear_rules()
     assert [one["cause"] for one in service.status()["upstream"]["faults"]] == [
-        "Calendar42 did not answer within 1 seconds",
+        "Calendar42 did not answer within 3 seconds",
         "Calendar42 answered 503",
         "Calendar42 could not be reached, or broke off (Connection reset by peer)",
     ]
