@@ -3,7 +3,6 @@
 import re
 import signal
 import threading
-import time
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 
@@ -13,7 +12,6 @@ import requests
 from standin import Standin
 from tests.fixtures import PATIENCE, Service, Start, new_id, started, until
 from tests.machines import Redis, patient
-from tests.reading import lifetime
 
 LIKE_ALL = {"C42_TIMEOUT": "10", "C42_FAULT_EXPIRY": "0.5"}
 
@@ -70,37 +68,6 @@ def test_one_load_for_all(
     logs = "".join(service.log for service in services)
     assert upstream.calls("events", event_id) == 1, logs
     assert upstream.calls("event-subscriptions", event_id) == 1, logs
-
-
-@pytest.mark.parametrize("status", [404, 503])
-def test_errors_are_passed_through_by_all(
-    status: int, services: list[Service], upstream: Standin, pool: ThreadPoolExecutor
-) -> None:
-    """One call gives every instance the bytes of an upstream error."""
-    event_id = new_id()
-    upstream.rule("events", event_id, status=status, body=f'{{"error": "{event_id}"}}')
-    responses = ask_all(services, event_id, 8, pool)
-    assert {(response.status_code, response.text) for response in responses} == {
-        (status, f'{{"error": "{event_id}"}}')
-    }
-    assert upstream.calls("events", event_id) == 1
-
-
-def test_no_answer_outlives_its_load(
-    services: list[Service], upstream: Standin
-) -> None:
-    """`max-age` says at most what is left of the expiry, wherever it is served."""
-    upstream.add_event(event_id := new_id(), names=["Ada"])
-    began = time.monotonic()
-    first = services[0].event(event_id)
-    assert 250 - first.elapsed.total_seconds() < (lifetime(first) or 0) < 252
-    until(lambda: time.monotonic() > began + 1)
-    for service in services:
-        asked = time.monotonic()
-        left = lifetime(service.event(event_id))
-        assert left
-        assert 240 < left <= 252 - (asked - began) + first.elapsed.total_seconds()
-    assert upstream.calls("events", event_id) == 1
 
 
 def refreshes(service: Service) -> int:

@@ -2,11 +2,8 @@
 
 import contextlib
 import socket
-import threading
-import time
 from collections import Counter
 from collections.abc import Callable
-from concurrent.futures import ThreadPoolExecutor
 from functools import partial
 from typing import Any
 
@@ -69,53 +66,6 @@ def test_what_is_no_answer_is_replaced(
         assert first.ask(event_id).source == "miss"
         assert client.pttl(first.key(event_id)) > 0
     assert first.shares
-
-
-def test_what_replaces_an_invalid_answer_is_awaited(
-    shared_redis: Redis,
-    proxy: MakeProxy,
-    machine: Make,
-    counts: Counter[str],
-    pool: ThreadPoolExecutor,
-) -> None:
-    """While an instance replaces an invalid answer, others wait for the new one."""
-    looks = threading.Semaphore(0)
-    between = proxy(shared_redis.port)
-    first = machine(shared_redis.url, patience=PATIENCE)
-    second = machine(between.url, patience=PATIENCE)
-
-    def watch(data: bytes, sink: socket.socket) -> None:
-        if b"wait" in data:
-            looks.release()
-        sink.sendall(data)
-
-    event_id = new_id()
-    between.spoil = watch
-    with shared_redis.client() as client:
-        client.set(first.key(event_id), "invalid", px=60_000)
-    first.gate = threading.Event()
-    loading = pool.submit(first.ask, event_id)
-    assert first.entered.acquire(timeout=PATIENCE)
-    waiting = pool.submit(second.ask, event_id)
-    assert looks.acquire(timeout=PATIENCE)
-    first.gate.set()
-    assert waiting.result(PATIENCE).source == "awaited"
-    assert loading.result(PATIENCE).source == "miss"
-    assert counts[event_id] == 1
-
-
-def test_an_invalid_answer_of_a_list(
-    shared_redis: Redis, machine: Make, said: Said
-) -> None:
-    """An invalid answer is replaced while the rest of its list is being awaited."""
-    one = machine(shared_redis.url, patience=PATIENCE, timeout=1.6)
-    awaited, invalid = new_id(), new_id()
-    with shared_redis.client() as client:
-        client.set(one.lock(awaited), "another's", px=60_000)
-        client.set(one.key(invalid), "invalid", px=60_000)
-        one.ask_many([awaited, invalid])
-    assert tuple(one.tier.snapshot().values()) == (0, 0, 1, 1, True)
-    assert said("invalid answer") == 1
 
 
 def test_keys_of_another_type(
@@ -225,12 +175,6 @@ def nonsense(answer: bytes) -> Callable[[bytes, socket.socket], None]:
     return lambda data, sink: sink.sendall(answer)
 
 
-def in_drops(data: bytes, sink: socket.socket) -> None:
-    for at in range(len(data)):
-        sink.sendall(data[at : at + 1])
-        time.sleep(0.4)
-
-
 def cut(data: bytes, sink: socket.socket) -> None:
     sink.sendall(data[: len(data) // 2])
     sink.shutdown(socket.SHUT_RDWR)
@@ -317,17 +261,3 @@ def test_nothing_half_read_is_used(
         assert one.ask(event_id := new_id()).value == VALUE
         assert other.ask(event_id).value == VALUE
         assert counts[event_id] == 1
-
-
-def test_drops_are_not_waited_for(
-    shared_redis: Redis, proxy: MakeProxy, machine: Make
-) -> None:
-    """A reply that comes in drops is waited for by the time-out, not by each byte."""
-    between = proxy(shared_redis.port)
-    one = machine(between.url, patience=1.0, retry_after=PATIENCE)
-    one.ask(new_id())
-    between.spoil = in_drops
-    began = time.monotonic()
-    assert one.ask(new_id()).value == VALUE
-    assert 0.9 < time.monotonic() - began < 6  # the whole reply would take 15 s
-    assert tuple(one.tier.snapshot().values()) == (0, 0, 1, 1, False)

@@ -1,6 +1,5 @@
 """What instances that share answers through Redis promise."""
 
-import re
 import signal
 import socket
 import threading
@@ -33,50 +32,23 @@ from tests.machines import (
 )
 
 
-def test_machines_load_once_between_them(
-    shared_redis: Redis, machine: Make, counts: Counter[str], pool: ThreadPoolExecutor
-) -> None:
-    """Callers on several machines cause one load of a cold event, and share it."""
-    machines = [machine(shared_redis.url) for _ in range(4)]
-    event_id, gate = new_id(), threading.Event()
-    for each in machines:
-        each.gate = gate
-    futures = [pool.submit(each.ask, event_id) for each in machines for _ in range(10)]
-    until(lambda: sum(each.cache.snapshot().waiting for each in machines) == 40)
-    gate.set()
-    found = [future.result(PATIENCE) for future in futures]
-    assert counts[event_id] == 1
-    assert {each.value for each in found} == {VALUE}
-    stats = [each.tier.snapshot() for each in machines]
-    assert sum(each["loaded"] for each in stats) == 1
-    assert sum(each["shared"] + each["awaited"] for each in stats) == 3
-
-
-@pytest.mark.parametrize("awaited", [False, True])
 def test_an_answer_ages_from_its_load_wherever_it_is_served(
-    awaited: bool, shared_redis: Redis, machine: Make, pool: ThreadPoolExecutor
+    shared_redis: Redis, machine: Make
 ) -> None:
     """An answer that was taken over knows its age, and expires no later."""
     first, second = machine(shared_redis.url), machine(shared_redis.url)
-    event_id, first.gate = new_id(), threading.Event()
     began = clock()
-    first.answer = lambda: Loaded(VALUE, OK, first.expiry, born=began - 100.0)
-    loading = pool.submit(first.ask, event_id)
-    assert first.entered.acquire(timeout=PATIENCE)
-    waiting = pool.submit(second.ask, event_id) if awaited else None
-    until(lambda: not awaited or second.cache.snapshot().waiting)
-    first.gate.set()
-    loading.result(PATIENCE)
-    found = waiting.result(PATIENCE) if waiting else second.ask(event_id)
+    first.answer = lambda: Loaded(VALUE, OK, 252.0, born=began - 100.0)
+    first.ask(event_id := new_id())
+    found = second.ask(event_id)
     loaded, taken = first.held(event_id), second.held(event_id)
     shortest = 152 - (clock() - began) - 0.1  # Redis counts in milliseconds
-    assert shortest < found.ttl <= 152
     assert shortest < taken.ttl <= loaded.ttl
+    assert shortest < found.ttl <= 152
     assert taken.age >= loaded.age >= 100
-    assert taken.age + taken.ttl == pytest.approx(first.expiry)
-    assert ("Cache-Control", f"max-age={int(found.ttl)}") in response.render(
-        found, None
-    )[1]
+    assert taken.age + taken.ttl == pytest.approx(252.0)
+    header = ("Cache-Control", f"max-age={int(found.ttl)}")
+    assert header in response.render(found, None)[1]
 
 
 @pytest.mark.parametrize("kind", [kind for kind in KINDS if kind != OK])
@@ -176,48 +148,32 @@ def test_what_redis_has_of_a_list_is_there_at_once(
     assert counts == {there: 1, missing: 1}
 
 
-@pytest.mark.parametrize("loader", ["here", "elsewhere"])
 def test_nothing_outlives_its_time_in_a_list(
-    loader: str,
-    shared_redis: Redis,
-    machine: Make,
-    counts: Counter[str],
-    pool: ThreadPoolExecutor,
+    shared_redis: Redis, machine: Make, counts: Counter[str], pool: ThreadPoolExecutor
 ) -> None:
     """An answer that expires while the rest of its list loads is loaded again."""
     first, second = (machine(shared_redis.url, expiry=2.0) for _ in range(2))
     there, missing = new_id(), new_id()
     first.ask(there)
-    first.answer = second.answer = lambda: Loaded(VALUE, OK, 252.0)
-    assert first.entered.acquire(timeout=PATIENCE)
-    loading = second if loader == "here" else first
-    loading.gate = threading.Event()
-    alone = None
-    if loader == "elsewhere":
-        alone = pool.submit(first.ask, missing)
-        assert first.entered.acquire(timeout=PATIENCE)
+    second.answer = lambda: Loaded(VALUE, OK, 252.0)
+    second.gate = threading.Event()
     listed = pool.submit(second.ask_many, [there, missing])
-    if loader == "here":
-        assert second.entered.acquire(timeout=PATIENCE)
+    assert second.entered.acquire(timeout=PATIENCE)
     until(lambda: second.cache.get(there), "the answer from Redis")
     until(lambda: not (first.cache.get(there) or second.cache.get(there)), "its end")
     assert not listed.done()
-    loading.gate.set()
-    found = listed.result(PATIENCE)
-    assert all(each.ttl > 0 for each in found.values())
-    assert found[missing].source == ("miss" if loader == "here" else "awaited")
-    assert (counts[there], counts[missing]) == (2, 1)
-    assert not alone or alone.result(PATIENCE).value == VALUE
+    second.gate.set()
+    assert all(each.ttl > 0 for each in listed.result(PATIENCE).values())
+    assert counts == {there: 2, missing: 1}
 
 
 def test_how_an_answer_came_is_told(
     shared_redis: Redis, proxy: MakeProxy, machine: Make, pool: ThreadPoolExecutor
 ) -> None:
-    """`Cache-Status` tells what was found in Redis from what was awaited."""
+    """What was found in Redis is told from what was awaited."""
     looks, between = threading.Semaphore(0), proxy(shared_redis.port)
-    first, second = (
-        machine(shared_redis.url),
-        machine(between.url, retry_after=PATIENCE),
+    first, second, third = (
+        machine(url) for url in (shared_redis.url, between.url, shared_redis.url)
     )
 
     def watch(data: bytes, sink: socket.socket) -> None:
@@ -228,45 +184,26 @@ def test_how_an_answer_came_is_told(
     event_id, first.gate, between.spoil = new_id(), threading.Event(), watch
     loading = pool.submit(first.ask, event_id)
     assert first.entered.acquire(timeout=PATIENCE)
-    waiting = pool.submit(second.ask_many, [event_id])
+    waiting = pool.submit(second.ask, event_id)
     assert looks.acquire(timeout=PATIENCE)
     first.gate.set()
-    awaited = waiting.result(PATIENCE)
-    shared = machine(shared_redis.url).ask_many([event_id])
-    (_, headers, _) = response.render(loading.result(PATIENCE), None)
-    told = dict(headers)["Cache-Status"]
-    assert re.fullmatch(r"c42c; fwd=miss; fwd-status=200; stored; ttl=\d+", told)
-    for found, detail in [
-        (awaited, "collapsed; detail=shared"),
-        (shared, "detail=shared"),
-    ]:
-        for _, headers, _ in (
-            response.render(found[event_id], None),
-            response.render_many(found, None),
-        ):
-            told = dict(headers)["Cache-Status"]
-            assert re.fullmatch(rf"c42c; fwd=miss; {detail}; stored; ttl=\d+", told)
+    assert loading.result(PATIENCE).source == "miss"
+    assert waiting.result(PATIENCE).source == "awaited"
+    assert third.ask(event_id).source == "shared"
+    for each, kind in (first, "loaded"), (second, "awaited"), (third, "shared"):
+        assert Counter(each.tier.snapshot()) == Counter({kind: 1, "up": 1})
 
 
-def test_the_pause_is_shared(
-    shared_redis: Redis, machine: Make, counts: Counter[str]
-) -> None:
-    """A pause holds for all machines; passing it on never makes it longer, nor
-    shorter by more than a moment.
+def test_the_pause_is_shared(shared_redis: Redis, machine: Make) -> None:
+    """A pause holds for all machines.
+
+    Passing it on never makes it longer, nor shorter by more than a moment.
     """
     first, second = (machine(shared_redis.url, scope=("paused",)) for _ in range(2))
-    value = failed(429, retry_after=30.0)
-
-    def answer() -> Loaded:
-        first.pause.begin("30")
-        return Loaded(value, FAULT, 30.0)
-
-    first.answer = answer
-    first.ask(event_id := new_id())
-    first.answer = lambda: Loaded(VALUE, OK, 252.0)
+    first.pause.begin("30")
     for _ in range(5):
-        second.ask(new_id())
         first.ask(new_id())
+        second.ask(new_id())
     asked, told = first.pause.left, second.pause.left
     assert 25 < told <= asked <= 30
     second.pause.begin("3000")
@@ -274,8 +211,6 @@ def test_the_pause_is_shared(
     first.ask(new_id())
     asked, told = second.pause.left, first.pause.left
     assert asked - 2 < told <= asked
-    assert ("Retry-After", "30") in response.render(second.ask(event_id), None)[1]
-    assert counts[event_id] == 1
 
 
 def test_the_last_millisecond(shared_redis: Redis, machine: Make) -> None:
@@ -510,52 +445,23 @@ def test_an_answer_that_is_due_is_no_refresh(
     assert counts[event_id] == 2
 
 
-@pytest.mark.parametrize("kind", KINDS)
-def test_a_fault_replaces_no_answer(
-    kind: str, shared_redis: Redis, machine: Make
-) -> None:
-    """A refresh replaces the old answer in Redis, unless it finds a fault."""
-    first, second = machine(shared_redis.url), machine(shared_redis.url)
-    event_id = make_due(first)
-    first.answer = lambda: Loaded(failed(503), kind, 60.0)
-    assert first.refresh(event_id, least_left=DUE).value == failed(503)
-    kept = second.ask(event_id)
-    if kind in (OK, NEGATIVE):
-        assert kept.value == failed(503)
-    else:
-        assert kept.value == VALUE
-        assert kept.ttl < 12
-    with shared_redis.client() as client:
-        assert not client.exists(first.lock(event_id))
-
-
-def test_a_fault_of_a_list_replaces_no_answer(
-    shared_redis: Redis, machine: Make
-) -> None:
-    """When a list is refreshed, each of its events is stored by its own outcome."""
+def test_a_fault_replaces_no_answer(shared_redis: Redis, machine: Make) -> None:
+    """A refresh replaces the old answers in Redis, except those of which it finds a
+    fault, and releases all locks.
+    """
     first = machine(shared_redis.url)
-    event_ids = [make_due(first) for _ in range(3)]
-    new = Loaded(NEW_VALUE, OK, 252.0)
-    outcomes = iter([new, Loaded(failed(503), FAULT, 60.0), new])
-    first.answer = lambda: next(outcomes)
+    event_ids = [make_due(first) for _ in KINDS]
+    outcomes = [Loaded(failed(503), kind, 60.0) for kind in KINDS]
+    first.answer = iter(outcomes).__next__
     deadline = time.monotonic() + PATIENCE
-    assert len(list(first.tier.load(first.load, DUE, event_ids, deadline))) == 3
+    assert len(list(first.tier.load(first.load, DUE, event_ids, deadline))) == 4
     kept = machine(shared_redis.url).ask_many(event_ids)
-    assert [kept[event_id].value for event_id in event_ids] == [
-        NEW_VALUE,
-        VALUE,
-        NEW_VALUE,
-    ]
-
-
-def test_a_fault_is_refreshed(shared_redis: Redis, machine: Make) -> None:
-    """A fault that is in Redis is no newer answer, and a good one replaces it."""
-    first, second = machine(shared_redis.url), machine(shared_redis.url)
-    first.answer = lambda: Loaded(failed(503), FAULT, 6.0)
-    first.ask(event_id := new_id())
-    assert second.refresh(event_id, least_left=DUE).source == "miss"
-    third = machine(shared_redis.url)
-    assert third.ask(event_id).value == VALUE
+    for event_id, kind in zip(event_ids, KINDS, strict=True):
+        replaced = kind in (OK, NEGATIVE)
+        assert kept[event_id].value == (failed(503) if replaced else VALUE)
+        assert (kept[event_id].ttl < 12) != replaced
+    with shared_redis.client() as client:
+        assert not client.exists(*map(first.lock, event_ids))
 
 
 # What is stored
