@@ -75,11 +75,11 @@ class _Hits:
         self._hits_by_status = hits_by_status
         # Of the last hit. Each load makes an ETag of its own, so the identity of the
         # ETag tells whether it was another answer, without keeping a body in memory.
-        self._etag = ""
+        self._etag: str | None = None  # there was none yet
         self._seconds = math.inf
-        self._head = b""
-        self._has_body = True
-        self._status = b""
+        self._head: bytes
+        self._has_body: bool
+        self._status: bytes
 
     def answer(self) -> Serialized | None:
         """Answer the request if the cache has a fresh answer."""

@@ -140,18 +140,13 @@ def _check_clock(date: str, asked: datetime, answered: datetime) -> Finding:
     told = read_date(date)
     if told is None:
         return Finding(WARNED, "clock: not compared, because the answer has no date")
-    skew = 0.0
-    way = ""
-    if told < asked:
-        skew = (asked - told).total_seconds()
-        way = "ahead of"
-    elif told > answered:
-        skew = (told - answered).total_seconds()
-        way = "behind"
-    if skew > MAX_SKEW:
-        line = f"clock: this machine is {skew:.0f} s {way} Calendar42"
-        return Finding(FAILED, f"{line}; see its time service")
-    line = f"clock: within {max(1, round(skew))} s of Calendar42's"
+    ahead = (asked - told).total_seconds()
+    behind = (told - answered).total_seconds()
+    for skew, way in (ahead, "ahead of"), (behind, "behind"):
+        if skew > MAX_SKEW:
+            line = f"clock: this machine is {skew:.0f} s {way} Calendar42"
+            return Finding(FAILED, f"{line}; see its time service")
+    line = f"clock: within {max(1, round(ahead), round(behind))} s of Calendar42's"
     return Finding(PASSED, line)
 
 

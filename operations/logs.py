@@ -130,11 +130,16 @@ class _Handler(QueueHandler):
 
     def __init__(self) -> None:
         super().__init__(SimpleQueue())
+        self._pid = 0  # of the process with the thread
+        self._begin()
+
+    def _begin(self) -> None:
+        """Begin with an empty queue."""
+        self.queue = SimpleQueue()
         self.dropped = 0  # lines
         self._unreported = 0  # of these
         self._queued = 0  # characters, the written ones included
         self._writer = _Writer(self.queue)
-        self._pid = 0  # of the process with the thread
 
     def prepare(self, record: logging.LogRecord) -> logging.LogRecord:
         """Make the line here: request id and exception are those of this thread."""
@@ -178,11 +183,7 @@ class _Handler(QueueHandler):
 
         After a fork, the parent still writes what it had queued.
         """
-        self.queue = SimpleQueue()
-        self.dropped = 0
-        self._unreported = 0
-        self._queued = 0
-        self._writer = _Writer(self.queue)
+        self._begin()
         self._writer.start()
         self._pid = os.getpid()
 

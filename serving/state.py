@@ -35,10 +35,10 @@ class ServerState:
         self.dispatch = dispatch
         self.limits = limits
         # The loop's time at the last tick: exact enough for a hit's `last_progress`.
-        self.now = 0.0
+        self.now: float
         # What each head ends with: Date and Connection. `tick` renders it anew.
-        self.tail_keep_alive = b""
-        self.tail_close = b""
+        self.tail_keep_alive: bytes
+        self.tail_close: bytes
         self.closing = False  # each answer is the last one of its connection
         self.connections: set[Connection] = set()
         self.summaries = Summaries(find_fast_path, limits)

@@ -5,7 +5,6 @@ import errno
 import os
 import re
 import socket
-import sys
 from collections.abc import Mapping
 from contextlib import suppress
 
@@ -110,12 +109,6 @@ def open_standard_streams() -> None:
             os.fstat(descriptor)
         except OSError:
             os.open(os.devnull, os.O_RDWR)  # it gets the lowest number that is free
-    if sys.stdin is None:
-        sys.stdin = open(0, closefd=False)  # noqa: SIM115
-    if sys.stdout is None:
-        sys.stdout = open(1, "w", closefd=False)  # noqa: SIM115
-    if sys.stderr is None:
-        sys.stderr = open(2, "w", closefd=False)  # noqa: SIM115
 
 
 def return_memory_early() -> None:

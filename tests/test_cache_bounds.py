@@ -305,6 +305,29 @@ def test_the_cost_of_making_room(make: Make, clock: Clock) -> None:
     assert large <= 2 * small
 
 
+def refresh_cost(make: Make, clock: Clock, *, held: int) -> int:
+    """Return how many moments are compared to refresh 100 answers."""
+    cache = make(refresh_ahead=0.5, on_refresh_due=lambda keys: True, max_entries=10000)
+    clock.now = Moment(1000.0)
+    for number in range(held):
+        keep(cache, str(number), lifetime=1000)
+    clock.advance(500)
+    Moment.compared = 0
+    for number in range(100):
+        key = str(number)
+        cache.get(key)
+        cache.refresh([key], lambda keys, _: [(keys[0], Loaded("new", OK, 1000))])
+    assert checked(cache, 10000).refreshes[OK] == 100
+    return Moment.compared
+
+
+def test_the_cost_of_refreshing(make: Make, clock: Clock) -> None:
+    """To refresh an answer costs hardly more if more is held."""
+    small = refresh_cost(make, clock, held=200)
+    large = refresh_cost(make, clock, held=2000)
+    assert large <= 2 * small
+
+
 def test_the_estimate_is_honest() -> None:
     """The bytes in the counters are those that the process takes, within a fifth."""
     script = """

@@ -178,6 +178,25 @@ def test_refreshing_can_be_turned_off(refreshing: Make, clock: Clock, due: Due) 
     assert due.handed == []
 
 
+def test_defaults_of_refreshing(make: Make, clock: Clock, due: Due) -> None:
+    """By default nothing is refreshed, and what was declined is due again after 6 s."""
+    cache = make(on_refresh_due=due)
+    keep(cache, "key", lifetime=LIFETIME)
+    clock.advance(LIFETIME - 0.001)
+    assert value(cache, "key") == "key"
+    assert due.handed == []
+    cache = make(on_refresh_due=due, refresh_ahead=AHEAD)
+    due.accepts = False
+    keep_old(cache, clock, "key")
+    cache.get("key")
+    clock.advance(5.999)
+    cache.get("key")
+    assert len(due.handed) == 1
+    clock.advance(0.001)
+    cache.get("key")
+    assert len(due.handed) == 2
+
+
 def test_the_share_is_that_of_the_whole_lifetime(
     refreshing: Make, clock: Clock, due: Due
 ) -> None:
@@ -668,6 +687,27 @@ def test_replaced_answers_leave_nothing_behind(refreshing: Make, clock: Clock) -
     stats = checked(cache)
     assert (stats.refreshes[OK], len(cache)) == (5000, 1)
     assert stats.bytes < once + 30_000
+
+
+def test_what_is_forgotten_changes_no_expiry(refreshing: Make, clock: Clock) -> None:
+    """However often one answer is refreshed, the reaper deletes all in their time."""
+    cache = refreshing(retry_refresh=0.0, refresh_ahead=0.5)
+    keep(cache, "late", lifetime=1000)
+    keep(cache, "refusal", NEGATIVE, lifetime=500)
+    keep_old(cache, clock, "key")
+    until_next = set()
+    for _ in range(500):
+        cache.get("key")
+        refresh(cache, "key", born=clock.now - 60)
+        until_next.add(cache.reap())
+    assert until_next == {10, 40}  # until the first answer's expiry, and the others'
+    for seconds, left in (40, 2), (370, 1), (500, 0):
+        clock.advance(seconds - 1)
+        reap(cache)
+        assert len(cache) == left + 1
+        clock.advance(1)
+        reap(cache)
+        assert len(cache) == left
 
 
 def test_counters_add_up(refreshing: Make, clock: Clock, due: Due) -> None:

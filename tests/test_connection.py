@@ -686,6 +686,20 @@ def test_work_takes_its_time() -> None:
     assert (len(wire.answers()), wire.open) == (1, True)
 
 
+def test_the_time_to_take_an_answer_begins_with_it() -> None:
+    """The 30 s to take a byte are counted from when the answer was sent."""
+    desk = Desk()
+    Wire(desk).send(HIT)  # so that it is remembered
+    wire = Wire(desk)
+    wire.stuck = True
+    desk.loop.now += 0.5
+    wire.send(HIT)
+    desk.tick(29.75)
+    assert not wire.aborted
+    desk.tick(0.25)
+    assert wire.aborted
+
+
 def test_clients_that_take_nothing_are_dropped() -> None:
     """A client that takes no byte for 30 s is dropped; one that takes some isn't."""
     desk = Desk()

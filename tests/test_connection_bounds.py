@@ -3,11 +3,13 @@
 import tracemalloc
 from collections.abc import Callable
 from dataclasses import asdict
+from typing import Any, cast
 
 import pytest
 
 from serving.interface import Serialized
 from serving.limits import Limits
+from serving.state import ServerState
 from serving.unsent import UnsentAnswers
 from tests.test_connection import HIT, MISS, get
 from tests.wire import Desk, Wire
@@ -254,6 +256,36 @@ def test_incomplete_requests_are_bounded() -> None:
     for wire in wires[2:]:
         wire.send(b"\n")
         assert [answer.status for answer in wire.answers()] == [200]
+
+
+class Incomplete:
+    """A client whose request is incomplete, and takes ten bytes."""
+
+    has_unread = True
+
+    def __init__(self, server: ServerState, last_progress: float) -> None:
+        self.last_progress = last_progress
+        self.rejected = False
+        self._server = server
+        server.connections.add(cast(Any, self))
+        server.count_pending(10)
+
+    def give_up_reading(self) -> None:
+        """Note that it is rejected, and let go of its bytes."""
+        self.rejected = True
+        self._server.count_pending(-10)
+
+
+def test_incomplete_requests_may_take_all_of_their_bound() -> None:
+    """Nobody is rejected while incomplete requests take no more than their bound.
+
+    When they take more, no more clients are rejected than free a sixteenth of it.
+    """
+    server = Desk(max_pending=160).server
+    clients = [Incomplete(server, last_progress) for last_progress in range(16)]
+    assert not any(client.rejected for client in clients)
+    clients.append(Incomplete(server, 16))
+    assert [client.last_progress for client in clients if client.rejected] == [0, 1]
 
 
 def test_waiting_requests_are_bounded() -> None:

@@ -106,6 +106,14 @@ def test_words(capsys: pytest.CaptureFixture[str]) -> None:
     ]
 
 
+def test_a_mistake_is_reported_once(capsys: pytest.CaptureFixture[str]) -> None:
+    """A lifetime that is no number has one line, however short C42_EXPIRY is."""
+    (line,) = complaints(
+        capsys, C42_TOKEN=TOKEN, C42_EXPIRY="0.01", C42_FAULT_EXPIRY="soon"
+    )
+    assert line.startswith("C42_FAULT_EXPIRY=soon is invalid: expected a number")
+
+
 def test_words_as_json(capsys: pytest.CaptureFixture[str]) -> None:
     """With C42_LOGFORMAT=json, the reasons why a start fails are logged as JSON."""
     lines = complaints(capsys, C42_PORT="0", C42_LOGFORMAT="json")
