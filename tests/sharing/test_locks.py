@@ -3,7 +3,6 @@
 import signal
 import subprocess
 import sys
-import threading
 import time
 from collections import Counter
 from collections.abc import Iterator
@@ -98,17 +97,15 @@ def test_a_load_that_raises_releases_its_lock(
 ) -> None:
     """When a load raises, another machine that waits for it loads at once."""
     first, second = (machine(shared_redis.url) for _ in range(2))
-    event_id, first.gate = new_id(), threading.Event()
 
     def answer() -> Loaded:
         raise ZeroDivisionError
 
     first.answer = answer
-    loading = pool.submit(first.ask, event_id)
-    assert first.entered.acquire(timeout=PATIENCE)
+    event_id, gate, loading = begin_load(first, pool)
     waiting = pool.submit(second.ask, event_id)
     until(lambda: second.cache.snapshot().waiting)
-    first.gate.set()
+    gate.set()
     with pytest.raises(ZeroDivisionError):
         loading.result(PATIENCE)
     assert quickly(lambda: waiting.result(PATIENCE)).value == VALUE

@@ -27,17 +27,12 @@ from tests.machines import (
 )
 
 
-@pytest.fixture
-def patience() -> None:
-    """Let loads wait for Redis as long as those of the service do."""
-
-
 def test_a_redis_that_is_not_there_at_first(
     own_redis: Redis, machine: Make, counts: Counter[str], said: Said
 ) -> None:
     """The service starts without Redis, logs that once, and shares when Redis comes."""
     own_redis.kill()
-    first, second = (machine(own_redis.url, patience=PATIENCE) for _ in range(2))
+    first, second = (machine(own_redis.url) for _ in range(2))
     for each in (first, second):
         assert quickly(partial(each.ask, "alone")).value == VALUE
     assert counts["alone"] == 2
@@ -113,7 +108,7 @@ def test_a_name_that_is_looked_up_for_ever(
         return look_up("127.0.0.1", *rest)
 
     monkeypatch.setattr(socket, "getaddrinfo", hang)
-    one = machine(f"redis://somewhere:{own_redis.port}", retry_after=0.0)
+    one = machine(f"redis://somewhere:{own_redis.port}", retry_after=0.0, patience=None)
     for _ in range(12):
         assert quickly(lambda: one.ask(new_id())).value == VALUE
     assert looked_up == ["somewhere"] * 8
@@ -163,7 +158,7 @@ def test_a_connection_that_was_closed_meanwhile_is_no_loss(
     shared_redis: Redis, machine: Make, said: Said
 ) -> None:
     """A Redis that closes idle connections is asked over a new one."""
-    one = machine(shared_redis.url, patience=PATIENCE)
+    one = machine(shared_redis.url)
     one.ask(new_id())
     with shared_redis.client() as client:
         client.client_kill_filter(_type="normal", skipme=True)
@@ -176,7 +171,7 @@ def test_many_loads_at_once_do_not_look_like_a_slow_redis(
     shared_redis: Redis, machine: Make, said: Said, pool: ThreadPoolExecutor
 ) -> None:
     """As many loads as there may be at once go through Redis over few connections."""
-    one = machine(shared_redis.url, patience=PATIENCE)
+    one = machine(shared_redis.url)
     with shared_redis.client() as client:
         connected = len(client.client_list())
         one.gate = threading.Event()
@@ -196,9 +191,9 @@ def test_an_instance_shares_from_its_first_request(
     shared_redis: Redis, machine: Make, said: Said
 ) -> None:
     """Redis isn't lost before it was asked, and the first load is shared already."""
-    machine(shared_redis.url, patience=PATIENCE).ask(event_id := new_id())
+    machine(shared_redis.url).ask(event_id := new_id())
     for _ in range(10):
-        one = machine(shared_redis.url, patience=PATIENCE)
+        one = machine(shared_redis.url)
         assert one.shares
         assert one.ask(event_id).source == "shared"
     assert said("is there: answers are shared") == 11
@@ -232,7 +227,7 @@ def test_a_failover_behind_an_address(
 ) -> None:
     """After a failover, the new master is used, even if the old one stays up."""
     between = proxy(own_redis.port)
-    one = machine(between.url, patience=PATIENCE)
+    one = machine(between.url)
     one.ask(new_id())
     between.target = shared_redis.port
     with own_redis.client() as old, shared_redis.client() as new:
@@ -250,7 +245,7 @@ def test_the_reason_is_logged_when_it_changes(
     own_redis: Redis, machine: Make, said: Said
 ) -> None:
     """While Redis is full or down, each new reason is logged once, with its address."""
-    one = machine(own_redis.url, patience=PATIENCE)
+    one = machine(own_redis.url)
 
     def ask_twice() -> None:
         for _ in range(2):
@@ -311,7 +306,7 @@ def test_the_reason_of_a_loss(
         sink.sendall(f"-{error}\r\n".encode() * data.count(b"*"))
 
     failing = proxy(0, fail)
-    one = machine(failing.url, retry_after=PATIENCE, patience=PATIENCE)
+    one = machine(failing.url, retry_after=PATIENCE)
     assert one.ask(new_id()).value == VALUE
     assert said(reason) == said("is lost") == failing.accepted == 1
 
@@ -321,10 +316,7 @@ def test_a_load_asks_redis_twice(
 ) -> None:
     """A load or a list asks Redis twice at most: when it looks, and when it stores."""
     between, exchanges = proxy(shared_redis.port), Counter[str]()
-    one, other = (
-        machine(between.url, patience=PATIENCE),
-        machine(shared_redis.url, patience=PATIENCE),
-    )
+    one, other = machine(between.url), machine(shared_redis.url)
     one.ask(new_id())
 
     def count(data: bytes, sink: socket.socket) -> None:
@@ -351,7 +343,7 @@ def test_a_system_that_allows_no_more_threads(
 
     No lock is taken later, when nobody waits for it any more.
     """
-    one = machine(shared_redis.url, patience=PATIENCE)
+    one = machine(shared_redis.url)
 
     def refuse(thread: threading.Thread) -> None:
         raise RuntimeError("can't start new thread")

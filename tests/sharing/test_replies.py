@@ -29,12 +29,6 @@ from tests.machines import (
     silence,
 )
 
-
-@pytest.fixture
-def patience() -> None:
-    """Let loads wait for Redis as long as those of the service do."""
-
-
 INVALID_ENTRIES = [
     b"",
     b"\xff\n",
@@ -51,10 +45,7 @@ def test_what_is_no_answer_is_replaced(
     shared_redis: Redis, machine: Make, counts: Counter[str], said: Said
 ) -> None:
     """Anything else in place of an answer is never served, but replaced by one."""
-    first, second = (
-        machine(shared_redis.url, patience=PATIENCE),
-        machine(shared_redis.url, patience=PATIENCE),
-    )
+    first, second = machine(shared_redis.url), machine(shared_redis.url)
     with shared_redis.client() as client:
         for number, content in enumerate(INVALID_ENTRIES, 1):
             event_id = new_id()
@@ -72,9 +63,7 @@ def test_keys_of_another_type(
     shared_redis: Redis, machine: Make, counts: Counter[str], said: Said
 ) -> None:
     """Keys that hold a list are replaced, and Redis isn't taken for lost."""
-    first, second = (
-        machine(shared_redis.url, patience=PATIENCE, scope=("types",)) for _ in range(2)
-    )
+    first, second = (machine(shared_redis.url, scope=("types",)) for _ in range(2))
     first.pause.begin("1")
     event_id, locked = new_id(), new_id()
     with shared_redis.client() as client:
@@ -115,7 +104,7 @@ def test_whatever_redis_replies(
 ) -> None:
     """Whatever Redis replies, answers are right and prompt, and it is used again."""
     between = proxy(shared_redis.port)
-    one = machine(between.url, retry_after=0.02)
+    one = machine(between.url, retry_after=0.02, patience=None)
 
     def reply(data: bytes, sink: socket.socket) -> None:
         between.spoil = None
@@ -202,7 +191,9 @@ def test_a_server_that_is_no_redis(
 ) -> None:
     """If something else answers, Redis is lost once, and the log has no secret."""
     address = proxy(0, WRONG[kind]).address
-    lonely = machine(f"redis://:{PASSWORD}@{address}", retry_after=PATIENCE)
+    lonely = machine(
+        f"redis://:{PASSWORD}@{address}", retry_after=PATIENCE, patience=None
+    )
     for _ in range(10):
         assert quickly(lambda: lonely.ask(new_id())).value == VALUE
     assert tuple(lonely.tier.snapshot().values()) == (0, 0, 0, 10, False)
@@ -231,7 +222,7 @@ def test_a_password_that_comes_back(
         f"redis://:{password}@{address}",
         f"redis://{address}?password={password}",
     ):
-        alone = machine(url, retry_after=PATIENCE)
+        alone = machine(url, retry_after=PATIENCE, patience=None)
         assert quickly(partial(alone.ask, new_id())).value == VALUE
     assert said("is lost") == 2
     assert "Zq" not in caplog.text

@@ -26,6 +26,7 @@ from tests.machines import (
     Make,
     MakeProxy,
     Redis,
+    begin_load,
     encoded,
     failed,
     patient,
@@ -181,12 +182,11 @@ def test_how_an_answer_came_is_told(
             looks.release()
         sink.sendall(data)
 
-    event_id, first.gate, between.spoil = new_id(), threading.Event(), watch
-    loading = pool.submit(first.ask, event_id)
-    assert first.entered.acquire(timeout=PATIENCE)
+    between.spoil = watch
+    event_id, gate, loading = begin_load(first, pool)
     waiting = pool.submit(second.ask, event_id)
     assert looks.acquire(timeout=PATIENCE)
-    first.gate.set()
+    gate.set()
     assert loading.result(PATIENCE).source == "miss"
     assert waiting.result(PATIENCE).source == "awaited"
     assert third.ask(event_id).source == "shared"
