@@ -5,6 +5,7 @@ import errno
 import os
 import re
 import socket
+import sys
 from collections.abc import Mapping
 from contextlib import suppress
 
@@ -109,6 +110,8 @@ def open_standard_streams() -> None:
             os.fstat(descriptor)
         except OSError:
             os.open(os.devnull, os.O_RDWR)  # it gets the lowest number that is free
+    if sys.stdout is None:  # it was closed when Python started
+        sys.stdout = open(1, "w", closefd=False)  # noqa: SIM115
 
 
 def return_memory_early() -> None:

@@ -430,6 +430,22 @@ def test_one_event(upstream: Standin) -> None:
     assert json.loads(wrong[1])["error"]["status_code"] == 400
 
 
+def test_one_event_without_stdout(upstream: Standin) -> None:
+    """`main.py --event` gives its exit status even if stdout is closed."""
+    event_id = new_id()
+    upstream.add_event(event_id)
+    ended = subprocess.run(
+        ["sh", "-c", f"exec {sys.executable} main.py --event {event_id} >&-"],
+        cwd=ROOT,
+        env=os.environ | {"C42_TOKEN": TOKEN, "C42_BASE_URL": upstream.base_url},
+        check=False,
+        capture_output=True,
+        text=True,
+        timeout=PATIENCE,
+    )
+    assert (ended.returncode, "Traceback" in ended.stderr) == (0, False)
+
+
 @pytest.mark.parametrize("app", ["main", "main:create_app"])
 def test_flask_finds_the_app(app: str) -> None:
     """`flask --app main routes` works, with and without the name of the factory."""
