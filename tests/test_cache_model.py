@@ -88,6 +88,7 @@ class Reference:
             got |= hits
             if missing:
                 waiting = 1
+            self.claimed.difference_update(missing)
             for key, loaded in self.load(missing, outcomes, self.loads):
                 got[key] = self.settle(key, loaded, began)
         self.begin_refreshes([key for key in keys if got[key].source == "hit"], waiting)
@@ -423,9 +424,11 @@ class CacheMachine(RuleBasedStateMachine):
         shared, again = [key for key in left if key in theirs], []
         private = set[str]()
         refused = bool(left) and self.max_waiting == 1
+        reference.claimed.difference_update(theirs)
         if refused:
             self.refused += len(inner)
         else:
+            reference.claimed.difference_update(left)
             self.collapsed += len(shared)
             got_too |= {
                 key: self.settle(key, next_loaded(own), now)
