@@ -47,7 +47,7 @@ class ServerState:
         # Each read is copied out of it at once.
         self.buffer = memoryview(bytearray(limits.max_read))
         self._delayed: deque[Connection] = deque()  # those that wait for their turn
-        self._delayed_since = 0.0
+        self._delayed_since: float  # if there are any
         self._has_newcomers = False
         self.tick()
 

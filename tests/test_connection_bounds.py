@@ -243,14 +243,16 @@ def test_bodies_are_not_held() -> None:
 def test_incomplete_requests_are_bounded() -> None:
     """When incomplete requests exceed their bound, those that began first are rejected.
 
-    As many are as it takes to free a sixteenth of the bound.
+    As many are as it takes to free a sixteenth of the bound. Idle clients stay.
     """
     desk = Desk(max_pending=160_000)
+    idle = Wire(desk)
     wires = []
     for number in range(16):
         desk.loop.now = 2000.0 + number
         wires.append(Wire(desk).send(get(b"X: " + b"y" * 10_000)[:-1]))
     assert [at for at, wire in enumerate(wires) if not wire.open] == [0, 1]
+    assert idle.open
     (answer,) = wires[0].answers()
     assert answer.status == 503
     for wire in wires[2:]:

@@ -16,6 +16,7 @@ from typing import NamedTuple
 
 import pytest
 
+from operations import logs
 from standin import Gate, Standin
 from tests.fixtures import (
     PATIENCE,
@@ -652,6 +653,14 @@ def test_what_was_dropped_is_counted() -> None:
         "later",
         "last",
     ]
+
+
+def test_complaining_leaves_no_thread(capsys: pytest.CaptureFixture[str]) -> None:
+    """The thread that writes why the service doesn't start ends with its last line."""
+    others = set(threading.enumerate())
+    logs.complain("one\ntwo", "text")
+    assert capsys.readouterr().err == "one\ntwo\n"
+    until(lambda: set(threading.enumerate()) <= others, "the thread to end")
 
 
 CONFIGURING = """

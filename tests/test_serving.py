@@ -778,11 +778,12 @@ def contains(service: Service, text: str) -> bool:
 def test_drains(start: Start, upstream: Standin) -> None:
     """For C42_DRAIN seconds after the signal, events are answered and /readyz says 503.
 
-    New connections are taken, too.
+    New connections are taken, too. The log says how long the end may take at most.
     """
-    service = start(C42_DRAIN="4")
+    service = start(C42_DRAIN="4", C42_TIMEOUT="20")
     service.process.send_signal(signal.SIGTERM)
     until(lambda: service.get("/readyz").status_code == 503)
+    assert "stopping: waiting up to 25 s for active requests" in service.log
     assert service.event(DEMO_EVENTS["plain"]).status_code == 200
     assert service.raw(f"{PREFIX}{DEMO_EVENTS['plain']}".encode()).status == 200
     assert service.process.wait(PATIENCE) == 0
