@@ -163,9 +163,11 @@ class Connection(asyncio.BufferedProtocol):
     # What `ServerState` asks
 
     @property
-    def has_unread(self) -> bool:
-        """Whether anything that the client has sent is held."""
-        return bool(self._unread) and not self.transport.is_closing()
+    def is_incomplete(self) -> bool:
+        """Whether a part of a request is held, or more than a worker has."""
+        if self.transport.is_closing():
+            return False
+        return bool(self._unread) or self._request is not None
 
     @property
     def idle(self) -> bool:

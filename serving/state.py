@@ -98,7 +98,7 @@ class ServerState:
         if difference <= 0 or self._pending <= max_pending:
             return
         enough = max_pending - max_pending // FREED_PART
-        unfinished = [each for each in self.connections if each.has_unread]
+        unfinished = [each for each in self.connections if each.is_incomplete]
         unfinished.sort(key=attrgetter("last_progress"))
         for each in unfinished:
             each.give_up_reading()

@@ -686,6 +686,18 @@ def test_work_takes_its_time() -> None:
     assert (len(wire.answers()), wire.open) == (1, True)
 
 
+def test_who_was_active_lately() -> None:
+    """A client was active when it connected, and when it was answered."""
+    wire = Wire(desk := Desk())
+    (connection,) = desk.server.connections
+    for _ in range(2):
+        desk.loop.now += 0.4
+        assert connection.was_active_within(0.5)
+        desk.loop.now += 0.1
+        assert not connection.was_active_within(0.5)
+        wire.send(MISS).settle()
+
+
 def test_the_time_to_take_an_answer_begins_with_it() -> None:
     """The 30 s to take a byte are counted from when the answer was sent."""
     desk = Desk()

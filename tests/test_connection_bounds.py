@@ -56,6 +56,19 @@ def test_a_turn_answers_32_requests_of_a_client() -> None:
     assert len(greedy.answers()) == 3000
 
 
+def test_a_turn_makes_64_kib_of_answers() -> None:
+    """A turn makes no more answers of one client once they have 64 KiB."""
+    head = b"HTTP/1.1 200 OK\r\nContent-Length: 10000\r\n"
+    wire = Wire(Desk(find_fast_path=lambda _: lambda: (head, bytes(10_000))))
+    wire.queue(HIT * 30)
+    wire.turn()
+    made: list[int] = []
+    while wire.turn():
+        made.append(len(wire.received) - sum(made))
+    assert len(wire.answers()) == 30
+    assert 64 * 1024 <= max(made) < 80 * 1024
+
+
 def test_no_more_is_read_than_is_needed() -> None:
     """While a worker has a request, at most 64 KiB more of its client are read."""
     for pieces in ([MISS * 10_000], [MISS] * 10_000):
@@ -110,6 +123,19 @@ def test_no_second_large_answer_for_a_client_that_takes_nothing() -> None:
         wire.take(100_000)
         wire.run()
     assert [answer.body for answer in wire.answers()] == [LARGE_BODY] * 3
+
+
+def test_a_large_last_answer() -> None:
+    """A connection ends with a large answer if that is its last one."""
+    desk = Desk(find_fast_path=lambda _: large_answer([]))
+    wire = Wire(desk)
+    wire.stuck = True
+    wire.send(get(b"Connection: close", target=b"/hit/a"))
+    while wire.unsent:
+        wire.take(100_000)
+        wire.run()
+    assert not wire.open
+    assert wire.answers()[0].body == LARGE_BODY
 
 
 def test_one_body_for_many_clients() -> None:
@@ -260,10 +286,45 @@ def test_incomplete_requests_are_bounded() -> None:
         assert [answer.status for answer in wire.answers()] == [200]
 
 
+def test_heads_of_incomplete_requests_are_bounded() -> None:
+    """The head of a request counts while its body is arriving."""
+    desk = Desk(max_pending=160_000)
+    wires = []
+    for number in range(16):
+        desk.loop.now = 2000.0 + number
+        wires.append(Wire(desk).send(get(b"X: " + b"y" * 10_000, b"Content-Length: 5")))
+    assert [at for at, wire in enumerate(wires) if not wire.open] == [0, 1]
+    (answer,) = wires[0].answers()
+    assert answer.status == 503
+    for wire in wires[2:]:
+        wire.send(b"12345")
+        assert [answer.status for answer in wire.answers()] == [200]
+
+
+def test_those_that_send_ahead_are_dropped() -> None:
+    """When requests are too many, a client that waits for a worker is dropped.
+
+    That is if more of it has been read. What the worker answers isn't sent then.
+    """
+    desk = Desk(max_pending=30_000)
+    large = get(b"X: " + b"y" * 10_000)[:-1]
+    ahead = Wire(desk).send(MISS)
+    ahead.send(large)
+    desk.loop.now += 1
+    Wire(desk).send(large)
+    last = Wire(desk)
+    last.queue(large)
+    last.turn()
+    assert ahead.aborted
+    desk.finish()  # before the server hears that the connection is lost
+    ahead.run()
+    assert ahead.received == b""
+
+
 class Incomplete:
     """A client whose request is incomplete, and takes ten bytes."""
 
-    has_unread = True
+    is_incomplete = True
 
     def __init__(self, server: ServerState, last_progress: float) -> None:
         self.last_progress = last_progress
@@ -316,6 +377,16 @@ def test_a_request_too_many(before: bytes) -> None:
     *_, rejection = answers("GET", "HEAD") if before else answers("HEAD")
     assert (rejection.status, rejection.body) == (503, b"")
     assert rejection.headers["X-Origin"] == "https://a.example"
+
+
+def test_requests_that_were_answered_take_nothing() -> None:
+    """However many requests were answered, as many may wait as before."""
+    desk = Desk(max_pending=20_000)
+    wire = Wire(desk)
+    for _ in range(50):
+        wire.send(MISS)
+        wire.settle()
+    assert [answer.status for answer in wire.answers()] == [200] * 50
 
 
 def test_many_small_requests_are_bounded() -> None:
