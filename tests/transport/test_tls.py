@@ -6,6 +6,7 @@ import socket
 import ssl
 import subprocess
 import threading
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -14,6 +15,7 @@ import requests.adapters
 
 from calendar42.calls import CallRecord
 from calendar42.errors import Exhausted
+from tests.client.callers import check_exhausted, failure
 from tests.fixtures import PATIENCE, at_once, no_descriptors
 from tests.transport.test_replies import ODD
 from tests.transport.upstreams import (
@@ -22,8 +24,8 @@ from tests.transport.upstreams import (
     Fickle,
     Make,
     Scripted,
+    accepting,
     ask,
-    load,
     no_reply,
     reply_once,
     server_side,
@@ -59,7 +61,7 @@ def test_certificates_are_read_once(
     monkeypatch.setattr(ssl.SSLContext, "load_verify_locations", count)
     with Fickle(lambda is_first: True, trusted) as upstream:
         client = make(upstream.base_url)
-        at_once(*[lambda: load(client)] * 8)
+        at_once(*[lambda: failure(client)] * 8)
         client.calls.close(wait=True)
     assert len(read) == 1
 
@@ -111,75 +113,66 @@ def test_an_unknown_certificate(
 @pytest.mark.parametrize(
     ("bundle", "why"),
     [
-        ("missing", "^certificate bundle: no such file$"),
-        ("nonsense", "no certificate or crl found"),
+        ("missing", r"^certificate bundle: no such file$"),
+        ("nonsense", r"no certificate or crl found"),
     ],
 )
 def test_an_unreadable_bundle(
-    make: Make,
-    monkeypatch: pytest.MonkeyPatch,
-    tmp_path: Path,
-    bundle: str,
-    why: str,
+    make: Make, monkeypatch: pytest.MonkeyPatch, tmp_path: Path, bundle: str, why: str
 ) -> None:
     """A missing or invalid certificate bundle is a fault, and the reason says so."""
     (tmp_path / "nonsense").write_text("no certificates")
     monkeypatch.setenv("REQUESTS_CA_BUNDLE", str(tmp_path / bundle))
-    with (
-        socket.create_server(("127.0.0.1", 0)) as listener,
-        no_reply(why),
-    ):
+    with socket.create_server(("127.0.0.1", 0)) as listener, no_reply(why):
         ask(make(f"https://127.0.0.1:{listener.getsockname()[1]}/"))
 
 
 def test_a_handshake_that_breaks_off(make: Make) -> None:
     """If the upstream hangs up during the TLS handshake, the reason says so."""
-
-    def hang_up() -> None:
-        with listener.accept()[0] as sock:
-            sock.recv(65536)
-
-    with socket.create_server(("127.0.0.1", 0)) as listener:
-        thread = threading.Thread(target=hang_up)
-        thread.start()
-        with no_reply(r"^broke off$"):
-            ask(make(f"https://127.0.0.1:{listener.getsockname()[1]}/"))
-        thread.join()
+    with accepting(lambda sock: sock.recv(65536)) as port, no_reply(r"^broke off$"):
+        ask(make(f"https://127.0.0.1:{port}/"))
 
 
-def test_unreachable(make: Make) -> None:
+UNKNOWN = r"^(Name or service not known|Temporary failure in name resolution)$"
+
+
+@pytest.mark.parametrize(
+    ("host", "why"),
+    [
+        ("127.0.0.1:1", r"^Connection refused$"),
+        (f"{'a' * 64}.invalid", r"^not a host name$"),
+        ("no..host", r"^not a host name$"),
+        ("no-such-host.invalid", UNKNOWN),
+    ],
+)
+def test_unreachable(make: Make, host: str, why: str) -> None:
     """The reason says whether a connection was refused or a name is unknown."""
-    with no_reply(r"^Connection refused$"):
-        ask(make("http://127.0.0.1:1/"))
-    with no_reply(r"^not a host name$"):
-        ask(make(f"http://{'a' * 64}.invalid/"))
-    with no_reply(
-        r"^(Name or service not known|Temporary failure in name resolution)$"
-    ):
-        ask(make("http://no-such-host.invalid/"))
+    with no_reply(why):
+        ask(make(f"http://{host}/"))
 
 
 @pytest.mark.parametrize("host", ["127.0.0.1", "localhost", "no-such-host.invalid"])
-def test_no_descriptors(make: Make, host: str) -> None:
-    """Running out of file descriptors is an error of its own, even during a look-up.
+def test_no_descriptors(
+    make: Make, caplog: pytest.LogCaptureFixture, host: str
+) -> None:
+    """Without file descriptors, even for a look-up, the answer is a 503 that says so.
 
-    Once there are some, calls work again.
+    An error in the log names the limit. Once there are some, calls work again.
     """
     with socket.create_server(("127.0.0.1", 0)) as listener:
         client = make(f"http://{host}:{listener.getsockname()[1]}/")
-        with (
-            no_descriptors(),
-            pytest.raises(Exhausted) as raised,
-        ):
-            ask(client)
-        assert raised.value.trouble == "Too many open files"
-        if host.endswith(".invalid"):
-            return
-        # Not earlier: it needs a descriptor to wait.
-        thread = threading.Thread(target=reply_once, args=(listener,))
-        thread.start()
-        assert ask(client).body == b"{}"
-        thread.join()
+        with no_descriptors():
+            error = failure(client)
+        limit = "c42c has reached its limit of open files (ulimit -n, LimitNOFILE)"
+        check_exhausted(error, f"{limit} and can't call Calendar42")
+        assert error.trouble == "Too many open files"
+        (record,) = caplog.records
+        assert record.levelno == logging.ERROR
+        assert f"{error} (" in record.getMessage()
+        assert "Too many open files" in record.getMessage()
+        if not host.endswith(".invalid"):
+            replies = at_once(partial(ask, client), partial(reply_once, listener))
+            assert replies[0].body == b"{}"
 
 
 def test_no_threads(
@@ -193,17 +186,15 @@ def test_no_threads(
     def refuse(thread: threading.Thread) -> None:
         raise RuntimeError("can't start new thread")
 
-    records: list[CallRecord] = []
-    client = make("http://127.0.0.1:1/", on_call=records.append)
+    calls: list[CallRecord] = []
+    client = make("http://127.0.0.1:1/", on_call=calls.append)
     with monkeypatch.context() as patch:
         patch.setattr(threading.Thread, "start", refuse)
-        error = load(client)
+        error = failure(client)
         with pytest.raises(Exhausted):
             ask(client)
-    assert isinstance(error, Exhausted)
-    assert str(error) == "c42c can't start another thread (ulimit -u, TasksMax)"
-    assert (error.status, error.kind, error.retry_after) == (503, "fault", 1.0)
+    check_exhausted(error, "c42c can't start another thread (ulimit -u, TasksMax)")
     assert [record.levelno for record in caplog.records] == [logging.ERROR]
     with no_reply("Connection refused"):
         ask(client)
-    assert len(records) == 1
+    assert len(calls) == 1

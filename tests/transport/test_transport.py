@@ -1,4 +1,4 @@
-"""One call over a real socket: what is sent, and which connections are kept."""
+"""One call over a real socket: proxies, and which connections are used again."""
 
 import contextlib
 import random
@@ -13,7 +13,7 @@ import pytest
 from calendar42 import wire
 from calendar42.calls import Attempt, CallRecord, Pause
 from calendar42.errors import C42Error, Paused, TimedOut
-from tests.client.callers import failure
+from tests.client.callers import check_error, failure
 from tests.fixtures import PATIENCE, at_once
 from tests.transport.upstreams import (
     OTHER,
@@ -23,27 +23,12 @@ from tests.transport.upstreams import (
     Script,
     Scripted,
     Sent,
+    Trickle,
     ask,
-    load,
     no_reply,
 )
 
-# What is sent
-
-
-def test_what_is_sent(scripted: Scripted, make: Make) -> None:
-    """A request has the documented headers, accepts gzip, and is below the base URL."""
-    script = scripted([REPLY])
-    assert ask(make(script.base_url + "api/"), "events/?ids=[a,b]").body == b"{}"
-    line, *headers = script.requests[0].decode().rstrip().split("\r\n")
-    assert line == "GET /api/events/?ids=%5Ba,b%5D HTTP/1.1"
-    assert {
-        f"Host: 127.0.0.1:{script.port}",
-        "Accept: application/json",
-        "Content-Type: application/json",
-        "Authorization: Token x-sent",
-        "Accept-Encoding: gzip",
-    } < set(headers)
+# Proxies
 
 
 @pytest.mark.parametrize("proxy", ["http://{}", "{}", "http://me:%3Fsecret@{}"])
@@ -166,27 +151,12 @@ def test_a_proxy_that_hangs(
     scripted: Scripted, make: Make, proxied: Callable[[str], None], drip: bytes
 ) -> None:
     """A proxy that sends no whole answer is let go, even if it goes on sending."""
-
-    let_go = threading.Event()
-
-    def hang(sock: socket.socket) -> None:
-        sock.sendall(drip and b"HTTP/1.1 200 OK\r\n")
-        sock.settimeout(0.02 if drip else PATIENCE)
-        with contextlib.suppress(ConnectionError):
-            for _ in range(500):
-                sock.sendall(drip)
-                with contextlib.suppress(TimeoutError):
-                    assert sock.recv(1) == b""
-                    break
-            else:
-                return
-        let_go.set()
-
-    script = scripted([hang])
-    proxied(script.base_url)
+    first = b"HTTP/1.1 200 OK\r\n" if drip else b""
+    proxy = Trickle(first, [drip] * 500)
+    proxied(scripted([proxy]).base_url)
     with pytest.raises(TimedOut):
         ask(make("https://upstream.invalid/"), seconds=1)
-    assert let_go.wait(PATIENCE)
+    assert proxy.client_hung_up.wait(PATIENCE)
 
 
 @pytest.mark.parametrize(
@@ -231,13 +201,10 @@ def test_a_kept_connection_that_was_closed(scripted: Scripted, make: Make) -> No
     assert len(script.requests) == 3
 
 
-def events_only(records: list[CallRecord]) -> list[tuple[int, bool]]:
+def troubles(calls: list[CallRecord]) -> list[tuple[int, bool]]:
     """Return status, and whether there was trouble, of the calls for events."""
-    return [
-        (call.status, bool(call.trouble))
-        for call in records
-        if call.endpoint == "events"
-    ]
+    events = [call for call in calls if call.endpoint == "events"]
+    return [(call.status, bool(call.trouble)) for call in events]
 
 
 def test_a_kept_connection_that_closes_upon_the_request(make: Make) -> None:
@@ -245,13 +212,13 @@ def test_a_kept_connection_that_closes_upon_the_request(make: Make) -> None:
 
     Both are counted and timed.
     """
-    records: list[CallRecord] = []
+    calls: list[CallRecord] = []
     with Fickle(lambda is_first: is_first) as upstream:
-        client = make(upstream.base_url, on_call=records.append)
-        assert [load(client).status for _ in range(5)] == [404] * 5
+        client = make(upstream.base_url, on_call=calls.append)
+        assert [failure(client).status for _ in range(5)] == [404] * 5
         client.calls.close(wait=True)
-        assert len(records) == upstream.requests
-    repeated = [call for call in records if call.trouble]
+    assert len(calls) == len(upstream.requests)
+    repeated = [call for call in calls if call.trouble]
     assert len(repeated) >= 4
     assert all(call.status == 0 and call.seconds > 0 for call in repeated)
 
@@ -261,7 +228,7 @@ def test_a_call_is_repeated_once(make: Make) -> None:
 
     This holds for any number of kept connections.
     """
-    records: list[CallRecord] = []
+    calls: list[CallRecord] = []
     sound = threading.Event()
     sound.set()
     together = threading.Barrier(8)  # so that each call has a connection of its own
@@ -272,14 +239,14 @@ def test_a_call_is_repeated_once(make: Make) -> None:
         return sound.is_set()
 
     with Fickle(answers) as upstream:
-        client = make(upstream.base_url, on_call=records.append)
+        client = make(upstream.base_url, on_call=calls.append)
         at_once(*[lambda: ask(client)] * 8)
-        records.clear()
+        calls.clear()
         sound.clear()
-        error = load(client)
+        error = failure(client)
         client.calls.close(wait=True)
-    assert (error.status, error.upstream_status, error.kind) == (502, 0, "fault")
-    assert events_only(records) == [(0, True), (0, True)]
+    check_error(error, status=502, upstream_status=0, kind="fault")
+    assert troubles(calls) == [(0, True), (0, True)]
 
 
 def test_no_call_is_repeated_in_a_pause(make: Make) -> None:
@@ -299,17 +266,17 @@ def test_no_call_is_repeated_in_a_pause(make: Make) -> None:
         with pytest.raises(Paused):
             call.wait()
         client.calls.close(wait=True)
-        assert upstream.requests == 2
+    assert len(upstream.requests) == 2
 
 
 def test_a_new_connection_that_closes(make: Make) -> None:
     """A new connection that closes without an answer is a fault: no second try."""
-    records: list[CallRecord] = []
+    calls: list[CallRecord] = []
     with Fickle(lambda is_first: False) as upstream:
-        client = make(upstream.base_url, on_call=records.append)
-        assert load(client).status == 502
+        client = make(upstream.base_url, on_call=calls.append)
+        assert failure(client).status == 502
         client.calls.close(wait=True)
-    assert events_only(records) == [(0, True)]
+    assert troubles(calls) == [(0, True)]
 
 
 @pytest.mark.parametrize("secure", [False, True], ids=["plain", "TLS"])

@@ -3,11 +3,13 @@
 import contextlib
 import re
 import socket
+import socketserver
 import ssl
 import threading
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
+from typing import Any, Self
 
 import pytest
 
@@ -17,8 +19,9 @@ from calendar42.replies import Reply
 from tests.client.callers import Make as Make
 from tests.fixtures import PATIENCE, until
 
-REPLY = b"HTTP/1.1 200 OK\r\nContent-Length: 2\r\n\r\n{}"
-OTHER = b"HTTP/1.1 200 OK\r\nContent-Length: 3\r\n\r\n[1]"
+HTTP = b"HTTP/1.1 200 OK\r\n"
+REPLY = HTTP + b"Content-Length: 2\r\n\r\n{}"
+OTHER = HTTP + b"Content-Length: 3\r\n\r\n[1]"
 
 TCP_STATE = (socket.IPPROTO_TCP, socket.TCP_INFO, 1)
 FIN_WAIT1 = 4  # the end was sent, and the other side hasn't confirmed it
@@ -36,9 +39,8 @@ class Script:
         self, connections: tuple[list[Sent], ...], tls: ssl.SSLContext | None = None
     ) -> None:
         self.requests: list[bytes] = []
-        self.ended = threading.Semaphore(
-            0
-        )  # connections that the clients know are over
+        # Connections that the clients know are over
+        self.ended = threading.Semaphore(0)
         self._connections = connections
         self._tls = tls
         self._listener = socket.create_server(("127.0.0.1", 0))
@@ -107,13 +109,6 @@ def no_reply(why: str) -> Iterator[None]:
     assert re.search(why, raised.value.trouble)
 
 
-def load(client: Client, seconds: float = PATIENCE) -> C42Error:
-    """Load an event, and return why that fails."""
-    ((_, outcome),) = client.fetch(["E"], time.monotonic() + seconds)
-    assert isinstance(outcome, C42Error)
-    return outcome
-
-
 def answer(body: bytes, *headers: bytes, status: bytes = b"200 OK") -> bytes:
     """Return a reply as it is on the wire."""
     return b"\r\n".join(
@@ -123,82 +118,108 @@ def answer(body: bytes, *headers: bytes, status: bytes = b"200 OK") -> bytes:
 
 def chunked(*chunks: bytes, trailer: bytes = b"") -> bytes:
     """Return a reply in chunks."""
-    body = b"".join(b"%x\r\n%b\r\n" % (len(chunk), chunk) for chunk in (*chunks, b""))
-    return (
-        b"HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\n\r\n"
-        + body[:-2]
-        + trailer
-        + b"\r\n"
-    )
+    framed = [b"%x\r\n%b\r\n" % (len(chunk), chunk) for chunk in chunks]
+    body = b"".join(framed) + b"0\r\n" + trailer
+    return HTTP + b"Transfer-Encoding: chunked\r\n\r\n" + body + b"\r\n"
 
 
-class Fickle:
+class Trickle:
+    """Sends what comes first, and then piece by piece until the client hangs up."""
+
+    def __init__(self, first: bytes, pieces: Iterable[bytes]) -> None:
+        self.client_hung_up = threading.Event()
+        self._first = first
+        self._pieces = pieces
+
+    def __call__(self, sock: socket.socket) -> None:
+        sock.sendall(self._first)
+        sock.settimeout(0.02)
+        with contextlib.suppress(ConnectionError):
+            for piece in self._pieces:
+                with contextlib.suppress(TimeoutError):
+                    while sock.recv(65536):
+                        pass
+                    break
+                sock.sendall(piece)
+            else:
+                return
+        self.client_hung_up.set()
+
+
+class Fickle(socketserver.ThreadingTCPServer):
     """Answers each request with 404, or closes the connection instead.
 
     `answers` is told whether the request is the first on its connection. Close clients
-    before this ends: it waits until they have closed their connections.
+    before this ends.
     """
 
+    request_queue_size = 512
+
     def __init__(
-        self,
-        answers: Callable[[bool], bool],
-        tls: ssl.SSLContext | None = None,
+        self, answers: Callable[[bool], bool], tls: ssl.SSLContext | None = None
     ) -> None:
+        super().__init__(("127.0.0.1", 0), socketserver.BaseRequestHandler)
+        self.requests: list[bytes] = []
         self._answers = answers
         self._tls = tls
-        self.requests = 0
-        self._listener = socket.create_server(("127.0.0.1", 0), backlog=512)
-        scheme = "https" if tls else "http"
-        self.base_url = f"{scheme}://localhost:{self._listener.getsockname()[1]}/"
-        self._threads = [threading.Thread(target=self._accept)]
         self._sockets: list[socket.socket] = []
+        scheme = "https" if tls else "http"
+        self.base_url = f"{scheme}://localhost:{self.server_address[1]}/"
 
-    def __enter__(self) -> "Fickle":
-        self._threads[0].start()
+    def __enter__(self) -> Self:
+        threading.Thread(target=self.serve_forever, args=(0.02,)).start()
         return self
 
     def __exit__(self, *_: object) -> None:
-        self._listener.shutdown(socket.SHUT_RDWR)
-        self._threads[0].join()
-        self._listener.close()
+        self.shutdown()
         for sock in self._sockets:
             with contextlib.suppress(OSError):
                 sock.shutdown(socket.SHUT_RDWR)
-        for thread in self._threads:
-            thread.join()
+        self.server_close()
 
-    def _accept(self) -> None:
-        with contextlib.suppress(OSError):
-            while True:
-                sock, _ = self._listener.accept()
-                self._sockets.append(sock)
-                self._threads.append(threading.Thread(target=self._serve, args=(sock,)))
-                self._threads[-1].start()
+    def get_request(self) -> tuple[socket.socket, Any]:
+        """Accept a connection; the first read shakes hands."""
+        sock, address = super().get_request()
+        if self._tls:
+            sock = self._tls.wrap_socket(
+                sock, server_side=True, do_handshake_on_connect=False
+            )
+        self._sockets.append(sock)
+        return sock, address
 
-    def _serve(self, sock: socket.socket) -> None:
+    def finish_request(self, request: Any, client_address: Any) -> None:
+        """Serve one connection."""
         is_first = True
-        with sock, contextlib.suppress(OSError):
-            if self._tls:
-                sock = self._tls.wrap_socket(sock, server_side=True)
-                self._sockets.append(sock)
-            with sock:
-                while sock.recv(65536):
-                    self.requests += 1
-                    if not self._answers(is_first):
-                        return
-                    sock.sendall(answer(b"{}", status=b"404 Not Found"))
-                    is_first = False
+        with contextlib.suppress(OSError):
+            while data := request.recv(65536):
+                self.requests.append(data)
+                if not self._answers(is_first):
+                    return
+                request.sendall(answer(b"{}", status=b"404 Not Found"))
+                is_first = False
 
 
-HTTP = b"HTTP/1.1 200 OK\r\n"
-
-
-def reply_once(listener: socket.socket) -> None:
+def reply_once(listener: socket.socket) -> Any:
     """Reply to the request of one connection."""
     sock, _ = listener.accept()
     with sock:
         sock.recv(65536)
         sock.sendall(REPLY)
+
+
+@contextlib.contextmanager
+def accepting(serve: Callable[[socket.socket], object]) -> Iterator[int]:
+    """Have a thread serve one connection; yield the port."""
+
+    def accept() -> None:
+        with listener.accept()[0] as sock:
+            serve(sock)
+
+    with socket.create_server(("127.0.0.1", 0)) as listener:
+        thread = threading.Thread(target=accept)
+        thread.start()
+        yield listener.getsockname()[1]
+        thread.join()
 
 
 def server_side(certificate: Path) -> ssl.SSLContext:
