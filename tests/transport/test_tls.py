@@ -16,7 +16,7 @@ import requests.adapters
 from calendar42.calls import CallRecord
 from calendar42.errors import Exhausted
 from tests.client.callers import check_exhausted, failure
-from tests.fixtures import PATIENCE, at_once, no_descriptors
+from tests.fixtures import PATIENCE, at_once, no_descriptors, until
 from tests.transport.test_replies import ODD
 from tests.transport.upstreams import (
     OTHER,
@@ -159,10 +159,13 @@ def test_no_descriptors(
 
     An error in the log names the limit. Once there are some, calls work again.
     """
+    calls: list[CallRecord] = []
     with socket.create_server(("127.0.0.1", 0)) as listener:
-        client = make(f"http://{host}:{listener.getsockname()[1]}/")
+        url = f"http://{host}:{listener.getsockname()[1]}/"
+        client = make(url, on_call=calls.append)
         with no_descriptors():
             error = failure(client)
+            until(lambda: len(calls) == 2)  # or one of them would get the reply
         limit = "c42c has reached its limit of open files (ulimit -n, LimitNOFILE)"
         check_exhausted(error, f"{limit} and can't call Calendar42")
         assert error.trouble == "Too many open files"
