@@ -13,7 +13,7 @@ import pytest
 from calendar42 import wire
 from calendar42.calls import Attempt, CallRecord, Pause
 from calendar42.errors import C42Error, Paused, TimedOut
-from tests.client.callers import check_error, failure
+from tests.client.callers import failure
 from tests.fixtures import PATIENCE, at_once
 from tests.transport.upstreams import (
     OTHER,
@@ -243,9 +243,12 @@ def test_a_call_is_repeated_once(make: Make) -> None:
         at_once(*[lambda: ask(client)] * 8)
         calls.clear()
         sound.clear()
-        error = failure(client)
+        # Not a load: after its other call, this one might get a new connection.
+        attempt = Attempt(time.monotonic() + PATIENCE)
+        call = client.calls.begin("events", "E/", attempt, lambda data: None)
+        with no_reply("^sent no whole answer$"):
+            call.wait()
         client.calls.close(wait=True)
-    check_error(error, status=502, upstream_status=0, kind="fault")
     assert troubles(calls) == [(0, True), (0, True)]
 
 
