@@ -73,10 +73,6 @@ def describe() -> str:
     return f"{name}, {len(_cores)} cores, {python}"
 
 
-# Bound to the ports that were given out, so that nobody else gets one of them.
-_given: list[socket.socket] = []
-
-
 def free_port() -> int:
     """Return a port on which nothing listens, and which is given to nobody else.
 
@@ -93,7 +89,8 @@ def free_port() -> int:
             continue
         # Not earlier, or the port might be one that another process was given.
         sock.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-        _given.append(sock)
+        # It stays bound as long as this process lives.
+        sock.detach()
         return port
 
 
