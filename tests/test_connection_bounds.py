@@ -498,6 +498,19 @@ def test_remembered_requests_are_bounded(lines: list[bytes]) -> None:
     assert held < 600_000
 
 
+def test_what_is_remembered_takes_all_of_its_bound() -> None:
+    """Requests are remembered until there is no room; then all are forgotten.
+
+    Each takes some 1,500 bytes beside its head.
+    """
+    desk = Desk(max_remembered=4000)
+    remembered = []
+    for number in range(6):
+        Wire(desk).send(get(target=b"/hit/%d" % number))
+        remembered.append(len(desk.server.summaries.by_head))
+    assert remembered == [1, 2] * 3
+
+
 def test_what_is_remembered() -> None:
     """A request is remembered if it has a fast path, no body, and at most 2 KiB."""
     desk = Desk(

@@ -655,6 +655,26 @@ def test_what_was_dropped_is_counted() -> None:
     ]
 
 
+TOO_LONG = """
+import logging
+from operations import logs
+
+logs.configure("INFO", "text", "12345678")
+log = logging.getLogger("c42c")
+log.info("x" * logs.MAX_QUEUED)
+assert logs.dropped() == 1
+log.info("short")
+logs.flush()
+"""
+
+
+def test_a_line_that_is_too_long() -> None:
+    """A line that is longer than all that may be queued is dropped and counted."""
+    report, short = run(TOO_LONG).splitlines()
+    assert report.endswith("dropped 1 log lines: stderr is read too slowly")
+    assert short.endswith("short")
+
+
 def test_complaining_leaves_no_thread(capsys: pytest.CaptureFixture[str]) -> None:
     """The thread that writes why the service doesn't start ends with its last line."""
     others = set(threading.enumerate())

@@ -229,6 +229,7 @@ def test_status_json_has_the_same_numbers(traffic: Traffic) -> None:
         "collapsed": 3,
         "refused": 30,
     }
+    assert page["failed"] == 20 + 1 + 30
     upstream = page["upstream"]
     assert isinstance(upstream, dict)
     assert upstream["requests"] == sum(traffic.calls.values())

@@ -1,6 +1,7 @@
 """/status.json: what it says is wrong, and how bad it is, and what happened lately."""
 
 import json
+import math
 import random
 import re
 import threading
@@ -512,6 +513,18 @@ def test_slowest_load_of_the_last_minutes(metrics: Metrics, clock: Clock) -> Non
     clock.now += STEP
     metrics.history.sample()
     assert told() == 0.25
+
+
+def test_loads_are_timed_from_their_beginning(metrics: Metrics, clock: Clock) -> None:
+    """A load of several events is as slow as its last one."""
+
+    def load(keys: list[str], deadline: float) -> Iterator[tuple[str, Loaded]]:
+        for key in keys:
+            clock.now += 2
+            yield key, Loaded((key,), OK, 100.0)
+
+    list(metrics.watch(load)(["a", "b"], math.inf))
+    assert read_status(metrics)["history"]["slowest_load_seconds"] == 4
 
 
 def test_history_is_kept_before_anyone_looks(start: Start, upstream: Standin) -> None:

@@ -167,6 +167,7 @@ class Wire:
         self.aborted = False
         self.reset = False  # the client hears of an abort even if it takes no data
         self._unsent = bytearray()
+        self._most_unsent = 64 * 1024  # before the server is told to pause
         self._reading = True
         self._paused_writing = False
         self._coming: deque[bytes] = deque()
@@ -264,7 +265,7 @@ class Wire:
         return self
 
     def set_write_buffer_limits(self, high: int) -> None:
-        assert high == 0
+        self._most_unsent = high
 
     def setsockopt(self, level: int, option: int, value: bytes) -> None:
         assert (level, option) == (socket.SOL_SOCKET, socket.SO_LINGER)
@@ -276,7 +277,7 @@ class Wire:
             self.received += data
             return
         self._unsent += data
-        if not self._paused_writing:
+        if len(self._unsent) > self._most_unsent and not self._paused_writing:
             self._paused_writing = True
             self._protocol.pause_writing()
 
