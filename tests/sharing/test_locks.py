@@ -10,6 +10,7 @@ from concurrent.futures import ThreadPoolExecutor
 
 import pytest
 
+import sharing.tier
 from cache import OK, Loaded, clock
 from standin import Standin
 from tests.fixtures import PATIENCE, ROOT, TOKEN, Start, new_id, until
@@ -114,15 +115,21 @@ def test_a_load_that_raises_releases_its_lock(
         assert not client.exists(first.lock(event_id))
 
 
-@pytest.mark.parametrize(("timeout", "seconds"), [(0.8, PATIENCE), (PATIENCE, 0.4)])
+@pytest.mark.parametrize(("timeout", "seconds"), [(0.8, PATIENCE), (2 * PATIENCE, 0.4)])
 def test_waiting_for_another_instance_is_bounded(
-    timeout: float, seconds: float, shared_redis: Redis, machine: Make, said: Said
+    timeout: float,
+    seconds: float,
+    shared_redis: Redis,
+    machine: Make,
+    said: Said,
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     """Who waits in vain for another's load loads alone, and Redis isn't lost.
 
     Waiting ends after half of the time-out, or by the deadline if that comes first, and
     doesn't age what follows.
     """
+    monkeypatch.setattr(sharing.tier, "LONGEST_LEASE", PATIENCE)
     one, event_id = machine(shared_redis.url, timeout=timeout), new_id()
     own = Loaded(VALUE, OK, 252.0, born=clock())
     began = time.monotonic()
