@@ -40,11 +40,10 @@ def proxied(monkeypatch: pytest.MonkeyPatch) -> Callable[[str], None]:
     """Give a test a way to name a proxy in the environment."""
 
     def name(proxy: str) -> None:
-        for scheme in "http", "https":
-            monkeypatch.setenv(f"{scheme}_proxy", proxy)
-            monkeypatch.setenv(f"{scheme.upper()}_PROXY", proxy)
-        for variable in "no_proxy", "NO_PROXY":
-            monkeypatch.setenv(variable, "127.0.0.1")
+        variables = {"http_proxy": proxy, "https_proxy": proxy, "no_proxy": "127.0.0.1"}
+        for variable, value in variables.items():
+            monkeypatch.setenv(variable, value)
+            monkeypatch.setenv(variable.upper(), value)
 
     return name
 
