@@ -64,12 +64,13 @@ def check_error(
     assert {name: getattr(error, name) for name in expected} == expected
 
 
-def check_exhausted(error: C42Error, message: str) -> None:
+def check_exhausted(error: C42Error, message: str, trouble: str) -> None:
     """Check that an error says what c42c lacks: a 503, and a fault."""
     check_error(
         error,
         Exhausted,
         message=message,
+        trouble=trouble,
         status=503,
         upstream_status=0,
         kind="fault",

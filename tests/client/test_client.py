@@ -230,6 +230,7 @@ def test_all_replies_have_a_common_limit(
     check_exhausted(
         errors[0],  # several may exceed it at once
         "c42c is reading too many large replies of Calendar42 at once",
+        "No buffer space available",
     )
     assert {error.status for error in errors} <= {503, 504}
     assert fetch(client, large).title

@@ -1,18 +1,18 @@
 """Upstreams and clients, for the tests of the transport."""
 
 import ssl
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 
 from tests.client.callers import Make, clients
 from tests.fixtures import PATIENCE
-from tests.transport.upstreams import Script, Sent, server_side
+from tests.transport.upstreams import Proxied, Script, Scripted, Sent, server_side
 
 
 @pytest.fixture
-def scripted() -> Iterator[Callable[..., Script]]:
+def scripted() -> Iterator[Scripted]:
     """Give a test a way to serve a script: `scripted([b"HTTP/1.1 …"])`.
 
     Each list is one connection.
@@ -36,7 +36,13 @@ def make() -> Iterator[Make]:
 
 
 @pytest.fixture
-def proxied(monkeypatch: pytest.MonkeyPatch) -> Callable[[str], None]:
+def client_of(scripted: Scripted, make: Make) -> Make:
+    """Give a test a way to make a client of a script: `client_of([b"HTTP/1.1 …"])`."""
+    return lambda *script, **tls: make(scripted(*script, **tls).base_url)
+
+
+@pytest.fixture
+def proxied(monkeypatch: pytest.MonkeyPatch) -> Proxied:
     """Give a test a way to name a proxy in the environment."""
 
     def name(proxy: str) -> None:

@@ -18,7 +18,6 @@ from tests.transport.upstreams import (
     OTHER,
     REPLY,
     Make,
-    Scripted,
     answer,
     ask,
     chunked,
@@ -51,24 +50,20 @@ WHOLE = {
 
 
 @pytest.mark.parametrize(("reply", "body"), WHOLE.values(), ids=WHOLE)
-def test_whole_replies(
-    scripted: Scripted, make: Make, reply: bytes, body: bytes
-) -> None:
+def test_whole_replies(client_of: Make, reply: bytes, body: bytes) -> None:
     """A whole reply is read to its end, and not beyond.
 
     The same connection then has the next one.
     """
-    client = make(scripted([reply, OTHER]).base_url)
+    client = client_of([reply, OTHER])
     assert [ask(client).body for _ in range(2)] == [body, b"[1]"]
 
 
 @pytest.mark.parametrize("version", [b"1.0", b"1.1"])
-def test_a_reply_that_ends_with_the_connection(
-    scripted: Scripted, make: Make, version: bytes
-) -> None:
+def test_a_reply_that_ends_with_the_connection(client_of: Make, version: bytes) -> None:
     """A reply that doesn't say how long it is ends with its connection."""
     reply = b"HTTP/" + version + b" 200 OK\r\n\r\n{}"
-    client = make(scripted([reply], [OTHER]).base_url)
+    client = client_of([reply], [OTHER])
     assert [ask(client).body for _ in range(2)] == [b"{}", b"[1]"]
 
 
@@ -85,7 +80,7 @@ ODD: dict[str, bytes] = {
 @pytest.mark.parametrize("reply", ODD.values(), ids=ODD)
 @pytest.mark.parametrize("late", [b"", REPLY], ids=["alone", "with a late reply"])
 def test_a_connection_with_an_odd_reply_is_not_used_again(
-    scripted: Scripted, make: Make, reply: bytes, late: bytes
+    client_of: Make, reply: bytes, late: bytes
 ) -> None:
     """After anything odd, the connection isn't used again.
 
@@ -99,7 +94,7 @@ def test_a_connection_with_an_odd_reply_is_not_used_again(
         with contextlib.suppress(OSError):
             sock.sendall(late)
 
-    client = make(scripted([send], [OTHER]).base_url)
+    client = client_of([send], [OTHER])
     assert ask(client).status != 0
     asked.set()
     assert ask(client).body == b"[1]"
@@ -107,9 +102,7 @@ def test_a_connection_with_an_odd_reply_is_not_used_again(
 
 @pytest.mark.parametrize("size", [MAX_BODY, MAX_BODY + 1])
 @pytest.mark.parametrize("framing", ["length", "chunks", "gzip"])
-def test_the_largest_reply(
-    scripted: Scripted, make: Make, framing: str, size: int
-) -> None:
+def test_the_largest_reply(client_of: Make, framing: str, size: int) -> None:
     """A reply may have 8 MiB, unpacked; of a longer one, not much more is read."""
     body = b" " * size
     pieces = [body[start : start + 60_000] for start in range(0, size, 60_000)]
@@ -119,14 +112,14 @@ def test_the_largest_reply(
         "gzip": answer(gzip.compress(body, 1), b"Content-Encoding: gzip"),
     }
     most = MAX_BODY if size == MAX_BODY else MAX_BODY + 2**16
-    read = len(ask(make(scripted([replies[framing]]).base_url)).body)
+    read = len(ask(client_of([replies[framing]])).body)
     assert size <= read <= most
 
 
-def test_gzip_bomb(scripted: Scripted, make: Make) -> None:
+def test_gzip_bomb(client_of: Make) -> None:
     """Not much more than 8 MiB are unpacked of what 64 KiB of gzip hold."""
     bomb = gzip.compress(b"x" * 60_000_000)
-    client = make(scripted([answer(bomb, b"Content-Encoding: gzip")]).base_url)
+    client = client_of([answer(bomb, b"Content-Encoding: gzip")])
     tracemalloc.start()
     try:
         assert MAX_BODY < len(ask(client).body) <= MAX_BODY + 2**16
@@ -146,9 +139,7 @@ ENDLESS = {
 
 
 @pytest.mark.parametrize(("begin", "more"), ENDLESS.values(), ids=ENDLESS)
-def test_what_never_ends(
-    scripted: Scripted, make: Make, begin: bytes, more: bytes
-) -> None:
+def test_what_never_ends(client_of: Make, begin: bytes, more: bytes) -> None:
     """What surrounds a body is limited too, however fast it comes."""
 
     def send(sock: socket.socket) -> None:
@@ -158,7 +149,7 @@ def test_what_never_ends(
                 sock.sendall(more * (10_000 // len(more)))
 
     with no_reply(r"^sent an invalid answer$"):
-        ask(make(scripted([send]).base_url))
+        ask(client_of([send]))
 
 
 LENGTHS = ["2, 2", "2, 3", "2 0", ",", "+2", "-2", "0_2"]
@@ -189,12 +180,12 @@ BROKEN = INVALID | NOT_WHOLE
 
 
 @pytest.mark.parametrize("name", BROKEN)
-def test_no_reply(scripted: Scripted, make: Make, name: str) -> None:
+def test_no_reply(client_of: Make, name: str) -> None:
     """A reply that isn't HTTP, breaks off or can't be unpacked is a fault.
 
     Its connection isn't used again.
     """
-    client = make(scripted([BROKEN[name]], [OTHER]).base_url)
+    client = client_of([BROKEN[name]], [OTHER])
     why = "sent an invalid answer" if name in INVALID else "sent no whole answer"
     with no_reply(f"^{why}$"):
         ask(client)
@@ -217,14 +208,14 @@ MALFORMED = [
 
 @pytest.mark.parametrize("reply", MALFORMED)
 def test_nothing_that_came_is_logged(
-    scripted: Scripted, make: Make, caplog: pytest.LogCaptureFixture, reply: bytes
+    client_of: Make, caplog: pytest.LogCaptureFixture, reply: bytes
 ) -> None:
     """No part of a reply gets into the log, or into the reason that is given.
 
     This holds at any level of the log.
     """
     caplog.set_level(logging.DEBUG)
-    client = make(scripted([reply]).base_url)
+    client = client_of([reply])
     said = ""
     try:
         ask(client)

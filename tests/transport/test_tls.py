@@ -82,8 +82,7 @@ def test_the_certificates_of_requests(
 
 
 def test_a_folder_of_certificates(
-    scripted: Scripted,
-    make: Make,
+    client_of: Make,
     trusted: ssl.SSLContext,
     certificate: Path,
     tmp_path: Path,
@@ -98,7 +97,7 @@ def test_a_folder_of_certificates(
     hashed = subprocess.run(command, check=True, capture_output=True, text=True)
     (tmp_path / f"{hashed.stdout.strip()}.0").write_bytes(pem.read_bytes())
     monkeypatch.setenv("REQUESTS_CA_BUNDLE", str(tmp_path))
-    assert ask(make(scripted([REPLY], tls=trusted).base_url)).body == b"{}"
+    assert ask(client_of([REPLY], tls=trusted)).body == b"{}"
 
 
 def test_an_unknown_certificate(
@@ -167,12 +166,13 @@ def test_no_descriptors(
             error = failure(client)
             until(lambda: len(calls) == 2)  # or one of them would get the reply
         limit = "c42c has reached its limit of open files (ulimit -n, LimitNOFILE)"
-        check_exhausted(error, f"{limit} and can't call Calendar42")
-        assert error.trouble == "Too many open files"
+        message = f"{limit} and can't call Calendar42"
+        trouble = "Too many open files"
+        check_exhausted(error, message, trouble)
         (record,) = caplog.records
         assert record.levelno == logging.ERROR
-        assert f"{error} (" in record.getMessage()
-        assert "Too many open files" in record.getMessage()
+        assert f": {message} (" in record.getMessage()
+        assert trouble in record.getMessage()
         if not host.endswith(".invalid"):
             replies = at_once(partial(ask, client), partial(reply_once, listener))
             assert replies[0].body == b"{}"
@@ -196,7 +196,8 @@ def test_no_threads(
         error = failure(client)
         with pytest.raises(Exhausted):
             ask(client)
-    check_exhausted(error, "c42c can't start another thread (ulimit -u, TasksMax)")
+    message = "c42c can't start another thread (ulimit -u, TasksMax)"
+    check_exhausted(error, message, "no thread can be started")
     assert [record.levelno for record in caplog.records] == [logging.ERROR]
     with no_reply("Connection refused"):
         ask(client)

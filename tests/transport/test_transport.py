@@ -6,7 +6,6 @@ import socket
 import ssl
 import threading
 import time
-from collections.abc import Callable
 
 import pytest
 
@@ -20,6 +19,7 @@ from tests.transport.upstreams import (
     REPLY,
     Fickle,
     Make,
+    Proxied,
     Scripted,
     Trickle,
     ask,
@@ -30,9 +30,7 @@ from tests.transport.upstreams import (
 
 
 @pytest.mark.parametrize("proxy", ["http://{}", "{}", "http://me:%3Fsecret@{}"])
-def test_proxy(
-    scripted: Scripted, make: Make, proxied: Callable[[str], None], proxy: str
-) -> None:
+def test_proxy(scripted: Scripted, make: Make, proxied: Proxied, proxy: str) -> None:
     """A call goes through the environment's proxy, with the proxy's credentials."""
     script = scripted([REPLY, OTHER])
     proxied(proxy.format(f"127.0.0.1:{script.port}"))
@@ -51,7 +49,7 @@ def test_proxy(
 def test_tunnel(
     scripted: Scripted,
     make: Make,
-    proxied: Callable[[str], None],
+    proxied: Proxied,
     trusted: ssl.SSLContext,
 ) -> None:
     """TLS goes through a tunnel, so that the proxy sees no headers.
@@ -75,7 +73,7 @@ def test_tunnel(
 def test_a_proxy_that_is_reached_over_tls(
     scripted: Scripted,
     make: Make,
-    proxied: Callable[[str], None],
+    proxied: Proxied,
     trusted: ssl.SSLContext,
 ) -> None:
     """A proxy may be reached over TLS, and the upstream's TLS goes inside that."""
@@ -108,7 +106,7 @@ def copy(source: socket.socket, target: socket.socket) -> None:
 def test_tunnel_to_somebody_else(
     scripted: Scripted,
     make: Make,
-    proxied: Callable[[str], None],
+    proxied: Proxied,
     trusted: ssl.SSLContext,
     caplog: pytest.LogCaptureFixture,
 ) -> None:
@@ -128,9 +126,7 @@ def test_tunnel_to_somebody_else(
     assert not caplog.records
 
 
-def test_no_tunnel(
-    scripted: Scripted, make: Make, proxied: Callable[[str], None]
-) -> None:
+def test_no_tunnel(scripted: Scripted, make: Make, proxied: Proxied) -> None:
     """A proxy that refuses the tunnel is a fault, and gets no token."""
     script = scripted([b"HTTP/1.1 403 Forbidden\r\nContent-Length: 0\r\n\r\n"])
     proxied(script.base_url)
@@ -141,7 +137,7 @@ def test_no_tunnel(
 
 @pytest.mark.parametrize("drip", [b"", b"X: 1\r\n"])
 def test_a_proxy_that_hangs(
-    scripted: Scripted, make: Make, proxied: Callable[[str], None], drip: bytes
+    scripted: Scripted, make: Make, proxied: Proxied, drip: bytes
 ) -> None:
     """A proxy that sends no whole answer is let go, even if it goes on sending."""
     first = b"HTTP/1.1 200 OK\r\n" if drip else b""
@@ -161,21 +157,17 @@ def test_a_proxy_that_hangs(
         "http://u:s3cret@",
     ],
 )
-def test_a_proxy_that_is_none(
-    make: Make, proxied: Callable[[str], None], proxy: str
-) -> None:
+def test_a_proxy_that_is_none(make: Make, proxied: Proxied, proxy: str) -> None:
     """An invalid proxy address in the environment is a fault, and isn't shown."""
     proxied(proxy)
     with no_reply(r"^the proxy that the environment names can't be used$"):
         ask(make("http://upstream.invalid/"))
 
 
-def test_no_proxy(
-    scripted: Scripted, make: Make, proxied: Callable[[str], None]
-) -> None:
+def test_no_proxy(client_of: Make, proxied: Proxied) -> None:
     """An upstream that NO_PROXY names is called directly."""
     proxied("http://127.0.0.1:1")
-    assert ask(make(scripted([REPLY]).base_url)).body == b"{}"
+    assert ask(client_of([REPLY])).body == b"{}"
 
 
 # Which connections are used again

@@ -6,12 +6,13 @@ import socket
 import threading
 import time
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from functools import partial
 from typing import Any
 
 import pytest
 
-from calendar42.calls import CallRecord, Pause
+from calendar42.calls import CallRecord
 from calendar42.errors import Paused, TimedOut
 from tests.client.callers import check_error, failure
 from tests.fixtures import PATIENCE, Start, at_once, given_time, until
@@ -38,16 +39,16 @@ SLOW_CHUNKS = chunked(*[b"x"] * 200)
     [(SLOW, 0), (SLOW, 9), (SLOW, 25), (SLOW, 50), (SLOW_CHUNKS, 50)],
     ids=["at all", "status", "headers", "body", "chunks"],
 )
-def test_deadline(scripted: Scripted, make: Make, reply: bytes, size: int) -> None:
+def test_deadline(client_of: Make, reply: bytes, size: int) -> None:
     """A reply that trickles in is cut off at the deadline, whatever has arrived."""
     trickle = Trickle(reply[:size], [bytes([byte]) for byte in reply[size:]])
-    client = make(scripted([trickle]).base_url)
+    client = client_of([trickle])
     with pytest.raises(TimedOut):
         ask(client, seconds=1)
     assert trickle.client_hung_up.wait(PATIENCE)
 
 
-def test_a_reply_that_begins_late_and_hangs(scripted: Scripted, make: Make) -> None:
+def test_a_reply_that_begins_late_and_hangs(client_of: Make) -> None:
     """Each read has what is left of the time."""
 
     def check(seconds: float) -> None:
@@ -60,7 +61,7 @@ def test_a_reply_that_begins_late_and_hangs(scripted: Scripted, make: Make) -> N
             sock.recv(1)  # its end
             let_go.append(time.monotonic())
 
-        client = make(scripted([hang]).base_url)
+        client = client_of([hang])
         with pytest.raises(TimedOut):
             ask(client, seconds=seconds)
         until(lambda: let_go, patience=PATIENCE)
@@ -195,24 +196,20 @@ def test_a_429_with_a_broken_body(make: Make, scripted: Scripted, body: bytes) -
 @pytest.mark.parametrize(
     "length", [b"many", b"2, 2", b"2, 3", b"2\r\nContent-Length: 3"]
 )
-def test_a_429_whose_length_is_none(
-    make: Make, scripted: Scripted, length: bytes
-) -> None:
+def test_a_429_whose_length_is_none(client_of: Make, length: bytes) -> None:
     """A 429 that doesn't say where its body ends is a pause.
 
     Nobody waits for the body.
     """
-    pause = Pause(60)
     reply = b"HTTP/1.1 429 Slow down\r\nContent-Length: " + length + b"\r\n\r\n{} "
-    client = make(scripted([reply, OTHER], [OTHER]).base_url, pause=pause)
+    client = client_of([reply, OTHER], [OTHER])
     assert ask(client, seconds=10).status == 429
-    assert 30 < pause.left <= 60
+    assert 30 < client.calls.pause.left <= 60
     assert ask(client, seconds=10).body == b"[1]"
 
 
-def test_a_429_begins_its_pause_before_its_body(make: Make, scripted: Scripted) -> None:
+def test_a_429_begins_its_pause_before_its_body(client_of: Make) -> None:
     """A pause begins as soon as the status and the headers of a 429 are there."""
-    pause = Pause(6)
     ended = threading.Event()
 
     def hang(sock: socket.socket) -> None:
@@ -220,13 +217,14 @@ def test_a_429_begins_its_pause_before_its_body(make: Make, scripted: Scripted) 
         sock.sendall(b"Content-Length: 99\r\n\r\nx")
         ended.wait(PATIENCE)
 
-    client = make(scripted([hang]).base_url, pause=pause)
-    asking = threading.Thread(target=ask, args=(client,))
-    asking.start()
-    until(lambda: pause.left > 15)
-    assert asking.is_alive()
-    ended.set()
-    asking.join()
+    client = client_of([hang])
+    pause = client.calls.pause
+    with ThreadPoolExecutor() as pool:
+        asking = pool.submit(ask, client)
+        until(lambda: 15 < pause.left <= 30)
+        assert not asking.done()
+        ended.set()
+        assert asking.result().status == 429
 
 
 # A name server that hangs, when the service is to stop

@@ -92,7 +92,8 @@ class Script:
         )
 
 
-Scripted = Callable[..., Script]
+Scripted = Callable[..., Script]  # what the fixture `scripted` gives
+Proxied = Callable[[str], None]  # what the fixture `proxied` gives
 
 
 def ask(client: Client, path: str = "", seconds: float = PATIENCE) -> Reply:
