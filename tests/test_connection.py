@@ -686,6 +686,14 @@ def test_work_takes_its_time() -> None:
     assert (len(wire.answers()), wire.open) == (1, True)
 
 
+def test_a_known_request_within_another() -> None:
+    """What looks like a request that is known may be a part of another one."""
+    wire = Wire(desk := Desk()).send(HIT, HIT)
+    wire.send(b"GET /hit/other HTTP/1.1\r\nX: ", HIT)
+    assert [request.path for request in desk.seen] == ["/hit/a", "/hit/a", "/hit/other"]
+    assert len(wire.answers()) == 3
+
+
 def test_who_was_active_lately() -> None:
     """A client was active when it connected, and when it was answered."""
     wire = Wire(desk := Desk())

@@ -389,6 +389,29 @@ def test_requests_that_were_answered_take_nothing() -> None:
     assert [answer.status for answer in wire.answers()] == [200] * 50
 
 
+def test_clients_that_have_gone_take_nothing() -> None:
+    """What was held for clients that have gone no longer counts.
+
+    That is parts of requests, and answers that they didn't take.
+    """
+    desk = Desk(max_pending=20_000, max_unsent=20_000)
+    for _ in range(50):
+        for stuck, data in (False, get(b"X: " + b"y" * 1000)[:-1]), (True, HIT * 20):
+            wire = Wire(desk)
+            wire.stuck = stuck
+            wire.send(data)
+            wire.abort()
+            wire.run()
+    waiting = Wire(desk).send(MISS)
+    waiting.settle()
+    assert waiting.answers()[0].status == 200
+    slow = [Wire(desk) for _ in range(2)]
+    for wire in slow:
+        wire.stuck = True
+        wire.send(HIT)
+    assert not any(wire.aborted for wire in slow)
+
+
 def test_many_small_requests_are_bounded() -> None:
     """What a waiting request takes beside its head counts, too."""
     desk = Desk(max_pending=50_000)

@@ -23,7 +23,15 @@ from serving import system
 from serving.server import Server
 from serving.wsgi import App
 from tests.fixtures import PATIENCE, ROOT, TOKEN, receive, started, until
-from tests.test_serving import PER_RESTART, RESTARTS, SmallServer, free, get, read_all
+from tests.test_serving import (
+    PER_RESTART,
+    RESTARTS,
+    SmallServer,
+    free,
+    get,
+    has_ipv6,
+    read_all,
+)
 from tests.wire import reject, responses
 
 # Started by systemd with a socket
@@ -155,6 +163,36 @@ def test_no_socket_of_systemd(kind: str, tmp_path: Path) -> None:
     assert ended.returncode == 1
     assert "cannot listen" in ended.stderr
     assert "Traceback" not in ended.stderr
+
+
+@pytest.mark.parametrize(
+    ("host", "shown"), [("127.0.0.1", "127.0.0.1"), ("::1", "[::1]")]
+)
+def test_the_log_has_the_address_of_systemd(host: str, shown: str) -> None:
+    """With systemd's socket, the log says where that listens, not C42_HOST."""
+    family = socket.AF_INET
+    if ":" in host:
+        family = socket.AF_INET6
+        if not has_ipv6():
+            pytest.skip("this machine has no IPv6")
+    with socket.create_server((host, 0), family=family) as listener:
+        number = listener.fileno()
+        os.set_inheritable(number, True)
+        with subprocess.Popen(
+            [sys.executable, "-c", LAUNCHER, str(number), "main.py"],
+            cwd=ROOT,
+            env=os.environ | {"C42_TOKEN": TOKEN, "C42_HOST": "127.0.0.2"},
+            pass_fds=[number],
+            stderr=subprocess.PIPE,
+            text=True,
+        ) as process:
+            try:
+                assert process.stderr is not None
+                lines = [process.stderr.readline() for _ in range(2)]
+            finally:
+                process.kill()
+        port = listener.getsockname()[1]
+        assert lines[1].endswith(f" serving on http://{shown}:{port}\n"), lines
 
 
 # It takes the socket, and ends with 0 if a program that it starts doesn't get it.

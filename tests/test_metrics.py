@@ -44,8 +44,12 @@ def samples(service: Service) -> Samples:
 
 
 def value(found: Samples, name: str, **labels: str) -> float:
-    """Return the sum of all samples of that name whose labels include those."""
+    """Return the sum of all samples of that name whose labels include those.
+
+    There must be samples of that name.
+    """
     total = 0.0
+    assert name in {its_name for its_name, _ in found}
     for (its_name, its_labels), number in found.items():
         if its_name == name and its_labels >= labels.items():
             total += number
