@@ -1,10 +1,9 @@
 -- Stores answers that were loaded, and releases their locks; an event whose lock isn't
--- held any more is left alone. Stores the pause, unless it is known to last longer; one
--- that has ended is gone at once.
+-- held any more is left alone. Stores the pause, unless it is known to last longer.
 -- A fault replaces no answer: it would cut short what is left of a good one.
 -- Times are in milliseconds by Redis's clock.
 -- KEYS: pause; then for each event: answer, lock.
--- ARGV: our token, the end of the pause; then for each event: the answer or
+-- ARGV: our token, the end of the pause or 0; then for each event: the answer or
 -- nothing, when it expires, its kind.
 local token = ARGV[1]
 local pause_end = ARGV[2]

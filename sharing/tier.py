@@ -203,8 +203,11 @@ class SharedTier:
         """Store the pause and the answers, and release the locks."""
         # Before the pause is read, so that it gets no longer on the way.
         now = self._clock()
-        pause_end = now + ahead + self._pause.left
-        args: list[EncodableT] = [self._token, int(pause_end * 1000)]
+        pause_left = self._pause.left
+        pause_end = 0
+        if pause_left:
+            pause_end = int((now + ahead + pause_left) * 1000)
+        args: list[EncodableT] = [self._token, pause_end]
         for row in rows.values():
             args += row
         keys = self.keys(rows)
