@@ -821,7 +821,7 @@ def test_counters_add_up_under_traffic(
     assert stats.refreshes == {
         kind: refresher.seen[kind] for kind in (*KINDS, "failed")
     }
-    assert (sum(stats.refreshes.values()) > 20) == (refresh_ahead > 0)
+    assert (sum(stats.refreshes.values()) > 0) == (refresh_ahead > 0)
     assert stats.refused == seen["refused"]
     # A key that expired while the rest of its list was waited for was loaded, or waited
     # for, once more.

@@ -294,7 +294,7 @@ def test_check_no_redis(capsys: pytest.CaptureFixture[str], upstream: Standin) -
 
     A URL that can't be one is an invalid setting.
     """
-    url = f"redis://127.0.0.1:{free_port()}/0"
+    url = patient(f"redis://127.0.0.1:{free_port()}/0", PATIENCE)
     status, said = checked(capsys, upstream, C42_CACHE_URL=url)
     assert (status, said.count("FAIL"), said.count("ok  ")) == (1, 1, 3)
     assert said.endswith(": Connection refused; see C42_CACHE_URL\n")

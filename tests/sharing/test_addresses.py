@@ -200,7 +200,7 @@ def test_what_the_check_finds(
     hanging = proxy(0, silence).address
     for url, line in [
         (
-            f"redis://:{PASSWORD}@127.0.0.1:1",
+            patient(f"redis://:{PASSWORD}@127.0.0.1:1", PATIENCE),
             "Redis at 127.0.0.1:1: Connection refused",
         ),
         (
