@@ -56,7 +56,7 @@ def test_a_redis_that_stands_still(
     own_redis: Redis, machine: Make, said: Said, pool: ThreadPoolExecutor
 ) -> None:
     """Nobody waits for a suspended Redis; it is used again when it continues."""
-    one = machine(own_redis.url, patience=1.0)
+    one = machine(own_redis.url, patience=2.0)
     one.ask(new_id())
     own_redis.signal(signal.SIGSTOP)
     futures = [pool.submit(quickly, lambda: one.ask(new_id())) for _ in range(50)]
@@ -145,7 +145,7 @@ def test_a_connection_that_trickles_is_dropped(
     between = proxy(own_redis.port)
     with own_redis.client() as client:
         before = len(client.client_list())
-        one = machine(between.url, retry_after=PATIENCE, patience=1.0)
+        one = machine(between.url, retry_after=PATIENCE, patience=2.0)
         one.ask(new_id())
         assert len(client.client_list()) > before
         between.spoil = trickle

@@ -150,7 +150,7 @@ def test_a_malformed_reply_is_a_loss(
 ) -> None:
     """After a reply that Redis never gives, it is lost, and the log says why."""
     between = proxy(shared_redis.port)
-    one = machine(between.url, patience=1.0, retry_after=PATIENCE)
+    one = machine(between.url, patience=4.0, retry_after=PATIENCE)
     one.ask(new_id())
     between.spoil = lambda data, sink: sink.sendall(encoded(reply))
     assert quickly(lambda: one.ask(new_id())).value == VALUE
@@ -234,8 +234,8 @@ def test_nothing_half_read_is_used(
     """A reply that comes too late is never taken for the reply to the next command."""
     between, held_back = proxy(shared_redis.port), list[tuple[bytes, socket.socket]]()
     one, other = (
-        machine(between.url, patience=1.0),
-        machine(shared_redis.url, patience=1.0),
+        machine(between.url, patience=2.0),
+        machine(shared_redis.url, patience=PATIENCE),
     )
     other.answer = lambda: Loaded(values.success(Event("2", None, [])), OK, 252.0)
     other.ask(late := new_id())
