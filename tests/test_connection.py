@@ -763,6 +763,29 @@ def test_after_the_last_answer() -> None:
     assert (busy.ended, busy.closed, busy.untaken) == (True, False, 0)
 
 
+def test_after_the_last_answer_was_taken_slowly() -> None:
+    """A client that has taken its last answer at last is heard until it closes.
+
+    What it has taken no longer counts among the answers that clients don't take.
+    """
+    desk = Desk(max_unsent=150)  # bytes: one answer's
+    wire = Wire(desk)
+    wire.stuck = True
+    wire.send(get(b"Connection: close"))
+    assert 75 < wire.unsent < 150
+    wire.send(HIT)
+    assert wire.untaken == len(HIT)
+    wire.take(wire.unsent)
+    other = Wire(desk)
+    other.stuck = True
+    other.send(HIT)
+    assert not wire.aborted
+    wire.run()
+    assert wire.untaken == 0
+    wire.send(half_close=True)
+    assert (wire.closed, wire.aborted) == (True, False)
+
+
 # Compared with another implementation
 
 TOKENS = [
