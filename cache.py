@@ -164,6 +164,10 @@ class _Outcome(NamedTuple):
     source: str
     is_kept: bool
 
+    def has_expired(self, now: float) -> bool:
+        """Whether it must be loaded again. What isn't kept is handed out anyway."""
+        return self.is_kept and self.entry[_EXPIRY] <= now
+
     def found(self, now: float) -> Found:
         entry = _Entry(*self.entry)
         return Found(
@@ -411,17 +415,12 @@ class Cache:
     def _look_up(
         self, keys: list[str], got: dict[str, _Outcome], now: float
     ) -> list[str]:
-        """Return the missing keys; drop what has expired from `got`, add what is fresh.
-
-        The lock is held.
-        """
+        """Return the missing keys; add to `got` what is kept. The lock is held."""
         missing = []
         for key in keys:
             outcome = got.get(key)
-            if outcome is not None:
-                if outcome.entry[_EXPIRY] > now or not outcome.is_kept:
-                    continue
-                del got[key]
+            if outcome is not None and not outcome.has_expired(now):
+                continue
             entry = self._entries.get(key)
             if entry is not None and entry[_EXPIRY] > now:
                 got[key] = _Outcome(entry, "hit", is_kept=True)

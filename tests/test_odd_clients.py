@@ -8,6 +8,8 @@ from functools import partial
 
 import pytest
 
+import standin
+from answers import LIST_PATH
 from standin import DEMO_EVENTS, Standin
 from tests.fixtures import (
     PATIENCE,
@@ -18,6 +20,7 @@ from tests.fixtures import (
     new_id,
     receive,
     started,
+    until,
 )
 from tests.test_serving import clean
 
@@ -170,6 +173,13 @@ sys.argv = ["main.py", "--demo"]
 runpy.run_path("main.py", run_name="__main__")
 """,
     )
+
+
+def test_a_demo_prints_at_once() -> None:
+    """A demo says how to try it as soon as it serves."""
+    with started(Service(None, ("--demo",))) as service:
+        greeting = standin.greeting(service.url, LIST_PATH)
+        until(lambda: greeting in service.log, "the greeting")
 
 
 def test_a_demo_that_cannot_print() -> None:
