@@ -783,10 +783,10 @@ def test_drains(start: Start, upstream: Standin) -> None:
     service = start(C42_DRAIN="4", C42_TIMEOUT="20")
     service.process.send_signal(signal.SIGTERM)
     until(lambda: service.get("/readyz").status_code == 503)
-    assert "stopping: waiting up to 25 s for active requests" in service.log
     assert service.event(DEMO_EVENTS["plain"]).status_code == 200
     assert service.raw(f"{PREFIX}{DEMO_EVENTS['plain']}".encode()).status == 200
     assert service.process.wait(PATIENCE) == 0
+    assert "stopping: waiting up to 25 s for active requests" in service.log
     assert clean(service.log), service.log
 
 
