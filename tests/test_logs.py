@@ -679,8 +679,8 @@ def test_complaining_leaves_no_thread(capsys: pytest.CaptureFixture[str]) -> Non
     """The thread that writes why the service doesn't start ends with its last line."""
     others = set(threading.enumerate())
     logs.complain("one\ntwo", "text")
-    assert capsys.readouterr().err == "one\ntwo\n"
     until(lambda: set(threading.enumerate()) <= others, "the thread to end")
+    assert capsys.readouterr().err == "one\ntwo\n"
 
 
 CONFIGURING = """
