@@ -345,7 +345,10 @@ def test_incomplete_requests_may_take_all_of_their_bound() -> None:
     When they take more, no more clients are rejected than free a sixteenth of it.
     """
     server = Desk(max_pending=160).server
-    clients = [Incomplete(server, last_progress) for last_progress in range(16)]
+    clients = [Incomplete(server, last_progress) for last_progress in range(15)]
+    assert server.has_room_for(10)
+    assert not server.has_room_for(11)
+    clients.append(Incomplete(server, 15))
     assert not any(client.rejected for client in clients)
     clients.append(Incomplete(server, 16))
     assert [client.last_progress for client in clients if client.rejected] == [0, 1]
