@@ -214,6 +214,25 @@ def test_untaken_answers_may_take_all_of_their_bound() -> None:
     assert [client.last_progress for client in clients if client.dropped] == [0, 1]
 
 
+def test_answers_that_were_taken_do_not_count() -> None:
+    """Clients that have taken their answers, at once or at last, hold nothing."""
+    desk = Desk(max_unsent=300)  # bytes: two answers
+    wires = [Wire(desk).send(HIT * 2) for _ in range(10)]
+    for _ in range(10):
+        wire = Wire(desk)
+        wire.stuck = True
+        wire.send(HIT)
+        wire.take(wire.unsent)
+        wire.run()
+        wires.append(wire)
+    for _ in range(2):
+        wire = Wire(desk)
+        wire.stuck = True
+        wire.send(HIT)
+        wires.append(wire)
+    assert not any(wire.aborted for wire in wires)
+
+
 def test_an_answer_of_several_clients_counts_once() -> None:
     """One answer that goes to several clients counts until the last has taken it."""
     unsent = UnsentAnswers(25)

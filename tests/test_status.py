@@ -527,6 +527,15 @@ def test_loads_are_timed_from_their_beginning(metrics: Metrics, clock: Clock) ->
     assert read_status(metrics)["history"]["slowest_load_seconds"] == 4
 
 
+def test_history_leaves_no_thread(metrics: Metrics) -> None:
+    """A history may be closed whether or not it has begun; then it has no thread."""
+    others = set(threading.enumerate())
+    metrics.history.close()
+    metrics.history.start()
+    metrics.history.close()
+    assert set(threading.enumerate()) <= others
+
+
 def test_history_is_kept_before_anyone_looks(start: Start, upstream: Standin) -> None:
     """Once requests come, the history goes on by itself."""
     service, event_id = start(), new_id()
