@@ -378,15 +378,31 @@ def test_failures_are_counted(inside: MakeInside, upstream: Standin) -> None:
     assert told["history"]["failed_per_second"] == [None, None, 0.75]
 
 
-def test_loads_that_raise_have_failed(cache: Cache, metrics: Metrics) -> None:
-    """A load that raises counts as failed, like one that ends in a fault."""
+def fill_history(metrics: Metrics, clock: Clock) -> None:
+    """Let so much time pass that all samples are new."""
+    for _ in range(int(SPAN / STEP) + 1):
+        clock.now += STEP
+        metrics.history.sample()
+
+
+def test_loads_that_raise_have_failed(
+    cache: Cache, metrics: Metrics, clock: Clock
+) -> None:
+    """A load that raises counts as failed, like one that ends in a fault.
+
+    What is ten minutes old isn't in the history's sum any more.
+    """
 
     def load(keys: list[str], deadline: float) -> NoReturn:
         raise ZeroDivisionError
 
     with suppress(ZeroDivisionError):
         cache.get_or_load(["a"], load)
-    assert read_status(metrics)["failed"] == 1
+    told = read_status(metrics)
+    assert (told["failed"], told["history"]["failed"]) == (1, 1)
+    fill_history(metrics, clock)
+    told = read_status(metrics)
+    assert (told["failed"], told["history"]["failed"]) == (1, 0)
 
 
 def test_oldest_load_is_told(metrics: Metrics, clock: Clock) -> None:
@@ -468,6 +484,9 @@ def test_refreshes_are_counted(clock: Clock) -> None:
     assert told["refreshes"] == 2
     assert told["history"]["refreshes"] == 2
     assert told["history"]["refreshes_per_second"] == [None, 0.0, 0.5]
+    fill_history(metrics, clock)
+    later = read_status(metrics)
+    assert (later["refreshes"], later["history"]["refreshes"]) == (2, 0)
     assert told["outcomes"]["miss"] == 2
     text = generate_latest(metrics.registry).decode()
     assert 'c42_cache_refreshes_total{outcome="ok"} 2.0\n' in text
