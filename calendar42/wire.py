@@ -157,7 +157,6 @@ class _Response(http.client.HTTPResponse):
         if "," in lengths:
             self.headers.add_header("Content-Length", "several")
         del self.headers["Set-Cookie"]
-        del self.headers["Set-Cookie2"]
 
 
 class _Connection(HTTPConnection):
