@@ -17,6 +17,7 @@ from collections.abc import Callable, Mapping
 from contextlib import closing, suppress
 from functools import partial
 from typing import TYPE_CHECKING, NamedTuple
+from urllib.parse import quote
 
 import flask
 from flask import Flask, g, request
@@ -274,13 +275,13 @@ def _configure(environ: Mapping[str, str]) -> Settings:
 
 
 def main(arguments: list[str], environ: Mapping[str, str]) -> int:
-    """Run the service until it is told to stop; return the exit status."""
+    """Do what the command line says, by default serve; return the exit status."""
     options = _make_parser().parse_args(arguments)
     if options.check:
         means = check.Means(_read_settings, _ask_calendar42, _ask_redis)
         return check.run(environ, means)
     try:
-        if options.event:
+        if options.event is not None:
             return _print_event(environ, options.event)
         if options.demo:
             return _demo(environ)
@@ -326,11 +327,14 @@ def _make_parser() -> argparse.ArgumentParser:
 def _print_event(environ: Mapping[str, str], event_id: str) -> int:
     """Print what the service would answer now; return 0 if it's good, else 1."""
     app = create_app(_configure(environ))
-    answer = app.test_client().get(f"{LIST_PATH}/{event_id}")
+    # Quoted, or all after a `?` would be left out, and another event might be printed.
+    answer = app.test_client().get(f"{LIST_PATH}/{quote(event_id, safe='')}")
     with suppress(OSError):  # nobody can read it any more
         sys.stdout.buffer.write(answer.data + b"\n")
         sys.stdout.flush()
-    return int(answer.status_code != 200)
+    if answer.status_code != 200:
+        return 1
+    return 0
 
 
 def _demo(environ: Mapping[str, str]) -> int:

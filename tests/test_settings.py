@@ -402,7 +402,8 @@ def test_help_and_version(capsys: pytest.CaptureFixture[str]) -> None:
 def test_one_event(upstream: Standin) -> None:
     """`main.py --event` prints what the service would answer, in UTF-8.
 
-    If that is an error, the exit status is 1.
+    If that is an error, the exit status is 1. An id that is empty, or could be taken
+    for more of the address, is malformed.
     """
     environ = {"C42_TOKEN": TOKEN, "C42_BASE_URL": upstream.base_url}
     event_id = new_id()
@@ -418,16 +419,20 @@ def test_one_event(upstream: Standin) -> None:
         )
         return ended.returncode, ended.stdout
 
-    good, unknown, wrong = at_once(
+    good, unknown, *wrong = at_once(
         lambda: printed(event_id),
         lambda: printed(DEMO_EVENTS["unknown"]),
         lambda: printed("a.b"),
+        lambda: printed(""),
+        lambda: printed(f"{event_id}?a"),
     )
     answer = f'{{"id":"{event_id}","title":"Caf\u00e9","names":[]}}\n'
     assert good == (0, answer.encode())
-    assert unknown[0] == wrong[0] == 1
+    assert unknown[0] == 1
     assert json.loads(unknown[1])["error"]["status_code"] == 404
-    assert json.loads(wrong[1])["error"]["status_code"] == 400
+    for status, body in wrong:
+        assert status == 1
+        assert json.loads(body)["error"]["status_code"] == 400
 
 
 def test_one_event_without_stdout(upstream: Standin) -> None:
