@@ -360,7 +360,9 @@ class Client:
             page_call = self._begin_page(known, 0, attempt)
         names = self._names(known, page_call, attempt)
         for event_id, title in titles.items():
-            shown = title and self.calls.redactor.redact(title)
+            shown = None
+            if title is not None:
+                shown = self.calls.redactor.redact(title)
             yield event_id, Event(id=event_id, title=shown, names=names[event_id])
 
     def _names(

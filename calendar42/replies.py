@@ -132,13 +132,11 @@ class Redactor:
 
 
 def _plain(text: str) -> str:
-    """Undo escaping in JSON, HTML and URLs, even if nested.
-
-    In UTF-16, a token has a NUL beside each character.
-    """
+    """Undo escaping in JSON, HTML and URLs, even if nested."""
     for _ in range(_NESTED):
         text = re.sub(r"(?<!\\)\\+(?:u00|x)([0-9a-fA-F]{2})", _character, text)
-        text = unquote(html.unescape(text)).replace("\0", "")
+        text = unquote(html.unescape(text))
+        text = text.replace("\0", "")  # UTF-16 has one beside each character
     return text.replace("\\", "")
 
 
