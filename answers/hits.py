@@ -77,9 +77,9 @@ class _Hits:
         # ETag tells whether it was another answer, without keeping a body in memory.
         self._etag: str | None = None  # there was none yet
         self._seconds = math.inf
-        self._head: bytes
-        self._has_body: bool
-        self._status: bytes
+        self._head = b""
+        self._has_body = False
+        self._status = b""
 
     def answer(self) -> Serialized | None:
         """Answer the request if the cache has a fresh answer."""

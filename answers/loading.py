@@ -30,12 +30,12 @@ def loader(
         began = clock()
         for event_id, outcome in fetch(event_ids, deadline):
             if isinstance(outcome, Event):
-                yield event_id, Loaded(success(outcome), OK, expiry, began)
+                yield event_id, Loaded(success(outcome), OK, expiry, born=began)
                 continue
             request_id = id_for(event_id, outcome)
             if outcome.kind == NEGATIVE:
                 value = failure(outcome, request_id=request_id)
-                yield event_id, Loaded(value, NEGATIVE, expiry, began)
+                yield event_id, Loaded(value, NEGATIVE, expiry, born=began)
                 continue
             lifetime = _lifetime(outcome, expiry, fault_expiry)
             extra_wait = max(0, math.ceil(outcome.retry_after - lifetime))

@@ -113,7 +113,7 @@ class Recent:
         self._failed = SlidingCount(MINUTE, _MINUTE_STEP, clock)
         self._token_refused = SlidingCount(MINUTE, _MINUTE_STEP, clock)
         self._refused = SlidingCount(MINUTE, _MINUTE_STEP, clock)
-        self._latest_refusal: float  # once there is one
+        self._latest_refusal = -math.inf
         # When each load under way began, the oldest first. The keys say nothing.
         self._under_way: dict[object, float] = {}
         self._faults = deque[Fault](maxlen=FAULTS_KEPT)

@@ -164,7 +164,7 @@ class Connection(asyncio.BufferedProtocol):
 
     @property
     def is_incomplete(self) -> bool:
-        """Whether a part of a request is held, or more than a worker has."""
+        """Whether bytes are held of a request that no worker has yet."""
         if self.transport.is_closing():
             return False
         return bool(self._unread) or self._request is not None

@@ -34,9 +34,10 @@ class ServerState:
         self.reject = reject
         self.dispatch = dispatch
         self.limits = limits
+        # `tick` sets these three, once below and then each second.
         # The loop's time at the last tick: exact enough for a hit's `last_progress`.
         self.now: float
-        # What each head ends with: Date and Connection. `tick` renders it anew.
+        # What each head ends with: Date and Connection.
         self.tail_keep_alive: bytes
         self.tail_close: bytes
         self.closing = False  # each answer is the last one of its connection
@@ -47,7 +48,7 @@ class ServerState:
         # Each read is copied out of it at once.
         self.buffer = memoryview(bytearray(limits.max_read))
         self._delayed: deque[Connection] = deque()  # those that wait for their turn
-        self._delayed_since: float  # if there are any
+        self._delayed_since = 0.0
         self._has_newcomers = False
         self.tick()
 
