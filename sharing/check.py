@@ -4,7 +4,7 @@ from concurrent.futures import ThreadPoolExecutor
 
 import redis
 
-from sharing.client import address, make_client, probe, reason_for
+from sharing.client import address, make_client, patience, probe, reason_for
 
 
 def check(url: str) -> str:
@@ -14,12 +14,15 @@ def check(url: str) -> str:
     """
     client = make_client(url)
     where = address(client)
-    patience = client.connection_pool.connection_kwargs["socket_timeout"]
+    threads = ThreadPoolExecutor(1)
     try:
-        exchange = ThreadPoolExecutor(1).submit(_try_out, client)
-        version = exchange.result(patience)
+        exchange = threads.submit(_try_out, client)
+        version = exchange.result(patience(client))
     except Exception as error:
         raise ValueError(f"Redis at {where}: {reason_for(error)}") from None
+    finally:
+        threads.shutdown(wait=False)
+        client.connection_pool.disconnect()
     rights = "all commands that c42c needs are permitted"
     return f"connected to Redis {version} at {where}; {rights}"
 

@@ -91,6 +91,12 @@ def address(client: redis.Redis) -> str:
     return f"{host}:{options.get('port', 6379)}"
 
 
+def patience(client: redis.Redis) -> float:
+    """Return how many seconds an exchange may take in all."""
+    seconds: float = client.connection_pool.connection_kwargs["socket_timeout"]
+    return seconds
+
+
 def probe(client: redis.Redis) -> None:
     """Use each command that c42c needs; raise if anything is wrong."""
     if client.eval(_PROBE, len(_PROBE_KEYS), *_PROBE_KEYS) != b"usable":

@@ -17,7 +17,7 @@ from typing import TypeVar
 
 import redis
 
-from sharing.client import address, make_client, probe, reason_for
+from sharing.client import address, make_client, patience, probe, reason_for
 
 RETRY_AFTER = 5.0  # seconds after a failure
 _THREADS = 8  # and at most as many connections
@@ -53,10 +53,9 @@ class Link:
         client = self._admit()
         if client is None:
             return None
-        patience = client.connection_pool.connection_kwargs["socket_timeout"]
         try:
             exchange = self._threads.submit(self._exchange, client, question)
-            answer = exchange.result(patience)
+            answer = exchange.result(patience(client))
         except Exception as error:
             self._note(client, reason_for(error))
             return None

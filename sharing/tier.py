@@ -15,6 +15,7 @@ and the event. `SharedTier._lock` guards the counters.
 """
 
 import logging
+import math
 import os
 import secrets
 import threading
@@ -87,7 +88,8 @@ class SharedTier:
         digest = blake2b(described, digest_size=_DIGEST_SIZE).hexdigest()
         self._prefix = f"c42c:{FORMAT}:{digest}:"
         self._name = secrets.token_hex(8)
-        self._lease = int(1000 * min(LONGEST_LEASE, timeout / 2))  # milliseconds
+        # Milliseconds, and at least one: Redis takes no shorter time.
+        self._lease = math.ceil(1000 * min(LONGEST_LEASE, timeout / 2))
         self._lock = threading.Lock()
         self._counts = Counter(shared=0, awaited=0, loaded=0, alone=0)
 
@@ -112,11 +114,12 @@ class SharedTier:
         """Return the keys of the pause, and of each event's answer and lock."""
         keys = [f"{self._prefix}pause"]
         for event_id in event_ids:
-            keys += [
-                f"{self._prefix}answer:{event_id}",
-                f"{self._prefix}lock:{event_id}",
-            ]
+            keys.append(self._answer_key(event_id))
+            keys.append(f"{self._prefix}lock:{event_id}")
         return keys
+
+    def _answer_key(self, event_id: str) -> str:
+        return f"{self._prefix}answer:{event_id}"
 
     def load(
         self, loader: Loader, least_left: float, event_ids: list[str], deadline: float
@@ -173,7 +176,7 @@ class SharedTier:
             loaded = _unpack(event_id, content, left)
             if loaded is None:
                 # So that the next look takes its lock.
-                client.delete(self.keys([event_id])[1])
+                client.delete(self._answer_key(event_id))
             expiry = sent + (left - 1) / 1000
             if loaded and expiry > now:
                 born = expiry - loaded.lifetime

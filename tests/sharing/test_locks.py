@@ -168,6 +168,15 @@ def test_a_lock_lasts_for_five_seconds_at_most(
     assert 1000 * (longest - passed) - 10 <= left[0] <= longest * 1000
 
 
+def test_a_lock_lasts_for_a_millisecond_at_least(
+    shared_redis: Redis, machine: Make, counts: Counter[str]
+) -> None:
+    """Even if C42_TIMEOUT is a millisecond, Redis isn't asked for a shorter lock."""
+    one, event_id = machine(shared_redis.url, timeout=0.001), new_id()
+    assert one.ask(event_id).value == VALUE
+    assert (one.shares, counts[event_id]) == (True, 1)
+
+
 def test_a_lock_of_its_own_holds_nobody_up(
     shared_redis: Redis, machine: Make, counts: Counter[str]
 ) -> None:
