@@ -187,17 +187,21 @@ class Call(Generic[T]):
 
     def get(self, read: Callable[[Any], T]) -> T:
         """Return what `read` makes of the reply's JSON, except in a pause."""
-        self._check_pause()
-        try:
-            reply = self.send()
-        except C42Error:
-            if not this_call.was_closed_before:
-                raise
-            self._check_pause()  # which may have begun meanwhile
-            reply = self.send(needs_new=True)
+        reply = self._get_reply()
         if 400 <= reply.status <= 599:
             raise self._refusal(reply)
         return read(read_json(self._endpoint, reply))
+
+    def _get_reply(self) -> Reply:
+        """Return the reply, over a new connection if a kept one had been closed."""
+        self._check_pause()
+        try:
+            return self.send()
+        except C42Error:
+            if not this_call.was_closed_before:
+                raise
+        self._check_pause()  # which may have begun meanwhile
+        return self.send(needs_new=True)
 
     def _check_pause(self) -> None:
         pause_left = self._calls.pause.left

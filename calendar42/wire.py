@@ -230,11 +230,9 @@ def explain(endpoint: Endpoint, error: BaseException) -> C42Error:
 
 def _first_cause(error: BaseException) -> BaseException:
     """Return what `requests` and urllib3 have wrapped."""
-    inner = error.__context__
-    # A call that is repeated runs while the error of the first one is handled.
-    if inner is None or isinstance(inner, C42Error):
-        return error
-    return _first_cause(inner)
+    while error.__context__ is not None:
+        error = error.__context__
+    return error
 
 
 _REASONS = (
