@@ -91,10 +91,9 @@ def create_app(
         metrics.on_outcome(outcome)
 
     client = client or Client(_make_calls(config, pause, metrics.on_call), on_load)
-    load = _make_loader(config, client, metrics, error_log, tier, clock, refresh=False)
-    refresh = _make_loader(
-        config, client, metrics, error_log, tier, clock, refresh=True
-    )
+    make_loader = partial(_make_loader, config, client, metrics, error_log, tier, clock)
+    load = make_loader(refresh=False)
+    refresh = make_loader(refresh=True)
     refresher = Refresher(cache, refresh, timeout=config.timeout, pause=pause)
     cache.on_refresh_due = refresher.on_refresh_due
 
