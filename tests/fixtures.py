@@ -15,6 +15,7 @@ import socket
 import subprocess
 import sys
 import tempfile
+import threading
 import time
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
@@ -91,6 +92,18 @@ def at_once(*actions: Callable[[], T]) -> list[T]:
         return [
             future.result() for future in [pool.submit(action) for action in actions]
         ]
+
+
+def threads() -> set[threading.Thread]:
+    """Return the threads of this process, except for those of stand-ins.
+
+    A service that other tests use may connect to one at any time.
+    """
+    return {
+        thread
+        for thread in threading.enumerate()
+        if "process_request_thread" not in thread.name
+    }
 
 
 @contextlib.contextmanager

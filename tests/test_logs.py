@@ -29,6 +29,7 @@ from tests.fixtures import (
     new_events,
     new_id,
     started,
+    threads,
     until,
 )
 from tests.test_metrics import samples, value
@@ -677,9 +678,9 @@ def test_a_line_that_is_too_long() -> None:
 
 def test_complaining_leaves_no_thread(capsys: pytest.CaptureFixture[str]) -> None:
     """The thread that writes why the service doesn't start ends with its last line."""
-    others = set(threading.enumerate())
+    others = threads()
     logs.complain("one\ntwo", "text")
-    until(lambda: set(threading.enumerate()) <= others, "the thread to end")
+    until(lambda: threads() <= others, "the thread to end")
     assert capsys.readouterr().err == "one\ntwo\n"
 
 

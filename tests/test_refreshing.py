@@ -11,7 +11,7 @@ from operations import logs
 from operations.refreshing import Refresher
 from standin import Standin
 from tests.cache_callers import Clock, Make, Pairs, keep
-from tests.fixtures import Inside, MakeInside, listed, new_events, until
+from tests.fixtures import Inside, MakeInside, listed, new_events, threads, until
 from tests.reading import cache_status
 
 EXPIRY = 252.0
@@ -200,7 +200,7 @@ def test_no_thread_before_the_first_request(inside: MakeInside) -> None:
 
     So a server may fork after it (`gunicorn --preload`).
     """
-    others = set(threading.enumerate())
+    others = threads()
     service = inside()
-    assert set(threading.enumerate()) <= others
+    assert threads() <= others
     assert service.http.get("/readyz").status_code == 200

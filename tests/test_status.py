@@ -22,7 +22,7 @@ from operations.recent import SPAN, STEP, SlidingCount
 from operations.status import read_status
 from standin import Gate, Standin
 from tests.cache_callers import Clock
-from tests.fixtures import MakeInside, Service, Start, new_id, until
+from tests.fixtures import MakeInside, Service, Start, new_id, threads, until
 from tests.test_health import Tier
 
 
@@ -548,11 +548,11 @@ def test_loads_are_timed_from_their_beginning(metrics: Metrics, clock: Clock) ->
 
 def test_history_leaves_no_thread(metrics: Metrics) -> None:
     """A history may be closed whether or not it has begun; then it has no thread."""
-    others = set(threading.enumerate())
+    others = threads()
     metrics.history.close()
     metrics.history.start()
     metrics.history.close()
-    assert set(threading.enumerate()) <= others
+    assert threads() <= others
 
 
 def test_history_is_kept_before_anyone_looks(start: Start, upstream: Standin) -> None:
