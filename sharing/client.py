@@ -16,13 +16,14 @@ _FORM = re.compile("(rediss?://[^/?#]*(/[0-9]*)?|unix://[^/?#]*/[^?#@]*)([?][^#@
 _PROBE = Path(__file__).with_name("probe.lua").read_text()
 # Named like those that are used, of a scope that no instance has.
 _PROBE_KEYS = ("c42c:probe:answer:", "c42c:probe:lock:", "c42c:probe:pause")
-# What an error's class or text contains, and what is said of it. The text itself is
-# never shown: what answers may not be a Redis, and may send the password back. So only
-# a command that c42c uses is named.
+# The text of an error is never shown: what answers may not be a Redis, and may send the
+# password back. So only a command that c42c uses is named.
 _NO_COMMAND = (
     "(?:permissions to|can't) run .*"
     "'(EVAL|GET|SET|DEL|PTTL|PEXPIREAT|TIME|SELECT)' command"
 )
+# What an error's class or text contains, and what is said of it. The first that fits
+# counts.
 _REASONS = {
     "NoPermission|NOPERM|can't (run|access)": (
         "its user may not use the keys or commands that c42c needs"
@@ -55,8 +56,8 @@ def make_client(url: str) -> redis.Redis:
     try:
         options = parse_url(url)  # type: ignore[no-untyped-call]
         seconds = options.get("socket_timeout", PATIENCE)
-        # They may be NaN.
-        if not _FORM.fullmatch(url) or not 0 < seconds <= _MAX_PATIENCE:
+        is_bounded = 0 < seconds <= _MAX_PATIENCE  # False for NaN
+        if not is_bounded or not _FORM.fullmatch(url):
             raise ValueError("redis-py would misread it, or wait too long")
         client = redis.Redis.from_url(
             url,

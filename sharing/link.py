@@ -79,7 +79,7 @@ class Link:
         """
         if client is self._client and self.reason != "":
             probe(client)  # before anything depends on it
-        if client is not self._client:
+        if client is not self._client:  # perhaps since the probe began
             raise TimeoutError
         return question(client)
 
