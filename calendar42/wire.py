@@ -242,7 +242,6 @@ _REASONS = (
     ),
     (ssl.SSLEOFError | ssl.SSLZeroReturnError, "broke off"),
     (UnicodeError, "not a host name"),
-    (TimeoutError, "timed out while connecting"),
     (
         # Their texts may have the proxy's password.
         InvalidSchema | InvalidURL | LocationValueError | TypeError,
@@ -259,6 +258,8 @@ def _reason(error: BaseException, cause: BaseException) -> str:
         return f"certificate: {cause.verify_message}"
     if isinstance(cause, OSError) and cause.strerror:
         return cause.strerror
+    if isinstance(cause, TimeoutError):
+        return "timed out while connecting"
     if type(cause) is not OSError:
         return _INVALID
     if cause is error:  # urllib3 would have wrapped it

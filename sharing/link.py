@@ -20,7 +20,7 @@ import redis
 from sharing.client import address, make_client, patience, probe, reason_for
 
 RETRY_AFTER = 5.0  # seconds after a failure
-_THREADS = 8  # and at most as many connections
+THREADS = 32  # and at most as many connections
 
 log = logging.getLogger("c42c.redis")
 T = TypeVar("T")
@@ -36,7 +36,7 @@ class Link:
     def __init__(self, url: str, *, retry_after: float = RETRY_AFTER) -> None:
         self._url = url
         self._retry_after = retry_after
-        self._threads = ThreadPoolExecutor(_THREADS, thread_name_prefix="c42c-redis")
+        self._threads = ThreadPoolExecutor(THREADS, thread_name_prefix="c42c-redis")
         self._lock = threading.Lock()
         # Replaced after a failure. What is heard over an old one counts no more.
         self._client = make_client(url)
