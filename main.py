@@ -399,6 +399,9 @@ def _make_url(host: str, port: int) -> str:
 if __name__ == "__main__":
     open_standard_streams()
     return_memory_early()
-    status = main(sys.argv[1:], os.environ)
+    try:
+        status = main(sys.argv[1:], os.environ)
+    except KeyboardInterrupt:
+        status = 130  # as shells say it
     logs.flush()  # in a second at most
     os._exit(status)  # doesn't wait for threads that wait for Calendar42
