@@ -89,7 +89,8 @@ _ENTRY_SIZE = (
 class Loaded(NamedTuple):
     """What a load returns for a key.
 
-    If it has expired already, it is handed to the waiting callers but not kept.
+    If it has expired already, it isn't kept. If it was loaded here, it is handed to the
+    waiting callers all the same; if it comes from a shared cache, it is loaded again.
     """
 
     value: Hashable  # which all callers share: immutable all the way down
@@ -163,10 +164,12 @@ class _Outcome(NamedTuple):
     entry: _EntryTuple
     source: str
     is_kept: bool
+    is_shared: bool = False  # it comes from a shared cache
 
     def has_expired(self, now: float) -> bool:
-        """Whether it must be loaded again. What isn't kept is handed out anyway."""
-        return self.is_kept and self.entry[_EXPIRY] <= now
+        """Whether it must be loaded again. What no cache keeps is handed out anyway."""
+        is_cached = self.is_kept or self.is_shared
+        return is_cached and self.entry[_EXPIRY] <= now
 
     def found(self, now: float) -> Found:
         entry = _Entry(*self.entry)
@@ -514,7 +517,8 @@ class Cache:
                 kept = self._keep(key, entry)
             if running.is_refresh and not (kept and self._is_young(entry)):
                 self._retry_later(key)
-        outcome = _Outcome(entry, loaded.source, kept)
+        is_shared = loaded.source != "miss"
+        outcome = _Outcome(entry, loaded.source, kept, is_shared)
         if loaded.private:
             running.set_result(None)
         else:

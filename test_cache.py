@@ -390,6 +390,26 @@ def test_what_was_too_old_when_it_came_is_not_asked_for_again(
     assert checked(cache).misses == 2
 
 
+@pytest.mark.parametrize("source", ["shared", "awaited"])
+def test_what_expired_on_its_way_from_a_shared_cache(
+    cache: Cache, clock: Clock, source: str
+) -> None:
+    """An answer of a shared cache that has expired when it comes is loaded instead.
+
+    Nobody gets it, even if this cache doesn't keep it.
+    """
+    old = Gated(Loaded("old", OK, 4, born=clock.now - 4, source=source))
+
+    def load(key: str) -> Loaded:
+        if old.calls:
+            return Loaded("new", OK, 60)
+        return old(key)
+
+    callers = [ask(cache, "key", load) for _ in range(2)]
+    old.go.set()
+    assert [each.result(BOUND).value for each in callers] == ["new", "new"]
+
+
 def test_age_counts_from_the_beginning_of_the_load(cache: Cache, clock: Clock) -> None:
     """Age and lifetime count from the start of the load, for every caller."""
     load = Gated(Loaded("value", OK, 10))

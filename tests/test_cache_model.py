@@ -29,12 +29,17 @@ Ending = tuple[
 class Got(NamedTuple):
     """What a caller has of a key.
 
-    If it was kept, it must still be fresh when it is handed out.
+    If a cache keeps it, this one or a shared one, it must still be fresh when it is
+    handed out.
     """
 
     entry: Entry
     source: str
     is_kept: bool
+    is_shared: bool = False
+
+    def has_expired(self, now: float) -> bool:
+        return (self.is_kept or self.is_shared) and self.entry[0] <= now
 
     def found(self, now: float) -> Found:
         expiry, _, born, kind, value = self.entry
@@ -78,9 +83,7 @@ class Reference:
         got: dict[str, Got] = {}
         waiting = 0
         while wanted := [
-            key
-            for key in keys
-            if key not in got or (got[key].is_kept and got[key].entry[0] <= self.now)
+            key for key in keys if key not in got or got[key].has_expired(self.now)
         ]:
             hits = self.hits(wanted)
             began = self.now
@@ -114,7 +117,7 @@ class Reference:
         kept = not loaded.private and self.is_worth_keeping(entry)
         if kept:
             self.keep(entry)
-        return Got(entry, loaded.source, kept)
+        return Got(entry, loaded.source, kept, loaded.source != "miss")
 
     def is_worth_keeping(self, entry: Entry) -> bool:
         if entry[0] <= self.now or entry[4] == LARGE:
@@ -183,6 +186,14 @@ LOADED = st.builds(
     born=st.none() | st.none() | st.integers(990, 1030).map(float),
     source=st.sampled_from(["miss", "miss", "shared", "awaited"]),
     private=st.sampled_from([False, False, False, True]),
+)
+# Those of a shared cache are fresh when they come.
+FRESH = LOADED.map(
+    lambda loaded: (
+        loaded
+        if loaded.source == "miss"
+        else loaded._replace(lifetime=loaded.lifetime + 1, born=None)
+    )
 )
 ERROR = (
     st.none()
@@ -342,8 +353,8 @@ class CacheMachine(RuleBasedStateMachine):
     @rule(
         outer=KEYS,
         inner=KEYS,
-        outcomes=st.lists(LOADED, max_size=3),
-        own=st.lists(LOADED, max_size=3),
+        outcomes=st.lists(FRESH, max_size=3),
+        own=st.lists(FRESH, max_size=3),
         error=ERROR,
     )
     def overlap(
