@@ -303,7 +303,7 @@ class Connection(asyncio.BufferedProtocol):
             del unread[:end]
             if request.length == 0:
                 return request
-            self._request = request
+            self._request = _without_fast_path(request)
             self._missing = request.length
         request = self._request
         arrived = min(self._missing, len(unread))
@@ -312,7 +312,7 @@ class Connection(asyncio.BufferedProtocol):
         if self._missing > 0:
             return None
         self._request = None
-        return request
+        return self._server.summaries.summarize(request.head)
 
     def _interim_answer(self) -> bytes:
         """Return what the client wants to hear before it sends the body, if it does."""
@@ -358,7 +358,8 @@ class Connection(asyncio.BufferedProtocol):
             return
         self._state = _WORKING
         self._server.count_pending(size)
-        self._server.dispatch(request.head, partial(self._finish, request))
+        finish = partial(self._finish, _without_fast_path(request))
+        self._server.dispatch(request.head, finish)
 
     def _finish(self, request: Summary, answer: Serialized | None) -> None:
         """Send the answer of a worker."""
@@ -471,3 +472,11 @@ class Connection(asyncio.BufferedProtocol):
         self._unread.clear()
         self._count()
         self._server.unsent.remove(self)
+
+
+def _without_fast_path(request: Summary) -> Summary:
+    """Return a request that has to wait without what isn't counted.
+
+    Its fast path may have copies of most of its head.
+    """
+    return replace(request, fast_path=None)

@@ -1,6 +1,7 @@
 """One client gets no more of the server than its share, of time and of memory."""
 
 import tracemalloc
+import weakref
 from collections.abc import Callable
 from dataclasses import asdict
 from typing import Any, cast
@@ -318,6 +319,27 @@ def test_heads_of_incomplete_requests_are_bounded() -> None:
     for wire in wires[2:]:
         wire.send(b"12345")
         assert [answer.status for answer in wire.answers()] == [200]
+
+
+def test_requests_that_wait_have_no_fast_path() -> None:
+    """While a body arrives, or a worker has a request, its fast path isn't held.
+
+    It may have copies of most of the head, which aren't counted.
+    """
+    found = weakref.WeakSet[Callable[[], None]]()
+
+    def find_fast_path(_: object) -> Callable[[], None]:
+        def declines() -> None:
+            pass
+
+        found.add(declines)
+        return declines
+
+    desk = Desk(find_fast_path=find_fast_path)
+    wire = Wire(desk).send(get(b"Content-Length: 5"))
+    assert (len(found), len(desk.waiting)) == (0, 0)
+    wire.send(b"12345")
+    assert (len(found), len(desk.waiting)) == (0, 1)
 
 
 def test_those_that_send_ahead_are_dropped() -> None:
