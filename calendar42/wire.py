@@ -251,6 +251,8 @@ _REASONS = (
 
 
 def _reason(error: BaseException, cause: BaseException) -> str:
+    if this_call.has_reply and isinstance(cause, ValueError | TypeError):
+        return _INVALID  # before a reply, they are about addresses
     for kind, reason in _REASONS:
         if isinstance(cause, kind):
             return reason

@@ -164,6 +164,8 @@ INVALID = {
     "many headers": HTTP + b"X-Many: 1\r\n" * 7000 + b"\r\n",
     "a negative chunk": HTTP + b"Transfer-Encoding: chunked\r\n\r\n-2\r\n{}",
     "no chunk": HTTP + b"Transfer-Encoding: chunked\r\n\r\nzz\r\n",
+    "parameters out of order": answer(b"", b"Content-Type: multipart/a; b*0=a; b*=b"),
+    "no charset": answer(b"", b"Content-Type: multipart/a; boundary*=undefined''%41"),
     "no gzip": answer(b"{}", b"Content-Encoding: gzip"),
     "zlib's form": answer(zlib.compress(b"{}"), b"Content-Encoding: gzip"),
     **{
