@@ -324,13 +324,22 @@ def _make_parser() -> argparse.ArgumentParser:
 
 
 def _print_event(environ: Mapping[str, str], event_id: str) -> int:
-    """Print what the service would answer now; return 0 if it's good, else 1."""
-    app = create_app(_configure(environ))
+    """Print what the service would answer now; return 0 if it's good, else 1.
+
+    Return 1 too if it can't be printed.
+    """
+    config = _configure(environ)
     # Quoted, or all after a `?` would be left out, and another event might be printed.
-    answer = app.test_client().get(f"{LIST_PATH}/{quote(event_id, safe='')}")
-    with suppress(OSError):  # nobody can read it any more
+    # As bytes, because the command line may have some that are no text.
+    quoted = quote(os.fsencode(event_id), safe="")
+    answer = create_app(config).test_client().get(f"{LIST_PATH}/{quoted}")
+    try:
         sys.stdout.buffer.write(answer.data + b"\n")
         sys.stdout.flush()
+    except OSError as error:
+        text = f"cannot print the answer: {error.strerror}"
+        logs.complain(text, config.logformat)
+        return 1
     if answer.status_code != 200:
         return 1
     return 0

@@ -3,6 +3,8 @@
 import ast
 import json
 import os
+import signal
+import socket
 import subprocess
 import sys
 from dataclasses import fields
@@ -425,6 +427,7 @@ def test_one_event(upstream: Standin) -> None:
         lambda: printed("a.b"),
         lambda: printed(""),
         lambda: printed(f"{event_id}?a"),
+        lambda: printed("\udcff"),  # a byte that isn't UTF-8
     )
     answer = f'{{"id":"{event_id}","title":"Caf\u00e9","names":[]}}\n'
     assert good == (0, answer.encode())
@@ -449,6 +452,52 @@ def test_one_event_without_stdout(upstream: Standin) -> None:
         timeout=PATIENCE,
     )
     assert (ended.returncode, "Traceback" in ended.stderr) == (0, False)
+
+
+def test_one_event_on_a_full_disk(upstream: Standin) -> None:
+    """`main.py --event` fails if the answer can't be written, and says why."""
+    event_id = new_id()
+    upstream.add_event(event_id)
+    with Path("/dev/full").open("w") as full:
+        ended = subprocess.run(
+            [sys.executable, ROOT / "main.py", "--event", event_id],
+            env=os.environ | {"C42_TOKEN": TOKEN, "C42_BASE_URL": upstream.base_url},
+            check=False,
+            stdout=full,
+            stderr=subprocess.PIPE,
+            text=True,
+            timeout=PATIENCE,
+        )
+    assert ended.returncode == 1
+    assert ended.stderr.endswith("\ncannot print the answer: No space left on device\n")
+
+
+@pytest.mark.parametrize("options", [["--event", "a"], ["--check"]])
+def test_ctrl_c_while_calendar42_is_silent(options: list[str]) -> None:
+    """Ctrl-C ends `--event` and `--check` at once: they don't wait for Calendar42."""
+    with socket.create_server(("127.0.0.1", 0)) as silent:
+        silent.settimeout(PATIENCE)
+        port = silent.getsockname()[1]
+        environ = {
+            "C42_TOKEN": TOKEN,
+            "C42_BASE_URL": f"http://127.0.0.1:{port}/",
+            "C42_TIMEOUT": "600",
+        }
+        process = subprocess.Popen(
+            [sys.executable, ROOT / "main.py", *options],
+            env=os.environ | environ,
+            stdout=subprocess.DEVNULL,
+            stderr=subprocess.PIPE,
+            text=True,
+        )
+        try:
+            connection, _ = silent.accept()
+            process.send_signal(signal.SIGINT)
+            _, said = process.communicate(timeout=PATIENCE)
+            connection.close()
+        finally:
+            process.kill()
+    assert (process.returncode, "Traceback" in said) == (130, False)
 
 
 @pytest.mark.parametrize("app", ["main", "main:create_app"])
