@@ -9,6 +9,7 @@ import signal
 import subprocess
 import sys
 import threading
+import time
 from collections.abc import Callable, Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -676,10 +677,15 @@ def test_a_line_that_is_too_long() -> None:
     assert short.endswith("short")
 
 
-def test_complaining_leaves_no_thread(capsys: pytest.CaptureFixture[str]) -> None:
-    """The thread that writes why the service doesn't start ends with its last line."""
+def test_complaining_takes_no_time(
+    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Saying why the service doesn't start ends, with its thread, with the last line."""
+    monkeypatch.setattr(logs, "FLUSH_SECONDS", PATIENCE)
     others = threads()
+    began = time.monotonic()
     logs.complain("one\ntwo", "text")
+    assert time.monotonic() - began < PATIENCE
     until(lambda: threads() <= others, "the thread to end")
     assert capsys.readouterr().err == "one\ntwo\n"
 
