@@ -680,7 +680,7 @@ def test_a_line_that_is_too_long() -> None:
 def test_complaining_takes_no_time(
     capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Saying why the service doesn't start ends, with its thread, with the last line."""
+    """A complaint at the start ends with its last line, and leaves no thread."""
     monkeypatch.setattr(logs, "FLUSH_SECONDS", PATIENCE)
     others = threads()
     began = time.monotonic()
