@@ -337,8 +337,7 @@ def _print_event(environ: Mapping[str, str], event_id: str) -> int:
         sys.stdout.buffer.write(answer.data + b"\n")
         sys.stdout.flush()
     except OSError as error:
-        text = f"cannot print the answer: {error.strerror}"
-        logs.complain(text, config.logformat)
+        logs.complain(f"cannot print: {error.strerror}", config.logformat)
         return 1
     if answer.status_code != 200:
         return 1

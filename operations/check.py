@@ -14,7 +14,7 @@ from urllib.parse import urlsplit
 from calendar42.calls import read_date
 from calendar42.errors import C42Error, Exhausted, TimedOut
 from calendar42.replies import Reply
-from operations import settings
+from operations import logs, settings
 from operations.settings import Settings, SettingsError
 
 QUESTION = "events/?limit=1"
@@ -46,11 +46,15 @@ class Means(NamedTuple):
 def run(environ: Mapping[str, str], means: Means) -> int:
     """Print a line for each thing checked, and return the exit status.
 
-    It is 1 if anything failed.
+    It is 1 if anything failed, or can't be printed.
     """
     status = 0
     for finding in _findings(environ, means):
-        print(f"{finding.verdict:<4}  {finding.line}", flush=True)
+        try:
+            print(f"{finding.verdict:<4}  {finding.line}", flush=True)
+        except OSError as error:
+            logs.complain(f"cannot print: {error.strerror}", "text")
+            return 1
         if finding.verdict == FAILED:
             status = 1
     return status
