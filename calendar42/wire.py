@@ -251,13 +251,13 @@ _REASONS = (
 
 
 def _reason(error: BaseException, cause: BaseException) -> str:
+    if isinstance(cause, ssl.SSLCertVerificationError):
+        return f"certificate: {cause.verify_message}"
     if this_call.has_reply and isinstance(cause, ValueError | TypeError):
         return _INVALID  # before a reply, they are about addresses
     for kind, reason in _REASONS:
         if isinstance(cause, kind):
             return reason
-    if isinstance(cause, ssl.SSLCertVerificationError):
-        return f"certificate: {cause.verify_message}"
     if isinstance(cause, OSError) and cause.strerror:
         return cause.strerror
     if isinstance(cause, TimeoutError):
