@@ -17,7 +17,7 @@ import sys
 import tempfile
 import threading
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Generator, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any, NamedTuple, TypeVar
@@ -344,6 +344,19 @@ def envelope(answer: requests.Response | Raw, status: int) -> str:
         answer.headers["X-Content-Type-Options"],
     ) == ("application/json", "nosniff")
     return str(error["message"])
+
+
+@pytest.hookimpl(wrapper=True)
+def pytest_runtest_makereport(
+    item: pytest.Function, call: pytest.CallInfo[None]
+) -> Generator[None, pytest.TestReport, pytest.TestReport]:
+    """Add the end of its services' logs to the report of a test that fails."""
+    report = yield
+    if report.failed and call.when == "call":
+        for name, value in item.funcargs.items():
+            if isinstance(value, Service) and not name.startswith("shared_"):
+                report.sections.append((f"log of {name}", value.log[-4000:]))
+    return report
 
 
 @pytest.fixture(scope="session")
