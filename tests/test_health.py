@@ -107,11 +107,19 @@ def test_ready(cache: Cache) -> None:
     }
 
 
-def test_not_ready_while_stopping(cache: Cache) -> None:
-    """/readyz is 503 once the service was told to stop; /livez is 200 even then."""
+def test_not_ready_while_stopping(
+    cache: Cache, caplog: pytest.LogCaptureFixture
+) -> None:
+    """/readyz is 503 once the service was told to stop; /livez is 200 even then.
+
+    The log says so.
+    """
     status, body = ready(Metrics(cache, Pause(1), 252.0, stopping=lambda: True))
     assert status == 503
     assert (body["status"], body["stopping"]) == ("not ready", True)
+    assert caplog.messages == [
+        "error status=503 route=/readyz GET '/readyz': not ready"
+    ]
 
 
 def test_not_ready_without_the_reaper(cache: Cache) -> None:
