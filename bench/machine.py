@@ -76,8 +76,8 @@ def describe() -> str:
 def free_port() -> int:
     """Return a port on which nothing listens, and which is given to nobody else.
 
-    It is one that the system gives to no client: those are from 32768 on. Whoever sets
-    SO_REUSEADDR, as servers do, may listen there.
+    The system doesn't give it to a client: it takes ports from 32768 on for those. A
+    server that sets SO_REUSEADDR, as most do, may listen there.
     """
     while True:
         sock = socket.socket()

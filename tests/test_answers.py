@@ -78,8 +78,8 @@ def test_what_redis_keeps_is_read_as_it_was(loaded: Loaded) -> None:
 def test_what_redis_keeps_stays_the_same() -> None:
     """What Redis keeps has one form for each FORMAT.
 
-    Instances of several versions share answers. Whoever changes one of the two here
-    changes both.
+    Instances of several versions share answers. If one of the two here
+    changes, the other has to.
     """
     assert FORMAT == 6
     kept = Loaded(value.success(Event("1", "\u00dc", [])), OK, 252.0)

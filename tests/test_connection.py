@@ -454,7 +454,7 @@ ORIGIN = b"Origin: https://a.example"
 def test_rejections_know_the_origin(raw: bytes, expected: str) -> None:
     """A rejected request's Origin is handed on as far as it can be read.
 
-    Whoever makes the answer needs it: pages of that origin may read some errors.
+    The app needs it for the answer: pages of that origin may read some errors.
     """
     (answer,) = Wire(Desk()).send(raw).answers()
     assert answer.status >= 400

@@ -468,7 +468,7 @@ def test_many_small_requests_are_bounded() -> None:
 def test_newcomers_come_first() -> None:
     """While new clients connect, one that pipelined many requests has to wait.
 
-    It waits for its next turn, but not for ever.
+    It waits for its next turn, and gets it.
     """
     desk = Desk()
     greedy = Wire(desk)
